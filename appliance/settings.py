@@ -1,0 +1,197 @@
+"""Everything that can be configured, with default and description; the only module that reads files and environment.
+
+Sections are the tree's folders. Precedence: flag, environment (APPLIANCE_<SECTION>__<KEY>), file, default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from est.errors import Refusal
+
+
+class SettingsInvalid(Refusal):
+    """A setting is unknown, mistyped or out of range."""
+
+    reason: ClassVar[str] = "settings-invalid"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DomainSettings(_Section):
+    """[domain]"""
+
+    trust_domain: str = Field("campus.example", description="Trust domain: the authority part of every identifier issued here.")
+    organization: str = Field("Campus", description="Organization name in the subjects of the CAs.")
+    scheme: Literal["spiffe", "wimse"] = Field("spiffe", description="URI scheme of identifiers; one per trust domain, never both.")
+
+
+class WebSettings(_Section):
+    """[web]"""
+
+    host: str = Field("127.0.0.1", description="Address the device, console and PKI ports listen on.")
+    names: tuple[str, ...] = Field(("localhost", "127.0.0.1"), description="DNS names and addresses put into the server certificates.")
+    device_port: int = Field(8443, ge=0, le=65535, description="BRSKI, EST, agent and owner API (0 = pick one and say which).")
+    console_port: int = Field(9443, ge=0, le=65535, description="Console and manual.")
+    decision_host: str = Field("127.0.0.1", description="Address of the decision port.")
+    decision_port: int = Field(8444, ge=0, le=65535, description="Decision port for RADIUS servers.")
+    pki_port: int = Field(8080, ge=0, le=65535, description="CRLs and CA certificates over plain HTTP.")
+    handshake_seconds: float = Field(10.0, gt=0, description="Deadline for a TLS handshake.")
+    header_seconds: float = Field(5.0, gt=0, description="Deadline for the header block of a request.")
+    request_seconds: float = Field(10.0, gt=0, description="Deadline for a whole request; BRSKI requests have 30 s.")
+    keepalive_seconds: float = Field(15.0, gt=0, description="How long an idle connection is kept.")
+    max_connections: int = Field(2000, gt=0, description="Open connections on the device port, all addresses together.")
+    max_connections_per_address: int = Field(256, gt=0, description="Open connections on the device port from one address.")
+    address_rate: float = Field(5.0, gt=0, description="Requests per second that an address may make without a known certificate.")
+    address_burst: int = Field(20, gt=0, description="Burst for address_rate.")
+
+
+class StoreSettings(_Section):
+    """[store]"""
+
+    url: str = Field("", description="SQLAlchemy URL; empty = SQLite file HOME/appliance.db.")
+    free_bytes: int = Field(16_000_000, ge=0, description="Refuse to issue when the disk has fewer free bytes than this.")
+
+
+class CaSettings(_Section):
+    """[ca]"""
+
+    pki_base_url: str = Field("", description="Base URL put into CRL distribution points; empty = http://<web.names[0]>:<pki_port>.")
+    root_days: int = Field(3650, gt=0, description="Life of the root certificate, days.")
+    issuing_days: int = Field(1825, gt=0, description="Life of an issuing CA certificate, days.")
+    server_days: int = Field(397, gt=0, description="Life of the registrar's and the RADIUS server's certificate, days.")
+    ldevid_days: int = Field(90, gt=0, description="Life of a proxy's LDevID, days.")
+    backdate_seconds: int = Field(300, ge=0, description="How far notBefore lies before issuance, seconds.")
+    crl_hours: float = Field(24.0, gt=0, description="Life of a CRL, hours; rebuilt at half of it and after each revocation.")
+
+
+class RegistrarSettings(_Section):
+    """[registrar]"""
+
+    admission: Literal["automatic", "listed", "manual"] = Field("automatic", description="Who is admitted: every pledge of a known manufacturer, listed serials only, or by hand.")
+    announce: bool = Field(True, description="Announce the registrar by mDNS.")
+    announce_interfaces: tuple[str, ...] = Field(("127.0.0.1",), description="Interface addresses or names that mDNS announcements go out on.")
+    masa_seconds: float = Field(10.0, gt=0, description="Deadline for one call to a MASA.")
+    masa_concurrency: int = Field(4, gt=0, description="Calls under way to one MASA at once.")
+    retry_after_seconds: int = Field(5, ge=1, description="Retry-After in a 202 answer, seconds.")
+    accept_nonceless: bool = Field(False, description="Accept voucher-requests without a nonce.")
+    accept_id_data: bool = Field(True, description="Accept voucher artefacts whose eContentType is id-data (every RFC 8995 example has it).")
+    audit_unknown_domains: Literal["refuse", "accept"] = Field("refuse", description="What an audit-log entry of a foreign domain means.")
+
+
+class IdentitySettings(_Section):
+    """[identity]"""
+
+    server_id: str = Field("", description="Audience of requests and approvals; empty = https://ids.<trust domain>/v1.")
+    oid_arc: str = Field("1.3.6.1.4.1.32473.2026.1", description="OID arc of the two private extensions; replace the documentation number by your own.")
+    agent_hours: float = Field(8.0, gt=0, le=24, description="Longest life of an agent certificate, hours.")
+    wit_minutes: float = Field(60.0, gt=0, description="Life of a WIT, minutes.")
+    nonce_hours: float = Field(24.0, gt=0, description="Life of a nonce and use window of an approval, agent-mediated, hours.")
+    evidence_seconds: int = Field(300, gt=0, description="Oldest evidence accepted at submission, seconds.")
+    skew_seconds: int = Field(60, ge=0, description="Clock difference tolerated, seconds.")
+    reserve_per_proxy: int = Field(1000, gt=0, description="Agent identifiers that one proxy may have reserved and not yet used.")
+    proxy_rate: float = Field(50.0, gt=0, description="Requests per second of one proxy.")
+    proxy_burst: int = Field(200, gt=0, description="Burst for proxy_rate.")
+    appraisal_policy: Path | None = Field(None, description="Appraisal policy file; none = the built-in policy.")
+    allow_software_owner_keys: bool = Field(True, description="Accept approvals signed by owner keys kept in software.")
+
+
+class AccessSettings(_Section):
+    """[access]"""
+
+    stale_seconds: float = Field(30.0, gt=0, description="Age of the decision snapshot past which the policy's stale rule applies.")
+    decision_log_days: int = Field(30, gt=0, description="How long rows of the decision log are kept, days.")
+    reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
+
+
+class RadiusSettings(_Section):
+    """[radius]"""
+
+    engine: Literal["embedded", "freeradius", "none"] = Field("embedded", description="Who speaks RADIUS: the embedded server, a supervised FreeRADIUS, or nobody.")
+    host: str = Field("127.0.0.1", description="Address RADIUS listens on.")
+    port: int = Field(1812, ge=0, le=65535, description="Authentication port, UDP (0 = pick one and say which).")
+    server_name: str = Field("", description="dNSName of the RADIUS server certificate; empty = radius.<trust domain>.")
+    tls_min: Literal["1.2", "1.3"] = Field("1.2", description="Lowest TLS version of EAP-TLS.")
+    tls_max: Literal["1.2", "1.3"] = Field("1.3", description="Highest TLS version of EAP-TLS.")
+    session_seconds: float = Field(30.0, gt=0, description="Life of an unfinished EAP conversation.")
+    max_sessions: int = Field(4096, gt=0, description="EAP conversations under way at once.")
+    fragment_bytes: int = Field(1000, ge=200, le=4000, description="TLS bytes in one EAP-TLS fragment.")
+
+
+class ProxySettings(_Section):
+    """[proxy] (of the identity proxy's own settings file)"""
+
+    method: Literal["brski", "est"] = Field("brski", description="How the proxy gets its first LDevID; fixed before discovery, never changed by a failure.")
+    idevid_certificate: Path | None = Field(None, description="IDevID certificate with its chain, PEM (method brski).")
+    idevid_key: Path | None = Field(None, description="IDevID key, PEM (method brski).")
+    masa_anchors: Path | None = Field(None, description="Manufacturer's anchors that vouchers are checked against, PEM.")
+    registrar_url: str = Field("", description="Registrar location; empty = discover by mDNS (method brski); required for method est.")
+    est_anchor: Path | None = Field(None, description="Server's trust anchor or certificate, PEM (method est).")
+    est_fingerprint: str = Field("", description="SHA-256 of the server's root certificate, hex (method est, instead of est_anchor).")
+    est_secret_file: Path | None = Field(None, description="File with NAME:SECRET, the one-time enrolment secret (method est).")
+    interfaces: tuple[str, ...] = Field(("127.0.0.1",), description="Interface addresses that discovery listens on.")
+    socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
+    socket_mode: int = Field(0o660, description="File mode of the socket.")
+    allow_root_agents: bool = Field(False, description="Serve callers with uid 0; only for laboratories.")
+    accept_nonceless: bool = Field(False, description="Accept a nonceless voucher.")
+    trust_clock: bool = Field(True, description="The machine's clock is right, so check every date.")
+    give_up_seconds: float = Field(0, ge=0, description="Stop discovery after this long; 0 = never.")
+
+
+class OwnerSettings(_Section):
+    """[owner]"""
+
+    allow_long_lives: bool = Field(False, description="Let review sign lives over 24 h.")
+
+
+class LogSettings(_Section):
+    """[log]"""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level written.")
+    format: Literal["text", "json"] = Field("text", description="Shape of log lines on standard error.")
+
+
+class Settings(_Section):
+    """All sections; what a composition root is given."""
+
+    home: Path = Field(default=Path(), description="The state folder.")
+    domain: DomainSettings = DomainSettings()
+    web: WebSettings = WebSettings()
+    store: StoreSettings = StoreSettings()
+    ca: CaSettings = CaSettings()
+    registrar: RegistrarSettings = RegistrarSettings()
+    identity: IdentitySettings = IdentitySettings()
+    access: AccessSettings = AccessSettings()
+    radius: RadiusSettings = RadiusSettings()
+    proxy: ProxySettings = ProxySettings()
+    owner: OwnerSettings = OwnerSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def server_id(self) -> str:
+        """Audience of agent requests and owner approvals."""
+        return self.identity.server_id or f"https://ids.{self.domain.trust_domain}/v1"
+
+    @property
+    def origin(self) -> str:
+        """Scheme and trust domain of every identifier, as `spiffe://campus.example`."""
+        return f"{self.domain.scheme}://{self.domain.trust_domain}"
+
+    @property
+    def radius_server_name(self) -> str:
+        """The dNSName that supplicants pin together with the root."""
+        return self.radius.server_name or f"radius.{self.domain.trust_domain}"
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url or f"sqlite:///{self.home / 'appliance.db'}"

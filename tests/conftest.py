@@ -1,0 +1,1 @@
+"""Requirement markers become appliance/docs/conformance.md (see tests/conformance.py)."""
