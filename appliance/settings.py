@@ -31,17 +31,25 @@ class _Section(BaseModel):
 class DomainSettings(_Section):
     """[domain]"""
 
-    trust_domain: str = Field("campus.example", description="Trust domain: the authority part of every identifier issued here.")
+    trust_domain: str = Field(
+        "campus.example", description="Trust domain: the authority part of every identifier issued here."
+    )
     organization: str = Field("Campus", description="Organization name in the subjects of the CAs.")
-    scheme: Literal["spiffe", "wimse"] = Field("spiffe", description="URI scheme of identifiers; one per trust domain, never both.")
+    scheme: Literal["spiffe", "wimse"] = Field(
+        "spiffe", description="URI scheme of identifiers; one per trust domain, never both."
+    )
 
 
 class WebSettings(_Section):
     """[web]"""
 
     host: str = Field("127.0.0.1", description="Address the device, console and PKI ports listen on.")
-    names: tuple[str, ...] = Field(("localhost", "127.0.0.1"), description="DNS names and addresses put into the server certificates.")
-    device_port: int = Field(8443, ge=0, le=65535, description="BRSKI, EST, agent and owner API (0 = pick one and say which).")
+    names: tuple[str, ...] = Field(
+        ("localhost", "127.0.0.1"), description="DNS names and addresses put into the server certificates."
+    )
+    device_port: int = Field(
+        8443, ge=0, le=65535, description="BRSKI, EST, agent and owner API (0 = pick one and say which)."
+    )
     console_port: int = Field(9443, ge=0, le=65535, description="Console and manual.")
     decision_host: str = Field("127.0.0.1", description="Address of the decision port.")
     decision_port: int = Field(8444, ge=0, le=65535, description="Decision port for RADIUS servers.")
@@ -51,8 +59,12 @@ class WebSettings(_Section):
     request_seconds: float = Field(10.0, gt=0, description="Deadline for a whole request; BRSKI requests have 30 s.")
     keepalive_seconds: float = Field(15.0, gt=0, description="How long an idle connection is kept.")
     max_connections: int = Field(2000, gt=0, description="Open connections on the device port, all addresses together.")
-    max_connections_per_address: int = Field(256, gt=0, description="Open connections on the device port from one address.")
-    address_rate: float = Field(5.0, gt=0, description="Requests per second that an address may make without a known certificate.")
+    max_connections_per_address: int = Field(
+        256, gt=0, description="Open connections on the device port from one address."
+    )
+    address_rate: float = Field(
+        5.0, gt=0, description="Requests per second that an address may make without a known certificate."
+    )
     address_burst: int = Field(20, gt=0, description="Burst for address_rate.")
 
 
@@ -60,46 +72,70 @@ class StoreSettings(_Section):
     """[store]"""
 
     url: str = Field("", description="SQLAlchemy URL; empty = SQLite file HOME/appliance.db.")
-    free_bytes: int = Field(16_000_000, ge=0, description="Refuse to issue when the disk has fewer free bytes than this.")
+    free_bytes: int = Field(
+        16_000_000, ge=0, description="Refuse to issue when the disk has fewer free bytes than this."
+    )
 
 
 class CaSettings(_Section):
     """[ca]"""
 
-    pki_base_url: str = Field("", description="Base URL put into CRL distribution points; empty = http://<web.names[0]>:<pki_port>.")
+    pki_base_url: str = Field(
+        "", description="Base URL put into CRL distribution points; empty = http://<web.names[0]>:<pki_port>."
+    )
     root_days: int = Field(3650, gt=0, description="Life of the root certificate, days.")
     issuing_days: int = Field(1825, gt=0, description="Life of an issuing CA certificate, days.")
-    server_days: int = Field(397, gt=0, description="Life of the registrar's and the RADIUS server's certificate, days.")
+    server_days: int = Field(
+        397, gt=0, description="Life of the registrar's and the RADIUS server's certificate, days."
+    )
     ldevid_days: int = Field(90, gt=0, description="Life of a proxy's LDevID, days.")
     backdate_seconds: int = Field(300, ge=0, description="How far notBefore lies before issuance, seconds.")
-    crl_hours: float = Field(24.0, gt=0, description="Life of a CRL, hours; rebuilt at half of it and after each revocation.")
+    crl_hours: float = Field(
+        24.0, gt=0, description="Life of a CRL, hours; rebuilt at half of it and after each revocation."
+    )
 
 
 class RegistrarSettings(_Section):
     """[registrar]"""
 
-    admission: Literal["automatic", "listed", "manual"] = Field("automatic", description="Who is admitted: every pledge of a known manufacturer, listed serials only, or by hand.")
+    admission: Literal["automatic", "listed", "manual"] = Field(
+        "automatic",
+        description="Who is admitted: every pledge of a known manufacturer, listed serials only, or by hand.",
+    )
     announce: bool = Field(True, description="Announce the registrar by mDNS.")
-    announce_interfaces: tuple[str, ...] = Field(("127.0.0.1",), description="Interface addresses or names that mDNS announcements go out on.")
+    announce_interfaces: tuple[str, ...] = Field(
+        ("127.0.0.1",), description="Interface addresses or names that mDNS announcements go out on."
+    )
     masa_seconds: float = Field(10.0, gt=0, description="Deadline for one call to a MASA.")
     masa_concurrency: int = Field(4, gt=0, description="Calls under way to one MASA at once.")
     retry_after_seconds: int = Field(5, ge=1, description="Retry-After in a 202 answer, seconds.")
     accept_nonceless: bool = Field(False, description="Accept voucher-requests without a nonce.")
-    accept_id_data: bool = Field(True, description="Accept voucher artefacts whose eContentType is id-data (every RFC 8995 example has it).")
-    audit_unknown_domains: Literal["refuse", "accept"] = Field("refuse", description="What an audit-log entry of a foreign domain means.")
+    accept_id_data: bool = Field(
+        True, description="Accept voucher artefacts whose eContentType is id-data (every RFC 8995 example has it)."
+    )
+    audit_unknown_domains: Literal["refuse", "accept"] = Field(
+        "refuse", description="What an audit-log entry of a foreign domain means."
+    )
 
 
 class IdentitySettings(_Section):
     """[identity]"""
 
     server_id: str = Field("", description="Audience of requests and approvals; empty = https://ids.<trust domain>/v1.")
-    oid_arc: str = Field("1.3.6.1.4.1.32473.2026.1", description="OID arc of the two private extensions; replace the documentation number by your own.")
+    oid_arc: str = Field(
+        "1.3.6.1.4.1.32473.2026.1",
+        description="OID arc of the two private extensions; replace the documentation number by your own.",
+    )
     agent_hours: float = Field(8.0, gt=0, le=24, description="Longest life of an agent certificate, hours.")
     wit_minutes: float = Field(60.0, gt=0, description="Life of a WIT, minutes.")
-    nonce_hours: float = Field(24.0, gt=0, description="Life of a nonce and use window of an approval, agent-mediated, hours.")
+    nonce_hours: float = Field(
+        24.0, gt=0, description="Life of a nonce and use window of an approval, agent-mediated, hours."
+    )
     evidence_seconds: int = Field(300, gt=0, description="Oldest evidence accepted at submission, seconds.")
     skew_seconds: int = Field(60, ge=0, description="Clock difference tolerated, seconds.")
-    reserve_per_proxy: int = Field(1000, gt=0, description="Agent identifiers that one proxy may have reserved and not yet used.")
+    reserve_per_proxy: int = Field(
+        1000, gt=0, description="Agent identifiers that one proxy may have reserved and not yet used."
+    )
     proxy_rate: float = Field(50.0, gt=0, description="Requests per second of one proxy.")
     proxy_burst: int = Field(200, gt=0, description="Burst for proxy_rate.")
     appraisal_policy: Path | None = Field(None, description="Appraisal policy file; none = the built-in policy.")
@@ -109,7 +145,9 @@ class IdentitySettings(_Section):
 class AccessSettings(_Section):
     """[access]"""
 
-    stale_seconds: float = Field(30.0, gt=0, description="Age of the decision snapshot past which the policy's stale rule applies.")
+    stale_seconds: float = Field(
+        30.0, gt=0, description="Age of the decision snapshot past which the policy's stale rule applies."
+    )
     decision_log_days: int = Field(30, gt=0, description="How long rows of the decision log are kept, days.")
     reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
 
@@ -117,7 +155,9 @@ class AccessSettings(_Section):
 class RadiusSettings(_Section):
     """[radius]"""
 
-    engine: Literal["embedded", "freeradius", "none"] = Field("embedded", description="Who speaks RADIUS: the embedded server, a supervised FreeRADIUS, or nobody.")
+    engine: Literal["embedded", "freeradius", "none"] = Field(
+        "embedded", description="Who speaks RADIUS: the embedded server, a supervised FreeRADIUS, or nobody."
+    )
     host: str = Field("127.0.0.1", description="Address RADIUS listens on.")
     port: int = Field(1812, ge=0, le=65535, description="Authentication port, UDP (0 = pick one and say which).")
     server_name: str = Field("", description="dNSName of the RADIUS server certificate; empty = radius.<trust domain>.")
@@ -131,14 +171,24 @@ class RadiusSettings(_Section):
 class ProxySettings(_Section):
     """[proxy] (of the identity proxy's own settings file)"""
 
-    method: Literal["brski", "est"] = Field("brski", description="How the proxy gets its first LDevID; fixed before discovery, never changed by a failure.")
+    method: Literal["brski", "est"] = Field(
+        "brski", description="How the proxy gets its first LDevID; fixed before discovery, never changed by a failure."
+    )
     idevid_certificate: Path | None = Field(None, description="IDevID certificate with its chain, PEM (method brski).")
     idevid_key: Path | None = Field(None, description="IDevID key, PEM (method brski).")
-    masa_anchors: Path | None = Field(None, description="Manufacturer's anchors that vouchers are checked against, PEM.")
-    registrar_url: str = Field("", description="Registrar location; empty = discover by mDNS (method brski); required for method est.")
+    masa_anchors: Path | None = Field(
+        None, description="Manufacturer's anchors that vouchers are checked against, PEM."
+    )
+    registrar_url: str = Field(
+        "", description="Registrar location; empty = discover by mDNS (method brski); required for method est."
+    )
     est_anchor: Path | None = Field(None, description="Server's trust anchor or certificate, PEM (method est).")
-    est_fingerprint: str = Field("", description="SHA-256 of the server's root certificate, hex (method est, instead of est_anchor).")
-    est_secret_file: Path | None = Field(None, description="File with NAME:SECRET, the one-time enrolment secret (method est).")
+    est_fingerprint: str = Field(
+        "", description="SHA-256 of the server's root certificate, hex (method est, instead of est_anchor)."
+    )
+    est_secret_file: Path | None = Field(
+        None, description="File with NAME:SECRET, the one-time enrolment secret (method est)."
+    )
     interfaces: tuple[str, ...] = Field(("127.0.0.1",), description="Interface addresses that discovery listens on.")
     socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
     socket_mode: int = Field(0o660, description="File mode of the socket.")
@@ -195,3 +245,126 @@ class Settings(_Section):
     @property
     def store_url(self) -> str:
         return self.store.url or f"sqlite:///{self.home / 'appliance.db'}"
+
+
+FILE_NAME = "appliance.toml"
+_SECTIONS: Mapping[str, type[_Section]] = {
+    name: info.annotation  # type: ignore[misc]
+    for name, info in Settings.model_fields.items()
+    if name != "home"
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """The settings together with where each value came from: `flag`, `environment`, `file` or `default`."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def default_home() -> Path:
+    """`$APPLIANCE_HOME`, else a per-user state folder."""
+    if named := os.environ.get("APPLIANCE_HOME"):
+        return Path(named)
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "appliance"
+
+
+def load_settings(
+    home: Path | None = None, assignments: Sequence[str] = (), *, file: Path | None = None
+) -> LoadedSettings:
+    """Settings of a home.
+
+    `assignments` are `section.key=value` texts from the command line; `file` replaces HOME/appliance.toml.
+    Raises SettingsInvalid naming the key, and for an unknown key its nearest known neighbour.
+    """
+    home = (home or default_home()).absolute()
+    values: dict[str, dict[str, Any]] = {}
+    origins = {f"{section}.{key}": "default" for section, model in _SECTIONS.items() for key in model.model_fields}
+
+    def put(section: str, key: str, value: Any, origin: str) -> None:
+        dotted = f"{section}.{key}"
+        if dotted not in origins:
+            near = difflib.get_close_matches(dotted, origins, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsInvalid(f"unknown setting {dotted} (from {origin}){hint}", key=dotted)
+        values.setdefault(section, {})[key] = value
+        origins[dotted] = origin
+
+    path = file or home / FILE_NAME
+    if path.exists():
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as cause:
+            raise SettingsInvalid(f"{path.name}: {cause}", file=str(path)) from cause
+        for section, table in document.items():
+            if not isinstance(table, dict):
+                raise SettingsInvalid(f"{path.name}: {section} must be a section", key=section)
+            for key, value in table.items():
+                put(section, key, value, "file")
+    elif file is not None:
+        raise SettingsInvalid(f"settings file {path} does not exist", file=str(path))
+    for name, value in os.environ.items():
+        if name.startswith("APPLIANCE_") and "__" in name:
+            section, _, key = name.removeprefix("APPLIANCE_").lower().partition("__")
+            put(section, key, _from_text(section, key, value), "environment")
+    for assignment in assignments:
+        dotted, equals, value = assignment.partition("=")
+        section, dot, key = dotted.strip().partition(".")
+        if not (equals and dot):
+            raise SettingsInvalid(f"--set wants section.key=value, not {assignment!r}", key=dotted)
+        put(section, key, _from_text(section, key, value), "flag")
+    try:
+        settings = Settings.model_validate({"home": home, **values})
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        raise SettingsInvalid(f"setting {dotted}: {first['msg']}", key=dotted) from cause
+    return LoadedSettings(settings, origins)
+
+
+def _from_text(section: str, key: str, value: str) -> Any:
+    """A list-valued setting is comma-separated in flags and environment; the model converts the rest."""
+    model = _SECTIONS.get(section)
+    if model is not None and key in model.model_fields and isinstance(model.model_fields[key].default, tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(dotted name, default as text, description) of every setting; the reference page and the sample file are made of it."""
+    rows = []
+    for section, model in _SECTIONS.items():
+        for key, info in model.model_fields.items():
+            default = info.default
+            text = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            rows.append((f"{section}.{key}", "" if default is None else text, info.description or ""))
+    return rows
+
+
+def sample_file(chosen: Mapping[str, object] | None = None) -> str:
+    """A complete settings file: every setting with its meaning, commented out at its default unless `chosen` sets it."""
+    lines = ["# Settings of the appliance. Uncomment what you change; `appliance check` validates this file.", ""]
+    for section, model in _SECTIONS.items():
+        lines.append(f"[{section}]")
+        for key, info in model.model_fields.items():
+            value = (chosen or {}).get(f"{section}.{key}")
+            mark = "" if value is not None else "# "
+            shown = info.default if value is None else value
+            lines.append(f"# {info.description}")
+            lines.append(f"{mark}{key} = {_toml(shown)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    text = "" if value is None else str(value)
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,1 +1,44 @@
-"""Requirement markers become appliance/docs/conformance.md (see tests/conformance.py)."""
+"""Requirement markers become appliance/docs/conformance.md: `pytest --conformance FILE` writes one row per requirement id.
+
+A test counts for an id only when it ran and passed. Ids travel in user_properties, so they survive pytest-xdist.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests import conformance
+
+_passed: dict[str, set[str]] = defaultdict(set)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--conformance", metavar="FILE", help="write the conformance table to FILE after the run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known = conformance.requirements()
+    for item in items:
+        ids = [str(id_) for mark in item.iter_markers("req") for id_ in mark.args]
+        unknown = [id_ for id_ in ids if id_ not in known]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid}: no such requirement: {', '.join(unknown)}")
+        if ids:
+            item.user_properties.append(("req", ids))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        for name, ids in report.user_properties:
+            if name == "req":
+                for id_ in ids:
+                    _passed[id_].add(report.nodeid.split("[", 1)[0])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--conformance")
+    if file and not hasattr(session.config, "workerinput"):
+        Path(file).write_text(conformance.table(_passed), encoding="utf-8")

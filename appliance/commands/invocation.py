@@ -1,0 +1,110 @@
+"""What every verb uses: the options that may stand anywhere, asking an operation, showing a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import typer
+
+from appliance.settings import LoadedSettings, default_home, load_settings
+
+EVERYWHERE = (
+    "Everywhere, before or after the verb: --home DIR, -o table|json, --passphrase-file FILE, --set section.key=value."
+)
+
+
+@dataclass(slots=True)
+class Invocation:
+    """The options that may stand anywhere on the command line."""
+
+    home: Path | None = None
+    output: Literal["table", "json"] = "table"
+    passphrase_file: Path | None = None
+    assignments: list[str] = field(default_factory=list)
+
+
+def group(text: str) -> typer.Typer:
+    """A noun of the command line."""
+    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, epilog=EVERYWHERE)
+
+
+def hoist(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:
+    """Takes the options that may stand anywhere out of a command line; raises click.UsageError."""
+    invocation, rest, queue = Invocation(), [], list(arguments)
+    names = ("--home", "-o", "--output", "--passphrase-file", "--set")
+    while queue:
+        argument = queue.pop(0)
+        if argument == "--":
+            rest += [argument, *queue]
+            break
+        option, equals, value = argument.partition("=")
+        if option not in names or (equals and option == "-o"):
+            rest.append(argument)
+            continue
+        if not equals:
+            if not queue:
+                raise click.UsageError(f"{option} wants a value")
+            value = queue.pop(0)
+        match option:
+            case "--home":
+                invocation.home = Path(value)
+            case "--passphrase-file":
+                invocation.passphrase_file = Path(value)
+            case "--set":
+                invocation.assignments.append(value)
+            case _ if value in ("table", "json"):
+                invocation.output = value  # type: ignore[assignment]
+            case _:
+                raise click.UsageError(f"{option} is table or json, not {value!r}")
+    return invocation, rest
+
+
+def invocation() -> Invocation:
+    """The options of the command that is running."""
+    found = click.get_current_context().find_root().obj
+    assert isinstance(found, Invocation)
+    return found
+
+
+def loaded() -> LoadedSettings:
+    """Settings of the chosen home with the command line's assignments."""
+    return load_settings(invocation().home, invocation().assignments)
+
+
+def home() -> Path:
+    """The chosen home."""
+    return (invocation().home or default_home()).absolute()
+
+
+def ask(operation: str, **arguments: Any) -> Any:
+    """Result of an operation: from the running appliance if there is one, else from the home itself."""
+    from appliance.compose import ask as ask_home
+
+    return ask_home(loaded(), operation, arguments, passphrase_file=invocation().passphrase_file)
+
+
+def show(result: Any, columns: Sequence[str] = (), *, text: str = "") -> None:
+    """Prints a result: JSON as it is; else `text`, or rows as a table of `columns`, or a record line by line."""
+    if invocation().output == "json":
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    elif text:
+        print(text)
+    else:
+        from appliance.console.tables import render
+
+        print(render(result, columns), end="")
+
+
+def read_text(path: Path) -> str:
+    """A text file named on the command line; raises FileUnreadable."""
+    from appliance.errors import FileUnreadable
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise FileUnreadable(f"cannot read {path}: {getattr(cause, 'strerror', None) or 'not text'}") from cause

@@ -1,0 +1,118 @@
+"""Verbs about owners and agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from appliance.commands.invocation import ask, group, read_text, show
+
+owners = group("Owners, their departments and keys.")
+agents = group("AI agents.")
+
+
+@owners.command("import")
+def owners_import(
+    file: Annotated[Path, typer.Argument(help="CSV with the columns ref,name,kind,department.")],
+    confirm: Annotated[bool, typer.Option("--confirm", help="Go on though more than a tenth would change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
+) -> None:
+    """Take in owners and departments."""
+    result = ask("owners.import", csv=read_text(file), confirm=confirm, dry_run=dry_run)
+    show(result, text=_diff_text(result))
+
+
+def _diff_text(result: dict[str, Any]) -> str:
+    lines = []
+    for kind, mark in (("added", "+"), ("changed", "~"), ("vanished", "?")):
+        for row in result.get(kind, ()):
+            what = ", ".join(f"{key} {value}" for key, value in row.items() if key != "ref")
+            lines.append(f"{mark} {row['ref']}: {what}")
+    done = "nothing was changed (dry run)" if not result.get("applied") else "done"
+    return "\n".join([*lines, f"{len(result.get('unchanged', ()))} unchanged; {done}"])
+
+
+@owners.command("add")
+def owners_add(
+    ref: str,
+    name: Annotated[str, typer.Option(help="Name for people.")] = "",
+    kind: Annotated[str, typer.Option(help="person, device or policy.")] = "person",
+    department: Annotated[str, typer.Option(help="Department that access policy reads.")] = "",
+) -> None:
+    """Add one owner."""
+    show(ask("owners.add", ref=ref, name=name, kind=kind, department=department))
+
+
+@owners.command("move")
+def owners_move(ref: str, department: Annotated[str, typer.Option(help="New department.")]) -> None:
+    """Put an owner into another department."""
+    show(ask("owners.move", ref=ref, department=department))
+
+
+@owners.command("add-key")
+def owners_add_key(
+    ref: str, statement: Annotated[Path, typer.Argument(help="Statement that `owner keygen` wrote.")]
+) -> None:
+    """Register an owner's approval key."""
+    show(ask("owners.add_key", ref=ref, statement=read_text(statement).strip()))
+
+
+@owners.command("rotate-key")
+def owners_rotate_key(ref: str, statement: Annotated[Path, typer.Argument(help="Statement for the new key.")]) -> None:
+    """Register a new approval key and retire the older ones."""
+    show(ask("owners.rotate_key", ref=ref, statement=read_text(statement).strip()))
+
+
+@owners.command("list")
+def owners_list() -> None:
+    """Owners."""
+    show(ask("owners.list"), ("ref", "identifier", "name", "kind", "department", "state", "keys"))
+
+
+@owners.command("suspend")
+def owners_suspend(ref: str) -> None:
+    """Deny everything in an owner's name until resumed."""
+    show(ask("owners.suspend", ref=ref))
+
+
+@owners.command("resume")
+def owners_resume(ref: str) -> None:
+    """End a suspension."""
+    show(ask("owners.resume", ref=ref))
+
+
+@owners.command("revoke")
+def owners_revoke(ref: str) -> None:
+    """Revoke an owner and every credential issued in the owner's name."""
+    show(ask("owners.revoke", ref=ref))
+
+
+@agents.command("add")
+def agents_add(
+    owner_ref: Annotated[str, typer.Option("--owner", help="Owner: ref or identifier.")],
+    proxy_id: Annotated[str, typer.Option("--proxy", help="Identifier of its proxy.")],
+    jkt: Annotated[str, typer.Option(help="Thumbprint (RFC 7638) of the agent's key.")],
+    class_: Annotated[str, typer.Option("--class", help="Agent class.")] = "",
+) -> None:
+    """Register an agent beforehand."""
+    show(ask("agents.add", owner=owner_ref, proxy=proxy_id, jkt=jkt, agent_class=class_))
+
+
+@agents.command("list")
+def agents_list(owner_ref: Annotated[str, typer.Option("--owner", help="Only this owner's.")] = "") -> None:
+    """Agents."""
+    show(ask("agents.list", owner=owner_ref), ("identifier", "owner", "proxy", "state", "serial", "not_after"))
+
+
+@agents.command("show")
+def agentsshow(agent_id: str) -> None:
+    """One agent with its credentials and what stands behind them."""
+    show(ask("agents.show", agent=agent_id))
+
+
+@agents.command("revoke")
+def agents_revoke(agent_id: str, reason: Annotated[str, typer.Option(help="Why, for the log.")] = "") -> None:
+    """Revoke an agent and its credentials."""
+    show(ask("agents.revoke", agent=agent_id, reason=reason))
