@@ -1,0 +1,59 @@
+"""Decision -> RADIUS reply attributes: RFC 2868 tunnel attributes as RFC 3580, section 3.31 uses them for VLANs.
+
+The three tunnel attributes are untagged: VLAN ids are digits, so the first octet of Tunnel-Private-Group-Id can never
+be read as a tag (RFC 2868, section 3.6). A reject carries none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from radius.decide import Decision
+from radius.request import clean_text
+
+TUNNEL_TYPE_VLAN: Final = 13
+TUNNEL_MEDIUM_IEEE_802: Final = 6
+MAX_VALUE_BYTES: Final = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One reply attribute: dictionary name, type octet (RFC 2865), and the value as text and as octets on the wire."""
+
+    name: str
+    code: int
+    text: str
+    octets: bytes
+
+
+def to_attributes(decision: Decision, *, reply_message: bool = True) -> tuple[Attribute, ...]:
+    """What goes into the Access-Accept or Access-Reject for `decision`, in wire order.
+
+    Accept and guest: VLAN, User-Name (the agent, so that accounting follows the certificate and not the outer EAP
+    identity) and Class (the issuing transaction). `reply_message` adds the reason in words.
+    """
+    found: list[Attribute] = []
+    if decision.verdict != "reject" and decision.vlan is not None and 1 <= decision.vlan <= 4094:
+        group = str(decision.vlan)
+        found.append(Attribute("Tunnel-Type", 64, "VLAN", TUNNEL_TYPE_VLAN.to_bytes(4, "big")))
+        found.append(Attribute("Tunnel-Medium-Type", 65, "IEEE-802", TUNNEL_MEDIUM_IEEE_802.to_bytes(4, "big")))
+        found.append(Attribute("Tunnel-Private-Group-Id", 81, group, group.encode()))
+        if 0 < len(decision.agent_id) <= MAX_VALUE_BYTES and decision.agent_id.isascii():
+            found.append(_text("User-Name", 1, decision.agent_id))
+        if decision.txn:
+            found.append(_text("Class", 25, decision.txn))
+    if reply_message:
+        found.append(_text("Reply-Message", 18, message(decision)))
+    return tuple(found)
+
+
+def message(decision: Decision) -> str:
+    """One line for the user: verdict, reason code, meaning. No department, owner or agent: switches log it."""
+    head = "rejected" if decision.vlan is None else f"VLAN {decision.vlan}"
+    return f"{head}: {decision.reason_code}: {decision.reason}"
+
+
+def _text(name: str, code: int, value: str) -> Attribute:
+    octets = clean_text(value).encode("utf-8", "replace")[:MAX_VALUE_BYTES].decode("utf-8", "ignore").encode()
+    return Attribute(name, code, octets.decode(), octets)

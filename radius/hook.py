@@ -1,0 +1,114 @@
+"""rlm_rest's JSON: the attributes of a login -> AccessRequest, Decision -> answer.
+
+FreeRADIUS 3.2 posts `{"Attribute-Name": {"type": "string", "value": ["..."]}, ...}` once per EAP-TLS login, from the
+virtual server that eap `tls {}` names, after it has verified the chain. Every value of the answer is sent with
+`do_xlat: false`: FreeRADIUS would otherwise expand `%{...}` in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from radius.attributes import to_attributes
+from radius.decide import Decision
+from radius.errors import HookMalformed
+from radius.request import AccessRequest, CredentialRef, clean_text, read_owner_id
+
+AKI: Final = "TLS-Client-Cert-X509v3-Authority-Key-Identifier"
+SERIAL: Final = "TLS-Client-Cert-Serial"
+SAN: Final = "TLS-Client-Cert-X509v3-Subject-Alternative-Name"
+EXTENSION_PREFIX: Final = "TLS-Client-Cert-"
+NAS_NAME: Final = "Tmp-String-0"  # the client's name in clients.conf, put there by our virtual server
+NAS_ADDRESS: Final = "Tmp-String-1"  # the address its packets came from
+TLS_VERSION: Final = "Tmp-String-2"
+MAX_ATTRIBUTES: Final = 400
+_AKI_TEXT = re.compile(r"(?:keyid:)?((?:[0-9A-Fa-f]{2}:){0,63}[0-9A-Fa-f]{2})\Z")
+_SERIAL_TEXT = re.compile(r"[0-9A-Fa-f]{1,40}\Z")
+
+
+def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
+    """The login in rlm_rest's parsed JSON document; `owner_id_oid` is the dotted OID of the OwnerId extension.
+
+    Exactly one issuer key and one serial number make a credential; anything else comes back without one and with the
+    reason in `defect`, so that the login is rejected and logged. Raises HookMalformed when the document as a whole is
+    not of rlm_rest's form.
+    """
+    if not isinstance(document, dict):
+        raise HookMalformed("the body must be a JSON object of attributes")
+    if len(document) > MAX_ATTRIBUTES:
+        raise HookMalformed(f"more than {MAX_ATTRIBUTES} attributes")
+    values: dict[str, list[str]] = {name: _values(name, entry) for name, entry in document.items()}
+    credential, defect = _credential(values)
+    owner_hint: str | None = None
+    hints = values.get(EXTENSION_PREFIX + owner_id_oid, [])
+    if len(hints) > 1:
+        defect = defect or "credential-ambiguous"
+    elif hints:
+        try:
+            owner_hint = read_owner_id(bytes.fromhex(hints[0].removeprefix("0x")))
+        except (ValueError, HookMalformed):  # not hex, or not an OwnerId: the login is rejected, not the call
+            defect = defect or "credential-unreadable"
+    sans = values.get(SAN, [])
+    return AccessRequest(
+        nas=_one(values, NAS_NAME) or _one(values, "NAS-Identifier"),
+        nas_address=_one(values, NAS_ADDRESS) or _one(values, "NAS-IP-Address"),
+        nas_port=_one(values, "NAS-Port-Id") or _one(values, "NAS-Port"),
+        calling_station=_one(values, "Calling-Station-Id"),
+        called_station=_one(values, "Called-Station-Id"),
+        user_name=_one(values, "User-Name"),
+        session=_one(values, "Acct-Session-Id"),
+        tls_version=_one(values, TLS_VERSION).removeprefix("TLS ").removeprefix("TLSv"),
+        credential=credential,
+        owner_id_hint=owner_hint,
+        san=", ".join(sans) if sans else None,
+        defect=defect,
+    )
+
+
+def write_answer(decision: Decision, *, reply_message: bool = True) -> dict[str, object]:
+    """The JSON document that makes FreeRADIUS do what `decision` says."""
+    answer = {"control:Auth-Type": _value("Reject" if decision.verdict == "reject" else "Accept")}
+    for attribute in to_attributes(decision, reply_message=reply_message):
+        # Class is octets: FreeRADIUS reads hex without a chance of interpretation
+        text = "0x" + attribute.octets.hex() if attribute.name == "Class" else attribute.text
+        answer[f"reply:{attribute.name}"] = _value(text)
+    return answer
+
+
+def _value(text: str) -> object:
+    return {"op": ":=", "value": [text], "do_xlat": False}
+
+
+def _values(name: object, entry: object) -> list[str]:
+    if not isinstance(name, str) or not isinstance(entry, Mapping):
+        raise HookMalformed("each attribute must be an object with type and value")
+    found = entry.get("value")
+    if not isinstance(found, list):
+        found = [found]
+    texts: list[str] = []
+    for value in found:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise HookMalformed(f"attribute {clean_text(name, 80)} has a value that is neither text nor number")
+        texts.append(str(value))
+    return texts
+
+
+def _one(values: Mapping[str, list[str]], name: str) -> str:
+    found = values.get(name)
+    return clean_text(found[0]) if found else ""
+
+
+def _credential(values: Mapping[str, list[str]]) -> tuple[CredentialRef | None, str]:
+    """(reference, defect): AKI as `77:C1:...`, perhaps with `keyid:` before and a line feed behind; serial as hex."""
+    akis, serials = values.get(AKI, []), values.get(SERIAL, [])
+    if not akis or not serials:
+        return None, "credential-missing"
+    if len(akis) > 1 or len(serials) > 1:
+        return None, "credential-ambiguous"
+    aki = _AKI_TEXT.match(akis[0].strip())
+    serial = _SERIAL_TEXT.match(serials[0])
+    if aki is None or serial is None or int(serials[0], 16) == 0:
+        return None, "credential-unreadable" if akis[0].strip() and serials[0] else "credential-missing"
+    return CredentialRef(aki[1].replace(":", "").lower(), int(serials[0], 16)), ""
