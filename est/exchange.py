@@ -11,7 +11,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request: method, absolute path without query, media type without guessing, headers with lower-case names, body."""
+    """A request: method, absolute path without query, media type as sent, headers with lower-case names, body."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""Signer: the one shape in which private keys reach the protocol packages (file key now, PKCS#11 or TPM behind the same two verbs)."""
+"""Signer: the one shape in which private keys reach the protocol packages, so that PKCS#11 or TPM fit in later."""
 
 from __future__ import annotations
 

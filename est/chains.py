@@ -1,0 +1,302 @@
+"""Paths from an end-entity certificate to a trust anchor, and what the end entity must be (RFC 5280, section 6).
+
+Path building and signatures are cryptography's; its web defaults refuse device certificates, so the policy given to it
+is permissive and everything about the end entity is checked here: usage, purpose, CA flag, key, serial number. There is
+no revocation check: that is the caller's, by (key identifier of the issuer, serial number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
+
+from est.cms import MAX_CERTIFICATE, read_certificate
+from est.errors import (
+    CertificateMalformed,
+    CertificateOutsideValidity,
+    CertificatePurposeWrong,
+    ChainNotTrusted,
+    ChainTooLong,
+    PinMismatch,
+)
+from est.keys import ISSUER_KEYS, SUBJECT_KEYS, KeyRules, public_key_of, spki, spki_sha256
+
+__all__ = [
+    "CLIENT",
+    "CMC_RA",
+    "IDEVID",
+    "PINNED_SERVER",
+    "REGISTRAR",
+    "SERVER",
+    "SIGNER",
+    "EndEntityPolicy",
+    "TrustAnchors",
+    "aki_of",
+    "check",
+    "check_end_entity",
+    "check_pin",
+    "extensions_of",
+    "is_self_signed",
+    "read_certificate",
+    "ski_of",
+    "spki_sha256",
+]
+
+MAX_CHAIN = 6
+SERVER_AUTH, CLIENT_AUTH, CMC_RA = "1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.28"
+ANY_PURPOSE = "2.5.29.37.0"
+
+_CA_POLICY = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+_EE_POLICY = ExtensionPolicy.permit_all()
+
+
+@dataclass(frozen=True, slots=True)
+class EndEntityPolicy:
+    """What the end entity must be, beyond having a path.
+
+    `any_eku`: dotted OIDs of which its extended key usage must name one at least; None = not looked at.
+    `all_eku`: dotted OIDs which it must all name. `eku_optional`: no extended key usage at all is as good.
+    `require_digital_signature`: a key usage, where there is one, includes digitalSignature.
+    `forbid_ca`: basicConstraints, where there is one, says cA false, and keyCertSign is not set.
+    """
+
+    any_eku: frozenset[str] | None = None
+    all_eku: frozenset[str] = frozenset()
+    eku_optional: bool = False
+    require_digital_signature: bool = True
+    forbid_ca: bool = True
+    keys: KeyRules = SUBJECT_KEYS
+
+
+IDEVID = EndEntityPolicy(require_digital_signature=False)
+"""Manufacturers' device certificates: key usage and purpose vary and are not demanded (RFC 8995, section 2.3)."""
+
+SIGNER = EndEntityPolicy()
+"""Signers of vouchers and voucher-requests: no purpose is defined for them."""
+
+CLIENT = EndEntityPolicy(any_eku=frozenset({CLIENT_AUTH}))
+"""TLS clients with certificates of our own CA."""
+
+SERVER = EndEntityPolicy(any_eku=frozenset({SERVER_AUTH}))
+"""TLS servers with certificates of our own CA."""
+
+REGISTRAR = EndEntityPolicy(any_eku=frozenset({CMC_RA}))
+"""Signers that act for the domain: registration authorities (RFC 8995, section 5.5.4)."""
+
+PINNED_SERVER = EndEntityPolicy()
+"""The far end of a provisional connection: the pin is its identity, so nothing more is asked by default."""
+
+_ISSUER = EndEntityPolicy(require_digital_signature=False, forbid_ca=False, keys=ISSUER_KEYS)
+
+
+class TrustAnchors:
+    """Certificates whose keys are believed: roots, or the issuing CAs of one role alone.
+
+    Raises CertificateMalformed or KeyNotAccepted when one of them cannot be used.
+    """
+
+    def __init__(self, certificates: Iterable[x509.Certificate]) -> None:
+        self.certificates: tuple[x509.Certificate, ...] = tuple(certificates)
+        for one in self.certificates:
+            public_key_of(one, ISSUER_KEYS)
+        self.key_identifiers: frozenset[bytes] = frozenset(
+            identifier for one in self.certificates if (identifier := ski_of(one)) is not None
+        )
+        self.store: Store | None = Store(list(self.certificates)) if self.certificates else None
+
+    def __len__(self) -> int:
+        return len(self.certificates)
+
+    def __iter__(self) -> Iterator[x509.Certificate]:
+        return iter(self.certificates)
+
+
+def check(
+    leaf: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    anchors: TrustAnchors,
+    *,
+    at: datetime,
+    policy: EndEntityPolicy,
+    ignore_expiry: bool = False,
+) -> tuple[x509.Certificate, ...]:
+    """The path from `leaf` to one of the anchors at time `at`, both ends included.
+
+    `ignore_expiry` asks for a path that was good at some time (RFC 8995, section 2.6.2: IDevIDs may outlive their
+    dates). Raises ChainTooLong, CertificateMalformed, CertificatePurposeWrong, KeyNotAccepted, ChainNotTrusted,
+    CertificateOutsideValidity.
+    """
+    _check_sizes((leaf, *intermediates))
+    check_end_entity(leaf, policy)
+    try:
+        path = _build(leaf, intermediates, anchors, at)
+    except ChainNotTrusted as refusal:
+        good_once = _build_at_another_time(leaf, intermediates, anchors, at)
+        if good_once is None:
+            raise
+        if not ignore_expiry:
+            raise CertificateOutsideValidity("the certificate or its chain is not valid at this time") from refusal
+        path = good_once
+    for issuer in path[1:]:
+        check_end_entity(issuer, _ISSUER)
+    return path
+
+
+def check_end_entity(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
+    """Refuse a certificate that does not fit the policy, whoever signed it.
+
+    Raises CertificatePurposeWrong, KeyNotAccepted, CertificateMalformed.
+    """
+    try:
+        serial = certificate.serial_number
+    except ValueError as error:
+        raise CertificateMalformed("the certificate's serial number cannot be read") from error
+    if not 0 < serial < 1 << 159:
+        raise CertificatePurposeWrong("the serial number is not positive or longer than 20 octets")
+    public_key_of(certificate, policy.keys)
+    usage, purposes, basic = None, None, None
+    for extension in extensions_of(certificate):
+        if isinstance(extension.value, x509.KeyUsage):
+            usage = extension.value
+        elif isinstance(extension.value, x509.ExtendedKeyUsage):
+            purposes = frozenset(oid.dotted_string for oid in extension.value)
+        elif isinstance(extension.value, x509.BasicConstraints):
+            basic = extension.value
+    if policy.forbid_ca and ((basic is not None and basic.ca) or (usage is not None and usage.key_cert_sign)):
+        raise CertificatePurposeWrong("a CA certificate stands where an end entity's is due")
+    if policy.require_digital_signature and usage is not None and not usage.digital_signature:
+        raise CertificatePurposeWrong("the key usage does not include digitalSignature")
+    if purposes is None:
+        if not policy.eku_optional and (policy.any_eku is not None or policy.all_eku):
+            raise CertificatePurposeWrong("the extended key usage is missing")
+    elif not purposes:
+        raise CertificatePurposeWrong("the extended key usage is empty")
+    elif (policy.any_eku is not None and not policy.any_eku & purposes) or not policy.all_eku <= purposes:
+        raise CertificatePurposeWrong("the extended key usage does not include this use")
+
+
+def check_pin(
+    chain: Sequence[x509.Certificate],
+    pin: x509.Certificate,
+    *,
+    at: datetime | None,
+    policy: EndEntityPolicy = PINNED_SERVER,
+) -> None:
+    """Hold a TLS chain (end entity first) against the pinned-domain-cert (RFC 8995, section 5.6.2).
+
+    The pin's key is the only anchor. It may be the end entity's own (also self-signed), that of a sub CA, or that of
+    the root if the chain between is complete. `at` None = no trusted clock: dates are not looked at. No name is
+    checked: the pin is the identity. Raises PinMismatch, ChainTooLong, CertificateOutsideValidity,
+    CertificatePurposeWrong, KeyNotAccepted, CertificateMalformed.
+    """
+    if not chain:
+        raise PinMismatch("the server presented no certificate")
+    _check_sizes((*chain, pin))
+    leaf = chain[0]
+    if spki(leaf) == spki(pin):
+        check_end_entity(leaf, EndEntityPolicy(policy.any_eku, policy.all_eku, policy.eku_optional, forbid_ca=False))
+        if at is not None and not leaf.not_valid_before_utc <= at <= leaf.not_valid_after_utc:
+            raise CertificateOutsideValidity("the pinned certificate is not valid at this time")
+        return
+    if not _is_ca(pin):
+        raise PinMismatch("the pinned certificate is an end entity's and not the server's")
+    moment = at if at is not None else leaf.not_valid_before_utc
+    try:
+        check(leaf, chain[1:], TrustAnchors((pin,)), at=moment, policy=policy, ignore_expiry=at is None)
+    except ChainNotTrusted as refusal:
+        raise PinMismatch("the server's chain does not lead to the pinned certificate") from refusal
+
+
+def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
+    """The certificate's extensions; raises CertificateMalformed where the library has four ways to fail."""
+    try:
+        return certificate.extensions
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise CertificateMalformed("the certificate's extensions cannot be read") from error
+
+
+def aki_of(certificate: x509.Certificate) -> bytes | None:
+    """The key identifier of the certificate's issuer, as the certificate names it."""
+    for extension in extensions_of(certificate):
+        if isinstance(extension.value, x509.AuthorityKeyIdentifier):
+            return extension.value.key_identifier
+    return None
+
+
+def ski_of(certificate: x509.Certificate) -> bytes | None:
+    """The certificate's own key identifier, if it has one."""
+    for extension in extensions_of(certificate):
+        if isinstance(extension.value, x509.SubjectKeyIdentifier):
+            return extension.value.digest
+    return None
+
+
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Whether the certificate verifies under its own key."""
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _check_sizes(certificates: Sequence[x509.Certificate]) -> None:
+    if len(certificates) > MAX_CHAIN + 1:
+        raise ChainTooLong(f"more than {MAX_CHAIN} certificates", limit=MAX_CHAIN)
+    for one in certificates:
+        if len(one.public_bytes(Encoding.DER)) > MAX_CERTIFICATE:
+            raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+
+
+def _build(
+    leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], anchors: TrustAnchors, at: datetime
+) -> tuple[x509.Certificate, ...]:
+    if anchors.store is None:
+        raise ChainNotTrusted("there are no trust anchors for this certificate")
+    verifier = (
+        PolicyBuilder()
+        .store(anchors.store)
+        .time(at.astimezone(UTC))
+        .max_chain_depth(MAX_CHAIN - 1)
+        .extension_policies(ee_policy=_EE_POLICY, ca_policy=_CA_POLICY)
+        .build_client_verifier()
+    )
+    try:
+        return tuple(verifier.verify(leaf, list(intermediates)).chain)
+    except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
+        raise ChainNotTrusted("no path from the certificate to a trust anchor") from error
+
+
+def _build_at_another_time(
+    leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], anchors: TrustAnchors, at: datetime
+) -> tuple[x509.Certificate, ...] | None:
+    """A path at any time: if one exists, it also exists at the latest notBefore in it."""
+    issuers = {one.issuer for one in (leaf, *intermediates)}
+    related = (leaf, *intermediates, *(one for one in anchors if one.subject in issuers))
+    if all(one.not_valid_before_utc <= at <= one.not_valid_after_utc for one in related):
+        return None  # dates are not what is wrong: do not pay for the search
+    for moment in sorted({one.not_valid_before_utc for one in related}, reverse=True)[: 2 * MAX_CHAIN]:
+        try:
+            return _build(leaf, intermediates, anchors, moment)
+        except ChainNotTrusted:
+            continue
+    return None
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    return any(
+        isinstance(extension.value, x509.BasicConstraints) and extension.value.ca
+        for extension in extensions_of(certificate)
+    )

@@ -1,0 +1,215 @@
+"""PKCS#10 certification requests: read with proof of possession, build (RFC 2986; RFC 7030, section 4.2.1)."""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from est import der as tlv
+from est.errors import (
+    BodyMalformed,
+    CsrMalformed,
+    KeyNotAccepted,
+    LinkingFailed,
+    ProofOfPossessionFailed,
+)
+from est.keys import PublicKey, check_key, spki, spki_sha256
+from est.signer import KeySigner, Signer
+from est.transfer import check_der
+
+MAX_CSR = 65536
+MAX_SANS = 16
+CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - the attribute's object identifier
+EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+_MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
+_ECDSA = {"secp256r1": "1.2.840.10045.4.3.2", "secp384r1": "1.2.840.10045.4.3.3"}
+_SAN = x509.SubjectAlternativeName.oid
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
+
+
+@dataclass(frozen=True, slots=True)
+class Csr:
+    """A request whose signature has been verified with the key in it.
+
+    `subject_der` and `san_der` are the bytes as sent (Name; value of the extension), for exact comparison;
+    `attributes` are the raw values by dotted type; `key_sha256` is over the DER SubjectPublicKeyInfo.
+    """
+
+    der: bytes
+    public_key: PublicKey
+    subject: x509.Name
+    subject_der: bytes
+    san: x509.SubjectAlternativeName | None
+    san_der: bytes | None
+    extensions: x509.Extensions
+    attributes: Mapping[str, tuple[bytes, ...]]
+    challenge_password: bytes | None
+    key_sha256: bytes
+
+
+def read(der: bytes) -> Csr:
+    """Read a request and verify its proof of possession before anything in it is believed (RFC 7030, section 3.4).
+
+    Raises BodyTooLarge, BodyMalformed (not strict DER), CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed.
+    """
+    check_der(der, max_bytes=MAX_CSR)
+    try:
+        request = x509.load_der_x509_csr(der)
+        public_key = check_key(request.public_key())
+        digest = request.signature_hash_algorithm
+        verified = request.is_signature_valid
+        subject, extensions = request.subject, request.extensions
+    except UnsupportedAlgorithm as error:
+        raise KeyNotAccepted("the key or signature algorithm of the request is not supported") from error
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise CsrMalformed("the certification request cannot be read") from error
+    if not verified:
+        raise ProofOfPossessionFailed("the request is not signed by its own key")
+    if not isinstance(digest, _HASHES):
+        raise KeyNotAccepted("the request is not signed with SHA-256 or stronger")
+    try:
+        subject_der, attributes = _read_parts(der)
+        san, san_der = _read_san(extensions, attributes)
+        challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))
+    except BodyMalformed as error:
+        raise CsrMalformed(error.detail) from error
+    return Csr(
+        der=der,
+        public_key=public_key,
+        subject=subject,
+        subject_der=subject_der,
+        san=san,
+        san_der=san_der,
+        extensions=extensions,
+        attributes=attributes,
+        challenge_password=challenge,
+        key_sha256=spki_sha256(public_key),
+    )
+
+
+def build(
+    *,
+    subject: x509.Name,
+    key: Signer | ec.EllipticCurvePrivateKey,
+    san: x509.SubjectAlternativeName | None = None,
+    challenge_password: bytes | None = None,
+    extensions: Sequence[x509.ExtensionType] = (),
+    attributes: Mapping[str, Sequence[bytes]] | None = None,
+) -> bytes:
+    """A signed DER request.
+
+    `challenge_password` is the text for that attribute (see `binding_text`), `extensions` go beside `san` as
+    non-critical requests, `attributes` are DER values by dotted type. The result has been read back.
+    """
+    signer: Signer = KeySigner(key) if isinstance(key, ec.EllipticCurvePrivateKey) else key
+    values: dict[str, Sequence[bytes]] = dict(attributes or {})
+    requested = [
+        tlv.sequence(tlv.oid(one.oid.dotted_string), tlv.tlv(tlv.OCTET_STRING, one.public_bytes()))
+        for one in ((san, *extensions) if san is not None else extensions)
+    ]
+    if requested:
+        values[EXTENSION_REQUEST] = (tlv.sequence(*requested),)
+    if challenge_password is not None:
+        values[CHALLENGE_PASSWORD] = (tlv.tlv(tlv.UTF8_STRING, challenge_password),)
+    info = tlv.sequence(
+        tlv.integer(0),
+        subject.public_bytes(),
+        spki(signer.public_key()),
+        tlv.tlv(0xA0, b"".join(sorted(tlv.sequence(tlv.oid(kind), tlv.set_of(each)) for kind, each in values.items()))),
+    )
+    algorithm = tlv.sequence(tlv.oid(_ECDSA[signer.public_key().curve.name]))
+    der = tlv.sequence(info, algorithm, tlv.tlv(tlv.BIT_STRING, b"\x00" + signer.sign(info)))
+    read(der)
+    return der
+
+
+def binding_text(channel_binding: bytes) -> bytes:
+    """What challengePassword carries: base64 of the TLS channel binding (RFC 7030, section 3.5)."""
+    return b64encode(channel_binding)
+
+
+def check_linking(csr: Csr, channel_binding: bytes | None, *, required: bool = False) -> bool:
+    """Whether the request is linked to the TLS session that brought it (RFC 7030, section 3.5).
+
+    A challengePassword is always checked; without one the answer is False unless `required`. `channel_binding` is
+    tls-unique (TLS 1.2) or tls-exporter (TLS 1.3), None where the session has none. Raises LinkingFailed.
+    """
+    if csr.challenge_password is None:
+        if required:
+            raise LinkingFailed("the request must carry the channel binding of this TLS session in challengePassword")
+        return False
+    if channel_binding is None:
+        raise LinkingFailed("this TLS session has no channel binding to compare challengePassword with")
+    if not hmac.compare_digest(csr.challenge_password, binding_text(channel_binding)):
+        raise LinkingFailed("challengePassword is not the channel binding of this TLS session")
+    return True
+
+
+def _read_parts(der: bytes) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
+    """Subject Name and attribute values, byte for byte."""
+    at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
+    at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
+    _, subject_at = tlv.expect(der, at, end, tlv.INTEGER)
+    _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
+    _, at = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
+    attributes: dict[str, tuple[bytes, ...]] = {}
+    if at != end:
+        at, end = tlv.only(der, at, end, 0xA0)
+    for tag, _, start, stop in tlv.elements(der, at, end):
+        if tag != tlv.SEQUENCE:
+            raise CsrMalformed("an attribute of the request is not a SEQUENCE")
+        name_at, name_end = tlv.expect(der, start, stop, tlv.OID)
+        kind = tlv.dotted(der[name_at:name_end])
+        values = tlv.only(der, name_end, stop, tlv.SET)
+        if kind in attributes:
+            raise CsrMalformed("an attribute of the request occurs twice")
+        attributes[kind] = tuple(der[first:last] for _, first, _, last in tlv.elements(der, *values))
+    return der[subject_at:subject_end], attributes
+
+
+def _read_san(
+    extensions: x509.Extensions, attributes: Mapping[str, tuple[bytes, ...]]
+) -> tuple[x509.SubjectAlternativeName | None, bytes | None]:
+    san = next((one.value for one in extensions if isinstance(one.value, x509.SubjectAlternativeName)), None)
+    if san is None:
+        return None, None
+    if not 0 < len(list(san)) <= MAX_SANS:
+        raise CsrMalformed(f"subjectAltName must have 1 to {MAX_SANS} names")
+    values = (*attributes.get(EXTENSION_REQUEST, ()), *attributes.get(_MICROSOFT_EXTENSION_REQUEST, ()))
+    if len(values) != 1:
+        raise CsrMalformed("the extension request must have exactly one value")
+    return san, extension_value(values[0], _SAN.dotted_string)
+
+
+def extension_value(extensions: bytes, dotted: str) -> bytes | None:
+    """The value octets of one extension out of a DER Extensions SEQUENCE, as they stand; raises BodyMalformed."""
+    wanted = tlv.oid(dotted)
+    for _, _, start, stop in tlv.elements(extensions, *tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)):
+        _, after = tlv.expect(extensions, start, stop, tlv.OID)
+        if extensions[start:after] != wanted:
+            continue
+        tag, _, past = tlv.read_tlv(extensions, after, stop)
+        if tag == tlv.BOOLEAN:
+            after = past
+        first, last = tlv.only(extensions, after, stop, tlv.OCTET_STRING)
+        return extensions[first:last]
+    return None
+
+
+def _read_challenge(values: tuple[bytes, ...] | None) -> bytes | None:
+    if values is None:
+        return None
+    if len(values) != 1:
+        raise CsrMalformed("challengePassword must have exactly one value")
+    tag, start, stop = tlv.read_tlv(values[0], 0, len(values[0]))
+    if tag not in _STRINGS or stop - start > 255:
+        raise CsrMalformed("challengePassword must be a string of at most 255 bytes")
+    return values[0][start:stop]

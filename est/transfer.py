@@ -1,0 +1,147 @@
+"""Bodies on the wire: base64 of DER, read leniently, written exactly; JSON without surprises (RFC 8951, section 3).
+
+Real clients disagree about white space, armour and line length; what is accepted and sent here is the one combination
+that the tested ones agree on. After white space is gone everything is strict.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import math
+import re
+
+from est import der as tlv
+from est.errors import BodyMalformed, BodyTooLarge
+
+MAX_BODY = 65536
+ONE_LINE = 1000
+"""Longest body in bytes, final LF included, that goes out as one line to everybody."""
+
+_ARMOUR = re.compile(
+    rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----([^-]*)-----END (NEW )?CERTIFICATE REQUEST-----\s*\Z"
+)
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BRACKET = re.compile(r"[][{}]")
+
+
+def check_der(der: bytes, *, max_depth: int = 32, max_bytes: int = MAX_BODY) -> None:
+    """The gate before every lenient parser: one DER object, nothing after it.
+
+    Definite minimal lengths, depth and number of elements bounded. Raises BodyTooLarge or BodyMalformed.
+    """
+    if len(der) > max_bytes:
+        raise BodyTooLarge(f"more than {max_bytes} bytes", limit=max_bytes)
+    tlv.check(der, max_depth=max_depth)
+
+
+def read_base64(body: bytes, *, max_bytes: int = MAX_BODY) -> bytes:
+    """The DER object in an EST body, whatever Content-Transfer-Encoding says (RFC 8951, section 3).
+
+    White space anywhere is dropped; a PEM-armoured CSR and raw DER are taken too, because clients send them. What is
+    left must be canonical base64 of exactly one DER object. Raises BodyTooLarge or BodyMalformed.
+    """
+    if len(body) > max_bytes:
+        raise BodyTooLarge(f"more than {max_bytes} bytes", limit=max_bytes)
+    # 0x30 is SEQUENCE, and also the digit "0", with which no base64 of a SEQUENCE can begin.
+    if body[:1] == b"\x30":
+        check_der(body, max_bytes=max_bytes)
+        return body
+    if body.lstrip()[:5] == b"-----":
+        armoured = _ARMOUR.match(body)
+        if not armoured or armoured[1] != armoured[3]:
+            raise BodyMalformed("PEM armour is not that of one certificate request")
+        body = armoured[2]
+    text = body.translate(None, b" \t\r\n")
+    if not text:
+        raise BodyMalformed("the body is empty")
+    try:
+        der = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error as error:
+        raise BodyMalformed("the body is not base64") from error
+    if binascii.b2a_base64(der, newline=False) != text:
+        raise BodyMalformed("the base64 has stray bits in its last character")
+    check_der(der, max_bytes=max_bytes)
+    return der
+
+
+def is_wrapped(body: bytes) -> bool:
+    """Whether a base64 body came with line breaks, which tells what its sender can read back."""
+    return body[:1] != b"\x30" and (b"\n" in body or b"\r" in body)
+
+
+def write_base64(der: bytes, *, wrapped: bool | None = None) -> bytes:
+    """The body of a response: one line and LF if at most 1000 bytes, else wrapped at 64 if `wrapped`, else one line."""
+    line = binascii.b2a_base64(der)
+    if wrapped and len(line) > ONE_LINE:
+        return write_wrapped(der)
+    return line
+
+
+def write_wrapped(der: bytes) -> bytes:
+    """The body of a request: lines of 64 and a final LF, which every tested server reads."""
+    line = binascii.b2a_base64(der, newline=False)
+    return b"".join(line[at : at + 64] + b"\n" for at in range(0, len(line), 64))
+
+
+def read_json(body: bytes, *, max_bytes: int = MAX_BODY, max_depth: int = 16) -> object:
+    """The JSON value in a body from outside.
+
+    UTF-8 without byte order mark or lone surrogates, no duplicate names, no NaN or Infinity, integers of at most 20
+    digits, arrays and objects nested at most `max_depth`. Raises BodyTooLarge or BodyMalformed.
+    """
+    if len(body) > max_bytes:
+        raise BodyTooLarge(f"more than {max_bytes} bytes", limit=max_bytes)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BodyMalformed("the JSON is not UTF-8") from error
+    _check_depth(text, max_depth)
+    try:
+        value: object = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+    except ValueError as error:
+        raise BodyMalformed("the body is not JSON") from error
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BodyMalformed("the JSON has a lone surrogate") from error
+    return value
+
+
+def _check_depth(text: str, max_depth: int) -> None:
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > max_depth:
+            raise BodyMalformed("the JSON is nested too deeply")
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise BodyMalformed("the JSON has a duplicate name")
+    return members
+
+
+def _no_constant(word: str) -> object:
+    raise BodyMalformed(f"the JSON has {word}")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise BodyMalformed("the JSON has an integer of more than 20 digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise BodyMalformed("the JSON has a number that is out of range")
+    return number
