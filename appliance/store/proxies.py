@@ -1,0 +1,102 @@
+"""Identity proxies that are in: one row per /proxy/<uuid4>, never deleted, never given to another device (A-108)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+
+from appliance.errors import Conflict
+from appliance.store.schema import proxies as table
+from appliance.store.transaction import Tx
+
+ACTIVE = "active"
+REVOKED = "revoked"
+TOPIC = "proxy-changed"
+
+_INSERT = insert(table)
+_BY_ID = select(table).where(table.c.id == bindparam("id"))
+_BY_IDENTIFIER = select(table).where(table.c.identifier == bindparam("identifier"))
+_ALL = select(table).order_by(table.c.created_at.desc(), table.c.id).limit(bindparam("limit"))
+_REVOKE = (
+    update(table)
+    .where(table.c.id == bindparam("key"), table.c.state == ACTIVE)
+    .values(state=REVOKED, updated_at=bindparam("updated_at"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyRow:
+    """One proxy. `method` is brski or est, `state` active or revoked."""
+
+    id: str
+    identifier: str
+    pledge_id: str | None
+    method: str
+    name: str
+    state: str
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def is_active(self) -> bool:
+        return self.state == ACTIVE
+
+
+def add(tx: Tx, row: ProxyRow) -> None:
+    """Insert and tell the outbox; raises Conflict when the identifier is taken."""
+    tx.execute(
+        _INSERT,
+        {
+            "id": row.id,
+            "identifier": row.identifier,
+            "pledge_id": row.pledge_id,
+            "method": row.method,
+            "name": row.name,
+            "state": row.state,
+            "created_at": row.created_at,
+            "updated_at": row.updated_at,
+        },
+    )
+    tx.emit(TOPIC, row.identifier, {"id": row.id, "state": row.state})
+
+
+def get(tx: Tx, identifier: str) -> ProxyRow | None:
+    """The proxy with this id (the UUID, not the URI)."""
+    return _maybe(tx.one(_BY_ID, {"id": identifier}))
+
+
+def by_identifier(tx: Tx, identifier: str) -> ProxyRow | None:
+    """The proxy with this URI."""
+    return _maybe(tx.one(_BY_IDENTIFIER, {"identifier": identifier}))
+
+
+def every(tx: Tx, *, limit: int = 1000) -> list[ProxyRow]:
+    """Proxies, newest first."""
+    return [_read(row) for row in tx.all(_ALL, {"limit": limit})]
+
+
+def revoke(tx: Tx, row: ProxyRow) -> None:
+    """Revoke for good and tell the outbox; raises Conflict when it is revoked already."""
+    if tx.execute(_REVOKE, {"key": row.id, "updated_at": tx.now}).rowcount != 1:
+        raise Conflict("the proxy is revoked already")
+    tx.emit(TOPIC, row.identifier, {"id": row.id, "state": REVOKED})
+
+
+def _maybe(row: Any) -> ProxyRow | None:
+    return None if row is None else _read(row)
+
+
+def _read(row: Any) -> ProxyRow:
+    return ProxyRow(
+        id=row.id,
+        identifier=row.identifier,
+        pledge_id=row.pledge_id,
+        method=row.method,
+        name=row.name or "",
+        state=row.state,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
