@@ -16,7 +16,7 @@ class Call:
     method: str
     path: str
     media_type: str = ""
-    headers: Mapping[str, str] = field(default=_NONE)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NONE)
     body: bytes = b""
 
 
@@ -26,5 +26,5 @@ class Reply:
 
     status: int
     media_type: str = ""
-    headers: Mapping[str, str] = field(default=_NONE)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NONE)
     body: bytes = b""

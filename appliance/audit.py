@@ -1,0 +1,254 @@
+"""The audit log: append-only, without gaps, each entry chained to the one before by SHA-256.
+
+An entry is written in the transaction of the change that it tells of. Its body is canonical JSON (sorted keys, no
+spaces, UTF-8) of: seq, time, event, actor, object, outcome, reason, request_id, fields. Its hash is
+SHA-256(previous hash || body). CSRs, vouchers and tokens appear by their SHA-256; keys, secrets, passwords and bearer
+tokens never do. The chain shows edits to whoever holds an older head; it is no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+from sqlalchemy import bindparam, insert, select
+
+from appliance.errors import AuditBroken
+from appliance.store import schema
+from appliance.store.transaction import Tx
+
+GENESIS = bytes(32)
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+_SECRET_WORDS = frozenset({"password", "passphrase", "secret", "token", "private_key", "key_pem", "authorization"})
+
+EVENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "home-initialised": "The home, its CAs and its store were made.",
+        "appliance-started": "The appliance opened its listeners.",
+        "appliance-stopped": "The appliance drained and stopped.",
+        "certificate-pending": "A certificate is about to be signed; fields hold the SHA-256 of the bytes.",
+        "ca-certificate-issued": "A root or issuing CA certificate was signed.",
+        "server-certificate-issued": "A certificate for one of the appliance's own servers was signed.",
+        "infrastructure-certificate-issued": "A certificate for a RADIUS server, NAS or decision client was signed.",
+        "ldevid-issued": "A proxy got its domain certificate.",
+        "ldevid-renewed": "A proxy renewed its domain certificate.",
+        "dual-identity-issued": "An agent got a credential that names it and its owner.",
+        "wit-issued": "An agent got a workload identity token.",
+        "credential-revoked": "A certificate was revoked.",
+        "crl-issued": "A certificate revocation list was signed.",
+        "manufacturer-added": "A manufacturer's anchors became known.",
+        "manufacturer-removed": "A manufacturer's anchors were forgotten.",
+        "pledge-seen": "A pledge asked for a voucher.",
+        "pledge-admitted": "An administrator said yes to a pledge.",
+        "pledge-refused": "An administrator or the policy said no to a pledge.",
+        "voucher-requested": "The registrar asked a MASA for a voucher.",
+        "voucher-issued": "A voucher was handed to its pledge.",
+        "voucher-refused": "No voucher was handed out.",
+        "voucher-accepted": "The pledge reported that it accepted its voucher.",
+        "voucher-rejected": "The pledge reported that it rejected its voucher.",
+        "audit-log-appraised": "The MASA's audit log was fetched and judged.",
+        "enrolment-refused": "An EST request was refused.",
+        "enrolment-reported": "The pledge reported how its enrolment ended.",
+        "est-secret-added": "A one-time enrolment secret was made.",
+        "est-secret-spent": "A one-time enrolment secret was used.",
+        "proxy-revoked": "A proxy was revoked.",
+        "owner-added": "An owner was added.",
+        "owner-changed": "An owner's name, kind or department changed.",
+        "owner-suspended": "An owner was suspended.",
+        "owner-resumed": "A suspended owner was made active again.",
+        "owner-revoked": "An owner was revoked.",
+        "owner-key-added": "An owner's key was registered on a signed statement of possession.",
+        "owner-key-rotated": "An owner's key was replaced.",
+        "owner-approved": "An owner's approval was accepted.",
+        "owner-challenged": "An owner was asked to approve a request.",
+        "agent-reserved": "An agent identifier was reserved.",
+        "agent-registered": "An agent was registered.",
+        "agent-revoked": "An agent was revoked.",
+        "agent-request-refused": "A request for an agent credential was refused.",
+        "evidence-appraised": "A proxy's evidence was appraised.",
+        "policy-published": "An access policy took effect.",
+        "access-decided": "A port was decided upon.",
+        "nas-added": "A NAS was added.",
+        "nas-removed": "A NAS was removed.",
+        "radius-server-added": "A RADIUS server got its token for the decision port.",
+        "radius-server-removed": "A RADIUS server's token was withdrawn.",
+        "backup-made": "A backup was written.",
+        "backup-restored": "A backup was restored.",
+    }
+)
+"""Every event, with one sentence: the documented contract of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acted: kind (administrator, pledge, proxy, agent, owner, radius-server, appliance), identifier, certificate
+    SHA-256 as hex, network address; empty where unknown."""
+
+    kind: str
+    identifier: str = ""
+    fingerprint: str = ""
+    address: str = ""
+
+
+APPLIANCE = Actor("appliance")
+"""The appliance acting on its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One thing that happened: a past-tense name of EVENTS, who did it, to what, how it ended."""
+
+    event: str
+    actor: Actor
+    object: str = ""
+    outcome: Literal["done", "refused", "failed"] = "done"
+    reason: str = ""
+    request_id: str = ""
+    fields: Mapping[str, Any] = field(default_factory=lambda: _NO_FIELDS)
+
+
+_APPEND = insert(schema.audit)
+_PAGE = (
+    select(schema.audit)
+    .where(schema.audit.c.seq > bindparam("after"))
+    .order_by(schema.audit.c.seq)
+    .limit(bindparam("count"))
+)
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+def next_seq(tx: Tx) -> int:
+    """The sequence that the next append() in this transaction will get."""
+    if tx.chain is None:
+        raise RuntimeError("a reading transaction has no audit chain")
+    return tx.chain.seq + 1
+
+
+def append(tx: Tx, event: AuditEvent) -> int:
+    """Write one entry in the caller's transaction; returns its sequence, 1 and up.
+
+    ValueError for an event that the contract does not name and for field names that smell of a secret.
+    """
+    seq = next_seq(tx)
+    body = _body(seq, tx.now, event)
+    chain = tx.chain
+    assert chain is not None  # next_seq has looked
+    digest = hashlib.sha256(chain.hash + body.encode()).digest()
+    tx.execute(
+        _APPEND,
+        {"seq": seq, "time": tx.now, "event": event.event, "body": body, "prev": chain.hash, "hash": digest},
+    )
+    chain.seq, chain.hash, chain.time = seq, digest, tx.now
+    return seq
+
+
+def _body(seq: int, now: datetime, event: AuditEvent) -> str:
+    if event.event not in EVENTS:
+        raise ValueError(f"{event.event!r} is not an audit event")
+    fields = event.fields
+    if fields and not _SECRET_WORDS.isdisjoint(fields):
+        raise ValueError("secrets are never audited")
+    actor = event.actor
+    return _encode(
+        {
+            "seq": seq,
+            "time": _timestamp(now),
+            "event": event.event,
+            "actor": {
+                "kind": actor.kind,
+                "identifier": actor.identifier,
+                "fingerprint": actor.fingerprint,
+                "address": actor.address,
+            },
+            "object": event.object,
+            "outcome": event.outcome,
+            "reason": event.reason,
+            "request_id": event.request_id,
+            "fields": dict(fields),
+        }
+    )
+
+
+def _timestamp(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One stored entry; `entry` is the body, read."""
+
+    seq: int
+    time: datetime
+    event: str
+    body: str
+    prev: bytes
+    hash: bytes
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.body)
+        return value
+
+
+def page(tx: Tx, *, after: int = 0, count: int = 1000) -> list[AuditRow]:
+    """Up to `count` entries with a sequence above `after`, oldest first."""
+    return [AuditRow(*row) for row in tx.all(_PAGE, {"after": after, "count": count})]
+
+
+def rows(tx: Tx, *, after: int = 0) -> Iterator[AuditRow]:
+    """Every entry above `after`, oldest first, read in pages."""
+    while found := page(tx, after=after):
+        yield from found
+        after = found[-1].seq
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last entry's sequence and hash; keep it elsewhere to notice a log that was cut or rewritten."""
+
+    seq: int
+    hash: bytes
+
+
+def verify(entries: Iterable[AuditRow], *, known: Head | None = None) -> Head:
+    """Check the whole log, oldest first, and return its head.
+
+    AuditBroken names the first bad position: a gap, a wrong link, an edited body, columns that disagree with the body.
+    With `known`, an older head that somebody kept, the log must still contain it.
+    """
+    seq, previous = 0, GENESIS
+    for row in entries:
+        seq += 1
+        if row.seq != seq:
+            raise AuditBroken(f"entry {seq} is missing", position=seq)
+        if row.prev != previous:
+            raise AuditBroken(f"entry {seq} is not chained to the one before", position=seq)
+        if hashlib.sha256(row.prev + row.body.encode()).digest() != row.hash:
+            raise AuditBroken(f"entry {seq} was changed", position=seq)
+        if not _columns_agree(row):
+            raise AuditBroken(f"the columns of entry {seq} disagree with its body", position=seq)
+        previous = row.hash
+        if known is not None and known.seq == seq and known.hash != previous:
+            raise AuditBroken(f"entry {seq} is not the one that was known", position=seq)
+    if known is not None and known.seq > seq:
+        raise AuditBroken(f"the log ends at {seq} and was known to reach {known.seq}", position=seq + 1)
+    return Head(seq, previous)
+
+
+def _columns_agree(row: AuditRow) -> bool:
+    try:
+        entry = row.entry
+    except ValueError:
+        return False
+    return entry.get("seq") == row.seq and entry.get("event") == row.event and entry.get("time") == _timestamp(row.time)
+
+
+def export(entries: Iterable[AuditRow]) -> Iterator[str]:
+    """The log as JSON lines: the body as it was hashed, with prev and hash as hex."""
+    for row in entries:
+        yield _encode({"body": row.body, "prev": row.prev.hex(), "hash": row.hash.hex()})

@@ -1,0 +1,1 @@
+"""Alembic migrations, run by appliance/store/upgrade.py inside one transaction."""

@@ -1,0 +1,319 @@
+"""Every table of the appliance; the migrations make them, the repositories beside this file use them.
+
+Ids are UUIDs as text unless said otherwise. Digests are lower-case hex, times integer microseconds (columns.py).
+There are no foreign keys on purpose: deferred ones fail at COMMIT and would take a whole commit group down. There are
+no Python-side defaults either: statements run as compiled text (statements.py) and every value is given by its caller.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from appliance.store.columns import Hex, Json, Time
+
+metadata = MetaData()
+
+
+def _text(name: str, *, null: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=null)
+
+
+def _hex(name: str, *, null: bool = True) -> Column[str]:
+    return Column(name, Hex, nullable=null)
+
+
+def _time(name: str, *, null: bool = False) -> Column[object]:
+    return Column(name, Time, nullable=null)
+
+
+def _id() -> Column[str]:
+    return Column("id", Text, primary_key=True)
+
+
+meta = Table("meta", metadata, Column("key", Text, primary_key=True), _text("value"))
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    _time("time"),
+    _text("event"),
+    _text("body"),
+    Column("prev", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("audit_event", "event"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    _time("time"),
+    _text("topic"),
+    _text("key"),
+    Column("body", Json, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    _text("issuer_role"),
+    _hex("issuer_aki", null=False),
+    _text("serial"),
+    _text("profile"),
+    _text("subject_id", null=True),
+    _text("agent_id", null=True),
+    _text("owner_id", null=True),
+    _text("proxy_id", null=True),
+    _text("pledge_id", null=True),
+    _text("state"),
+    _hex("tbs_sha256", null=False),
+    _hex("cert_sha256"),
+    Column("der", LargeBinary, nullable=True),
+    _hex("spki_sha256", null=False),
+    _hex("csr_sha256"),
+    _time("not_before"),
+    _time("not_after"),
+    _text("txn", null=True),
+    _text("model", null=True),
+    _time("created_at"),
+    _time("revoked_at", null=True),
+    _text("revocation_reason", null=True),
+    UniqueConstraint("issuer_aki", "serial"),
+    Index("certificates_agent", "agent_id"),
+    Index("certificates_owner", "owner_id"),
+    Index("certificates_proxy", "proxy_id"),
+    Index("certificates_spki", "spki_sha256"),
+    Index("certificates_revoked", "issuer_role", "revoked_at"),
+)
+
+crls = Table(
+    "crls",
+    metadata,
+    Column("role", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    _time("this_update"),
+    _time("next_update"),
+    Column("der", LargeBinary, nullable=False),
+)
+
+manufacturers = Table(
+    "manufacturers",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    _text("anchors_pem"),
+    _text("masa_url", null=True),
+    _text("masa_tls_anchors_pem", null=True),
+    Column("options", Json, nullable=True),
+    _time("created_at"),
+)
+
+pledges = Table(
+    "pledges",
+    metadata,
+    _id(),
+    _hex("idevid_issuer", null=False),
+    _text("serial"),
+    _hex("idevid_sha256"),
+    _text("manufacturer_id", null=True),
+    _text("state"),
+    _text("masa_url", null=True),
+    _text("nonce", null=True),
+    _hex("pvr_sha256"),
+    _hex("voucher_sha256"),
+    Column("voucher", LargeBinary, nullable=True),
+    Column("rvr", LargeBinary, nullable=True),
+    _text("assertion", null=True),
+    _text("audit_verdict", null=True),
+    _text("proxy_id", null=True),
+    Column("timeline", Json, nullable=True),
+    _time("created_at"),
+    _time("updated_at"),
+    UniqueConstraint("idevid_issuer", "serial"),
+    Index("pledges_idevid", "idevid_sha256"),
+)
+
+proxies = Table(
+    "proxies",
+    metadata,
+    _id(),
+    Column("identifier", Text, nullable=False, unique=True),
+    _text("pledge_id", null=True),
+    _text("method"),
+    _text("name", null=True),
+    _text("state"),
+    _time("created_at"),
+    _time("updated_at"),
+)
+
+est_secrets = Table(
+    "est_secrets",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    _hex("secret_sha256", null=False),
+    _text("label", null=True),
+    _time("expires_at"),
+    _time("spent_at", null=True),
+    _time("created_at"),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    _id(),
+    Column("identifier", Text, nullable=False, unique=True),
+    Column("ref", Text, nullable=False, unique=True),
+    _text("name"),
+    _text("kind"),
+    _text("department", null=True),
+    _text("state"),
+    _time("created_at"),
+    _time("updated_at"),
+)
+
+owner_keys = Table(
+    "owner_keys",
+    metadata,
+    Column("jkt", Text, primary_key=True),
+    _text("owner_id"),
+    Column("spki", LargeBinary, nullable=False),
+    _text("protection"),
+    _text("state"),
+    _time("not_before", null=True),
+    _time("not_after", null=True),
+    _hex("statement_sha256"),
+    _time("created_at"),
+    Index("owner_keys_owner", "owner_id"),
+)
+
+owner_proxies = Table(
+    "owner_proxies",
+    metadata,
+    Column("owner_id", Text, nullable=False),
+    Column("proxy_id", Text, nullable=False),
+    PrimaryKeyConstraint("owner_id", "proxy_id"),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    _id(),
+    Column("identifier", Text, nullable=False, unique=True),
+    _text("owner_id", null=True),
+    _text("proxy_id"),
+    _text("jkt"),
+    _text("class", null=True),
+    _text("state"),
+    _time("created_at"),
+    _time("updated_at"),
+    Index("agents_proxy", "proxy_id", "jkt"),
+    Index("agents_owner", "owner_id"),
+)
+
+nonces = Table(
+    "nonces",
+    metadata,
+    Column("nonce", Text, primary_key=True),
+    _text("jkt", null=True),
+    _text("purpose"),
+    _text("agent_id", null=True),
+    _text("proxy_id", null=True),
+    _time("expires_at"),
+    _time("spent_at", null=True),
+    Index("nonces_expiry", "expires_at"),
+)
+
+spent = Table(
+    "spent",
+    metadata,
+    Column("kind", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    _time("expires_at"),
+    PrimaryKeyConstraint("kind", "value"),
+    Index("spent_expiry", "expires_at"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("rqh", Text, primary_key=True),
+    _text("txn"),
+    _text("agent_id", null=True),
+    _text("owner_id", null=True),
+    _text("proxy_id", null=True),
+    _text("state"),
+    Column("result", Json, nullable=True),
+    _text("request", null=True),
+    _text("approval", null=True),
+    _text("evidence", null=True),
+    _text("ear", null=True),
+    _time("created_at"),
+    _time("updated_at"),
+    Index("requests_proxy", "proxy_id"),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("revision", Integer, primary_key=True, autoincrement=True),
+    _text("text"),
+    _hex("sha256", null=False),
+    _text("comment", null=True),
+    _time("published_at"),
+    sqlite_autoincrement=True,
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    _time("time"),
+    _text("verdict"),
+    _text("vlan", null=True),
+    _text("reason"),
+    _text("nas", null=True),
+    _text("port", null=True),
+    _text("mac", null=True),
+    _text("session", null=True),
+    _text("agent_id", null=True),
+    _text("owner_id", null=True),
+    _text("department", null=True),
+    _text("serial", null=True),
+    Column("policy_revision", Integer, nullable=True),
+    Column("trace", Json, nullable=True),
+    Index("decisions_time", "time"),
+)
+
+nas = Table(
+    "nas",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    _text("address"),
+    Column("secret_sealed", LargeBinary, nullable=False),
+    _time("created_at"),
+)
+
+radius_servers = Table(
+    "radius_servers",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    _hex("token_sha256", null=False),
+    _time("created_at"),
+)

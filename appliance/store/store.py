@@ -1,0 +1,147 @@
+"""Store: the one door to the database; services hand it functions over a Tx (design D-6)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+
+from appliance.clock import Clock
+from appliance.errors import StoreMissing, StoreUnavailable
+from appliance.store.engine import file_of, reader_engine, writer_engine
+from appliance.store.statements import Statements
+from appliance.store.transaction import OutboxRow, Tx, refusals
+from appliance.store.upgrade import upgrade
+from appliance.store.writer import Job, Subscriber, Writer
+
+T = TypeVar("T")
+_READERS = 4
+
+
+class Store:
+    """Transactions as functions: `await store.write(lambda tx: proxies.add(tx, ...))`.
+
+    A writing function is answered only after its COMMIT, runs on the writer thread, must not block, and may raise a
+    Refusal: then nothing of it is kept. A reading function sees one consistent snapshot.
+    """
+
+    def __init__(self, engine: Engine, readers: Engine, clock: Clock, path: Path, free_bytes: int) -> None:
+        self._engine = engine
+        self._readers = readers
+        self._clock = clock
+        self._path = path
+        self._writer = Writer(engine, clock, path, free_bytes)
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._local = threading.local()
+        self._open_readers: list[_Reader] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str, clock: Clock, *, create: bool = False, free_bytes: int = 0) -> Store:
+        """Open the database, bringing its tables up to date.
+
+        With `create` the file is made, mode 0600, and must not exist; without, a missing file raises StoreMissing
+        (an empty store would have forgotten every revocation), a foreign one StoreForeign.
+        """
+        path = file_of(url)
+        if create:
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            except FileExistsError as error:
+                raise StoreUnavailable("there is a database already", path=str(path)) from error
+            except OSError as error:
+                raise StoreUnavailable("the database file cannot be made", path=str(path)) from error
+        elif not path.is_file():
+            raise StoreMissing("there is no database; restore a backup or initialise a new home", path=str(path))
+        engine = writer_engine(url)
+        with refusals():
+            upgrade(engine, create=create)
+            return cls(engine, reader_engine(url), clock, path, free_bytes)
+
+    def close(self) -> None:
+        """Finish queued transactions and close every connection; safe to call twice."""
+        self._writer.stop()
+        self._pool.shutdown(wait=True)
+        with self._lock:
+            readers, self._open_readers = self._open_readers, []
+        for reader in readers:
+            reader.connection.close()
+
+    async def write(self, function: Callable[[Tx], T], *, essential: bool = False) -> T:
+        """Run `function` in a transaction and answer after its COMMIT.
+
+        `essential` work (a revocation) is done even below the disk watermark. Raises what the function raises,
+        StoreBusy, DiskFull or StoreUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._writer.submit(Job(function, loop, future, essential))
+        return await future
+
+    async def read(self, function: Callable[[Tx], T]) -> T:
+        """Run `function` on a reading connection in another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_sync, function)
+
+    def write_sync(self, function: Callable[[Tx], T], *, essential: bool = False) -> T:
+        """write() for callers without an event loop; never call it on one."""
+        future: Future[T] = Future()
+        self._writer.submit(Job(function, None, future, essential))
+        return future.result()
+
+    def read_sync(self, function: Callable[[Tx], T]) -> T:
+        """read() on the calling thread."""
+        reader = self._reader()
+        with refusals():
+            transaction = reader.connection.begin()
+            try:
+                return function(Tx(reader.run, self._clock.now(), None))
+            finally:
+                transaction.rollback()
+
+    def subscribe(self, callback: Callable[[list[OutboxRow]], None]) -> None:
+        """Call back with every committed group's outbox rows, in order, before its writers are answered.
+
+        On the running event loop if there is one, else on the writer thread.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self._writer.subscribe(Subscriber(callback, loop))
+
+    @property
+    def waiting(self) -> int:
+        """How many functions wait for the writer."""
+        return self._writer.waiting
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    def _reader(self) -> _Reader:
+        reader = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = _Reader(self._readers)
+            with self._lock:
+                self._open_readers.append(reader)
+        return reader
+
+
+class _Reader:
+    """One thread's reading connection."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.connection = engine.connect()
+        dbapi: Any = self.connection.connection.dbapi_connection
+        self._cursor = dbapi.cursor()
+        self._statements = Statements(engine.dialect)
+
+    def run(self, statement: Any, values: Any) -> Any:
+        return self._statements.run(self.connection, self._cursor, statement, values)

@@ -1,0 +1,251 @@
+"""The writer thread: whole transactions queue up, are committed in groups, and are answered after their COMMIT.
+
+Each function runs between SAVEPOINT and RELEASE of one fixed name, directly on the driver's connection, so a failing
+one is undone alone and the rest of its group commits. Subscribers hear of a group before its callers do, so whoever
+was answered finds the in-memory copies up to date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Engine, select
+from sqlalchemy.engine import Connection
+
+from appliance.clock import Clock
+from appliance.errors import DiskFull, StoreBusy, StoreUnavailable
+from appliance.store import schema
+from appliance.store.statements import Statements
+from appliance.store.transaction import Chain, OutboxRow, Tx, refusals
+
+_log = logging.getLogger(__name__)
+_HEAD = (
+    select(schema.audit.c.seq, schema.audit.c.hash, schema.audit.c.time).order_by(schema.audit.c.seq.desc()).limit(1)
+)
+_MAX_GROUP = 128
+_MAX_WAITING = 10_000
+_DISK_CHECK_SECONDS = 1.0
+
+
+class Answerable(Protocol):
+    """The two ways a future is settled; asyncio's and the thread's both fit."""
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+    def done(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Job:
+    """One function that waits for its transaction."""
+
+    function: Callable[[Tx], Any]
+    loop: asyncio.AbstractEventLoop | None
+    future: Answerable
+    essential: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Who hears of committed outbox rows, and on which loop (None: on the writer thread)."""
+
+    callback: Callable[[list[OutboxRow]], None]
+    loop: asyncio.AbstractEventLoop | None
+
+
+class Writer:
+    """The only thread that writes; started by the constructor, ended by stop()."""
+
+    def __init__(self, engine: Engine, clock: Clock, path: Path, free_bytes: int) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._path = path
+        self._free_bytes = free_bytes
+        self._disk_checked = float("-inf")
+        self._disk_is_low = False
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._connection: Connection = engine.connect()
+        self._dbapi: Any = self._connection.connection.dbapi_connection
+        self._cursor: Any = self._dbapi.cursor()
+        self._statements = Statements(engine.dialect)
+        self._inode = _inode(path)
+        self._version = -1
+        self._chain = Chain(0, bytes(32), None)
+        self._thread = threading.Thread(target=self._main, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a function; StoreUnavailable after stop(), StoreBusy when too many wait."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed", retry_after_seconds=5)
+        if self._jobs.qsize() >= _MAX_WAITING:
+            raise StoreBusy("too many transactions wait", retry_after_seconds=2)
+        self._jobs.put(job)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Add a subscriber; it hears of every group committed from now on."""
+        self._subscribers = (*self._subscribers, subscriber)
+
+    @property
+    def waiting(self) -> int:
+        """How many functions wait for their transaction."""
+        return self._jobs.qsize()
+
+    def stop(self) -> None:
+        """Finish what is queued, then end the thread and close its connection."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+        self._connection.close()
+
+    def _main(self) -> None:
+        while True:
+            job = self._jobs.get()
+            group: list[Job] = []
+            while job is not None:
+                group.append(job)
+                if len(group) >= _MAX_GROUP:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._commit(group)
+            if job is None:
+                return
+
+    def _commit(self, group: list[Job]) -> None:
+        emitted: list[OutboxRow] = []
+        chain = self._chain
+        head = (chain.seq, chain.hash, chain.time)
+        try:
+            with refusals():
+                self._check_file()
+                self._run_group(group, emitted)
+        except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
+            chain.seq, chain.hash, chain.time = head
+            self._version = -1
+            if not isinstance(error, (StoreBusy, DiskFull)):
+                _log.error("event=commit-failed transactions=%d error=%r", len(group), error, exc_info=error)
+            for job in group:
+                job.error = job.error or error
+            emitted.clear()
+        self._answer(group, emitted)
+
+    def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> None:
+        execute = self._cursor.execute
+        transaction = self._connection.begin()
+        try:
+            version = execute("PRAGMA data_version").fetchone()[0]
+            if version != self._version:  # another process wrote: our head of the audit log is old
+                self._load_head()
+                self._version = version
+            now = self._clock.now()
+            disk_is_low = self._disk_low()
+            for job in group:
+                if disk_is_low and not job.essential:
+                    job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
+                    continue
+                self._run_one(job, Tx(self._run, now, self._chain), emitted)
+            # INSERT OR ROLLBACK, a full disk or an I/O error end the outer transaction; a commit would then succeed
+            # and mean nothing.
+            if not self._dbapi.in_transaction:
+                raise StoreUnavailable("the transaction was ended by the database", retry_after_seconds=5)
+            transaction.commit()
+        except BaseException:
+            transaction.rollback()
+            raise
+
+    def _run_one(self, job: Job, tx: Tx, emitted: list[OutboxRow]) -> None:
+        chain = self._chain
+        head = (chain.seq, chain.hash, chain.time)
+        execute = self._cursor.execute
+        execute("SAVEPOINT t")
+        try:
+            job.result = job.function(tx)
+        except BaseException as error:  # supervisor: the caller gets it, whatever it is
+            job.error = error
+            chain.seq, chain.hash, chain.time = head
+            if not self._dbapi.in_transaction:
+                raise
+            execute("ROLLBACK TO t")
+        else:
+            emitted.extend(tx.emitted)
+        execute("RELEASE t")
+
+    def _run(self, statement: Any, values: Any) -> Any:
+        return self._statements.run(self._connection, self._cursor, statement, values)
+
+    def _load_head(self) -> None:
+        row = self._run(_HEAD, {}).first()
+        chain = self._chain
+        chain.seq, chain.hash, chain.time = (row.seq, row.hash, row.time) if row else (0, bytes(32), None)
+
+    def _check_file(self) -> None:
+        if _inode(self._path) != self._inode:
+            raise StoreUnavailable("the database file was removed or replaced", retry_after_seconds=30)
+
+    def _disk_low(self) -> bool:
+        if not self._free_bytes:
+            return False
+        at = time.monotonic()
+        if at - self._disk_checked >= _DISK_CHECK_SECONDS:
+            self._disk_checked = at
+            state = os.statvfs(self._path.parent)
+            self._disk_is_low = state.f_bavail * state.f_frsize < self._free_bytes
+        return self._disk_is_low
+
+    def _answer(self, group: list[Job], emitted: list[OutboxRow]) -> None:
+        subscribers = self._subscribers if emitted else ()
+        loops = {subscriber.loop: None for subscriber in subscribers} | {job.loop: None for job in group}
+        for loop in loops:
+            callbacks = [subscriber.callback for subscriber in subscribers if subscriber.loop is loop]
+            jobs = [job for job in group if job.loop is loop]
+            if loop is None:
+                _deliver(callbacks, emitted, jobs)
+                continue
+            try:
+                loop.call_soon_threadsafe(_deliver, callbacks, emitted, jobs)
+            except RuntimeError:  # the loop is closed: nobody is left to be told
+                _log.warning("event=answer-dropped transactions=%d", len(jobs))
+
+
+def _deliver(callbacks: list[Callable[[list[OutboxRow]], None]], emitted: list[OutboxRow], jobs: list[Job]) -> None:
+    for callback in callbacks:
+        try:
+            callback(emitted)
+        except Exception:  # noqa: BLE001 - supervisor: one subscriber's fault is not another's
+            _log.exception("event=subscriber-failed")
+    for job in jobs:
+        if job.future.done():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)  # noqa: PTH116 - runs once per commit
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
