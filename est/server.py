@@ -1,0 +1,157 @@
+"""The EST server's half: what a Call asks, and the Reply it gets (RFC 7030, section 4; RFC 8951).
+
+Knows nothing of who is calling; the service that holds an EstServer authenticates, authorizes and issues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import ceil
+from urllib.parse import unquote
+
+from cryptography import x509
+
+from est import cms, csr, paths, transfer
+from est import der as tlv
+from est.chains import CMC_RA, extensions_of
+from est.csr import Csr
+from est.errors import (
+    BodyMalformed,
+    CertificateMalformed,
+    ExtensionNotGranted,
+    LabelNotUsable,
+    LabelUnknown,
+    MediaTypeNotAccepted,
+    MethodNotAllowed,
+    NamesChanged,
+    OperationUnknown,
+)
+from est.exchange import Call, Reply
+
+_ENCODED = {paths.TRANSFER_ENCODING: "base64"}
+_SAN = x509.SubjectAlternativeName.oid.dotted_string
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a path means: the operation's name, and the label or None for the default."""
+
+    name: str
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollAsk:
+    """A request to enrol: the CSR (possession proved) and whether its base64 was wrapped, which the reply mirrors."""
+
+    csr: Csr
+    wrapped: bool
+
+
+class EstServer:
+    """Reads EST calls and writes EST replies for a set of labels.
+
+    Raises LabelNotUsable for a label that is an operation's name or not a path segment (RFC 7030, section 3.2.2).
+    `max_body` is in bytes.
+    """
+
+    def __init__(self, *, labels: Collection[str] = (), max_body: int = transfer.MAX_BODY) -> None:
+        for label in labels:
+            if label in paths.RESERVED or not label or "/" in label or label in (".", ".."):
+                raise LabelNotUsable(f"{label!r} cannot be an EST label", label=label)
+        self._labels = frozenset(labels)
+        self._max_body = max_body
+
+    def operation(self, call: Call) -> Operation:
+        """Which operation the call means; raises OperationUnknown, LabelUnknown, MethodNotAllowed.
+
+        fullcmc and serverkeygen are unknown here, so that nothing can fall through to the issuing code.
+        """
+        prefix = paths.WELL_KNOWN + "/"
+        segments = call.path[len(prefix) :].split("/") if call.path.startswith(prefix) else []
+        if len(segments) not in (1, 2):
+            raise OperationUnknown("no such EST operation")
+        label = unquote(segments[0]) if len(segments) == 2 else None
+        if label is not None and label not in self._labels:
+            raise LabelUnknown("no such EST label")
+        method = paths.METHODS.get(segments[-1])
+        if method is None:
+            raise OperationUnknown("no such EST operation")
+        if call.method != method:
+            raise MethodNotAllowed(f"this operation takes {method}", allow=method)
+        return Operation(segments[-1], label)
+
+    def read_enroll(self, call: Call) -> EnrollAsk:
+        """The CSR in a simpleenroll or simplereenroll call, with proof of possession verified.
+
+        Raises MediaTypeNotAccepted, BodyTooLarge, BodyMalformed, CsrMalformed, KeyNotAccepted,
+        ProofOfPossessionFailed, and ExtensionNotGranted when a CA certificate or cmcRA is asked for.
+        """
+        if paths.essence(call.media_type) != paths.PKCS10:
+            raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
+        request = csr.read(transfer.read_base64(call.body, max_bytes=self._max_body))
+        _check_requested(request.extensions)
+        return EnrollAsk(request, transfer.is_wrapped(call.body))
+
+    def check_reenroll(self, request: Csr, old_certificate: x509.Certificate) -> None:
+        """Subject and subjectAltName are those of the old certificate, byte for byte (RFC 7030, section 4.2.2).
+
+        Both absent counts as equal. Raises NamesChanged or CertificateMalformed.
+        """
+        subject, san = _names_of(old_certificate)
+        if request.subject_der != subject:
+            raise NamesChanged("the subject is not that of the certificate being renewed", field="subject")
+        if request.san_der != san:
+            raise NamesChanged("subjectAltName is not that of the certificate being renewed", field="subjectAltName")
+
+    def cacerts_reply(self, certificates: Sequence[x509.Certificate], call: Call) -> Reply:
+        """The CA certificates; wrapped only for libest, which cannot read long lines, while others need them."""
+        wrapped = call.headers.get("user-agent", "").startswith("libest")
+        return _certs_only(certificates, wrapped=wrapped)
+
+    def enroll_reply(self, certificate: x509.Certificate, ask: EnrollAsk) -> Reply:
+        """The issued certificate and nothing else (RFC 7030, section 4.2.3)."""
+        return _certs_only((certificate,), wrapped=ask.wrapped)
+
+    def csrattrs_reply(self) -> Reply:
+        """Nothing is demanded of a CSR (RFC 7030, section 4.5.2)."""
+        return Reply(204)
+
+    def pending_reply(self, retry_after_seconds: float) -> Reply:
+        """Ask again later: no body at all, and seconds rather than a date, because that is what clients can read."""
+        return Reply(202, headers={paths.RETRY_AFTER: str(max(1, ceil(retry_after_seconds)))})
+
+
+def _certs_only(certificates: Sequence[x509.Certificate], *, wrapped: bool) -> Reply:
+    body = transfer.write_base64(cms.write_certs_only(certificates), wrapped=wrapped)
+    return Reply(200, paths.CERTS_ONLY, _ENCODED, body)
+
+
+def _check_requested(extensions: x509.Extensions) -> None:
+    for extension in extensions:
+        if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
+            raise ExtensionNotGranted("a CA certificate is not given on request", extension="basicConstraints")
+        if isinstance(extension.value, x509.KeyUsage) and (extension.value.key_cert_sign or extension.value.crl_sign):
+            raise ExtensionNotGranted("a CA's key usage is not given on request", extension="keyUsage")
+        if isinstance(extension.value, x509.ExtendedKeyUsage) and CMC_RA in {
+            one.dotted_string for one in extension.value
+        }:
+            raise ExtensionNotGranted("the cmcRA purpose is not given on request", extension="extendedKeyUsage")
+
+
+def _names_of(certificate: x509.Certificate) -> tuple[bytes, bytes | None]:
+    """Subject Name and subjectAltName value as they stand in the certificate."""
+    extensions_of(certificate)
+    tbs = certificate.tbs_certificate_bytes
+    try:
+        at, end = tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)
+        fields = list(tlv.elements(tbs, at, end))
+        first = 1 if fields[0][0] == 0xA0 else 0
+        subject_at, subject_end = fields[first + 4][1], fields[first + 4][3]
+        for tag, _, start, stop in fields[first + 6 :]:
+            if tag == 0xA3:
+                return tbs[subject_at:subject_end], csr.extension_value(tbs[start:stop], _SAN)
+    except BodyMalformed as error:
+        raise CertificateMalformed("the certificate cannot be read") from error
+    return tbs[subject_at:subject_end], None
