@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -38,6 +39,7 @@ MAX_CERTIFICATES = 32
 
 _SIGNED_DATA = tlv.oid("1.2.840.113549.1.7.2")
 _DATA = tlv.oid(ID_DATA)
+_CONTENT_TYPES = {tlv.oid(one): one for one in (ID_DATA, ID_CT_ANIMA_JSON_VOUCHER)}
 _CONTENT_TYPE = tlv.oid("1.2.840.113549.1.9.3")
 _MESSAGE_DIGEST = tlv.oid("1.2.840.113549.1.9.4")
 _SIGNING_TIME = tlv.oid("1.2.840.113549.1.9.5")
@@ -167,7 +169,7 @@ def unseal(
         if stop != frame.signer_infos[1]:
             raise CmsNotAccepted("the SignedData has more than one signer")
         info = _read_signer_info(der, start, stop)
-        content_type = tlv.dotted(frame.content_type[2:])
+        content_type = _CONTENT_TYPES.get(frame.content_type) or tlv.dotted(frame.content_type[2:])
         attributes = _read_attributes(der, info.attributes)
         signing_time = _read_signing_time(attributes.get(_SIGNING_TIME))
     except BodyMalformed as error:
@@ -244,8 +246,7 @@ def read_certificate(der: bytes) -> x509.Certificate:
         raise CertificateMalformed("a certificate cannot be read") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     version: int
     digests: tuple[str, ...]
     content_type: bytes
@@ -254,8 +255,7 @@ class _Frame:
     signer_infos: tlv.Span
 
 
-@dataclass(frozen=True, slots=True)
-class _SignerInfo:
+class _SignerInfo(NamedTuple):
     issuer_and_serial: bytes | None
     key_identifier: bytes | None
     digest: str

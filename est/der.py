@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from est.errors import BodyMalformed
 
@@ -176,6 +177,7 @@ def write_time(moment: datetime) -> bytes:
     return tlv(GENERALIZED_TIME, f"{utc.year:04d}{utc:%m%d%H%M%S}Z".encode())
 
 
+@lru_cache(maxsize=256)
 def oid(dotted: str) -> bytes:
     """OBJECT IDENTIFIER from dotted decimal."""
     arcs = [int(arc) for arc in dotted.split(".")]

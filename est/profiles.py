@@ -1,8 +1,8 @@
 """The shapes of the certificates and CRLs that we issue: shape, sign, check (RFC 5280, section 4 and 5).
 
-`to_be_signed` makes the bytes to be signed by building the certificate with a fixed throw-away key of the issuer's
-curve and re-reading it, so what is signed is byte for byte what was checked; `assemble` puts the true signature on.
-Serial numbers, times and keys are arguments.
+`to_be_signed` writes the bytes to be signed, has cryptography read them back and compares field by field, so what is
+signed is byte for byte what was checked; `assemble` puts the signature on and verifies it. Serial numbers, times and
+keys are arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from est import der as tlv
 from est.cms import read_certificate
-from est.errors import CertificateNotAsShaped, EstError, ShapeNotPossible
+from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, spki
 from est.revocation import Revoked, crl_to_be_signed
 from est.signer import hash_for
@@ -52,12 +52,34 @@ CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 Extension = tuple[x509.ExtensionType, bool]
 IPAddress = IPv4Address | IPv6Address
 
-_ECDSA = {"secp256r1": tlv.oid("1.2.840.10045.4.3.2"), "secp384r1": tlv.oid("1.2.840.10045.4.3.3")}
-# Nobody may trust these: their only use is to let the builder make the bytes that the true key will sign.
-_LINT_KEYS = {
-    "secp256r1": ec.derive_private_key(1, ec.SECP256R1()),
-    "secp384r1": ec.derive_private_key(1, ec.SECP384R1()),
+_ECDSA = {
+    "secp256r1": tlv.sequence(tlv.oid("1.2.840.10045.4.3.2")),
+    "secp384r1": tlv.sequence(tlv.oid("1.2.840.10045.4.3.3")),
 }
+_VERSION_3 = b"\xa0\x03\x02\x01\x02"
+_NO_SIGNATURE = b"\x03\x01\x00"
+_CRITICAL = b"\x01\x01\xff"
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+_CA_USAGE: Extension = (_usage(ca=True), True)
+_END_ENTITY: tuple[Extension, ...] = (
+    (x509.BasicConstraints(ca=False, path_length=None), True),
+    (_usage(ca=False), True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +148,7 @@ def root_ca(
     """The self-signed root: signs issuing CAs only."""
     extensions: tuple[Extension, ...] = (
         (x509.BasicConstraints(ca=True, path_length=path_length), True),
-        (_usage(ca=True), True),
+        _CA_USAGE,
         (x509.SubjectKeyIdentifier(key_identifier(key)), False),
     )
     return Shape(subject, subject, serial, not_before, not_after, key, extensions)
@@ -136,7 +158,7 @@ def issuing_ca(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:
     """A CA under the root that signs end entities only: path length 0."""
     own: tuple[Extension, ...] = (
         (x509.BasicConstraints(ca=True, path_length=0), True),
-        (_usage(ca=True), True),
+        _CA_USAGE,
         (x509.SubjectKeyIdentifier(key_identifier(key)), False),
     )
     return _under(terms, subject, key, own)
@@ -202,28 +224,27 @@ def agent(
 
 
 def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
-    """DER TBSCertificate of the shape for an issuer with this key, re-read and compared.
+    """DER TBSCertificate of the shape for an issuer with this key, re-read by cryptography and compared.
 
     Raises ShapeNotPossible, KeyNotAccepted, CertificateNotAsShaped.
     """
     _check_possible(shape)
-    lint = _lint_key(issuer_key)
+    algorithm = _algorithm(issuer_key)
+    tbs = tlv.sequence(
+        _VERSION_3,
+        tlv.integer(shape.serial),
+        algorithm,
+        shape.issuer.public_bytes(),
+        tlv.sequence(tlv.write_time(shape.not_before), tlv.write_time(shape.not_after)),
+        shape.subject.public_bytes(),
+        spki(shape.public_key),
+        tlv.tlv(0xA3, tlv.sequence(*(_extension(value, critical) for value, critical in shape.extensions))),
+    )
     try:
-        builder = x509.CertificateBuilder(
-            shape.issuer,
-            shape.subject,
-            shape.public_key,
-            shape.serial,
-            shape.not_before.astimezone(UTC).replace(tzinfo=None, microsecond=0),
-            shape.not_after.astimezone(UTC).replace(tzinfo=None, microsecond=0),
-        )
-        for extension, critical in shape.extensions:
-            builder = builder.add_extension(extension, critical)
-        certificate = builder.sign(lint, hash_for(issuer_key))
-    except (ValueError, TypeError) as error:
+        check_der(tlv.sequence(tbs, algorithm, _NO_SIGNATURE), shape)
+    except CertificateMalformed as error:
         raise ShapeNotPossible("the certificate cannot be encoded") from error
-    check(certificate, shape)
-    return certificate.tbs_certificate_bytes
+    return tbs
 
 
 def assemble(tbs: bytes, signature: bytes, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
@@ -237,7 +258,7 @@ def assemble(tbs: bytes, signature: bytes, issuer_key: ec.EllipticCurvePublicKey
         raise CertificateNotAsShaped("the signature does not verify with the issuer's key") from error
     return tlv.sequence(
         tbs,
-        tlv.sequence(_ECDSA[_lint_key(issuer_key).curve.name]),
+        _algorithm(issuer_key),
         tlv.tlv(tlv.BIT_STRING, b"\x00" + signature),
     )
 
@@ -288,24 +309,18 @@ def _check_possible(shape: Shape) -> None:
     check_key(shape.public_key)
 
 
-def _lint_key(issuer_key: ec.EllipticCurvePublicKey) -> ec.EllipticCurvePrivateKey:
+def _algorithm(issuer_key: ec.EllipticCurvePublicKey) -> bytes:
     try:
-        return _LINT_KEYS[issuer_key.curve.name]
+        return _ECDSA[issuer_key.curve.name]
     except KeyError as error:
         raise ShapeNotPossible("issuing keys are on P-256 or P-384") from error
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
+def _extension(value: x509.ExtensionType, critical: bool) -> bytes:
+    return tlv.sequence(
+        tlv.oid(value.oid.dotted_string),
+        _CRITICAL if critical else b"",
+        tlv.tlv(tlv.OCTET_STRING, value.public_bytes()),
     )
 
 
@@ -338,8 +353,7 @@ def _end_entity(
     small: bool = False,
 ) -> Shape:
     own: tuple[Extension, ...] = (
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (_usage(ca=False), True),
+        *_END_ENTITY,
         (x509.ExtendedKeyUsage(purposes), False),
         (san, not list(subject)),
     )
