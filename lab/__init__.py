@@ -1,1 +1,1 @@
-"""."""
+"""The rest of the world: manufacturers, MASA, devices, demonstrations; imports everything, imported by nobody."""
