@@ -24,9 +24,7 @@ def add(tx: Tx, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def newest(tx: Tx, *, limit: int) -> list[Mapping[str, Any]]:
     """The newest rows, oldest of them first."""
-    return [
-        dict(row._mapping) if hasattr(row, "_mapping") else row._asdict() for row in tx.all(_NEWEST, {"limit": limit})
-    ][::-1]
+    return [dict(row._mapping) for row in tx.all(_NEWEST, {"limit": limit})][::-1]
 
 
 def prune(tx: Tx, before: datetime) -> int:

@@ -1,0 +1,34 @@
+"""The decision port: bytes to AccessRequest, Decision to rlm_rest's answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from appliance.access.service import AccessService
+from appliance.errors import TokenRequired
+from appliance.web.peer import Peer
+from est.exchange import Call, Reply
+from est.transfer import read_json
+from radius.hook import read_hook, write_answer
+
+MAX_BODY = 65_536
+
+
+class AccessRoutes:
+    """Endpoint functions of the decision port."""
+
+    def __init__(self, service: AccessService, *, owner_id_oid: str, reply_message: bool) -> None:
+        self._service = service
+        self._owner_id_oid = owner_id_oid
+        self._reply_message = reply_message
+
+    async def decide(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        """POST /v1/decide, once per EAP-TLS login: rlm_rest's attributes in, reply attributes out."""
+        scheme, _, token = call.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise TokenRequired("the decision port wants a bearer token")
+        self._service.check_token(token.strip())
+        request = read_hook(read_json(call.body, max_bytes=MAX_BODY, max_depth=4), owner_id_oid=self._owner_id_oid)
+        answer = write_answer(self._service.authorize(request), reply_message=self._reply_message)
+        return Reply(200, "application/json", body=json.dumps(answer).encode())

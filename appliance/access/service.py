@@ -1,0 +1,157 @@
+"""Access: answers RADIUS servers. Gathers facts from the snapshot, asks radius.decide, logs what came out.
+
+authorize() touches no store, no directory and no network (design decision D-7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from hashlib import sha256
+
+from appliance.access.decision_log import DecisionLog
+from appliance.access.snapshot import Snapshot, aged, credential_of, owner_of, with_events
+from appliance.clock import Clock
+from appliance.errors import ApplianceError, TokenRequired
+from appliance.settings import AccessSettings
+from appliance.store import facts, nas
+from appliance.store.store import Store
+from appliance.store.transaction import OutboxRow
+from radius import AccessRequest, Credential, Decision, Facts, decide, read_policy
+from radius.decide import refuse
+
+_log = logging.getLogger(__name__)
+
+RELOAD_SECONDS = 900.0
+
+
+class AccessService:
+    """Decisions for RADIUS servers, FreeRADIUS through routes.py and the embedded server alike."""
+
+    def __init__(self, settings: AccessSettings, store: Store, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._snapshot = Snapshot(checked_at=float("-inf"))
+        self._tokens: dict[str, bytes] = {}
+        self._log = DecisionLog(store, clock, settings.decision_log_days)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._missed: list[OutboxRow] | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The facts that the next decision rests on."""
+        return self._snapshot
+
+    @property
+    def snapshot_age_seconds(self) -> float:
+        """How long ago the store last confirmed the snapshot."""
+        return self._clock.monotonic() - self._snapshot.checked_at
+
+    async def start(self) -> None:
+        """Load the snapshot and keep it fresh; raises what the store or the policy refuses."""
+        self._store.subscribe(self._on_events)
+        await self.reload()
+        self._tasks = [asyncio.create_task(self._log.run()), asyncio.create_task(self._keep_fresh())]
+
+    async def stop(self) -> None:
+        """Stop the tasks and write what the log still holds."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        try:
+            await self._log.flush()
+        except ApplianceError as refused:
+            _log.warning("decision log not written at the end: %s", refused.detail)
+
+    async def reload(self) -> None:
+        """Read every fact from the store anew; what expired is forgotten."""
+        begun = self._clock.monotonic()
+        missed: list[OutboxRow] = []
+        self._missed = missed
+        try:
+            rows = await self._store.read(facts.read)
+            servers = await self._store.read(nas.servers)
+        finally:
+            self._missed = None
+        self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
+        policy = rows.policy
+        loaded = Snapshot(
+            credentials=dict(credential_of(row) for row in rows.certificates),
+            owners={row["identifier"]: owner_of(row) for row in rows.owners},
+            agents={row["identifier"]: row["state"] for row in rows.agents},
+            policy=None if policy is None else read_policy(policy.text, revision=policy.revision),
+            checked_at=begun,
+        )
+        # events that came while the store was read may or may not be in what was read; applying one twice is harmless
+        self._snapshot = with_events(loaded, missed)
+
+    def authorize(self, request: AccessRequest) -> Decision:
+        """The decision for one login whose certificate chain the RADIUS server has verified; it is logged."""
+        decision = self.simulate(request)
+        self._log.put(decision)
+        return decision
+
+    def simulate(self, request: AccessRequest) -> Decision:
+        """What authorize() would say now, without a log row."""
+        snapshot = self._snapshot
+        ref = request.credential
+        credential = None if ref is None else snapshot.credential(ref.aki, ref.serial)
+        return decide(request, credential, self._facts(snapshot, credential), snapshot.policy)
+
+    def failed(self, request: AccessRequest, code: str, detail: str = "") -> None:
+        """Log a login that ended before policy was asked (a `tls` reason code)."""
+        policy = self._snapshot.policy
+        self._log.put(refuse(request, code, detail, revision=0 if policy is None else policy.revision))
+
+    def check_token(self, presented: str) -> str:
+        """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
+        digest = sha256(presented.encode("utf-8", "replace")).digest()
+        found = ""
+        for name, known in self._tokens.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        if not found:
+            raise TokenRequired("the bearer token is not that of a RADIUS server known here")
+        return found
+
+    def _facts(self, snapshot: Snapshot, credential: Credential | None) -> Facts:
+        owner = None
+        agent_state = "unknown"
+        if credential is not None:
+            owner = snapshot.owners.get(credential.owner_id or "")
+            agent_state = snapshot.agents.get(credential.agent_id, "unknown")
+        return Facts(
+            now=self._clock.now(),
+            owner=owner,
+            agent_state=agent_state,
+            snapshot_age_seconds=max(0.0, self._clock.monotonic() - snapshot.checked_at),
+            stale_after_seconds=self._settings.stale_seconds,
+        )
+
+    def _on_events(self, events: list[OutboxRow]) -> None:
+        self._snapshot = with_events(self._snapshot, events)
+        if self._missed is not None:
+            self._missed += events
+        for event in events:
+            if event.topic == "radius-server":
+                self._tokens[event.key] = bytes.fromhex(event.body["token_sha256"])
+
+    async def _keep_fresh(self) -> None:
+        """Ask the store whether it is still there; now and then read everything anew."""
+        reloaded = self._clock.monotonic()
+        while True:
+            await asyncio.sleep(min(5.0, self._settings.stale_seconds / 4))
+            begun = self._clock.monotonic()
+            try:
+                if begun - reloaded > RELOAD_SECONDS:
+                    await self.reload()
+                    reloaded = begun
+                else:
+                    await self._store.read(facts.touch)
+            except ApplianceError as refused:
+                _log.warning("decision snapshot is %.0f s old: %s", self.snapshot_age_seconds, refused.detail)
+                continue
+            self._snapshot = aged(self._snapshot, begun)

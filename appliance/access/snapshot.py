@@ -1,0 +1,101 @@
+"""Snapshot: everything a decision reads, in memory and immutable (design decision D-7).
+
+Outbox events replace it; nobody changes it. Its age is the time since the store last said that it is whole, so a store
+that stopped talking makes it stale and the site's written rule applies. Lookups are by (issuer key, serial number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from appliance.store import policies
+from appliance.store.columns import from_micros
+from appliance.store.transaction import OutboxRow
+from radius import Policy
+from radius.decide import Credential, OwnerFact
+from radius.policy import read_policy
+
+Key = tuple[str, int]
+CREDENTIAL_PROFILES = ("agent",)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`credentials` by (AKI hex, serial), `owners` and `agents` by identifier, `checked_at` monotonic seconds."""
+
+    credentials: Mapping[Key, Credential] = field(default_factory=dict)
+    owners: Mapping[str, OwnerFact] = field(default_factory=dict)
+    agents: Mapping[str, str] = field(default_factory=dict)
+    policy: Policy | None = None
+    checked_at: float = 0.0
+
+    def credential(self, aki: str, serial: int) -> Credential | None:
+        return self.credentials.get((aki, serial))
+
+
+def credential_of(row: Mapping[str, Any]) -> tuple[Key, Credential]:
+    """A certificate row or a `certificate` event's body as what decide() wants."""
+    kind = row["profile"]
+    if kind == "agent":
+        kind = "dual" if row.get("owner_id") else "single"
+    credential = Credential(
+        kind=kind,
+        agent_id=row.get("subject_id") or row.get("agent_id") or "",
+        owner_id=row.get("owner_id"),
+        serial=int(row["serial"], 16),
+        issuer_role=row.get("issuer_role") or "",
+        state=row["state"],
+        not_before=_time(row["not_before"]),
+        not_after=_time(row["not_after"]),
+        model=row.get("model") or "",
+        txn=row.get("txn") or "",
+    )
+    return (row["issuer_aki"], credential.serial), credential
+
+
+def owner_of(row: Mapping[str, Any]) -> OwnerFact:
+    """An owner row or an `owner` event's body as what decide() wants."""
+    department = row.get("department") or ""
+    return OwnerFact(row["identifier"], row["state"], (department,) if department else (), row["kind"])
+
+
+def _time(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else from_micros(int(value))
+
+
+def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
+    """The snapshot after these events; the same object when none of them matters to decisions."""
+    credentials: dict[Key, Credential] | None = None
+    owners: dict[str, OwnerFact] | None = None
+    agents: dict[str, str] | None = None
+    policy = snapshot.policy
+    for event in events:
+        if event.topic == "certificate":
+            credentials = dict(snapshot.credentials) if credentials is None else credentials
+            key, credential = credential_of(event.body)
+            credentials[key] = credential
+        elif event.topic == "owner":
+            owners = dict(snapshot.owners) if owners is None else owners
+            owners[event.body["identifier"]] = owner_of(event.body)
+        elif event.topic == "agent":
+            agents = dict(snapshot.agents) if agents is None else agents
+            agents[event.body["identifier"]] = event.body["state"]
+        elif event.topic == policies.TOPIC:
+            policy = read_policy(event.body["text"], revision=event.body["revision"])
+    if credentials is None and owners is None and agents is None and policy is snapshot.policy:
+        return snapshot
+    return replace(
+        snapshot,
+        credentials=snapshot.credentials if credentials is None else credentials,
+        owners=snapshot.owners if owners is None else owners,
+        agents=snapshot.agents if agents is None else agents,
+        policy=policy,
+    )
+
+
+def aged(snapshot: Snapshot, checked_at: float) -> Snapshot:
+    """The same facts, known to be whole at `checked_at` (monotonic seconds)."""
+    return replace(snapshot, checked_at=checked_at)

@@ -1,0 +1,55 @@
+"""The rows that access decisions rest on, of one moment: live certificates, owners, agents, the newest policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, select
+
+from appliance.store import policies
+from appliance.store.schema import agents, certificates, owners
+from appliance.store.transaction import Tx
+
+_CERTIFICATES = select(
+    certificates.c.issuer_role,
+    certificates.c.issuer_aki,
+    certificates.c.serial,
+    certificates.c.profile,
+    certificates.c.subject_id,
+    certificates.c.owner_id,
+    certificates.c.state,
+    certificates.c.not_before,
+    certificates.c.not_after,
+    certificates.c.model,
+    certificates.c.txn,
+).where(certificates.c.not_after > bindparam("now"))
+_OWNERS = select(owners.c.id, owners.c.identifier, owners.c.state, owners.c.kind, owners.c.department)
+_AGENTS = select(agents.c.identifier, agents.c.state)
+_ALIVE = select(owners.c.id).limit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class FactRows:
+    """What facts() found; rows are mappings by column name."""
+
+    certificates: Iterable[Mapping[str, Any]]
+    owners: Iterable[Mapping[str, Any]]
+    agents: Iterable[Mapping[str, Any]]
+    policy: policies.PolicyRow | None
+
+
+def read(tx: Tx) -> FactRows:
+    """Everything that decisions need, of one moment."""
+    return FactRows(
+        [row._mapping for row in tx.all(_CERTIFICATES, {"now": tx.now})],
+        [row._mapping for row in tx.all(_OWNERS)],
+        [row._mapping for row in tx.all(_AGENTS)],
+        policies.newest(tx),
+    )
+
+
+def touch(tx: Tx) -> None:
+    """Read one row, to learn that the store still answers."""
+    tx.one(_ALIVE)
