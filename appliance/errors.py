@@ -5,7 +5,8 @@ Refusal
     ├── NotFound  Conflict  NotPermitted  RequestMalformed
     ├── CertificateRequired  TokenRequired
     ├── RateLimited  QueueFull  StoreBusy  DiskFull  StoreUnavailable   (carry retry_after_seconds)
-    ├── RouteUnknown  MethodUnknown  BodyTooLarge  MediaTypeUnknown  RequestTooSlow  ExpectationRefused
+    ├── RouteUnknown  HttpMalformed  RequestTooSlow  AnswerTooSlow  ExpectationRefused
+    │                       (the web front also raises est's MethodNotAllowed, BodyTooLarge, MediaTypeNotAccepted)
     ├── HomeMissing  HomeLocked  StoreMissing  StoreForeign
     ├── PassphraseWrong  KeyFileMissing  KeyFileExposed  KeyFileExists  KeyMalformed  KeyMismatch
     └── CaUnsuitable  CaExpired  CertificateUnknown  IssuanceFailed  ClockWentBack  AuditBroken
@@ -106,24 +107,6 @@ class RouteUnknown(ApplianceError):
     reason: ClassVar[str] = "route-unknown"
 
 
-class MethodUnknown(ApplianceError):
-    """The path exists, not with this method; fields: allow, the methods that it has."""
-
-    reason: ClassVar[str] = "method-not-allowed"
-
-
-class BodyTooLarge(ApplianceError):
-    """The body is longer than the route allows; fields: max_bytes."""
-
-    reason: ClassVar[str] = "body-too-large"
-
-
-class MediaTypeUnknown(ApplianceError):
-    """The route does not take this media type; fields: accepted."""
-
-    reason: ClassVar[str] = "media-type-unknown"
-
-
 class HttpMalformed(ApplianceError):
     """The bytes are not the HTTP that this server reads: bad framing, an over-long header block, a coded body."""
 
@@ -131,9 +114,15 @@ class HttpMalformed(ApplianceError):
 
 
 class RequestTooSlow(ApplianceError):
-    """The request did not arrive, or was not answered, within its deadline."""
+    """The request did not arrive within its deadline."""
 
     reason: ClassVar[str] = "request-too-slow"
+
+
+class AnswerTooSlow(ApplianceError):
+    """The request was read, and its answer did not come within the route's deadline."""
+
+    reason: ClassVar[str] = "answer-too-slow"
 
 
 class ExpectationRefused(ApplianceError):

@@ -1,0 +1,149 @@
+"""Certificate rows: written `pending` before the signature exists, `issued` after, `revoked` for ever.
+
+A row that stayed pending after a crash may belong to a certificate that somebody holds; it can be revoked like any
+other, and is on the CRL then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+
+from appliance.errors import CertificateUnknown, Conflict
+from appliance.store import schema
+from appliance.store.statements import Row
+from appliance.store.transaction import Tx
+
+_t = schema.certificates
+_c = _t.c
+PENDING, ISSUED, REVOKED = "pending", "issued", "revoked"
+
+_ADD = insert(_t)
+_ISSUE = (
+    update(_t)
+    .where(_c.id == bindparam("row_id"), _c.state == PENDING)
+    .values(state=ISSUED, der=bindparam("new_der"), cert_sha256=bindparam("new_sha256"))
+)
+_REVOKE = (
+    update(_t)
+    .where(_c.issuer_aki == bindparam("aki"), _c.serial == bindparam("number"), _c.state != REVOKED)
+    .values(state=REVOKED, revoked_at=bindparam("at"), revocation_reason=bindparam("why"))
+)
+_BY_SERIAL = select(_t).where(_c.issuer_aki == bindparam("aki"), _c.serial == bindparam("number"))
+_BY_ROLE_SERIAL = select(_t).where(_c.issuer_role == bindparam("role"), _c.serial == bindparam("number"))
+_REVOKED = (
+    select(_c.serial, _c.revoked_at, _c.revocation_reason)
+    .where(_c.issuer_role == bindparam("role"), _c.revoked_at.is_not(None), _c.not_after > bindparam("at"))
+    .order_by(_c.revoked_at, _c.id)
+)
+_LIVE = {
+    column: select(_t)
+    .where(_c[column] == bindparam("value"), _c.state != REVOKED, _c.not_after > bindparam("at"))
+    .order_by(_c.id)
+    for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id")
+}
+_ALL = {
+    column: select(_t).where(_c[column] == bindparam("value")).order_by(_c.id)
+    for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id", "spki_sha256", "csr_sha256")
+}
+_PAGE = select(_t).where(_c.id > bindparam("after")).order_by(_c.id).limit(bindparam("count"))
+_UNEXPIRED = (
+    select(_t)
+    .where(_c.id > bindparam("after"), _c.not_after > bindparam("at"))
+    .order_by(_c.id)
+    .limit(bindparam("count"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A certificate about to be signed; `columns` are the caller's own (profile, agent_id, owner_id, ...)."""
+
+    issuer_role: str
+    issuer_aki: bytes
+    serial: int
+    tbs_sha256: bytes
+    spki_sha256: bytes
+    not_before: datetime
+    not_after: datetime
+    columns: Mapping[str, Any]
+
+
+def serial_text(serial: int) -> str:
+    """A serial number as stored: lower-case hex without leading zeros."""
+    return format(serial, "x")
+
+
+def add(tx: Tx, row: Pending) -> int:
+    """Insert a pending row and return its id; Conflict if the serial was used before under this issuer."""
+    values = {
+        "issuer_role": row.issuer_role,
+        "issuer_aki": row.issuer_aki,
+        "serial": serial_text(row.serial),
+        "state": PENDING,
+        "tbs_sha256": row.tbs_sha256,
+        "spki_sha256": row.spki_sha256,
+        "not_before": row.not_before,
+        "not_after": row.not_after,
+        "created_at": tx.now,
+        **row.columns,
+    }
+    return tx.execute(_ADD, values).lastrowid or 0
+
+
+def issue(tx: Tx, row_id: int, der: bytes, sha256: bytes) -> None:
+    """Make a pending row issued; Conflict if it is not pending any more (it was revoked meanwhile)."""
+    if tx.execute(_ISSUE, {"row_id": row_id, "new_der": der, "new_sha256": sha256}).rowcount != 1:
+        raise Conflict("the certificate was revoked before it was signed")
+
+
+def by_serial(tx: Tx, issuer_aki: bytes | str, serial: int) -> Row | None:
+    """The row of one certificate by its issuer's key identifier and its serial number, or None."""
+    return tx.one(_BY_SERIAL, {"aki": issuer_aki, "number": serial_text(serial)})
+
+
+def by_role_and_serial(tx: Tx, role: str, serial: int) -> Row | None:
+    """The row of one certificate by its issuer's role and its serial number, or None."""
+    return tx.one(_BY_ROLE_SERIAL, {"role": role, "number": serial_text(serial)})
+
+
+def revoke(tx: Tx, issuer_aki: bytes | str, serial: int, reason: str) -> Row:
+    """Revoke a pending or issued certificate and return its row; CertificateUnknown, or Conflict if it was already."""
+    changed = tx.execute(
+        _REVOKE, {"aki": issuer_aki, "number": serial_text(serial), "at": tx.now, "why": reason}
+    ).rowcount
+    row = by_serial(tx, issuer_aki, serial)
+    if row is None:
+        raise CertificateUnknown("no certificate with this issuer and serial was issued here")
+    if not changed:
+        raise Conflict("the certificate is revoked already")
+    return row
+
+
+def live(tx: Tx, column: str, value: str, at: datetime) -> list[Row]:
+    """Pending and issued, unexpired certificates of an agent_id, owner_id, proxy_id, pledge_id or subject_id."""
+    return tx.all(_LIVE[column], {"value": value, "at": at})
+
+
+def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
+    """Every certificate by one of the columns of live(), or by spki_sha256 or csr_sha256, oldest first."""
+    return tx.all(_ALL[column], {"value": value})
+
+
+def revoked(tx: Tx, role: str, at: datetime) -> list[Row]:
+    """Serial, time and reason of a role's revoked certificates that expire after `at`, oldest first."""
+    return tx.all(_REVOKED, {"role": role, "at": at})
+
+
+def page(tx: Tx, *, after: int = 0, count: int = 1000) -> list[Row]:
+    """Rows in order of issuance, by id."""
+    return tx.all(_PAGE, {"after": after, "count": count})
+
+
+def unexpired(tx: Tx, at: datetime, *, after: int = 0, count: int = 1000) -> list[Row]:
+    """Rows that expire after `at`, by id; what a snapshot starts from."""
+    return tx.all(_UNEXPIRED, {"at": at, "after": after, "count": count})

@@ -1,0 +1,50 @@
+"""Peer: who is at the other end of a connection, as values that a handler may look at.
+
+A certificate here was presented and its key was proven in the handshake, and nothing more: the device port accepts any
+certificate at TLS level, and path, purpose and revocation are the route's business (est.chains).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from est.keys import spki_sha256
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One connection's other end; the same object for every request on it.
+
+    `chain` is what the peer sent, its own certificate first, unverified. `connection_id` is unique while the process
+    lives. `uid` and `pid` are set on Unix sockets only. `known` is set by the server when the certificate is one that
+    the rate limits know (limits.py).
+    """
+
+    address: str = ""
+    connection_id: int = 0
+    certificate: x509.Certificate | None = None
+    chain: tuple[x509.Certificate, ...] = ()
+    tls_version: str = ""
+    server_certificate: x509.Certificate | None = None
+    export: Callable[[bytes, int], bytes] | None = field(default=None, repr=False)
+    uid: int | None = None
+    pid: int | None = None
+
+    @cached_property
+    def certificate_der(self) -> bytes | None:
+        """The certificate's bytes."""
+        return None if self.certificate is None else self.certificate.public_bytes(Encoding.DER)
+
+    @cached_property
+    def key_sha256(self) -> bytes | None:
+        """SHA-256 of the certificate's SubjectPublicKeyInfo; raises CertificateMalformed for an unreadable key."""
+        return None if self.certificate is None else spki_sha256(self.certificate)
+
+    def exporter(self, label: bytes, length: int) -> bytes | None:
+        """Keying material of this TLS session (RFC 5705, RFC 9266); None where the connection has none."""
+        return None if self.export is None else self.export(label, length)

@@ -1,0 +1,223 @@
+"""Refusals on the wire: the only place that chooses an HTTP status for an error (RFC 9457).
+
+STATUS has one row per refusal reason, a table per package; a leaf without a row takes the one of its nearest ancestor
+that has one. Whatever is no Refusal is our own fault: 500, without any detail. Fields of a refusal that become headers:
+retry_after_seconds (202, 429, 503), allow (405), www_authenticate (401), close (true closes the connection after it).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import pkgutil
+from collections.abc import Mapping
+from math import ceil
+from types import MappingProxyType
+from typing import Any
+
+from est.errors import Refusal
+from est.exchange import Reply
+
+_log = logging.getLogger(__name__)
+
+EST = {
+    "body-malformed": 400,
+    "body-too-large": 413,
+    "media-type-not-accepted": 415,
+    "est-operation-unknown": 404,
+    "est-label-unknown": 404,
+    "est-label-not-usable": 500,
+    "method-not-allowed": 405,
+    "csr-malformed": 400,
+    "proof-of-possession-failed": 400,
+    "key-not-accepted": 400,
+    "requested-extension-not-granted": 400,
+    "names-changed": 403,
+    "tls-linking-failed": 400,
+    "cms-malformed": 400,
+    "cms-not-accepted": 400,
+    "cms-signature-invalid": 400,
+    "certificate-malformed": 400,
+    "chain-not-trusted": 403,
+    "chain-too-long": 400,
+    "certificate-outside-validity": 403,
+    "certificate-purpose-wrong": 403,
+    "pinned-certificate-mismatch": 403,
+    "shape-not-possible": 400,
+    "certificate-not-as-shaped": 500,
+    "est-reply-not-accepted": 502,
+    "enrollment-refused": 502,
+}
+
+BRSKI: dict[str, int] = {}
+
+BINDING: dict[str, int] = {}
+
+RADIUS: dict[str, int] = {}
+
+REGISTRAR: dict[str, int] = {}
+
+IDENTITY: dict[str, int] = {}
+
+ACCESS: dict[str, int] = {}
+
+PROXY: dict[str, int] = {}
+
+OWNER: dict[str, int] = {}
+
+APPLIANCE = {
+    "settings-invalid": 500,
+    "operation-refused": 409,
+    "appliance-unreachable": 503,
+    "file-unreadable": 400,
+    "not-found": 404,
+    "conflict": 409,
+    "not-permitted": 403,
+    "request-malformed": 400,
+    "certificate-required": 401,
+    "token-required": 401,
+    "rate-limited": 429,
+    "queue-full": 429,
+    "store-busy": 503,
+    "store-unavailable": 503,
+    "disk-full": 503,
+    "store-missing": 503,
+    "store-foreign": 503,
+    "route-unknown": 404,
+    "http-malformed": 400,
+    "request-too-slow": 408,
+    "answer-too-slow": 503,
+    "expectation-refused": 417,
+    "home-missing": 500,
+    "home-locked": 503,
+    "passphrase-wrong": 500,
+    "key-file-missing": 500,
+    "key-file-exposed": 500,
+    "key-file-exists": 409,
+    "key-malformed": 500,
+    "key-mismatch": 500,
+    "ca-unsuitable": 503,
+    "ca-expired": 503,
+    "certificate-unknown": 404,
+    "issuance-failed": 500,
+    "clock-went-back": 503,
+    "audit-broken": 500,
+}
+
+STATUS: Mapping[str, int] = MappingProxyType(
+    EST | BRSKI | BINDING | RADIUS | REGISTRAR | IDENTITY | ACCESS | PROXY | OWNER | APPLIANCE
+)
+"""Reason to status, every package together."""
+
+_RETRY_STATUSES = frozenset({202, 429, 503})
+_DEFAULT_RETRY_SECONDS = 5
+_BEARER = 'Bearer realm="appliance"'
+# Fields that become headers, and names that the body uses itself.
+_HIDDEN_FIELDS = frozenset(
+    {"status", "type", "title", "detail", "reason", "request_id", "allow", "www_authenticate", "close"}
+)
+
+
+def status_of(error: Refusal | type[Refusal]) -> int | None:
+    """The status of a refusal, found along its ancestry; None if no row covers it."""
+    kind = error if isinstance(error, type) else type(error)
+    for ancestor in kind.__mro__:
+        status = STATUS.get(ancestor.__dict__.get("reason", ""))
+        if status is not None:
+            return status
+    return None
+
+
+def problem(error: BaseException, *, path: str, request_id: str) -> Reply:
+    """The answer that an error means: one plain line under /.well-known/, problem+json elsewhere."""
+    if not isinstance(error, Refusal):
+        return _write(500, "internal-error", "", {}, {}, path, request_id)
+    status = status_of(error)
+    if status is None:
+        _log.error("event=refusal-without-status reason=%s request_id=%s", error.reason, request_id)
+        return _write(500, "internal-error", "", {}, {}, path, request_id)
+    if status >= 500 and status not in _RETRY_STATUSES and status not in (502, 504):
+        return _write(status, error.reason, "", {}, {}, path, request_id)
+    return _write(status, error.reason, error.detail, error.fields, _headers(status, error), path, request_id)
+
+
+def _headers(status: int, error: Refusal) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if status in _RETRY_STATUSES:
+        seconds = error.fields.get("retry_after_seconds", _DEFAULT_RETRY_SECONDS)
+        headers["retry-after"] = str(
+            max(1, ceil(seconds)) if isinstance(seconds, int | float) else _DEFAULT_RETRY_SECONDS
+        )
+    if status == 405:
+        allow = error.fields.get("allow", ())
+        headers["allow"] = allow if isinstance(allow, str) else ", ".join(map(str, _listed(allow)))
+    challenge = error.fields.get("www_authenticate", _BEARER if error.reason == "token-required" else None)
+    if status == 401 and challenge is not None:
+        headers["www-authenticate"] = str(challenge)
+    if error.fields.get("close"):
+        headers["connection"] = "close"
+    return headers
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, tuple | list | set | frozenset) else [value]
+
+
+def _write(
+    status: int,
+    reason: str,
+    detail: str,
+    fields: Mapping[str, object],
+    headers: Mapping[str, str],
+    path: str,
+    request_id: str,
+) -> Reply:
+    detail = detail or reason.replace("-", " ")
+    if path.startswith("/.well-known/"):
+        line = f"{reason}: {one_line(detail)} (request {request_id})\n"
+        return Reply(status, "text/plain; charset=utf-8", headers, line.encode())
+    public = {name: _plain(value) for name, value in fields.items() if name not in _HIDDEN_FIELDS}
+    body = {
+        "type": f"/problems/{reason}",
+        "title": reason.replace("-", " "),
+        "status": status,
+        "detail": detail,
+        "reason": reason,
+        "request_id": request_id,
+    } | public
+    return Reply(status, "application/problem+json", headers, json.dumps(body, ensure_ascii=False).encode())
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """The text without line breaks and control characters, cut: safe for a log line or a text body."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [_plain(one) for one in value]
+    return str(value)
+
+
+def all_leaves() -> list[type[Refusal]]:
+    """Every refusal of est, brski, radius and appliance that can be raised, after importing all their modules."""
+    for package in ("est", "brski", "radius", "appliance"):
+        root = importlib.import_module(package)
+        for module in pkgutil.walk_packages(root.__path__, f"{package}."):
+            if "__main__" not in module.name and ".migrations" not in module.name:
+                importlib.import_module(module.name)
+    found: dict[type[Refusal], None] = {}
+    waiting = list(Refusal.__subclasses__())
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__dict__.get("reason") and kind.__module__.split(".")[0] in ("est", "brski", "radius", "appliance"):
+            found[kind] = None
+    return sorted(found, key=lambda kind: (kind.__module__, kind.__qualname__))

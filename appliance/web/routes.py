@@ -1,0 +1,126 @@
+"""The route table: every path of every port, who may call it, what it takes, how long and how often.
+
+A row names its endpoint; `web.app.build_app` joins the rows of one listener with the endpoint functions of the services
+and refuses to start while one is missing. "none" and "anyone" are written out: nothing is unlimited by omission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from appliance.web.peer import Peer
+from est.exchange import Call, Reply
+
+Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply]]
+"""An endpoint: the call, who called, the path's parameters; raises Refusal or answers."""
+
+Listener = Literal["device", "decision", "pki", "console", "admin", "agent"]
+Who = Literal["anyone", "certificate", "token", "uid"]
+Rate = Literal["none", "address", "identity"]
+
+KiB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row.
+
+    `who`: anyone; certificate = some client certificate, judged by the service; token = a bearer token, judged by the
+    service; uid = whoever may open the Unix socket. `media_types`: accepted Content-Types, empty = not looked at.
+    `max_body` in bytes, 0 = none allowed. `rate`: none, or a bucket per address while the certificate is not one of
+    ours and per identity once it is ("address"), or per identity always ("identity"). `seconds`: deadline of the whole
+    request.
+    """
+
+    listener: Listener
+    method: Literal["GET", "POST"]
+    path: str
+    endpoint: str
+    who: Who
+    media_types: frozenset[str]
+    max_body: int
+    rate: Rate
+    seconds: float
+
+
+_ANY: frozenset[str] = frozenset()
+_JSON = frozenset({"application/json"})
+_EST = "/.well-known/est"
+_BRSKI = "/.well-known/brski"
+
+ROUTES: tuple[Route, ...] = (
+    Route("device", "GET", f"{_EST}/cacerts", "est.cacerts", "anyone", _ANY, 0, "address", 10),
+    Route("device", "GET", f"{_EST}/csrattrs", "registrar.csrattrs", "anyone", _ANY, 0, "address", 10),
+    # The EST service itself reads media type and credentials, and says in RFC 7030's words what is wrong.
+    Route("device", "POST", f"{_EST}/simpleenroll", "est.simpleenroll", "anyone", _ANY, 64 * KiB, "address", 10),
+    Route("device", "POST", f"{_EST}/simplereenroll", "est.simplereenroll", "anyone", _ANY, 64 * KiB, "address", 10),
+    Route("device", "GET", f"{_EST}/{{label}}/cacerts", "est.cacerts", "anyone", _ANY, 0, "address", 10),
+    Route("device", "GET", f"{_EST}/{{label}}/csrattrs", "registrar.csrattrs", "anyone", _ANY, 0, "address", 10),
+    Route(
+        "device", "POST", f"{_EST}/{{label}}/simpleenroll", "est.simpleenroll", "anyone", _ANY, 64 * KiB, "address", 10
+    ),
+    Route(
+        "device",
+        "POST",
+        f"{_EST}/{{label}}/simplereenroll",
+        "est.simplereenroll",
+        "anyone",
+        _ANY,
+        64 * KiB,
+        "address",
+        10,
+    ),
+    Route(
+        "device",
+        "POST",
+        f"{_BRSKI}/requestvoucher",
+        "registrar.request_voucher",
+        "certificate",
+        _ANY,
+        256 * KiB,
+        "address",
+        30,
+    ),
+    Route(
+        "device",
+        "POST",
+        f"{_BRSKI}/voucher_status",
+        "registrar.voucher_status",
+        "certificate",
+        _ANY,
+        64 * KiB,
+        "address",
+        30,
+    ),
+    Route(
+        "device",
+        "POST",
+        f"{_BRSKI}/enrollstatus",
+        "registrar.enroll_status",
+        "certificate",
+        _ANY,
+        64 * KiB,
+        "address",
+        30,
+    ),
+    Route("device", "POST", "/v1/agents/nonce", "identity.nonce", "certificate", _JSON, 16 * KiB, "address", 10),
+    Route("device", "POST", "/v1/agents/enroll", "identity.enroll", "certificate", _ANY, 256 * KiB, "address", 10),
+    Route(
+        "device", "GET", "/v1/agents/requests/{rqh}", "identity.request_status", "certificate", _ANY, 0, "address", 10
+    ),
+    Route("device", "GET", "/v1/trust", "identity.trust", "anyone", _ANY, 0, "address", 10),
+    Route("decision", "POST", "/v1/decide", "access.decide", "token", _JSON, 64 * KiB, "none", 2),
+    Route("decision", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 2),
+    Route("pki", "GET", "/crl/{role}.crl", "pki.crl", "anyone", _ANY, 0, "none", 10),
+    Route("pki", "GET", "/ca/{role}.cer", "pki.ca", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/readyz", "health.readyz", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/openapi.json", "console.openapi", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/problems/{reason}", "console.problem", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/docs/", "console.docs", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", "/docs/{path*}", "console.docs", "anyone", _ANY, 0, "none", 10),
+    Route("admin", "POST", "/v1/operations/{name}", "console.operation", "uid", _JSON, 4096 * KiB, "none", 120),
+)
+"""Every route of the appliance. fullcmc, serverkeygen and requestauditlog have no row: 404."""
