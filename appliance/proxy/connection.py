@@ -1,0 +1,345 @@
+"""One TLS connection to a registrar or EST server: who answers is read before anything is sent; it never reconnects.
+
+Provisional (RFC 8995, section 5.1): the handshake verifies nothing, the server's chain is kept, and until `trust` has
+checked it against the voucher's pin only the two BRSKI calls may go out. Anchorless (RFC 7030, section 4.1.1): only
+cacerts may. Verified: the chain ends in our explicit anchors, and the server has the configured name or id-kp-cmcRA
+(section 3.6.1); both are settled before the first octet of HTTP, so no credential reaches the wrong server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from appliance.proxy import http1
+from appliance.proxy.errors import (
+    CallNotAllowed,
+    ConnectionClosed,
+    PeerReplyMalformed,
+    PeerSilent,
+    PeerUnreachable,
+    RedirectRefused,
+    ServerNotAuthorized,
+    ServerUntrusted,
+    TlsHandshakeFailed,
+)
+from appliance.proxy.state import ClientFiles
+from est import chains
+from est.exchange import Call, Reply
+
+CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
+MAX_BODY_BYTES = 262_144
+MAX_CHAIN = 6
+MAX_CERTIFICATE_BYTES = 8_192
+_IGNORE_DATES = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
+
+
+class Trust(Enum):
+    """What is known about the server, hence what may be sent to it."""
+
+    PROVISIONAL = "provisional"
+    ANCHORLESS = "anchorless"
+    TRUSTED = "trusted"
+    REFUSED = "refused"
+
+
+# Calls that may go out at each level; None = all. A refused server still hears the bad news (RFC 8995, section 5.6.2).
+ALLOWED: dict[Trust, frozenset[tuple[str, str]] | None] = {
+    Trust.PROVISIONAL: frozenset(
+        {("POST", "/.well-known/brski/requestvoucher"), ("POST", "/.well-known/brski/voucher_status")}
+    ),
+    Trust.ANCHORLESS: frozenset({("GET", "/.well-known/est/cacerts")}),
+    Trust.TRUSTED: None,
+    Trust.REFUSED: frozenset({("POST", "/.well-known/brski/voucher_status")}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a server listens. `named`: the host came from the configuration, so it is a name to hold it to."""
+
+    host: str
+    port: int
+    named: bool = False
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def server_name(self) -> str | None:
+        """What goes into SNI: a DNS name that was configured, never an address (RFC 6066, section 3)."""
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return self.host if self.named else None
+        return None
+
+    @classmethod
+    def read(cls, url: str) -> Target:
+        """From `https://host[:port]`. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.username or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} is not https://host[:port]")
+        if parts.path not in ("", "/"):
+            raise ValueError(f"{url!r} has a path; name only scheme, host and port")
+        return cls(parts.hostname, parts.port or 443, named=True)
+
+
+class Connection:
+    """An open TLS connection that carries one exchange at a time. Made by the three `open_` functions."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        target: Target,
+        chain: tuple[x509.Certificate, ...],
+        trust: Trust,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._target = target
+        self._trust = trust
+        self._open = True
+        self._busy = asyncio.Lock()
+        self.chain = chain
+        self.exchanges = 0
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The end-entity certificate that the server showed."""
+        return self.chain[0]
+
+    @property
+    def trust(self) -> Trust:
+        return self._trust
+
+    @property
+    def usable(self) -> bool:
+        """Neither side has closed, as far as is known without trying."""
+        return self._open and not self._reader.at_eof() and not self._writer.is_closing()
+
+    def upgrade(self, pin: x509.Certificate, *, at: datetime | None) -> None:
+        """Leave the provisional state if the stored chain ends in `pin`; `at` None = dates are not judged.
+
+        Raises what est.chains.check_pin raises; the connection then accepts voucher_status only.
+        """
+        if self._trust is not Trust.PROVISIONAL:
+            raise CallNotAllowed("only a provisional connection can be upgraded")
+        self._trust = Trust.REFUSED
+        chains.check_pin(self.chain, pin, at=at)
+        self._trust = Trust.TRUSTED
+
+    def refuse(self) -> None:
+        """From now on this server hears voucher_status at most."""
+        self._trust = Trust.REFUSED
+
+    async def exchange(self, call: Call, *, seconds: float, max_body_bytes: int = MAX_BODY_BYTES) -> Reply:
+        """Send a call and read its answer on this very connection.
+
+        Raises CallNotAllowed, ConnectionClosed, PeerSilent, PeerReplyMalformed, PeerReplyTooLarge, RedirectRefused;
+        after each but the first the connection is closed.
+        """
+        allowed = ALLOWED[self._trust]
+        if allowed is not None and (call.method, call.path) not in allowed:
+            raise CallNotAllowed(f"{call.path} may not be asked of a server that is only {self._trust.value}")
+        if self._trust is Trust.ANCHORLESS and "authorization" in {name.lower() for name in call.headers}:
+            raise CallNotAllowed("no HTTP credential goes to a server that is not authenticated")
+        async with self._busy:
+            if not self.usable:
+                await self.close()
+                raise ConnectionClosed("the peer has closed the connection", answered=False)
+            try:
+                async with asyncio.timeout(seconds):
+                    self._writer.write(http1.write_request(call, self._target.authority))
+                    await self._writer.drain()
+                    answer = await http1.read_answer(self._reader, call.method, max_body_bytes=max_body_bytes)
+            except TimeoutError as cause:
+                await self.close()
+                raise PeerSilent(f"no answer to {call.path} within {seconds:g} s") from cause
+            except (OSError, ssl.SSLError) as cause:
+                await self.close()
+                raise ConnectionClosed(f"the connection broke: {_words(cause)}", answered=False) from cause
+            except BaseException:
+                await self.close()
+                raise
+            self.exchanges += 1
+            if not answer.reusable:
+                await self.close()
+        if 300 <= answer.reply.status <= 399:
+            await self.close()
+            raise RedirectRefused(f"{call.path} was answered with a redirect ({answer.reply.status}); none is followed")
+        return answer.reply
+
+    async def close(self) -> None:
+        """Close without waiting for the peer's good-bye."""
+        if self._open:
+            self._open = False
+            self._writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self._writer.wait_closed()
+            self._writer.transport.abort()
+
+
+async def open_provisional(target: Target, client: ClientFiles, *, seconds: float) -> Connection:
+    """Connect with the IDevID and verify nothing yet; the server's chain is stored in the connection."""
+    context = _context()
+    _load(context, client)
+    return await _open(target, context, Trust.PROVISIONAL, seconds)
+
+
+async def open_anchorless(target: Target, *, seconds: float) -> Connection:
+    """Connect without any anchor, for nothing but cacerts, which is then confirmed by a fingerprint."""
+    return await _open(target, _context(), Trust.ANCHORLESS, seconds)
+
+
+async def open_verified(
+    target: Target,
+    anchors: Sequence[x509.Certificate],
+    client: ClientFiles | None,
+    *,
+    seconds: float,
+    trust_clock: bool = True,
+) -> Connection:
+    """Connect to a server whose chain ends in `anchors` and that is authorized for EST (RFC 7030, section 3.6.1).
+
+    Raises PeerUnreachable, TlsHandshakeFailed, ServerUntrusted, ServerNotAuthorized.
+    """
+    context = _context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if not trust_clock:
+        context.verify_flags |= _IGNORE_DATES
+    context.load_verify_locations(
+        cadata=b"".join(one.public_bytes(serialization.Encoding.DER) for one in anchors)  # DER, concatenated
+    )
+    if client is not None:
+        _load(context, client)
+    connection = await _open(target, context, Trust.TRUSTED, seconds)
+    try:
+        check_authorized(connection.leaf, target)
+    except ServerNotAuthorized:
+        await connection.close()
+        raise
+    return connection
+
+
+def check_authorized(certificate: x509.Certificate, target: Target) -> None:
+    """The name of the configured URI, or id-kp-cmcRA (RFC 7030, section 3.6.1). Raises ServerNotAuthorized."""
+    if target.named and has_name(certificate, target.host):
+        return
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError) as cause:
+        raise ServerNotAuthorized("the server has neither the configured name nor the RA mark") from cause
+    if CMC_RA not in usages:
+        raise ServerNotAuthorized("the server has neither the configured name nor the RA mark (id-kp-cmcRA)")
+
+
+def has_name(certificate: x509.Certificate, host: str) -> bool:
+    """RFC 6125: a dNSName (wildcard as whole left-most label only) or an iPAddress; the CN is not looked at."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]) in names.get_values_for_type(x509.IPAddress)
+    except ValueError:
+        pass
+    wanted = host.lower().rstrip(".")
+    parent = wanted.partition(".")[2]
+    known = {name.lower().rstrip(".") for name in names.get_values_for_type(x509.DNSName)}
+    return wanted in known or ("." in parent and f"*.{parent}" in known)
+
+
+def is_ra(certificate: x509.Certificate) -> bool:
+    """Whether a registrar's certificate carries serverAuth and id-kp-cmcRA (RFC 8995, section 5.5.4; cBRSKI)."""
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return CMC_RA in usages and ExtendedKeyUsageOID.SERVER_AUTH in usages
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET
+    return context
+
+
+def _load(context: ssl.SSLContext, client: ClientFiles) -> None:
+    try:
+        context.load_cert_chain(client.certificate, client.key, password=_no_password)
+    except (OSError, ssl.SSLError) as cause:
+        raise TlsHandshakeFailed(f"our own certificate or key does not load: {_words(cause)}") from cause
+
+
+def _no_password() -> str:
+    return ""  # without this, OpenSSL would ask at the terminal
+
+
+async def _open(target: Target, context: ssl.SSLContext, trust: Trust, seconds: float) -> Connection:
+    try:
+        async with asyncio.timeout(seconds):
+            reader, writer = await asyncio.open_connection(
+                target.host,
+                target.port,
+                ssl=context,
+                server_hostname=target.server_name or "",  # "" = send no SNI
+                limit=http1.MAX_HEAD_BYTES,
+                ssl_handshake_timeout=seconds,
+            )
+    except ssl.SSLCertVerificationError as cause:
+        raise ServerUntrusted(f"{target.authority} does not chain to our anchors: {cause.verify_message}") from cause
+    except ssl.SSLError as cause:
+        raise TlsHandshakeFailed(f"TLS with {target.authority} failed: {_words(cause)}") from cause
+    except TimeoutError as cause:
+        raise PeerUnreachable(f"{target.authority} does not answer within {seconds:g} s") from cause
+    except OSError as cause:
+        raise PeerUnreachable(f"{target.authority} cannot be reached: {_words(cause)}") from cause
+    try:
+        chain = _peer_chain(writer.get_extra_info("ssl_object"))
+    except (PeerReplyMalformed, ValueError) as cause:
+        writer.transport.abort()
+        raise TlsHandshakeFailed(f"{target.authority} shows certificates that do not read") from cause
+    return Connection(reader, writer, target, chain, trust)
+
+
+def _peer_chain(tls: Any) -> tuple[x509.Certificate, ...]:
+    """Everything the server sent, leaf first. Python 3.13 has a public name; before, the call sits one level lower."""
+    public = getattr(tls, "get_unverified_chain", None)
+    if public is not None:
+        ders = list(public())
+    else:
+        ders = [one.public_bytes(2) for one in tls._sslobj.get_unverified_chain() or () if one is not None]
+    if not 1 <= len(ders) <= MAX_CHAIN or any(len(der) > MAX_CERTIFICATE_BYTES for der in ders):
+        raise PeerReplyMalformed("the server's chain is empty, too long or too large")
+    return tuple(x509.load_der_x509_certificate(der) for der in ders)
+
+
+def _words(cause: BaseException) -> str:
+    if isinstance(cause, ConnectionResetError):
+        return "the peer reset it (a TLS 1.3 server that does not know our certificate's issuer answers like this)"
+    if isinstance(cause, ssl.SSLError) and cause.reason:
+        return cause.reason.lower().replace("_", " ")
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    return type(cause).__name__

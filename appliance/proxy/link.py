@@ -1,0 +1,130 @@
+"""The kept line to the identity server: mutual TLS with the LDevID, verified against the explicit anchors.
+
+A few connections are kept and used one exchange at a time. One that has been idle for long is not used again, because
+the server may be closing it just then. Nothing here believes a name: the host and port are those of the bootstrap, the
+server is who our anchors and the RA mark (or the configured name) say it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from appliance.clock import Clock
+from appliance.proxy.connection import Connection, Target, open_verified
+from appliance.proxy.errors import ConnectionClosed, IdentityServerAway, ProxyError
+from appliance.proxy.state import ProxyState
+from appliance.proxy.timing import Timing
+from est.exchange import Call, Reply
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 8
+RETRY_AFTER_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    connection: Connection
+    since: float
+    generation: int
+
+
+class ServerLink:
+    """Calls to the identity server. `renewed` after the LDevID or the anchors changed drops what was opened before."""
+
+    def __init__(
+        self,
+        state: ProxyState,
+        target: Target,
+        clock: Clock,
+        timing: Timing,
+        *,
+        trust_clock: bool = True,
+        on_change: Callable[[bool, str], None] | None = None,
+    ) -> None:
+        self._state = state
+        self._target = target
+        self._clock = clock
+        self._timing = timing
+        self._trust_clock = trust_clock
+        self._on_change = on_change
+        self._kept: list[_Kept] = []
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._generation = 0
+        self._away = False
+
+    async def send(self, call: Call) -> Reply:
+        """One call and its answer.
+
+        A kept connection that turns out to be closed before a single octet of the answer is replaced once; that repeats
+        a call only when the server closed an idle connection. Raises IdentityServerAway.
+        """
+        async with self._slots:
+            try:
+                reply = await self._send(call)
+            except ProxyError as refusal:
+                self._note(away=True, why=refusal.reason)
+                raise IdentityServerAway(
+                    "the identity server cannot be reached now",
+                    retry_after_seconds=RETRY_AFTER_SECONDS,
+                    because=refusal.reason,
+                ) from refusal
+            self._note(away=False)
+            return reply
+
+    async def open(self) -> Connection:
+        """A connection of one's own, for renewal. Raises ProxyError leaves."""
+        return await open_verified(
+            self._target,
+            self._state.anchors(),
+            self._state.credential(),
+            seconds=self._timing.connect,
+            trust_clock=self._trust_clock,
+        )
+
+    def renewed(self) -> None:
+        """Connections made with the old LDevID or anchors are not used again."""
+        self._generation += 1
+
+    async def close(self) -> None:
+        kept, self._kept = self._kept, []
+        for one in kept:
+            await one.connection.close()
+
+    async def _send(self, call: Call) -> Reply:
+        generation = self._generation
+        connection = await self._take()
+        kept = connection is not None
+        if connection is None:
+            connection = await self.open()
+        try:
+            reply = await connection.exchange(call, seconds=self._timing.call)
+        except ConnectionClosed as refusal:
+            if not kept or refusal.fields.get("answered"):
+                raise
+            connection = await self.open()
+            reply = await connection.exchange(call, seconds=self._timing.call)
+        if connection.usable and generation == self._generation:
+            self._kept.append(_Kept(connection, self._clock.monotonic(), generation))
+        else:
+            await connection.close()
+        return reply
+
+    async def _take(self) -> Connection | None:
+        while self._kept:
+            one = self._kept.pop()
+            fresh = self._clock.monotonic() - one.since < self._timing.idle
+            if one.connection.usable and fresh and one.generation == self._generation:
+                return one.connection
+            await one.connection.close()
+        return None
+
+    def _note(self, *, away: bool, why: str = "") -> None:
+        if away != self._away:
+            self._away = away
+            log.warning("identity server %s because=%s", "away" if away else "back", why or "-")
+            if self._on_change is not None:
+                self._on_change(away, why)

@@ -1,0 +1,152 @@
+"""From an address to a registrar that the manufacturer vouches for: one attempt, one connection, one nonce.
+
+RFC 8995, sections 5.1 to 5.7. Until `accept_voucher` has returned nothing that the peer sent is kept, and only the two
+BRSKI calls go out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.clock import Clock
+from appliance.proxy.connection import Connection, Target, Trust, open_provisional
+from appliance.proxy.errors import ServerUntrusted
+from appliance.proxy.report import Reporter
+from appliance.proxy.state import ClientFiles
+from appliance.proxy.timing import Timing
+from brski.errors import RegistrarRefused, VoucherPending
+from brski.pledge import Pledge, is_given_up
+from brski.voucher import Voucher
+from est.errors import Refusal
+from est.exchange import Call, Reply
+
+NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Imprint:
+    """A registrar that a valid voucher vouches for, on the connection that is no longer provisional."""
+
+    connection: Connection
+    target: Target
+    voucher: Voucher
+    request: bytes = field(repr=False)
+    sealed: bytes = field(repr=False)
+    at: datetime
+
+    async def reopen(self, client: ClientFiles, *, clock_trusted: bool, seconds: float) -> Connection:
+        """A second connection to the same registrar, held to the same certificate and pin (RFC 8995, section 5)."""
+        connection = await _reopen(self.target, client, self.connection, seconds)
+        connection.upgrade(self.voucher.pin(), at=self.at if clock_trusted else None)
+        return connection
+
+
+class VoucherPhase:
+    """Makes attempts for one pledge. `sleep` is asyncio.sleep, or a test's own."""
+
+    def __init__(
+        self,
+        pledge: Pledge,
+        client: ClientFiles,
+        clock: Clock,
+        reporter: Reporter,
+        timing: Timing,
+        *,
+        clock_trusted: bool = True,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._pledge = pledge
+        self._client = client
+        self._clock = clock
+        self._reporter = reporter
+        self._timing = timing
+        self._clock_trusted = clock_trusted
+        self._sleep = sleep
+
+    async def attempt(self, target: Target) -> Imprint:
+        """Ask the registrar at `target` for a voucher and check it; the nonce is new for every attempt.
+
+        Raises ProxyError and BrskiError leaves; the connection is closed then, and the registrar was told why if the
+        voucher was at fault (RFC 8995, section 5.6.2).
+        """
+        connection = await open_provisional(target, self._client, seconds=self._timing.connect)
+        try:
+            self._reporter.step("server-connected", server=target.authority, subject=_subject(connection))
+            call = self._pledge.voucher_request(
+                connection.leaf, nonce=secrets.token_bytes(NONCE_BYTES), now=self._clock.now()
+            )
+            self._reporter.step("voucher-requested", server=target.authority)
+            return await self._converse(connection, target, call)
+        except BaseException:
+            await connection.close()
+            raise
+
+    async def _converse(self, connection: Connection, target: Target, call: Call) -> Imprint:
+        first_sent = self._clock.now()
+        first = connection
+        while True:
+            reply = await connection.exchange(call, seconds=self._timing.voucher)
+            now = self._clock.now()
+            try:
+                voucher = self._pledge.accept_voucher(reply, call, connection.chain, now=now)
+                connection.upgrade(voucher.pin(), at=now if self._clock_trusted else None)
+                break
+            except VoucherPending as pending:
+                if is_given_up(first_sent, now):
+                    raise
+                wait = min(pending.retry_after_seconds, self._timing.longest_pending_wait)
+                self._reporter.step("voucher-pending", "voucher-pending", server=target.authority, wait_seconds=wait)
+                await self._sleep(wait)
+                if not connection.usable:
+                    connection = await _reopen(target, self._client, first, self._timing.connect)
+            except RegistrarRefused:
+                raise
+            except Refusal as refusal:
+                await self._complain(connection, target, refusal)
+                raise
+        self._reporter.step(
+            "voucher-verified",
+            server=target.authority,
+            assertion=voucher.assertion.value,
+            serial_number=voucher.serial_number,
+        )
+        await self._tell(connection, self._pledge.voucher_status(True))
+        self._reporter.step("voucher-status-sent", server=target.authority, status=True)
+        return Imprint(connection, target, voucher, call.body, reply.body, now)
+
+    async def _complain(self, connection: Connection, target: Target, refusal: Refusal) -> None:
+        """Report the bad voucher on the same connection; whether that works changes nothing."""
+        connection.refuse()
+        self._reporter.refused("voucher-refused", refusal, server=target.authority)
+        with contextlib.suppress(Refusal):
+            await self._tell(connection, self._pledge.voucher_status(False, refusal.reason))
+            self._reporter.step("voucher-status-sent", server=target.authority, status=False)
+
+    async def _tell(self, connection: Connection, call: Call) -> Reply:
+        """Send telemetry; what the registrar answers is of no interest (RFC 8995, section 5.7)."""
+        return await connection.exchange(call, seconds=self._timing.call)
+
+
+async def _reopen(target: Target, client: ClientFiles, first: Connection, seconds: float) -> Connection:
+    """Not persistent: the very same certificate as before, or nothing (RFC 8995, section 5)."""
+    connection = await open_provisional(target, client, seconds=seconds)
+    if connection.leaf.public_bytes(Encoding.DER) != first.leaf.public_bytes(Encoding.DER):
+        await connection.close()
+        raise ServerUntrusted("the registrar shows another certificate than on the first connection")
+    return connection
+
+
+def _subject(connection: Connection) -> str:
+    """The unverified subject, for the operator's eyes only."""
+    assert connection.trust is Trust.PROVISIONAL
+    try:
+        return connection.leaf.subject.rfc4514_string()[:120]
+    except ValueError:
+        return ""
