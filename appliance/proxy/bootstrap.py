@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -37,7 +38,7 @@ from appliance.proxy.timing import Timing
 from appliance.proxy.voucher_phase import Imprint, VoucherPhase
 from appliance.settings import ProxySettings
 from brski.discovery import Offer, backoff_seconds, order
-from est import cms, transfer
+from est import chains, cms, transfer
 from est.client import EstClient
 from est.errors import EnrollmentRefused, EstError, Refusal, ReplyNotAccepted
 
@@ -179,7 +180,9 @@ class Bootstrap:
             await line.connection.close()
         self._state.write("voucher-request.cms", imprint.request)
         self._state.write("voucher.cms", imprint.sealed)
-        self._enrol.store(enrolled, self._record(enrolled, imprint.target, hashlib.sha256(imprint.sealed).hexdigest()))
+        unique = chains.spki_sha256(material.pledge.idevid.certificate)
+        voucher_sha256 = hashlib.sha256(imprint.sealed).hexdigest()
+        self._enrol.store(enrolled, self._record(enrolled, imprint.target, unique, voucher_sha256))
         try:
             await self._enrol.report_success(imprint.target)
         except Refusal as refusal:
@@ -238,7 +241,7 @@ class Bootstrap:
             enrolled = await self._enrol.first(line, authorization=material.authorization)
         finally:
             await line.connection.close()
-        self._enrol.store(enrolled, self._record(enrolled, material.server))
+        self._enrol.store(enrolled, self._record(enrolled, material.server, secrets.token_bytes(32)))
 
     async def _fetch_confirmed_root(self, material: EstMaterial) -> x509.Certificate:
         """cacerts over a connection that may carry nothing else, believed by the fingerprint (RFC 7030, 4.1.1)."""
@@ -262,13 +265,15 @@ class Bootstrap:
 
     # -- both ----------------------------------------------------------------------------------------------------
 
-    def _record(self, enrolled: Enrolled, target: Target, voucher_sha256: str = "") -> ProxyRecord:
+    def _record(self, enrolled: Enrolled, target: Target, unique: bytes, voucher_sha256: str = "") -> ProxyRecord:
+        """`unique`: 32 octets that stay with this device: those of its IDevID key, or random ones."""
         return ProxyRecord(
             identifier=enrolled.identifier,
             host=target.host,
             port=target.port,
             named=target.named,
             method=self._settings.method,
+            ueid=(b"\x01" + unique).hex(),
             voucher_sha256=voucher_sha256,
             enroll_status_sent=self._settings.method == "est",
         )
