@@ -221,7 +221,8 @@ agents = Table(
     _text("state"),
     _time("created_at"),
     _time("updated_at"),
-    Index("agents_proxy", "proxy_id", "jkt"),
+    Index("agents_proxy", "proxy_id", "state"),
+    Index("agents_jkt", "jkt"),
     Index("agents_owner", "owner_id"),
 )
 

@@ -27,7 +27,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("identifier"),
     )
     op.create_index("agents_owner", "agents", ["owner_id"], unique=False)
-    op.create_index("agents_proxy", "agents", ["proxy_id", "jkt"], unique=False)
+    op.create_index("agents_proxy", "agents", ["proxy_id", "state"], unique=False)
+    op.create_index("agents_jkt", "agents", ["jkt"], unique=False)
     op.create_table(
         "audit",
         sa.Column("seq", sa.Integer(), autoincrement=False, nullable=False),

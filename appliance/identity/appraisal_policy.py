@@ -1,0 +1,149 @@
+"""What evidence must show, as data: the appraisal policy file and its built-in default (RFC 9334, section 8.5).
+
+    version = 1
+    id = "urn:campus.example:appraisal:2"
+
+    [default]
+    required = ["executable_sha256"]     # claims that the agent's part must hold; missing: contraindicated
+    methods = ["brski"]                  # how the vouching proxy may have come in; another: contraindicated
+    debug = "warning"                    # tier of a platform that does not say that debugging is off
+    root = "warning"                     # tier of an agent that runs as uid 0
+    executables = ["<sha256, hex>"]      # known executables; empty: not looked at
+    unknown_executable = "contraindicated"
+
+    [class.robot]                        # an agent class says only what differs from [default]
+    executables = ["..."]
+
+Tiers are AR4SI's words; only `affirming` and `warning` lead to a credential, the latter to a short one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from types import MappingProxyType
+from typing import ClassVar
+
+from appliance.errors import ApplianceError
+
+MAX_POLICY_BYTES = 262_144
+
+
+class Tier(IntEnum):
+    """AR4SI tiers with the number that stands for each in a trustworthiness vector."""
+
+    NONE = 0
+    AFFIRMING = 2
+    WARNING = 32
+    CONTRAINDICATED = 96
+
+    @property
+    def word(self) -> str:
+        """The tier as EAR's JSON form spells it."""
+        return self.name.lower()
+
+
+class AppraisalPolicyInvalid(ApplianceError):
+    """The appraisal policy file cannot be used; the detail says where."""
+
+    reason: ClassVar[str] = "appraisal-policy-invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPolicy:
+    """What agents of one class must show."""
+
+    required: frozenset[str] = frozenset()
+    methods: frozenset[str] = frozenset({"brski", "est"})
+    debug: Tier = Tier.AFFIRMING
+    root: Tier = Tier.WARNING
+    executables: frozenset[str] = frozenset()
+    unknown_executable: Tier = Tier.CONTRAINDICATED
+
+
+@dataclass(frozen=True, slots=True)
+class AppraisalPolicy:
+    """A policy identifier and the rules for each agent class."""
+
+    identifier: str
+    default: ClassPolicy = ClassPolicy()
+    classes: Mapping[str, ClassPolicy] = field(default_factory=lambda: MappingProxyType({}))
+
+    def for_class(self, agent_class: str) -> ClassPolicy:
+        """The rules for an agent class; an unnamed class has the default ones."""
+        return self.classes.get(agent_class, self.default)
+
+
+BUILT_IN = AppraisalPolicy("urn:appliance:appraisal:built-in:1")
+
+_TIERS = {tier.word: tier for tier in Tier}
+_KEYS = frozenset({"required", "methods", "debug", "root", "executables", "unknown_executable"})
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def read_appraisal_policy(text: str) -> AppraisalPolicy:
+    """The policy in a TOML text; raises AppraisalPolicyInvalid naming the place."""
+    if len(text) > MAX_POLICY_BYTES:
+        raise AppraisalPolicyInvalid(f"the policy has more than {MAX_POLICY_BYTES} characters")
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as cause:
+        raise AppraisalPolicyInvalid(str(cause) or "nested too deeply") from cause
+    if unknown := sorted(set(document) - {"version", "id", "default", "class"}):
+        raise AppraisalPolicyInvalid(f"unknown key {unknown[0]}", where=unknown[0])
+    if document.get("version") != 1:
+        raise AppraisalPolicyInvalid("version must be 1", where="version")
+    identifier = document.get("id")
+    if not isinstance(identifier, str) or not 1 <= len(identifier) <= 200 or not identifier.isprintable():
+        raise AppraisalPolicyInvalid("id must be a text of 1 to 200 characters", where="id")
+    default = _rules(document.get("default", {}), "default", ClassPolicy())
+    tables = document.get("class", {})
+    if not isinstance(tables, dict):
+        raise AppraisalPolicyInvalid("class must be a table of tables", where="class")
+    classes: dict[str, ClassPolicy] = {}
+    for name, table in tables.items():
+        if not _NAME.fullmatch(name):
+            raise AppraisalPolicyInvalid(f"class {name[:80]!a} is not a class name", where="class")
+        classes[name] = _rules(table, f"class.{name}", default)
+    return AppraisalPolicy(identifier, default, MappingProxyType(classes))
+
+
+def _rules(table: object, where: str, base: ClassPolicy) -> ClassPolicy:
+    if not isinstance(table, dict):
+        raise AppraisalPolicyInvalid(f"{where} must be a table", where=where)
+    if unknown := sorted(set(table) - _KEYS):
+        raise AppraisalPolicyInvalid(f"{where}: unknown key {unknown[0]}", where=f"{where}.{unknown[0]}")
+    rules = base
+    if "required" in table:
+        rules = replace(rules, required=_words(table["required"], f"{where}.required", _NAME))
+    if "methods" in table:
+        methods = _words(table["methods"], f"{where}.methods", _NAME)
+        if not methods <= {"brski", "est"}:
+            raise AppraisalPolicyInvalid(f"{where}.methods: brski or est", where=f"{where}.methods")
+        rules = replace(rules, methods=methods)
+    if "executables" in table:
+        rules = replace(rules, executables=_words(table["executables"], f"{where}.executables", _SHA256))
+    if "debug" in table:
+        rules = replace(rules, debug=_tier(table["debug"], f"{where}.debug"))
+    if "root" in table:
+        rules = replace(rules, root=_tier(table["root"], f"{where}.root"))
+    if "unknown_executable" in table:
+        rules = replace(rules, unknown_executable=_tier(table["unknown_executable"], f"{where}.unknown_executable"))
+    return rules
+
+
+def _words(value: object, where: str, pattern: re.Pattern[str]) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and pattern.fullmatch(item) for item in value):
+        raise AppraisalPolicyInvalid(f"{where}: a list of texts of the form {pattern.pattern}", where=where)
+    return frozenset(value)
+
+
+def _tier(value: object, where: str) -> Tier:
+    tier = _TIERS.get(value) if isinstance(value, str) else None
+    if tier is None or tier is Tier.NONE:
+        raise AppraisalPolicyInvalid(f"{where}: affirming, warning or contraindicated", where=where)
+    return tier
