@@ -1,0 +1,246 @@
+"""The owner approval (`owner-approval+jwt`): an owner's signature over exactly one agent request.
+
+All issuance models end in this object and in `check`: the model is a field, never another way of checking. The owner's
+key comes from the registry by `kid`, never from the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.binding import jws
+from appliance.binding.claims import Claims, check_window
+from appliance.binding.errors import (
+    ApprovalDenied,
+    ApprovalExpired,
+    ApprovalForOtherAgent,
+    ApprovalForOtherKey,
+    ApprovalForOtherModel,
+    ApprovalForOtherProxy,
+    ApprovalForOtherPurpose,
+    ApprovalForOtherRequest,
+    ApprovalNonceMismatch,
+    ApprovalNotYetValid,
+    ApprovalWidened,
+    ApprovalWindowTooLong,
+    ApprovalWrongAudience,
+    ApprovalWrongOwner,
+    Malformed,
+    OwnerMismatch,
+    ProfileNotApproved,
+    ProxyNotAllowed,
+    SelfApproval,
+    SignatureInvalid,
+)
+from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, OwnerRecord, seconds
+from appliance.binding.identifier import Kind
+from appliance.binding.request import MAX_TTL_SECONDS, AgentRequest
+from est.signer import Signer
+
+TYP = "owner-approval+jwt"
+MAX_BYTES = 4096
+
+_CLAIMS = frozenset(
+    {"iss", "sub", "aud", "iat", "exp", "jti", "nonce", "cnf", "rqh", "purpose", "model", "profiles", "ttl", "proxy"}
+    | {"decision"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerApproval:
+    """An approval whose signature has been verified. Times are seconds since 1970; the last four are upper bounds."""
+
+    token: str
+    kid: str
+    iss: str
+    sub: str
+    aud: str
+    iat: int
+    exp: int
+    jti: str
+    nonce: str
+    jkt: str
+    """Thumbprint of the agent key that is approved."""
+    rqh: str
+    proxy: str | None
+    is_denial: bool
+    purpose: str
+    model: Model
+    profiles: tuple[str, ...]
+    ttl: int
+
+
+def seal(
+    signer: Signer,
+    request: AgentRequest,
+    *,
+    iss: str,
+    iat: int,
+    exp: int,
+    jti: str,
+    nonce: str | None = None,
+    profiles: Sequence[str] | None = None,
+    ttl: int | None = None,
+    proxy: str | None = None,
+    deny: bool = False,
+) -> str:
+    """An owner's answer to a request: its fields copied, narrowed by `profiles` and `ttl` where given.
+
+    `nonce` is the server's challenge where there is one, else the request's. Raises ApprovalWidened.
+    """
+    profiles = request.profiles if profiles is None else tuple(profiles)
+    ttl = request.ttl if ttl is None else ttl
+    _check_no_wider(profiles, ttl, request)
+    claims: dict[str, object] = {"iss": iss, "sub": request.sub, "aud": request.aud, "iat": iat, "exp": exp, "jti": jti}
+    claims |= {"nonce": nonce or request.nonce, "cnf": {"jkt": request.jkt}, "rqh": request.rqh}
+    claims |= {"purpose": request.purpose, "model": str(request.model), "profiles": list(profiles), "ttl": ttl}
+    if proxy is not None:
+        claims["proxy"] = proxy
+    if deny:
+        claims["decision"] = "deny"
+    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+
+
+def kid_of(token: str) -> str:
+    """The key that the approval says it is signed with, to look it up; nothing is believed yet. Raises Malformed."""
+    kid = jws.read(token, max_bytes=MAX_BYTES).kid
+    if kid is None:
+        raise Malformed("the approval has no kid", object="approval")
+    return kid
+
+
+def unseal(token: str, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> OwnerApproval:
+    """Opens an approval with the owner's registered key (ES256 or ES384), whose thumbprint `kid` must be.
+
+    Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, CriticalHeaderUnknown, KeyIdMismatch,
+    Claim..., TokenIdTooShort, Identifier... .
+    """
+    kid = kid or jws.jkt(key)
+    opened = jws.read(token, max_bytes=MAX_BYTES).unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid)
+    claims = Claims(opened.claims, "approval")
+    claims.check_names(_CLAIMS)
+    iat, exp = claims.window()
+    return OwnerApproval(
+        token=token,
+        kid=kid,
+        iss=claims.identifier("iss", Kind.OWNER),
+        sub=claims.identifier("sub", Kind.AGENT),
+        aud=claims.text("aud"),
+        iat=iat,
+        exp=exp,
+        jti=claims.token_id(),
+        nonce=claims.nonce("nonce"),
+        jkt=claims.jkt(),
+        rqh=claims.hash("rqh"),
+        proxy=claims.identifier("proxy", Kind.PROXY) if "proxy" in claims else None,
+        is_denial="decision" in claims and claims.choice("decision", ("approve", "deny")) == "deny",
+        purpose=claims.choice("purpose", PURPOSES),
+        model=Model(claims.choice("model", REQUEST_MODELS)),
+        profiles=claims.choices("profiles", PROFILES),
+        ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
+    )
+
+
+def check(
+    token: str,
+    request: AgentRequest,
+    owner: OwnerRecord | None,
+    *,
+    server_id: str,
+    proxy_id: str,
+    now: datetime,
+    limits: Limits | None = None,
+    nonce: str | None = None,
+    signer_is_agent: bool = False,
+) -> OwnerApproval:
+    """The approval, if it is this owner's yes to this request, usable now through this proxy.
+
+    `owner` is the registry record that holds the key `kid_of(token)` (None: nobody does), `nonce` the server's
+    challenge (None: the request's own), `signer_is_agent` whether that key is some agent's. Whether its `jti` was spent
+    is for the transaction that spends it. Raises SignatureInvalid also for a key that nobody registered, so that the
+    answer does not tell which owners exist.
+    """
+    limits = limits or Limits()
+    kid = kid_of(token)
+    registered = owner.key(kid) if owner is not None else None
+    if kid == request.jkt:
+        unseal(token, request.key, kid=kid)
+        raise SelfApproval("the approval is signed by the agent that asks")
+    if signer_is_agent:
+        raise SelfApproval("the approval is signed by an agent's key")
+    if owner is None or registered is None:
+        raise SignatureInvalid("no registered owner key made this signature")
+    approval = unseal(token, registered.public_key, kid=kid)
+    if approval.iss != owner.owner_id:
+        raise ApprovalWrongOwner("the approval's iss is not the owner of the key that signed it")
+    owner.check_active()
+    registered.check(approval.iat, software_allowed=limits.software_owner_keys, new=True)
+    if approval.aud != server_id:
+        raise ApprovalWrongAudience("the approval is addressed to another server")
+    check_window(
+        approval.iat,
+        approval.exp,
+        seconds(now),
+        skew_seconds=limits.skew_seconds,
+        longest_seconds=limits.window_seconds,
+        early=ApprovalNotYetValid,
+        late=ApprovalExpired,
+        long=ApprovalWindowTooLong,
+    )
+    _check_same_request(approval, request, nonce or request.nonce)
+    if approval.proxy is not None and approval.proxy != proxy_id:
+        raise ApprovalForOtherProxy("the approval names another proxy")
+    if owner.proxies is not None and proxy_id not in owner.proxies:
+        raise ProxyNotAllowed("this proxy may not submit for this owner")
+    if approval.is_denial:
+        raise ApprovalDenied("the owner said no")
+    return approval
+
+
+def bounds(request: AgentRequest, approval: OwnerApproval, *caps_seconds: int) -> tuple[tuple[str, ...], int]:
+    """What may be issued: the profiles both asked and approved, and the shortest of all lives in seconds.
+
+    Raises ProfileNotApproved if no profile is left.
+    """
+    profiles = tuple(profile for profile in request.profiles if profile in approval.profiles)
+    if not profiles:
+        raise ProfileNotApproved("the owner approved none of the profiles that were asked")
+    return profiles, min(request.ttl, approval.ttl, *caps_seconds)
+
+
+def not_before(approval: OwnerApproval, now: datetime, limits: Limits | None = None) -> datetime:
+    """Where a credential's life may begin: backdated for slow clocks, but not to before the approval could be used."""
+    limits = limits or Limits()
+    return max(
+        now - timedelta(seconds=limits.backdating_seconds),
+        datetime.fromtimestamp(approval.iat - limits.skew_seconds, UTC),
+    )
+
+
+def _check_same_request(approval: OwnerApproval, request: AgentRequest, nonce: str) -> None:
+    if request.owner != approval.iss:
+        raise OwnerMismatch("the request names another owner, or none")
+    if approval.sub != request.sub:
+        raise ApprovalForOtherAgent("the approval names another agent")
+    if approval.jkt != request.jkt:
+        raise ApprovalForOtherKey("the approval binds another agent key")
+    if approval.nonce != nonce:
+        raise ApprovalNonceMismatch("the approval carries another nonce")
+    if approval.purpose != request.purpose:
+        raise ApprovalForOtherPurpose("the approval was given for another purpose")
+    if approval.model != request.model:
+        raise ApprovalForOtherModel("the approval was given for another issuance model")
+    _check_no_wider(approval.profiles, approval.ttl, request)
+    if approval.rqh != request.rqh:
+        raise ApprovalForOtherRequest("the approval was given for other request bytes")
+
+
+def _check_no_wider(profiles: Sequence[str], ttl: int, request: AgentRequest) -> None:
+    if not set(profiles) <= set(request.profiles):
+        raise ApprovalWidened("more profiles than the agent asked for", claim="profiles")
+    if ttl > request.ttl:
+        raise ApprovalWidened("a longer life than the agent asked for", claim="ttl")

@@ -1,0 +1,217 @@
+"""The attestation result: an EAR, as JWT of one pinned profile, with a submodule each for platform and agent.
+
+Tiers: affirming, warning, contraindicated, none; the whole is as good as its worst part. A status may be worse than
+its trustworthiness vector, never better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.binding import jws
+from appliance.binding.claims import Claims, check_window
+from appliance.binding.errors import (
+    ClaimMissing,
+    EarExpired,
+    EarInconsistent,
+    EarNonceMismatch,
+    EarNotYetValid,
+    EarProfileUnknown,
+    EarWindowTooLong,
+    EarWrongVerifier,
+)
+from appliance.binding.facts import Limits, seconds
+from est.signer import Signer
+
+TYP = "eat+jwt"
+PROFILE = "tag:ietf.org,2026:rats/ear#03"
+SUBMODULES = ("platform", "agent")
+MAX_WINDOW_SECONDS = 86_400
+VECTOR = (
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+)
+"""The AR4SI trustworthiness vector."""
+
+_CLAIMS = frozenset(
+    {"eat_profile", "iat", "exp", "eat_nonce", "ear_verifier_id", "ear_raw_evidence", "ear_status", "submods"}
+)
+_SUBMODULE = frozenset({"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids"})
+
+
+class Tier(StrEnum):
+    """How far to trust, as the word in JSON (numbers are CBOR's)."""
+
+    NONE = "none"
+    AFFIRMING = "affirming"
+    WARNING = "warning"
+    CONTRAINDICATED = "contraindicated"
+
+
+_BADNESS = {Tier.AFFIRMING: 0, Tier.WARNING: 1, Tier.NONE: 2, Tier.CONTRAINDICATED: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule:
+    """Result for one part: its tier, the vector behind it (claim -> -128..127) and the policies that were applied."""
+
+    status: Tier
+    vector: Mapping[str, int]
+    policy_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ear:
+    """An attestation result whose signature has been verified. Times are seconds since 1970."""
+
+    token: str
+    iat: int
+    exp: int
+    nonce: str
+    developer: str
+    build: str
+    submodules: Mapping[str, Submodule]
+
+    @property
+    def status(self) -> Tier:
+        """The worst tier of all parts."""
+        return worst(part.status for part in self.submodules.values())
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the token: `earDigest` of the certificate."""
+        return hashlib.sha256(self.token.encode("ascii")).digest()
+
+
+def worst(tiers: Iterable[Tier]) -> Tier:
+    """The worst of some tiers; none at all are worth `none`."""
+    return max(tiers, key=_BADNESS.__getitem__, default=Tier.NONE)
+
+
+def tier_of(value: int) -> Tier:
+    """The tier of one vector value (AR4SI, section 2.3.2)."""
+    size = abs(value)
+    if -1 <= value <= 1:
+        return Tier.NONE
+    if size <= (31 if value > 0 else 32):
+        return Tier.AFFIRMING
+    if size <= (95 if value > 0 else 96):
+        return Tier.WARNING
+    return Tier.CONTRAINDICATED
+
+
+def seal(
+    signer: Signer,
+    *,
+    iat: int,
+    exp: int,
+    nonce: str,
+    developer: str,
+    build: str,
+    submodules: Mapping[str, Submodule],
+) -> str:
+    """A result signed by the verifier's key."""
+    claims: dict[str, object] = {"eat_profile": PROFILE, "iat": iat, "exp": exp}
+    claims["ear_verifier_id"] = {"developer": developer, "build": build}
+    claims["eat_nonce"] = nonce
+    claims["submods"] = {
+        name: {
+            "ear_status": str(part.status),
+            "ear_trustworthiness_vector": dict(part.vector),
+            "ear_appraisal_policy_ids": list(part.policy_ids),
+        }
+        for name, part in submodules.items()
+    }
+    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+
+
+def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Ear:
+    """Opens a result with the verifier's key and reads it.
+
+    Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, KeyIdMismatch, EarProfileUnknown,
+    EarInconsistent, Claim... .
+    """
+    opened = jws.read(token).unseal(typ=TYP, key=key, kid=jws.jkt(key))
+    claims = Claims(opened.claims, "attestation result")
+    if claims.text("eat_profile") != PROFILE:
+        raise EarProfileUnknown("the attestation result follows another profile or version")
+    claims.check_names(_CLAIMS)
+    iat, exp = claims.window()
+    verifier = claims.inner("ear_verifier_id")
+    verifier.check_names(("developer", "build"))
+    parts = claims.inner("submods")
+    parts.check_names(SUBMODULES)
+    for name in SUBMODULES:
+        if name not in parts:
+            raise ClaimMissing(f"the attestation result says nothing about {name}", object="submods", claim=name)
+    return Ear(
+        token=token,
+        iat=iat,
+        exp=exp,
+        nonce=claims.nonce("eat_nonce"),
+        developer=verifier.text("developer", max_length=256),
+        build=verifier.text("build", max_length=256),
+        submodules=MappingProxyType({name: read_submodule(parts, name) for name in SUBMODULES}),
+    )
+
+
+def read_submodule(parts: Claims, name: str) -> Submodule:
+    """One part of a result; raises Claim..., EarInconsistent if its status is better than its vector."""
+    part = parts.inner(name)
+    part.check_names(_SUBMODULE)
+    status = Tier(part.choice("ear_status", tuple(Tier)))
+    values: dict[str, int] = {}
+    if "ear_trustworthiness_vector" in part:
+        vector = part.inner("ear_trustworthiness_vector")
+        vector.check_names(VECTOR)
+        values = {claim: vector.whole(claim, low=-128, high=127) for claim in VECTOR if claim in vector}
+    appraised = [tier for tier in map(tier_of, values.values()) if tier is not Tier.NONE]
+    if appraised and _BADNESS[status] < _BADNESS[worst(appraised)]:
+        raise EarInconsistent("the status is better than the trustworthiness vector", submodule=name)
+    return Submodule(status, MappingProxyType(values), _policy_ids(part))
+
+
+def check(ear: Ear, *, nonce: str, now: datetime, developer: str | None = None, limits: Limits | None = None) -> None:
+    """Refuses a result that is not the asked verifier's, about this nonce, at this time."""
+    limits = limits or Limits()
+    if developer is not None and ear.developer != developer:
+        raise EarWrongVerifier("the attestation result comes from another verifier")
+    check_window(
+        ear.iat,
+        ear.exp,
+        seconds(now),
+        skew_seconds=limits.skew_seconds,
+        longest_seconds=MAX_WINDOW_SECONDS,
+        early=EarNotYetValid,
+        late=EarExpired,
+        long=EarWindowTooLong,
+    )
+    if ear.nonce != nonce:
+        raise EarNonceMismatch("the attestation result is about another nonce")
+
+
+def _policy_ids(part: Claims) -> tuple[str, ...]:
+    name = "ear_appraisal_policy_ids"
+    if name not in part:
+        return ()
+    value = part.value(name)
+    if (
+        not isinstance(value, list)
+        or len(value) > 16
+        or any(not isinstance(one, str) or len(one) > 256 for one in value)
+    ):
+        raise part.malformed(name, "a list of at most 16 policy identifiers")
+    return tuple(value)

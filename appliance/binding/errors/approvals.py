@@ -1,0 +1,179 @@
+"""What can be wrong with an owner approval, its signer, or an owner's key statement."""
+
+from __future__ import annotations
+
+from appliance.binding.errors.base import BindingError
+
+
+class ApprovalMissing(BindingError):
+    """No owner approval came with the request, and this model wants one."""
+
+    reason = "approval-missing"
+
+
+class ApprovalDenied(BindingError):
+    """The owner's signed answer is no."""
+
+    reason = "approval-denied"
+
+
+class ApprovalSpent(BindingError):
+    """This approval has been used."""
+
+    reason = "approval-spent"
+
+
+class ApprovalExpired(BindingError):
+    """The approval is past its `exp`."""
+
+    reason = "approval-expired"
+
+
+class ApprovalNotYetValid(BindingError):
+    """The approval's `iat` lies in the future."""
+
+    reason = "approval-not-yet-valid"
+
+
+class ApprovalWindowTooLong(BindingError):
+    """The approval wants to be usable for longer than allowed; field `limit` in seconds."""
+
+    reason = "approval-window-too-long"
+
+
+class ApprovalWrongAudience(BindingError):
+    """The approval is addressed to another server."""
+
+    reason = "approval-wrong-audience"
+
+
+class ApprovalWrongOwner(BindingError):
+    """The approval's `iss` is not the owner whose key signed it."""
+
+    reason = "approval-wrong-owner"
+
+
+class ApprovalForOtherAgent(BindingError):
+    """The approval's `sub` is another agent."""
+
+    reason = "approval-for-other-agent"
+
+
+class ApprovalForOtherKey(BindingError):
+    """The approval binds another agent key."""
+
+    reason = "approval-for-other-key"
+
+
+class ApprovalForOtherRequest(BindingError):
+    """The approval was given for other request bytes."""
+
+    reason = "approval-for-other-request"
+
+
+class ApprovalForOtherModel(BindingError):
+    """The approval was given for another issuance model."""
+
+    reason = "approval-for-other-model"
+
+
+class ApprovalForOtherPurpose(BindingError):
+    """The approval was given for another purpose."""
+
+    reason = "approval-for-other-purpose"
+
+
+class ApprovalForOtherProxy(BindingError):
+    """The approval names another proxy."""
+
+    reason = "approval-for-other-proxy"
+
+
+class ApprovalNonceMismatch(BindingError):
+    """The approval carries another nonce than the request (or challenge)."""
+
+    reason = "approval-nonce-mismatch"
+
+
+class ApprovalWidened(BindingError):
+    """More than was asked, or more than was approved: bounds may only shrink; field `claim`."""
+
+    reason = "approval-widened"
+
+
+class SelfApproval(BindingError):
+    """The approval is signed by an agent's key."""
+
+    reason = "self-approval"
+
+
+class OwnerMismatch(BindingError):
+    """The request names another owner than the one who approved it."""
+
+    reason = "owner-mismatch"
+
+
+class OwnerUnknown(BindingError):
+    """The owner is not in the registry."""
+
+    reason = "owner-unknown"
+
+
+class OwnerNotActive(BindingError):
+    """The owner is suspended or revoked."""
+
+    reason = "owner-not-active"
+
+
+class OwnerKeyUnknown(BindingError):
+    """The key is not one of this owner's registered keys."""
+
+    reason = "owner-key-unknown"
+
+
+class OwnerKeyNotValid(BindingError):
+    """The owner's key was retired, revoked or outside its validity when it signed."""
+
+    reason = "owner-key-not-valid"
+
+
+class OwnerKeyInSoftware(BindingError):
+    """The owner's key is kept in software and policy wants hardware."""
+
+    reason = "owner-key-in-software"
+
+
+class ProxyNotAllowed(BindingError):
+    """This proxy may not submit for this owner."""
+
+    reason = "proxy-not-allowed-for-owner"
+
+
+class StatementExpired(BindingError):
+    """The owner key statement is past its `exp`."""
+
+    reason = "statement-expired"
+
+
+class StatementNotYetValid(BindingError):
+    """The owner key statement's `iat` lies in the future."""
+
+    reason = "statement-not-yet-valid"
+
+
+class StatementWindowTooLong(BindingError):
+    """The owner key statement wants to be usable for longer than allowed; field `limit` in seconds."""
+
+    reason = "statement-window-too-long"
+
+
+class StatementWrongAudience(BindingError):
+    """The owner key statement is addressed to another trust domain."""
+
+    reason = "statement-wrong-audience"
+
+
+class StatementForOtherOwner(BindingError):
+    """The owner key statement is another owner's."""
+
+    reason = "statement-for-other-owner"

@@ -1,0 +1,248 @@
+"""The proxy's evidence about an agent: an EAT as JWT (RFC 9711, RFC 9782), wrapped as a CMW JSON record.
+
+Bound to the nonce, the agent's key and the request's hash: one evidence, one request. Claim names of the AI profile
+stand in one table here, because their draft still moves; all of them are the agent's own word unless endorsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.binding import jws
+from appliance.binding.claims import Claims, check_window
+from appliance.binding.errors import (
+    EvidenceExpired,
+    EvidenceForOtherKey,
+    EvidenceForOtherOwner,
+    EvidenceForOtherRequest,
+    EvidenceNonceMismatch,
+    EvidenceNotYetValid,
+    EvidenceProfileUnknown,
+    EvidenceTooOld,
+    EvidenceWindowTooLong,
+    EvidenceWrongProxy,
+    Malformed,
+)
+from appliance.binding.facts import Limits, seconds
+from appliance.binding.identifier import Kind
+from appliance.binding.request import AgentRequest
+from est.signer import Signer
+
+TYP = "eat+jwt"
+MEDIA_TYPE = "application/eat+jwt"
+PROFILE = "urn:ietf:eat:profile:ai-agent:1"
+CMW_EVIDENCE = 4
+"""Indicator bit 2 of a CMW record: evidence."""
+DEBUG_STATES = (
+    "enabled",
+    "disabled",
+    "disabled-since-boot",
+    "disabled-permanently",
+    "disabled-fully-and-permanently",
+)
+
+_CLAIMS = frozenset(
+    {"iss", "iat", "exp", "eat_nonce", "eat_profile", "ueid", "oemid", "hwmodel", "dbgstat", "rqh", "submods"}
+)
+
+
+def _words(claims: Claims, name: str) -> None:
+    value = claims.value(name)
+    if (
+        not isinstance(value, list)
+        or len(value) > 64
+        or any(not isinstance(one, str) or len(one) > 256 for one in value)
+    ):
+        raise claims.malformed(name, "a list of at most 64 short texts")
+
+
+def _digest(claims: Claims, name: str) -> None:
+    inner = claims.inner(name)
+    inner.check_names(("alg", "hash"))
+    inner.choice("alg", ("sha-256", "sha-384", "sha-512"))
+    octets = jws.unbase64url(inner.text("hash", max_length=88), name)
+    if len(octets) not in (32, 48, 64):
+        raise claims.malformed(name, "a digest of 32, 48 or 64 octets")
+
+
+def _number(claims: Claims, name: str) -> None:
+    claims.whole(name, high=2**32 - 1)
+
+
+def _text(claims: Claims, name: str) -> None:
+    claims.text(name, max_length=512)
+
+
+AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
+    {
+        # measured by the proxy
+        "executable": _text,
+        "executable_digest": _digest,
+        "uid": _number,
+        "gid": _number,
+        "pid": _number,
+        "cgroup": _text,
+        # RFC 9711
+        "swname": _text,
+        "swversion": _words,
+        # EAT profile for AI agents
+        "ai_model_id": _text,
+        "ai_model_hash": _digest,
+        "input_policy_digest": _digest,
+        "capabilities": _words,
+        "allowed_apis": _words,
+        "data_retention_policy": _text,
+        "owner_id": _text,
+        "ai_sbom_ref": _text,
+    }
+)
+"""Claims of `submods.agent` beside `cnf`, all optional, each with the check of its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Evidence whose signature has been verified with the proxy's key. Times are seconds since 1970."""
+
+    token: str
+    iss: str
+    iat: int
+    exp: int
+    nonce: str
+    rqh: str
+    jkt: str
+    """Thumbprint of the key of the agent that is described."""
+    dbgstat: str
+    ueid: bytes | None
+    oemid: str | None
+    hwmodel: str | None
+    agent: Mapping[str, object]
+    """The claims of `AGENT_CLAIMS` that are there."""
+
+
+def seal(
+    signer: Signer,
+    *,
+    iss: str,
+    iat: int,
+    exp: int,
+    nonce: str,
+    rqh: str,
+    jkt: str,
+    ueid: bytes | None = None,
+    oemid: str | None = None,
+    hwmodel: str | None = None,
+    dbgstat: str = "disabled-since-boot",
+    agent: Mapping[str, object] | None = None,
+) -> str:
+    """Evidence signed by the proxy's attestation key."""
+    claims: dict[str, object] = {"iss": iss, "iat": iat, "exp": exp, "eat_nonce": nonce, "eat_profile": PROFILE}
+    if ueid is not None:
+        claims["ueid"] = jws.base64url(ueid)
+    claims |= {name: value for name, value in (("oemid", oemid), ("hwmodel", hwmodel)) if value is not None}
+    claims |= {"dbgstat": dbgstat, "rqh": rqh, "submods": {"agent": {"cnf": {"jkt": jkt}, **(agent or {})}}}
+    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+
+
+def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Evidence:
+    """Opens evidence with the key of the proxy that submits it, and reads every claim.
+
+    Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, KeyIdMismatch, EvidenceProfileUnknown,
+    Claim..., Identifier... .
+    """
+    opened = jws.read(token).unseal(typ=TYP, key=key, kid=jws.jkt(key))
+    claims = Claims(opened.claims, "evidence")
+    if claims.text("eat_profile") != PROFILE:
+        raise EvidenceProfileUnknown("the evidence follows another profile")
+    claims.check_names(_CLAIMS)
+    iat, exp = claims.window()
+    submodules = claims.inner("submods")
+    submodules.check_names(("agent",))
+    agent = submodules.inner("agent")
+    agent.check_names(("cnf", *AGENT_CLAIMS))
+    present = [name for name in AGENT_CLAIMS if name in agent]
+    for name in present:
+        AGENT_CLAIMS[name](agent, name)
+    return Evidence(
+        token=token,
+        iss=claims.identifier("iss", Kind.PROXY),
+        iat=iat,
+        exp=exp,
+        nonce=claims.nonce("eat_nonce"),
+        rqh=claims.hash("rqh"),
+        jkt=agent.jkt(),
+        dbgstat=claims.choice("dbgstat", DEBUG_STATES),
+        ueid=_read_ueid(claims),
+        oemid=claims.text("oemid", max_length=64) if "oemid" in claims else None,
+        hwmodel=claims.text("hwmodel", max_length=64) if "hwmodel" in claims else None,
+        agent=MappingProxyType({name: agent.value(name) for name in present}),
+    )
+
+
+def check(
+    evidence: Evidence,
+    request: AgentRequest,
+    *,
+    proxy_id: str,
+    now: datetime,
+    limits: Limits | None = None,
+) -> None:
+    """Refuses evidence that is not this proxy's fresh word about exactly this request and its key."""
+    limits = limits or Limits()
+    at = seconds(now)
+    if evidence.iss != proxy_id:
+        raise EvidenceWrongProxy("the evidence comes from another proxy than its submitter")
+    check_window(
+        evidence.iat,
+        evidence.exp,
+        at,
+        skew_seconds=limits.skew_seconds,
+        longest_seconds=limits.evidence_seconds,
+        early=EvidenceNotYetValid,
+        late=EvidenceExpired,
+        long=EvidenceWindowTooLong,
+    )
+    if at > evidence.iat + limits.evidence_seconds + limits.skew_seconds:
+        raise EvidenceTooOld(f"evidence may be {limits.evidence_seconds} s old", limit=limits.evidence_seconds)
+    if evidence.nonce != request.nonce:
+        raise EvidenceNonceMismatch("the evidence was made for another nonce")
+    if evidence.jkt != request.jkt:
+        raise EvidenceForOtherKey("the evidence describes the holder of another key")
+    if evidence.agent.get("owner_id", request.owner) != request.owner:
+        raise EvidenceForOtherOwner("the evidence names another owner than the request")
+    if evidence.rqh != request.rqh:
+        raise EvidenceForOtherRequest("the evidence was made for other request bytes")
+
+
+def write_cmw(token: str) -> list[object]:
+    """The CMW JSON record around an evidence token."""
+    return [MEDIA_TYPE, jws.base64url(token.encode("ascii")), CMW_EVIDENCE]
+
+
+def read_cmw(value: object) -> str:
+    """The evidence token in a CMW JSON record; collections and other messages are Malformed."""
+    match value:
+        case [str(media_type), str(content), int(indicator)] if (
+            media_type == MEDIA_TYPE and type(indicator) is int and indicator == CMW_EVIDENCE
+        ):
+            octets = jws.unbase64url(content, "evidence record")
+        case _:
+            raise Malformed(f"not a CMW record of {MEDIA_TYPE} that is evidence", object="evidence record")
+    try:
+        return octets.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise Malformed("the evidence record holds no token", object="evidence record") from error
+
+
+def _read_ueid(claims: Claims) -> bytes | None:
+    if "ueid" not in claims:
+        return None
+    octets = jws.unbase64url(claims.text("ueid", max_length=44), "ueid")
+    # RFC 9711, section 4.2.1: a type octet of 1 to 3, then 6 to 32 octets
+    if not 7 <= len(octets) <= 33 or octets[0] not in (1, 2, 3):
+        raise claims.malformed("ueid", "a type octet of 1 to 3 and 6 to 32 octets more")
+    return octets

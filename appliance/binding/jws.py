@@ -1,0 +1,266 @@
+"""Compact JWS as every signed object here uses it (RFC 7515, RFC 7518), and public keys as JWK (RFC 7517, RFC 7638).
+
+Small on purpose: one serialisation, three algorithms, each fixed by the key that verifies and never by the token. The
+signature is verified before anything in header or payload is believed, so a damaged token is `signature-invalid` or
+`malformed` and nothing else. `typ` is compared exactly, which keeps one object's signature from passing for another's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance.binding.errors import (
+    AlgorithmNotAllowed,
+    CriticalHeaderUnknown,
+    KeyIdMismatch,
+    Malformed,
+    PrivateKeyExposed,
+    SignatureInvalid,
+    TokenTypeWrong,
+)
+from est.errors import EstError
+from est.signer import Signer
+from est.transfer import read_json
+
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+MAX_BYTES = 16_384
+ES256 = frozenset({"ES256"})
+OWNER_ALGORITHMS = frozenset({"ES256", "ES384"})
+FOREIGN_ALGORITHMS = frozenset({"ES256", "ES384", "EdDSA"})
+"""With Ed25519, which we verify in other people's tokens and never make."""
+
+_CURVES: dict[str, tuple[str, int, ec.EllipticCurve, str]] = {
+    "secp256r1": ("P-256", 32, ec.SECP256R1(), "ES256"),
+    "secp384r1": ("P-384", 48, ec.SECP384R1(), "ES384"),
+}
+_BY_JWK_NAME = {row[0]: row for row in _CURVES.values()}
+_ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
+# base64url is base64 with - and _ for + and /; what is neither becomes a character that the strict decoder refuses
+_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
+_PADDING = (b"", b"", b"==", b"=")
+_LAST = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
+"""Last characters that leave no stray bits, by length modulo 4."""
+
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+
+@dataclass(frozen=True, slots=True)
+class Jws:
+    """An opened token: its signature is good, its type the expected one."""
+
+    token: str
+    header: Mapping[str, object]
+    claims: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A token taken apart but not believed: only the header is readable, to find the key; `unseal` opens it."""
+
+    token: str
+    header: Mapping[str, object]
+    signing_input: bytes
+    payload: bytes
+    signature: bytes
+
+    @property
+    def kid(self) -> str | None:
+        """The key that the token says it was signed with."""
+        kid = self.header.get("kid")
+        return kid if isinstance(kid, str) else None
+
+    def unseal(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> Jws:
+        """Verifies with `key`, then checks header and JSON; with `kid`, the header must name exactly that key.
+
+        Raises SignatureInvalid, Malformed, AlgorithmNotAllowed, CriticalHeaderUnknown, TokenTypeWrong, KeyIdMismatch.
+        """
+        algorithm = algorithm_of(key)
+        if algorithm not in algorithms:
+            raise AlgorithmNotAllowed(f"{algorithm} is not allowed here", allowed=sorted(algorithms))
+        named = self.header.get("alg")
+        self._verify(key, algorithm, named)
+        if named != algorithm:
+            raise AlgorithmNotAllowed("the header names another algorithm than the key's", allowed=[algorithm])
+        if "crit" in self.header:
+            raise CriticalHeaderUnknown("the header has crit, and no extension is known here")
+        if self.header.get("typ") != typ:
+            raise TokenTypeWrong(f"this is not a {typ}", expected=typ, found=str(self.header.get("typ"))[:64])
+        if kid is not None and self.header.get("kid") != kid:
+            raise KeyIdMismatch("kid names another key than the one that signed")
+        return Jws(self.token, self.header, read_object(self.payload, "payload"))
+
+    def _verify(self, key: PublicKey, algorithm: str, named: object) -> None:
+        half = 48 if algorithm == "ES384" else 32
+        if len(self.signature) != 2 * half:
+            # nothing that could be verified: say so if the reason is alg none or a MAC, and not a damaged token
+            if named != algorithm:
+                raise AlgorithmNotAllowed("the header names no algorithm that is allowed here", allowed=[algorithm])
+            raise Malformed(f"an {algorithm} signature has {2 * half} bytes", object="signature")
+        try:
+            if isinstance(key, ed25519.Ed25519PublicKey):
+                key.verify(self.signature, self.signing_input)
+            else:
+                r = int.from_bytes(self.signature[:half], "big")
+                s = int.from_bytes(self.signature[half:], "big")
+                key.verify(encode_dss_signature(r, s), self.signing_input, _ECDSA[algorithm])
+        except InvalidSignature as error:
+            raise SignatureInvalid("the signature does not verify") from error
+
+
+def read(token: str, *, max_bytes: int = MAX_BYTES) -> Sealed:
+    """Takes a compact JWS apart without believing it; raises Malformed."""
+    if len(token) > max_bytes:
+        raise Malformed(f"a token has at most {max_bytes} bytes", object="token")
+    try:
+        header, payload, signature = (octets := token.encode("ascii")).split(b".")
+    except (UnicodeEncodeError, ValueError) as error:
+        raise Malformed("a token has three parts, in ASCII", object="token") from error
+    return Sealed(
+        token,
+        read_object(_unbase64url(header, "header"), "header"),
+        octets[: len(header) + 1 + len(payload)],
+        _unbase64url(payload, "payload"),
+        _unbase64url(signature, "signature"),
+    )
+
+
+def unseal(token: str, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> Jws:
+    """Opens a token signed with `key`; raises what `read` and `Sealed.unseal` raise."""
+    return read(token).unseal(typ=typ, key=key, algorithms=algorithms, kid=kid)
+
+
+def seal(claims: Mapping[str, object], *, typ: str, signer: Signer, header: Mapping[str, object] | None = None) -> str:
+    """The compact JWS over these claims, with ES256 or ES384 as the signer's curve says."""
+    algorithm = algorithm_of(signer.public_key())
+    half = 48 if algorithm == "ES384" else 32
+    head = {"alg": algorithm, "typ": typ, **(header or {})}
+    signing_input = f"{_compact(head)}.{_compact(claims)}"
+    r, s = decode_dss_signature(signer.sign(signing_input.encode("ascii")))
+    return f"{signing_input}.{base64url(r.to_bytes(half, 'big') + s.to_bytes(half, 'big'))}"
+
+
+def algorithm_of(key: object) -> str:
+    """The one JWS algorithm for this key; raises AlgorithmNotAllowed for keys that we do not take."""
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "EdDSA"
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return _CURVES[key.curve.name][3]
+    raise AlgorithmNotAllowed("only P-256 and P-384 keys sign here")
+
+
+def jwk(key: ec.EllipticCurvePublicKey, *, algorithm: bool = False) -> dict[str, str]:
+    """The public key as JWK (RFC 7518, section 6.2.1), on request with its `alg`."""
+    members = _members(key)
+    return {**members, "alg": algorithm_of(key)} if algorithm else members
+
+
+def jkt(key: ec.EllipticCurvePublicKey) -> str:
+    """The key's thumbprint (RFC 7638): base64url SHA-256 of the JWK's required members."""
+    return s256(json.dumps(_members(key), separators=(",", ":")))
+
+
+def read_jwk(value: object, *, what: str = "jwk") -> PublicKey:
+    """The key in a public JWK: EC on P-256 or P-384, or Ed25519; raises Malformed, PrivateKeyExposed.
+
+    `alg`, where present, must be the key's own.
+    """
+    if not isinstance(value, dict):
+        raise Malformed("a JWK is an object", object=what)
+    key = _read_public(value, what)
+    if value.keys() & _PRIVATE_MEMBERS:
+        raise PrivateKeyExposed("the JWK carries a private key", object=what)
+    if "alg" in value and value["alg"] != algorithm_of(key):
+        raise Malformed("the JWK's alg is not its key's", object=what)
+    return key
+
+
+def read_ec_jwk(value: object, *, what: str = "jwk") -> ec.EllipticCurvePublicKey:
+    """Like read_jwk, and the key can be certified by us: EC only."""
+    key = read_jwk(value, what=what)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Malformed("the JWK is not an elliptic curve key", object=what)
+    return key
+
+
+def base64url(octets: bytes) -> str:
+    """base64url without padding (RFC 7515, section 2)."""
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode("ascii")
+
+
+def unbase64url(text: str, what: str) -> bytes:
+    """The octets of canonical base64url: no padding, no other character, no stray bits; raises Malformed."""
+    try:
+        return _unbase64url(text.encode("ascii"), what)
+    except UnicodeEncodeError as error:
+        raise Malformed(f"the {what} is not base64url", object=what) from error
+
+
+def s256(data: bytes | str) -> str:
+    """base64url of SHA-256; of a token: over the ASCII of its compact form."""
+    return base64url(hashlib.sha256(data.encode("ascii") if isinstance(data, str) else data).digest())
+
+
+def read_object(octets: bytes, what: str) -> dict[str, object]:
+    """A JSON object with everything refused that two readers could read differently; raises Malformed."""
+    try:
+        value = read_json(octets, max_bytes=MAX_BYTES)
+    except EstError as error:
+        raise Malformed(f"the {what} is not acceptable JSON: {error.detail}", object=what) from error
+    if not isinstance(value, dict):
+        raise Malformed(f"the {what} is not a JSON object", object=what)
+    return value
+
+
+def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
+    try:
+        if value.get("kty") == "OKP" and value.get("crv") == "Ed25519":
+            return ed25519.Ed25519PublicKey.from_public_bytes(_coordinate(value, "x", 32, what))
+        if value.get("kty") != "EC" or value.get("crv") not in _BY_JWK_NAME:
+            raise Malformed("the JWK is neither P-256, P-384 nor Ed25519", object=what)
+        _, size, curve, _ = _BY_JWK_NAME[str(value["crv"])]
+        x, y = _coordinate(value, "x", size, what), _coordinate(value, "y", size, what)
+        return ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x04" + x + y)
+    except ValueError as error:
+        raise Malformed("the JWK's point is not on its curve", object=what) from error
+
+
+def _coordinate(value: Mapping[str, object], name: str, size: int, what: str) -> bytes:
+    text = value.get(name)
+    octets = unbase64url(text, what) if isinstance(text, str) else b""
+    if len(octets) != size:
+        raise Malformed(f"the JWK's {name} does not have {size} bytes", object=what)
+    return octets
+
+
+def _members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+    if key.curve.name not in _CURVES:
+        raise AlgorithmNotAllowed("only P-256 and P-384 keys sign here")
+    name, size, _, _ = _CURVES[key.curve.name]
+    point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return {"crv": name, "kty": "EC", "x": base64url(point[1 : size + 1]), "y": base64url(point[size + 1 :])}
+
+
+def _compact(value: Mapping[str, object]) -> str:
+    return base64url(json.dumps(value, separators=(",", ":")).encode("ascii"))
+
+
+def _unbase64url(text: bytes, what: str) -> bytes:
+    rest = len(text) % 4
+    if rest and text[-1] not in _LAST[rest]:
+        raise Malformed(f"the {what} is not canonical base64url", object=what)
+    try:
+        return binascii.a2b_base64(text.translate(_TO_BASE64) + _PADDING[rest], strict_mode=True)
+    except binascii.Error as error:
+        raise Malformed(f"the {what} is not base64url", object=what) from error

@@ -1,0 +1,106 @@
+"""The owner key statement (`owner-key+jwt`): an owner's new key says whose it is, for whom, and where it lives.
+
+Signed by that key itself, so it proves possession and nothing more: that the owner really is the owner is for the
+administrator who takes it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.binding import jws
+from appliance.binding.claims import Claims, check_window
+from appliance.binding.errors import (
+    Malformed,
+    StatementExpired,
+    StatementForOtherOwner,
+    StatementNotYetValid,
+    StatementWindowTooLong,
+    StatementWrongAudience,
+)
+from appliance.binding.facts import PROTECTIONS, Limits, seconds
+from est.signer import Signer
+
+TYP = "owner-key+jwt"
+MAX_WINDOW_SECONDS = 30 * 86_400
+"""Longest life of a statement: it travels to an administrator by hand."""
+
+_CLAIMS = frozenset({"sub", "aud", "iat", "exp", "jti", "protection"})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatement:
+    """A statement whose signature has been verified with the key in it. Times are seconds since 1970."""
+
+    token: str
+    key: ec.EllipticCurvePublicKey
+    jkt: str
+    sub: str
+    """The owner as the directory calls it (`ref`), or the owner's identifier."""
+    aud: str
+    """Origin of the trust domain that is to know the key."""
+    iat: int
+    exp: int
+    jti: str
+    protection: str
+
+
+def seal(signer: Signer, *, sub: str, aud: str, iat: int, exp: int, jti: str, protection: str = "software") -> str:
+    """A statement signed by the key that it is about."""
+    claims = {"sub": sub, "aud": aud, "iat": iat, "exp": exp, "jti": jti, "protection": protection}
+    return jws.seal(claims, typ=TYP, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
+
+
+def unseal(token: str) -> KeyStatement:
+    """Proof of possession: opens the statement with the key in its own header and reads it.
+
+    Raises Malformed, SignatureInvalid, PrivateKeyExposed, AlgorithmNotAllowed, TokenTypeWrong, Claim... .
+    """
+    sealed = jws.read(token)
+    if "jwk" not in sealed.header:
+        raise Malformed("the header has no jwk", object="owner key statement")
+    key = jws.read_ec_jwk(sealed.header["jwk"])
+    claims = Claims(sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
+    claims.check_names(_CLAIMS)
+    iat, exp = claims.window()
+    return KeyStatement(
+        token=token,
+        key=key,
+        jkt=jws.jkt(key),
+        sub=claims.text("sub", max_length=256),
+        aud=claims.text("aud", max_length=512),
+        iat=iat,
+        exp=exp,
+        jti=claims.token_id(),
+        protection=claims.choice("protection", PROTECTIONS),
+    )
+
+
+def check(
+    statement: KeyStatement,
+    *,
+    names: Collection[str],
+    audience: str,
+    now: datetime,
+    limits: Limits | None = None,
+) -> None:
+    """Refuses a statement for another owner (`names`: ref and identifier), trust domain or time."""
+    limits = limits or Limits()
+    if statement.aud != audience:
+        raise StatementWrongAudience("the statement is addressed to another trust domain")
+    if statement.sub not in names:
+        raise StatementForOtherOwner("the statement is another owner's")
+    check_window(
+        statement.iat,
+        statement.exp,
+        seconds(now),
+        skew_seconds=limits.skew_seconds,
+        longest_seconds=MAX_WINDOW_SECONDS,
+        early=StatementNotYetValid,
+        late=StatementExpired,
+        long=StatementWindowTooLong,
+    )
