@@ -6,12 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import click
 import typer
 
+from appliance.errors import ApplianceError
 from appliance.settings import LoadedSettings, default_home, load_settings
+
+
+class FileUnreadable(ApplianceError):
+    """A file named on the command line cannot be read."""
+
+    reason: ClassVar[str] = "file-unreadable"
+
 
 EVERYWHERE = (
     "Everywhere, before or after the verb: --home DIR, -o table|json, --passphrase-file FILE, --set section.key=value."
@@ -83,9 +91,17 @@ def home() -> Path:
 
 def ask(operation: str, **arguments: Any) -> Any:
     """Result of an operation: from the running appliance if there is one, else from the home itself."""
-    from appliance.compose import ask as ask_home
+    from appliance.home import admin_socket, is_locked
 
-    return ask_home(loaded(), operation, arguments, passphrase_file=invocation().passphrase_file)
+    found = loaded()
+    home = found.settings.home
+    if is_locked(home):
+        from appliance.console.client import call
+
+        return call(admin_socket(home), operation, arguments)
+    from appliance.compose import ask_home  # everything is imported only where the home is opened
+
+    return ask_home(found.settings, operation, arguments, passphrase_file=invocation().passphrase_file)
 
 
 def show(result: Any, columns: Sequence[str] = (), *, text: str = "") -> None:
@@ -102,8 +118,6 @@ def show(result: Any, columns: Sequence[str] = (), *, text: str = "") -> None:
 
 def read_text(path: Path) -> str:
     """A text file named on the command line; raises FileUnreadable."""
-    from appliance.errors import FileUnreadable
-
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
