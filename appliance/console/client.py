@@ -23,7 +23,9 @@ class ApplianceUnreachable(ApplianceError):
     reason: ClassVar[str] = "appliance-unreachable"
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
     def __init__(self, path: Path, timeout_seconds: float) -> None:
         super().__init__("admin", timeout=timeout_seconds)
         self._path = path
@@ -36,7 +38,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def call(path: Path, name: str, arguments: dict[str, Any], *, timeout_seconds: float = 60.0) -> Any:
     """Result of operation `name`; raises OperationRefused or ApplianceUnreachable."""
-    connection = _UnixConnection(path, timeout_seconds)
+    connection = UnixConnection(path, timeout_seconds)
     try:
         connection.request(
             "POST", f"/v1/operations/{name}", json.dumps(arguments), {"content-type": "application/json"}

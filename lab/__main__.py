@@ -1,0 +1,74 @@
+"""`python -m lab`: the rest of the world for demonstrations and tests."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Dispatch; parts are imported when they are asked for. 0 done, 1 refused or failed, 2 usage."""
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["demo"]:
+        return int(importlib.import_module("lab.demo").main(words[1:]) or 0)
+    options = _parser().parse_args(words)
+    try:
+        _run(options)
+    except (ValueError, OSError) as fault:
+        print(f"lab: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.verb == "factory":
+        from lab import factory
+
+        factory.main(options.dir, options.serial, options.masa_url)
+    elif options.verb == "masa":
+        import asyncio
+
+        from brski.masa import MasaPolicy
+        from lab import misbehave, mock_masa
+
+        broken = misbehave.read_knobs(word for word in options.broken.split(",") if word)
+        policy = MasaPolicy(override=not options.first_registrar_wins)
+        asyncio.run(mock_masa.serve(options.dir, options.host, options.port, broken, policy))
+    elif options.verb == "rogue":
+        from lab import rogue
+
+        rogue.main(options.socket, options.trick, options.owner, options.owner_key)
+    else:
+        from lab import misbehave
+
+        misbehave.main()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("factory", help="make devices with IDevIDs, and their manufacturer if it is new")
+    make.add_argument("--dir", type=Path, required=True, help="folder of the manufacturer")
+    make.add_argument("--serial", action="append", required=True, help="serial number; may be repeated")
+    make.add_argument("--masa-url", default="", metavar="HOST:PORT", help="MASA URI put into the IDevIDs")
+    masa = verbs.add_parser("masa", help="run the manufacturer's MASA")
+    masa.add_argument("--dir", type=Path, required=True, help="folder of the manufacturer")
+    masa.add_argument("--host", default="127.0.0.1")
+    masa.add_argument("--port", type=int, default=0, help="0 = pick one and say which")
+    masa.add_argument("--break", dest="broken", default="", metavar="KNOB,...", help="see: python -m lab break")
+    masa.add_argument("--first-registrar-wins", action="store_true", help="a claimed device cannot be claimed again")
+    verbs.add_parser("break", help="list the knobs that make the MASA misbehave")
+    rogue = verbs.add_parser("rogue", help="an agent that cheats at the Agent API")
+    rogue.add_argument("--socket", type=Path, required=True)
+    rogue.add_argument("--trick", choices=("self-approval", "approval-for-other-key", "approval-replay"), required=True)
+    rogue.add_argument("--owner", required=True, help="identifier of the owner")
+    rogue.add_argument("--owner-key", type=Path, required=True, help="the owner's key, for approvals really given")
+    verbs.add_parser("demo", help="the whole story; see its own --help", add_help=False)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
