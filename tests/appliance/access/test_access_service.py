@@ -1,0 +1,382 @@
+"""Decisions from the snapshot: the next login gets what the store says, and a silent store is never an accept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from hashlib import sha256
+
+import pytest
+
+from appliance.access.nas import NasService
+from appliance.access.policies import PolicyService
+from appliance.access.routes import AccessRoutes
+from appliance.access.service import AccessService
+from appliance.audit import Actor
+from appliance.errors import NotFound, RequestMalformed, TokenRequired
+from appliance.settings import AccessSettings
+from appliance.store import nas, schema
+from appliance.store.store import Store
+from appliance.web.peer import Peer
+from est.errors import EstError
+from est.exchange import Call
+from radius import AccessRequest, CredentialRef
+from radius.errors import HookMalformed
+from tests.support import FixedClock
+
+ADMIN = Actor("administrator", "test")
+AGENT = "spiffe://campus.example/agent/0b6f0c1e-6a1e-4a8e-9a63-1c0a4c0f2a11"
+OWNER = "spiffe://campus.example/owner/5d1d7c4a-0d6e-4a0b-8a0e-6c9b5a3f7e21"
+AKI = "77c1" * 10
+OID = "1.3.6.1.4.1.32473.2026.1.2"
+POLICY = """
+version = 1
+[vlans]
+rnd = 20
+hr = 30
+guest = 99
+[[rule]]
+name = "research"
+department = "R&D"
+vlan = "rnd"
+[[rule]]
+name = "people"
+department = "HR"
+vlan = "hr"
+"""
+
+
+class Box:
+    """A sealer that only marks what passed through it."""
+
+    def seal(self, plain: bytes) -> bytes:
+        return b"sealed:" + plain[::-1]
+
+    def unseal(self, sealed: bytes) -> bytes:
+        return sealed.removeprefix(b"sealed:")[::-1]
+
+
+@asynccontextmanager
+async def access(tmp_path, clock=None, **settings):
+    clock = clock or FixedClock()
+    store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
+    service = AccessService(AccessSettings(**settings), store, clock)
+    try:
+        await service.start()
+        yield service, store, clock
+    finally:
+        await service.stop()
+        store.close()
+
+
+def issue(tx, *, serial=0xBEEF, state="issued", owner=OWNER, profile="agent"):
+    row = {
+        "issuer_role": "agents",
+        "issuer_aki": AKI,
+        "serial": f"{serial:x}",
+        "profile": profile,
+        "subject_id": AGENT,
+        "owner_id": owner,
+        "state": state,
+        "not_before": tx.now - timedelta(minutes=5),
+        "not_after": tx.now + timedelta(hours=8),
+        "model": "agent-mediated",
+        "txn": "txn-1",
+    }
+    tx.execute(
+        schema.certificates.insert(),
+        {
+            **row,
+            "agent_id": AGENT,
+            "proxy_id": None,
+            "pledge_id": None,
+            "tbs_sha256": "00",
+            "cert_sha256": None,
+            "der": None,
+            "spki_sha256": "00",
+            "csr_sha256": None,
+            "created_at": tx.now,
+            "revoked_at": None,
+            "revocation_reason": None,
+        },
+    )
+    tx.emit("certificate", f"{AKI}:{serial:x}", _plain(row))
+
+
+def _plain(row):
+    from appliance.store.columns import to_micros
+
+    return row | {name: to_micros(row[name]) for name in ("not_before", "not_after")}
+
+
+def set_owner(tx, department="R&D", state="active"):
+    tx.emit("owner", OWNER, {"identifier": OWNER, "state": state, "kind": "person", "department": department})
+
+
+def set_agent(tx, state="registered"):
+    tx.emit("agent", AGENT, {"identifier": AGENT, "state": state})
+
+
+def login(**more):
+    return AccessRequest(tls_version="1.3", credential=CredentialRef(AKI, 0xBEEF), **more)
+
+
+async def ready(service, store):
+    await store.write(lambda tx: (issue(tx), set_owner(tx), set_agent(tx)))
+    await PolicyService(store, service, owner_id_oid=OID).publish(POLICY, "", ADMIN)
+
+
+@pytest.mark.req("A-33", "A-111")
+def test_an_owner_who_moves_gets_another_vlan_at_the_next_login_with_the_same_certificate(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            assert service.authorize(login()).vlan == 20
+            await store.write(lambda tx: set_owner(tx, "HR"))
+            assert service.authorize(login()).vlan == 30
+            await store.write(lambda tx: set_owner(tx, "Astrology"))
+            decision = service.authorize(login())
+            assert (decision.verdict, decision.vlan, decision.reason_code) == ("guest", 99, "department-unmapped")
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("A-110")
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda tx: set_owner(tx, state="suspended"), "owner-suspended"),
+        (lambda tx: set_owner(tx, state="revoked"), "owner-revoked"),
+        (lambda tx: set_agent(tx, "revoked"), "agent-revoked"),
+    ],
+)
+def test_suspended_and_revoked_are_rejected_at_the_next_login(tmp_path, change, code):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            await store.write(change)
+            decision = service.authorize(login())
+            assert (decision.verdict, decision.reason_code) == ("reject", code)
+
+    asyncio.run(story())
+
+
+def test_a_revoked_certificate_is_rejected_as_soon_as_the_revocation_is_committed(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            body = _plain(
+                {
+                    "issuer_role": "agents",
+                    "issuer_aki": AKI,
+                    "serial": "beef",
+                    "profile": "agent",
+                    "subject_id": AGENT,
+                    "owner_id": OWNER,
+                    "state": "revoked",
+                    "not_before": service._clock.now(),
+                    "not_after": service._clock.now() + timedelta(hours=1),
+                    "model": "agent-mediated",
+                    "txn": "",
+                }
+            )
+            await store.write(lambda tx: tx.emit("certificate", "x", body))
+            assert service.authorize(login()).reason_code == "credential-revoked"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("rule", "verdict"), [("reject", "reject"), ("guest", "guest")])
+def test_a_stale_snapshot_follows_the_sites_rule_and_never_opens_a_department(tmp_path, rule, verdict):
+    async def story():
+        async with access(tmp_path, stale_seconds=30) as (service, store, clock):
+            await ready(service, store)
+            policy = POLICY.replace("[[rule]]", f'[defaults]\nstale = "{rule}"\n[[rule]]', 1)
+            await PolicyService(store, service, owner_id_oid=OID).publish(policy, "", ADMIN)
+            clock.advance(31)
+            decision = service.authorize(login())
+            assert (decision.verdict, decision.reason_code) == (verdict, "snapshot-stale")
+
+    asyncio.run(story())
+
+
+def test_a_restart_reads_the_same_facts_from_the_store(tmp_path):
+    async def story():
+        clock = FixedClock()
+        async with access(tmp_path, clock) as (service, store, _):
+            await ready(service, store)
+            await store.write(
+                lambda tx: (
+                    tx.execute(
+                        schema.owners.insert(),
+                        {
+                            "id": "o",
+                            "identifier": OWNER,
+                            "ref": "alice",
+                            "name": "Alice",
+                            "kind": "person",
+                            "department": "R&D",
+                            "state": "active",
+                            "created_at": tx.now,
+                            "updated_at": tx.now,
+                        },
+                    ),
+                    tx.execute(
+                        schema.agents.insert(),
+                        {
+                            "id": "a",
+                            "identifier": AGENT,
+                            "owner_id": "o",
+                            "proxy_id": "p",
+                            "jkt": "j",
+                            "class": "",
+                            "state": "registered",
+                            "created_at": tx.now,
+                            "updated_at": tx.now,
+                        },
+                    ),
+                )
+            )
+            before = service.authorize(login())
+            await service.reload()
+            assert service.authorize(login()) == before
+            assert before.vlan == 20
+
+    asyncio.run(story())
+
+
+def test_every_decision_becomes_a_row_with_its_whole_reason_chain(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            service.authorize(login(nas="sw1", nas_port="7", calling_station="02-00"))
+            service.failed(login(nas="sw1"), "tls-unknown-ca", "alert 48")
+            await service._log.flush()
+            from appliance.store import decisions
+
+            rows = await store.read(lambda tx: decisions.newest(tx, limit=10))
+            assert [(row["verdict"], row["vlan"], row["reason"], row["port"]) for row in rows] == [
+                ("accept", "20", "rule-matched", "7"),
+                ("reject", None, "tls-unknown-ca", ""),
+            ]
+            assert [step["stage"] for step in rows[0]["trace"]["steps"]] == ["tls", "credential", "owner", "policy"]
+
+    asyncio.run(story())
+
+
+# ---- the decision port
+
+
+def hook_body(serial="beef"):
+    aki = ":".join(AKI[at : at + 2].upper() for at in range(0, len(AKI), 2))
+    return {
+        "TLS-Client-Cert-X509v3-Authority-Key-Identifier": {"type": "string", "value": [aki]},
+        "TLS-Client-Cert-Serial": {"type": "string", "value": [serial]},
+        "User-Name": {"type": "string", "value": ["%{exec:touch /tmp/x}"]},
+    }
+
+
+def call(body, token="right-token"):
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Call("POST", "/v1/decide", "application/json", headers, raw)
+
+
+async def with_port(service, store):
+    await store.write(lambda tx: nas.put_server(tx, "id", "local", sha256(b"right-token").digest()))
+    return AccessRoutes(service, owner_id_oid=OID, reply_message=True)
+
+
+def test_the_decision_port_answers_in_rlm_rests_words_and_nothing_is_expanded(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            routes = await with_port(service, store)
+            reply = await routes.decide(call(hook_body()), Peer(), {})
+            answer = json.loads(reply.body)
+            assert answer["control:Auth-Type"]["value"] == ["Accept"]
+            assert answer["reply:Tunnel-Private-Group-Id"]["value"] == ["20"]
+            assert all(value["do_xlat"] is False for value in answer.values())
+            rejected = json.loads((await routes.decide(call(hook_body("dead")), Peer(), {})).body)
+            assert rejected["control:Auth-Type"]["value"] == ["Reject"]
+            assert not any("Tunnel" in name for name in rejected)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "right-token2"])
+def test_a_caller_without_the_token_learns_nothing(tmp_path, token):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            routes = await with_port(service, store)
+            with pytest.raises(TokenRequired):
+                await routes.decide(call(hook_body(), token), Peer(), {})
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"a":1}', b'{"a":{},"a":{}}', b"[" * 10_000, bytes(range(256)), b"x" * 65_537]
+)
+def test_a_bad_body_is_refused_with_a_type(tmp_path, body):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            routes = await with_port(service, store)
+            with pytest.raises((EstError, HookMalformed)) as refused:
+                await routes.decide(call(body), Peer(), {})
+            assert refused.value.reason
+
+    asyncio.run(story())
+
+
+# ---- NAS
+
+
+def test_nas_are_found_by_their_longest_prefix_and_secrets_are_sealed(tmp_path):
+    async def story():
+        async with access(tmp_path) as (_, store, _clock):
+            service = NasService(store, Box())
+            await service.start()
+            made = await service.add("campus", "192.0.2.0/24", "", ADMIN)
+            await service.add("core", "192.0.2.7", "sixteen-letters-x", ADMIN)
+            assert service.lookup("192.0.2.9") == ("campus", made["shared_secret"].encode())
+            assert service.lookup("192.0.2.7") == ("core", b"sixteen-letters-x")
+            assert service.lookup("198.51.100.1") is None
+            rows = await store.read(nas.every)
+            assert all(b"sixteen-letters-x" not in row.secret_sealed for row in rows)
+            await service.remove("core", ADMIN)
+            assert service.lookup("192.0.2.7")[0] == "campus"
+            with pytest.raises(NotFound):
+                await service.remove("core", ADMIN)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "secret"),
+    [("a b", "192.0.2.1", ""), ("a", "192.0.2.1/24", ""), ("a", "nowhere", ""), ("a", "192.0.2.1", "short"),
+     ("a", "192.0.2.1", 'x" } client evil { secret = "'), ("", "192.0.2.1", "")],
+)  # fmt: skip
+def test_a_nas_that_could_break_a_configuration_is_refused(tmp_path, name, address, secret):
+    async def story():
+        async with access(tmp_path) as (_, store, _clock):
+            with pytest.raises(RequestMalformed):
+                await NasService(store, Box()).add(name, address, secret, ADMIN)
+
+    asyncio.run(story())
+
+
+def test_a_new_token_replaces_the_old_one_at_once(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            box = NasService(store, Box())
+            first = await box.new_token("local", ADMIN)
+            assert service.check_token(first) == "local"
+            second = await box.new_token("local", ADMIN)
+            assert service.check_token(second) == "local"
+            with pytest.raises(TokenRequired):
+                service.check_token(first)
+
+    asyncio.run(story())
