@@ -14,6 +14,7 @@ RadiusError                     (abstract; never raised bare)
 ├── EapMalformed                an EAP or EAP-TLS packet breaks the framing rules
 ├── EapOutOfTurn                a well-formed EAP packet that is not an answer to our last request
 ├── EapTooLarge                 a TLS message or a conversation past its cap
+├── PacketInvalid               a RADIUS packet to drop without an answer: malformed or not authenticated
 └── RaddbValueInvalid           a name, secret, address or number that must not go into a FreeRADIUS file
 """
 
@@ -102,6 +103,12 @@ class EapTooLarge(RadiusError):
     """A TLS message above 64 KiB, or a conversation with too many bytes or rounds."""
 
     reason: ClassVar[str] = "eap-too-large"
+
+
+class PacketInvalid(RadiusError):
+    """A RADIUS packet that gets no answer: malformed, or without a Message-Authenticator that verifies."""
+
+    reason: ClassVar[str] = "radius-packet-invalid"
 
 
 class RaddbValueInvalid(RadiusError):

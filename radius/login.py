@@ -1,0 +1,174 @@
+"""One EAP-TLS login of the embedded server: framing, handshake and decision in their order, without sockets.
+
+    identity -> start -> TLS flights -> chain verified -> authorize -> Success or Failure
+
+The decision function is asked once, after OpenSSL has verified the chain to the agents' issuing CA. On TLS 1.3 that is
+before the commitment octet of RFC 9190, section 2.5 is sent, on TLS 1.2 after the peer has acknowledged our Finished. A
+failure before that becomes a Decision as well, so that it is logged like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cryptography import x509
+
+from est.chains import aki_of, extensions_of
+from est.errors import EstError
+from radius.decide import Decision, refuse
+from radius.eap_tls import Acknowledged, Answer, Conversation, Flight, Identity, MethodRefused, Received
+from radius.errors import EapMalformed, EapTooLarge, HookMalformed
+from radius.handshake import TlsFront, TlsSession
+from radius.request import AccessRequest, CredentialRef, clean_text, read_owner_id
+
+Authorize = Callable[[AccessRequest], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Send `eap` in an Access-Challenge."""
+
+    eap: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The login is over: `eap` is Success or Failure, `msk` is empty on a reject.
+
+    `before_policy` tells a failure that the decision function has not seen.
+    """
+
+    eap: bytes
+    decision: Decision
+    msk: bytes = b""
+    before_policy: bool = False
+
+
+class Login:
+    """The state of one login; `receive` takes the peer's EAP packets in turn."""
+
+    def __init__(
+        self,
+        front: TlsFront,
+        request: AccessRequest,
+        authorize: Authorize,
+        *,
+        owner_id_oid: str,
+        fragment_bytes: int,
+    ) -> None:
+        self._front = front
+        self._request = request
+        self._authorize = authorize
+        self._owner_id_oid = owner_id_oid
+        self._eap = Conversation(fragment_bytes=fragment_bytes)
+        self._tls: TlsSession | None = None
+        self._decision: Decision | None = None
+        self._failed: Decision | None = None
+
+    def receive(self, octets: bytes) -> Challenge | Verdict:
+        """What to do with the peer's EAP packet. Raises EapOutOfTurn for one that is to be discarded silently."""
+        try:
+            received = self._eap.receive(octets)
+        except (EapMalformed, EapTooLarge) as broken:  # the peer's fault ends its login; discards pass through
+            return self._fail(self._failed or refuse(self._request, "eap-malformed", broken.detail))
+        return self._go_on(received)
+
+    def _go_on(self, received: Received) -> Challenge | Verdict:
+        match received:
+            case Identity(name):
+                text = clean_text(name.decode("utf-8", "replace"))
+                self._request = replace(self._request, user_name=text or self._request.user_name)
+                return Challenge(self._eap.start())
+            case MethodRefused(wanted):
+                words = ", ".join(map(str, wanted)) or "none"
+                return self._fail(refuse(self._request, "eap-method-refused", f"offers EAP methods {words}"))
+            case Answer(packet):
+                return Challenge(packet)
+            case Flight(message):
+                return self._feed(message)
+            case Acknowledged():
+                return self._acknowledged()
+
+    def give_up(self) -> Verdict:
+        """The login ran out of time."""
+        return self._fail(self._failed or refuse(self._request, "eap-timeout"))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the peer has sent any TLS, so that its failure is worth a row in the log."""
+        return self._tls is not None
+
+    def _feed(self, message: bytes) -> Challenge | Verdict:
+        if self._failed is not None:
+            return self._fail(self._failed)
+        if self._tls is None:
+            self._tls = self._front.session()
+        tls = self._tls
+        was_complete = tls.is_complete
+        output = tls.feed(message)
+        self._request = replace(self._request, tls_version=tls.version)
+        if tls.failure is not None:
+            self._name_credential(tls.presented)
+            self._failed = refuse(replace(self._request, defect=""), tls.failure.code, tls.failure.detail)
+            # the alert goes out first, so that the supplicant can say why (RFC 5216, section 2.1.3)
+            return Challenge(self._eap.send(output)) if output else self._fail(self._failed)
+        if not tls.is_complete:
+            if not output:
+                return self._fail(refuse(self._request, "eap-malformed", "an incomplete TLS message"))
+            return Challenge(self._eap.send(output))
+        if was_complete:
+            return self._fail(refuse(self._request, "eap-malformed", "more TLS after the handshake"))
+        self._name_credential(tls.certificate())
+        if tls.version == "1.3":
+            self._decision = self._authorize(self._request)
+            if self._decision.verdict == "reject":
+                return Verdict(self._eap.failure(), self._decision)
+            output += tls.commit()
+        return Challenge(self._eap.send(output))
+
+    def _acknowledged(self) -> Challenge | Verdict:
+        if self._failed is not None:
+            return self._fail(self._failed)
+        if self._tls is None or not self._tls.is_complete:
+            return self._fail(refuse(self._request, "eap-malformed", "an acknowledgement where TLS must come"))
+        decision = self._decision or self._authorize(self._request)
+        if decision.verdict == "reject":
+            return Verdict(self._eap.failure(), decision)
+        return Verdict(self._eap.success(), decision, self._tls.msk())
+
+    def _fail(self, decision: Decision) -> Verdict:
+        return Verdict(self._eap.failure(), decision, before_policy=True)
+
+    def _name_credential(self, certificate: x509.Certificate | None) -> None:
+        """Put issuer key, serial number, owner id and name of the certificate into the request."""
+        if certificate is None:
+            self._request = replace(self._request, defect="credential-missing")
+            return
+        try:
+            aki = aki_of(certificate)
+            owner_id, san = _names(certificate, self._owner_id_oid)
+        except (EstError, HookMalformed):
+            self._request = replace(self._request, defect="credential-unreadable")
+            return
+        ref = None if aki is None else CredentialRef(aki.hex(), certificate.serial_number)
+        defect = "" if ref is not None else "credential-missing"
+        self._request = replace(self._request, credential=ref, owner_id_hint=owner_id, san=san, defect=defect)
+
+
+def _names(certificate: x509.Certificate, owner_id_oid: str) -> tuple[str | None, str | None]:
+    """(owner id, SAN in OpenSSL's text form)."""
+    owner_id: str | None = None
+    san: str | None = None
+    for extension in extensions_of(certificate):
+        if extension.oid.dotted_string == owner_id_oid and isinstance(extension.value, x509.UnrecognizedExtension):
+            owner_id = read_owner_id(extension.value.value)
+        elif isinstance(extension.value, x509.SubjectAlternativeName):
+            san = ", ".join(_general_name(name) for name in extension.value)
+    return owner_id, san
+
+
+def _general_name(name: x509.GeneralName) -> str:
+    if isinstance(name, x509.UniformResourceIdentifier):
+        return f"URI:{name.value}"
+    return f"{type(name).__name__}:{clean_text(str(name.value))}"
