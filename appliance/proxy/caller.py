@@ -1,9 +1,9 @@
 """Who called the Agent API, by the kernel's word: peer credentials of the socket, and facts about that one process.
 
-Nothing the caller says about itself is used. SO_PEERCRED is the process that connected; its pidfd is held while its
-program is measured, and the start time is compared before and after, so that a recycled pid cannot lend its executable
-to somebody else. `/proc/<pid>/exe` is opened through the kernel's own link: a renamed or replaced file on disk does not
-matter, the running program is what is hashed.
+Nothing the caller says about itself is used. The peer credentials are those of the process that connected; its pidfd is
+held while its program is measured, its users and its start time are compared, so that a recycled pid cannot lend its
+executable to somebody else. `/proc/<pid>/exe` is opened through the kernel's own link: a renamed or replaced file on
+disk does not matter, the running program is what is hashed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ import contextlib
 import hashlib
 import os
 import select
-import socket
-import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.proxy.errors import CallerGone, CallerNotAllowed
+from appliance.web.peer import Peer
 
-_PEER_CREDENTIALS = struct.Struct("3i")
-_SO_PEERPIDFD = 77  # Linux 6.5; the socket module has no name for it
 _BLOCK_BYTES = 1 << 20
 MAX_CGROUP_BYTES = 4096
 
@@ -33,7 +29,6 @@ class Caller:
 
     pid: int
     uid: int
-    gid: int
     pidfd: int
     start_ticks: int
 
@@ -46,28 +41,32 @@ class Measurement:
     executable: str
     pid: int
     uid: int
-    gid: int
     cgroups: tuple[str, ...]
     traced: bool
 
 
 @contextlib.contextmanager
-def caller_of(connection: socket.socket, *, allow_root: bool) -> Iterator[Caller]:
+def caller_of(peer: Peer, *, allow_root: bool) -> Iterator[Caller]:
     """The process at the other end of a Unix socket. Raises CallerNotAllowed, CallerGone."""
-    pid, uid, gid = _PEER_CREDENTIALS.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    )
+    pid, uid = peer.pid or 0, -1 if peer.uid is None else peer.uid
     check_credentials(pid, uid, allow_root=allow_root)
-    pidfd = _open_pidfd(connection, pid)
     try:
-        yield Caller(pid, uid, gid, pidfd, start_ticks(pid))
+        pidfd = os.pidfd_open(pid)
+    except OSError as cause:
+        raise CallerGone("the calling process has ended") from cause
+    try:
+        caller = Caller(pid, uid, pidfd, start_ticks(pid))
+        # the number may have gone to somebody else since the connection was made
+        if uid not in _users_of(pid):
+            raise CallerGone("the calling process has ended, or has become another user's")
+        yield caller
     finally:
         os.close(pidfd)
 
 
 def check_credentials(pid: int, uid: int, *, allow_root: bool) -> None:
     """Raise CallerNotAllowed for callers that have no identity of their own here."""
-    if pid <= 0:
+    if pid <= 0 or uid < 0:
         raise CallerNotAllowed("the caller lives in another pid namespace; map one socket into each container")
     if uid == overflow_uid():
         raise CallerNotAllowed("the caller's user is not mapped here (overflow uid)")
@@ -114,18 +113,19 @@ def measure(caller: Caller) -> Measurement:
         raise CallerGone(f"the calling process cannot be measured: {cause.strerror}") from cause
     check_alive(caller)
     lines = tuple(cgroups.split("\n")[:-1])
-    return Measurement(digest.digest(), path, caller.pid, caller.uid, caller.gid, lines, traced)
+    return Measurement(digest.digest(), path, caller.pid, caller.uid, lines, traced)
 
 
 def _proc_text(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
 
 
-def _open_pidfd(connection: socket.socket, pid: int) -> int:
-    """The process itself rather than its number: from the socket where the kernel can, by number otherwise."""
-    with contextlib.suppress(OSError):
-        return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4), sys.byteorder)
+def _users_of(pid: int) -> set[int]:
+    """Real, effective, saved and file-system uid. Raises CallerGone."""
     try:
-        return os.pidfd_open(pid)
-    except OSError as cause:
+        for line in _proc_text(pid, "status").splitlines():
+            if line.startswith("Uid:"):
+                return {int(one) for one in line.split()[1:]}
+    except (OSError, ValueError) as cause:
         raise CallerGone("the calling process has ended") from cause
+    return set()

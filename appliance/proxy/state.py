@@ -79,8 +79,11 @@ class ProxyState:
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def write(self, name: str, body: bytes) -> None:
-        """Replace a file as a whole: after a crash it has its old or its new content, nothing between."""
+    def write(self, name: str, body: bytes, *, durable: bool = True) -> None:
+        """Replace a file as a whole: after a crash it has its old or its new content, nothing between.
+
+        `durable` False survives the end of this process, not that of the machine.
+        """
         temporary = self.folder / f".{name}.tmp"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -89,11 +92,13 @@ class ProxyState:
             view = memoryview(body)
             while view:
                 view = view[os.write(handle, view) :]
-            os.fsync(handle)
+            if durable:
+                os.fsync(handle)
         finally:
             os.close(handle)
         temporary.rename(self.folder / name)
-        self._sync_folder()
+        if durable:
+            self._sync_folder()
 
     def read(self, name: str) -> bytes | None:
         try:
