@@ -1,0 +1,232 @@
+"""Owners, their approval keys and the proxies that may submit for them.
+
+Rows refer to an owner or proxy by its identifier (the URI), never by its UUID alone. An owner is never deleted and a
+key never forgotten, so that neither is given to somebody else later (A-108, A-1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, or_, select, update
+
+from appliance.errors import Conflict
+from appliance.store import schema
+from appliance.store.columns import to_micros
+from appliance.store.transaction import Tx
+
+ACTIVE, SUSPENDED, REVOKED, RETIRED = "active", "suspended", "revoked", "retired"
+TOPIC, KEY_TOPIC = "owner", "owner-key"
+
+_o = schema.owners
+_k = schema.owner_keys
+_p = schema.owner_proxies
+
+_ADD = insert(_o)
+_FIND = select(_o).where(or_(_o.c.identifier == bindparam("name"), _o.c.ref == bindparam("name")))
+_BY_IDENTIFIER = select(_o).where(_o.c.identifier == bindparam("identifier"))
+_PAGE = select(_o).where(_o.c.ref > bindparam("after")).order_by(_o.c.ref).limit(bindparam("count"))
+_CHANGE = (
+    update(_o)
+    .where(_o.c.identifier == bindparam("key"), _o.c.state != REVOKED)
+    .values(
+        name=bindparam("new_name"),
+        kind=bindparam("new_kind"),
+        department=bindparam("new_department"),
+        updated_at=bindparam("at"),
+    )
+)
+_MOVE_STATE = (
+    update(_o)
+    .where(_o.c.identifier == bindparam("key"), _o.c.state == bindparam("was"))
+    .values(state=bindparam("new_state"), updated_at=bindparam("at"))
+)
+_ADD_KEY = insert(_k)
+_KEY = select(_k).where(_k.c.jkt == bindparam("jkt"))
+_KEYS = select(_k).where(_k.c.owner_id == bindparam("owner")).order_by(_k.c.created_at, _k.c.jkt)
+_ALL_KEYS = select(_k).order_by(_k.c.owner_id, _k.c.created_at, _k.c.jkt)
+_END_KEY = (
+    update(_k)
+    .where(_k.c.jkt == bindparam("key"), _k.c.state != REVOKED)
+    .values(state=bindparam("new_state"), not_after=bindparam("end"))
+)
+_ALLOW = insert(_p)
+_ALLOWED = select(_p.c.proxy_id).where(_p.c.owner_id == bindparam("owner")).order_by(_p.c.proxy_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One owner: `kind` is person, device or policy, `state` active, suspended or revoked; `department` may be empty."""
+
+    id: str
+    identifier: str
+    ref: str
+    name: str
+    kind: str
+    department: str
+    state: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One approval key of an owner (`owner_id` is the identifier). `state` is active, retired or revoked."""
+
+    jkt: str
+    owner_id: str
+    spki: bytes
+    protection: str
+    state: str
+    not_before: datetime | None
+    not_after: datetime | None
+    statement_sha256: str
+    created_at: datetime
+
+
+def add(tx: Tx, owner: Owner) -> None:
+    """Insert and tell the outbox; Conflict if the ref is taken."""
+    tx.execute(_ADD, _values(owner))
+    _emit(tx, owner)
+
+
+def find(tx: Tx, name: str) -> Owner | None:
+    """The owner with this ref or identifier."""
+    return _maybe(tx.one(_FIND, {"name": name}))
+
+
+def by_identifier(tx: Tx, identifier: str) -> Owner | None:
+    """The owner with this identifier."""
+    return _maybe(tx.one(_BY_IDENTIFIER, {"identifier": identifier}))
+
+
+def page(tx: Tx, *, after: str = "", count: int = 1000) -> list[Owner]:
+    """Owners in the order of their refs, those behind `after`."""
+    return [_read(row) for row in tx.all(_PAGE, {"after": after, "count": count})]
+
+
+def every(tx: Tx) -> list[Owner]:
+    """All owners, read in pages."""
+    found: list[Owner] = []
+    while rows := page(tx, after=found[-1].ref if found else ""):
+        found += rows
+    return found
+
+
+def change(tx: Tx, owner: Owner) -> None:
+    """Write name, kind and department and tell the outbox; Conflict if the owner is revoked."""
+    values = {"new_name": owner.name, "new_kind": owner.kind, "new_department": owner.department}
+    if tx.execute(_CHANGE, {**values, "key": owner.identifier, "at": tx.now}).rowcount != 1:
+        raise Conflict("the owner is revoked")
+    _emit(tx, owner)
+
+
+def set_state(tx: Tx, owner: Owner, state: str) -> Owner:
+    """Move from the state that `owner` shows to another and tell the outbox; Conflict if it is not there any more."""
+    values = {"key": owner.identifier, "was": owner.state, "new_state": state, "at": tx.now}
+    if tx.execute(_MOVE_STATE, values).rowcount != 1:
+        raise Conflict(f"the owner is not {owner.state} any more")
+    moved = Owner(
+        owner.id, owner.identifier, owner.ref, owner.name, owner.kind, owner.department, state, owner.created_at, tx.now
+    )
+    _emit(tx, moved)
+    return moved
+
+
+def add_key(tx: Tx, key: Key) -> None:
+    """Register a key and tell the outbox; Conflict if any owner has or had it."""
+    tx.execute(
+        _ADD_KEY,
+        {
+            "jkt": key.jkt,
+            "owner_id": key.owner_id,
+            "spki": key.spki,
+            "protection": key.protection,
+            "state": key.state,
+            "not_before": key.not_before,
+            "not_after": key.not_after,
+            "statement_sha256": key.statement_sha256,
+            "created_at": key.created_at,
+        },
+    )
+    _emit_key(tx, key.jkt, key.owner_id, key.state)
+
+
+def key(tx: Tx, jkt: str) -> Key | None:
+    """The key with this thumbprint, whoever has it."""
+    row = tx.one(_KEY, {"jkt": jkt})
+    return None if row is None else Key(*row)
+
+
+def keys(tx: Tx, owner_id: str) -> list[Key]:
+    """An owner's keys, oldest first."""
+    return [Key(*row) for row in tx.all(_KEYS, {"owner": owner_id})]
+
+
+def all_keys(tx: Tx) -> dict[str, list[Key]]:
+    """Every key, by owner."""
+    found: dict[str, list[Key]] = {}
+    for row in tx.all(_ALL_KEYS):
+        found.setdefault(row.owner_id, []).append(Key(*row))
+    return found
+
+
+def end_key(tx: Tx, ended: Key, *, state: str, at: datetime) -> None:
+    """End a key's life at `at` and tell the outbox; Conflict if it is revoked."""
+    if tx.execute(_END_KEY, {"key": ended.jkt, "new_state": state, "end": at}).rowcount != 1:
+        raise Conflict("the key is revoked already")
+    _emit_key(tx, ended.jkt, ended.owner_id, state)
+
+
+def allow_proxy(tx: Tx, owner_id: str, proxy_id: str) -> None:
+    """Add a row of the owner->proxy matrix (A-96); Conflict if it is there."""
+    tx.execute(_ALLOW, {"owner_id": owner_id, "proxy_id": proxy_id})
+
+
+def allowed_proxies(tx: Tx, owner_id: str) -> frozenset[str] | None:
+    """The proxies that may submit for an owner; None if no row restricts them."""
+    rows = tx.all(_ALLOWED, {"owner": owner_id})
+    return frozenset(row.proxy_id for row in rows) if rows else None
+
+
+def _values(owner: Owner) -> dict[str, Any]:
+    return {
+        "id": owner.id,
+        "identifier": owner.identifier,
+        "ref": owner.ref,
+        "name": owner.name,
+        "kind": owner.kind,
+        "department": owner.department,
+        "state": owner.state,
+        "created_at": owner.created_at,
+        "updated_at": owner.updated_at,
+    }
+
+
+def _emit(tx: Tx, owner: Owner) -> None:
+    body = _values(owner) | {"created_at": to_micros(owner.created_at), "updated_at": to_micros(tx.now)}
+    tx.emit(TOPIC, owner.identifier, body)
+
+
+def _emit_key(tx: Tx, jkt: str, owner_id: str, state: str) -> None:
+    tx.emit(KEY_TOPIC, jkt, {"jkt": jkt, "owner_id": owner_id, "state": state})
+
+
+def _maybe(row: Any) -> Owner | None:
+    return None if row is None else _read(row)
+
+
+def _read(row: Any) -> Owner:
+    return Owner(
+        row.id,
+        row.identifier,
+        row.ref,
+        row.name,
+        row.kind,
+        row.department or "",
+        row.state,
+        row.created_at,
+        row.updated_at,
+    )

@@ -1,0 +1,120 @@
+"""Agent requests whose decision was yes: one row per request hash, from the moment its approval is spent.
+
+A row is `pending` until its credential is finished, then `issued` with the answer that the agent gets, as often as it
+asks; `failed` if it could not be finished after a crash. `agent_id`, `owner_id` and `proxy_id` are identifiers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+
+from appliance.errors import Conflict
+from appliance.store.schema import requests as table
+from appliance.store.transaction import Tx
+
+PENDING, ISSUED, FAILED = "pending", "issued", "failed"
+
+_c = table.c
+_ADD = insert(table)
+_GET = select(table).where(_c.rqh == bindparam("rqh"))
+_BRIEF = select(_c.rqh, _c.state, _c.proxy_id).where(_c.rqh == bindparam("rqh"))
+_PENDING = select(table).where(_c.state == PENDING).order_by(_c.created_at, _c.rqh)
+_TAKE = (
+    update(table)
+    .where(_c.rqh == bindparam("key"), _c.state == PENDING, _c.updated_at == bindparam("was"))
+    .values(updated_at=bindparam("at"))
+)
+_END = (
+    update(table)
+    .where(_c.rqh == bindparam("key"), _c.state == PENDING)
+    .values(state=bindparam("new_state"), result=bindparam("new_result"), updated_at=bindparam("at"))
+)
+_OF_AGENT = select(table).where(_c.agent_id == bindparam("agent")).order_by(_c.created_at, _c.rqh)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. `approval` holds the approvals' compact forms, separated by spaces; the first one counts."""
+
+    rqh: str
+    txn: str
+    agent_id: str
+    owner_id: str | None
+    proxy_id: str
+    state: str
+    result: dict[str, Any] | None
+    request: str
+    approval: str
+    evidence: str
+    ear: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """Where a request stands, and whose it is."""
+
+    rqh: str
+    state: str
+    proxy_id: str
+
+
+def add(tx: Tx, request: Request) -> None:
+    """Insert; Conflict if the request hash is known."""
+    tx.execute(
+        _ADD,
+        {
+            "rqh": request.rqh,
+            "txn": request.txn,
+            "agent_id": request.agent_id,
+            "owner_id": request.owner_id,
+            "proxy_id": request.proxy_id,
+            "state": request.state,
+            "result": request.result,
+            "request": request.request,
+            "approval": request.approval,
+            "evidence": request.evidence,
+            "ear": request.ear,
+            "created_at": request.created_at,
+            "updated_at": request.updated_at,
+        },
+    )
+
+
+def get(tx: Tx, rqh: str) -> Request | None:
+    """The request with this hash."""
+    row = tx.one(_GET, {"rqh": rqh})
+    return None if row is None else Request(*row)
+
+
+def brief(tx: Tx, rqh: str) -> Brief | None:
+    """Where the request with this hash stands."""
+    row = tx.one(_BRIEF, {"rqh": rqh})
+    return None if row is None else Brief(*row)
+
+
+def pending(tx: Tx) -> list[Request]:
+    """Every unfinished request, oldest first."""
+    return [Request(*row) for row in tx.all(_PENDING)]
+
+
+def take(tx: Tx, request: Request) -> None:
+    """Make an unfinished request one's own; Conflict if somebody else works on it, or it is finished."""
+    if tx.execute(_TAKE, {"key": request.rqh, "was": request.updated_at, "at": tx.now}).rowcount != 1:
+        raise Conflict("the request is being worked on")
+
+
+def end(tx: Tx, rqh: str, state: str, result: dict[str, Any] | None) -> None:
+    """Finish a pending request; Conflict if it is finished."""
+    if tx.execute(_END, {"key": rqh, "new_state": state, "new_result": result, "at": tx.now}).rowcount != 1:
+        raise Conflict("the request is finished already")
+
+
+def of_agent(tx: Tx, agent_id: str) -> list[Request]:
+    """An agent's requests, oldest first."""
+    return [Request(*row) for row in tx.all(_OF_AGENT, {"agent": agent_id})]
