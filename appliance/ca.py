@@ -1,0 +1,389 @@
+"""The campus CA while it runs: three issuing CAs under an offline root (design D-4), shape, sign, check.
+
+Every certificate has two transactions: `pending` (hash of the bytes to be signed, the caller's nonces spent) and
+`issued` (the certificate). It is answered only after the second. A row left pending by a crash may belong to a
+certificate that somebody holds, so it can be revoked like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.clock import Clock
+from appliance.errors import (
+    CaExpired,
+    CertificateUnknown,
+    ClockWentBack,
+    IssuanceFailed,
+    KeyMismatch,
+)
+from appliance.failpoint import failpoint
+from appliance.hierarchy import IssuingCa, Role, check_ca, new_serial, read_issuing
+from appliance.settings import Settings
+from appliance.store import Row, Store, Tx, certificates
+from appliance.store.columns import to_micros
+from est import profiles
+from est.chains import TrustAnchors, aki_of, read_certificate
+from est.errors import CertificateMalformed, CertificateNotAsShaped
+from est.keys import spki, spki_sha256
+from est.profiles import Shape, Terms
+from est.revocation import REASONS
+from est.signer import KeySigner
+
+_log = logging.getLogger(__name__)
+
+TOPIC = "certificate"
+_CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place that a certificate will have, for the function that makes its shape.
+
+    `log_index` is the sequence of the audit entry that this transaction writes (spec A-112).
+    """
+
+    issuing: IssuingCa
+    serial: int
+    now: datetime
+    log_index: int
+    not_before: datetime
+
+    def terms(self, lifetime: timedelta, *, addresses: bool = True) -> Terms:
+        """Terms for a certificate that lives this long from now; CaExpired if the issuing CA does not live as long."""
+        not_after = (self.now + lifetime).replace(microsecond=0)
+        issuer = self.issuing.certificate
+        if not_after > issuer.not_valid_after_utc:
+            raise CaExpired("the issuing CA expires before this certificate would", retry_after_seconds=3600)
+        return Terms(
+            issuer.subject,
+            self.issuing.key_identifier,
+            self.serial,
+            max(self.not_before, issuer.not_valid_before_utc),
+            not_after,
+            self.issuing.crl_url if addresses and self.issuing.crl_url else None,
+            self.issuing.issuer_url if addresses and self.issuing.issuer_url else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """What on_pending is told: the row, the serial, the shape, and the audit sequence of the pending entry."""
+
+    id: int
+    role: Role
+    serial: int
+    shape: Shape
+    tbs_sha256: bytes
+    log_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedRow:
+    """What on_issued is told: the row, the certificate and its DER, and the audit sequence of the pending entry."""
+
+    id: int
+    role: Role
+    serial: int
+    certificate: x509.Certificate
+    der: bytes
+    log_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A finished certificate; `chain` is its issuing CA and the root, `pending_seq` the log index."""
+
+    certificate: x509.Certificate
+    der: bytes
+    chain: tuple[x509.Certificate, ...]
+    serial: int
+    pending_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    row: PendingRow
+    tbs: bytes
+
+
+class CertificateAuthority:
+    """Issues and revokes; holds no state but its keys."""
+
+    def __init__(
+        self,
+        *,
+        root: x509.Certificate,
+        issuing: Mapping[Role, IssuingCa],
+        store: Store,
+        clock: Clock,
+        backdate_seconds: int = 300,
+    ) -> None:
+        """Checks every CA certificate against A-10; raises CaUnsuitable, CaExpired, KeyMismatch."""
+        self.root = root
+        self._issuing = dict(issuing)
+        self._store = store
+        self._clock = clock
+        self._backdate = timedelta(seconds=backdate_seconds)
+        self._role_of = {one.key_identifier: role for role, one in self._issuing.items()}
+        self._anchors = {role: TrustAnchors((one.certificate,)) for role, one in self._issuing.items()}
+        self.check()
+
+    @classmethod
+    def open(
+        cls, home: Path, settings: Settings, passphrase: bytes, store: Store, clock: Clock
+    ) -> CertificateAuthority:
+        """The CA of a home; also raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed."""
+        root, issuing = read_issuing(home, settings, passphrase)
+        return cls(root=root, issuing=issuing, store=store, clock=clock, backdate_seconds=settings.ca.backdate_seconds)
+
+    def check(self) -> None:
+        """Hold every CA certificate against A-10 and the clock, and each key against its certificate."""
+        now = self._clock.now()
+        check_ca(self.root, None, now, path_length=1)
+        for one in self._issuing.values():
+            check_ca(one.certificate, self.root, now, path_length=0)
+            if spki(one.signer.public_key()) != spki(one.certificate):
+                raise KeyMismatch(f"the key of the {one.role} CA is not its certificate's")
+
+    def issuing(self, role: Role) -> IssuingCa:
+        """The issuing CA of a role."""
+        return self._issuing[role]
+
+    def chain(self, role: Role) -> tuple[x509.Certificate, ...]:
+        """The issuing CA's certificate and the root's: what follows an end entity of this role."""
+        return self._issuing[role].certificate, self.root
+
+    def anchors(self, role: Role) -> TrustAnchors:
+        """The issuing CA of one role as the only anchor: verifiers of one kind never hold the root (D-4)."""
+        return self._anchors[role]
+
+    def role_of(self, issuer_key_identifier: bytes | None) -> Role | None:
+        """Which of our CAs has this key identifier, or None."""
+        return self._role_of.get(issuer_key_identifier or b"")
+
+    def issuer_of(self, certificate: x509.Certificate) -> Role | None:
+        """Which of our CAs signed this certificate, or None; the signature is verified, dates and state are not."""
+        try:
+            role = self.role_of(aki_of(certificate))
+            if role is not None:
+                certificate.verify_directly_issued_by(self._issuing[role].certificate)
+        except (CertificateMalformed, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            return None
+        return role
+
+    async def issue(
+        self,
+        role: Role,
+        make_shape: Callable[[Slot], Shape],
+        *,
+        row: Mapping[str, Any],
+        actor: Actor,
+        event: str,
+        request_id: str = "",
+        fields: Mapping[str, Any] | None = None,
+        on_pending: Callable[[Tx, PendingRow], None] | None = None,
+        on_issued: Callable[[Tx, IssuedRow], None] | None = None,
+    ) -> Issued:
+        """Issue one certificate; it is in the store and in the audit log when this returns.
+
+        `make_shape` and the two hooks run on the writer thread inside their transaction and must be quick; a Refusal
+        from `make_shape` or `on_pending` leaves nothing behind. `row` are columns of the certificates table: `profile`
+        is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model, csr_sha256 may be given. `event`
+        names the final audit entry, `fields` are added to it. Raises what they raise, CaExpired, ClockWentBack,
+        IssuanceFailed, ShapeNotPossible, and the store's refusals.
+        """
+        issuing = self._issuing[role]
+        prepared = await self._store.write(
+            lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending)
+        )
+        failpoint("issue-pending")
+        if isinstance(issuing.signer, KeySigner):
+            signature = issuing.signer.sign(prepared.tbs)
+        else:  # a token or a TPM takes its time
+            signature = await asyncio.to_thread(issuing.signer.sign, prepared.tbs)
+        failpoint("issue-signed")
+        certificate, der = _finish(prepared, signature, issuing)
+        issued = IssuedRow(prepared.row.id, role, prepared.row.serial, certificate, der, prepared.row.log_index)
+        await self._store.write(
+            lambda tx: self._record(tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued)
+        )
+        failpoint("issue-issued")
+        return Issued(certificate, der, self.chain(role), issued.serial, issued.log_index)
+
+    def _prepare(
+        self,
+        tx: Tx,
+        issuing: IssuingCa,
+        make_shape: Callable[[Slot], Shape],
+        row: Mapping[str, Any],
+        actor: Actor,
+        request_id: str,
+        on_pending: Callable[[Tx, PendingRow], None] | None,
+    ) -> _Prepared:
+        log_index = audit.next_seq(tx)
+        last = tx.chain.time if tx.chain else None
+        if last is not None and tx.now < last - _CLOCK_TOLERANCE:
+            raise ClockWentBack("the clock is behind the audit log; nothing is issued", retry_after_seconds=60)
+        slot = Slot(issuing, new_serial(), tx.now, log_index, (tx.now - self._backdate).replace(microsecond=0))
+        shape = make_shape(slot)
+        _check_shape(shape, slot)
+        tbs = profiles.to_be_signed(shape, issuer_key=issuing.signer.public_key())
+        digest = hashlib.sha256(tbs).digest()
+        row_id = certificates.add(
+            tx,
+            certificates.Pending(
+                issuing.role,
+                issuing.key_identifier,
+                shape.serial,
+                digest,
+                spki_sha256(shape.public_key),
+                shape.not_before,
+                shape.not_after,
+                row,
+            ),
+        )
+        audit.append(
+            tx,
+            AuditEvent(
+                "certificate-pending",
+                actor,
+                object=certificates.serial_text(shape.serial),
+                request_id=request_id,
+                fields={"issuer": issuing.role, "profile": row["profile"], "tbs_sha256": digest.hex()},
+            ),
+        )
+        pending = PendingRow(row_id, issuing.role, shape.serial, shape, digest, log_index)
+        if on_pending is not None:
+            on_pending(tx, pending)
+        return _Prepared(pending, tbs)
+
+    def _record(
+        self,
+        tx: Tx,
+        issuing: IssuingCa,
+        prepared: _Prepared,
+        issued: IssuedRow,
+        row: Mapping[str, Any],
+        actor: Actor,
+        event: str,
+        request_id: str,
+        fields: Mapping[str, Any] | None,
+        on_issued: Callable[[Tx, IssuedRow], None] | None,
+    ) -> None:
+        digest = hashlib.sha256(issued.der).digest()
+        certificates.issue(tx, issued.id, issued.der, digest)
+        serial = certificates.serial_text(issued.serial)
+        told = {
+            "issuer": issuing.role,
+            "profile": row["profile"],
+            "cert_sha256": digest.hex(),
+            "pending": issued.log_index,
+        }
+        audit.append(
+            tx, AuditEvent(event, actor, object=serial, request_id=request_id, fields={**told, **(fields or {})})
+        )
+        shape = prepared.row.shape
+        body = {
+            "issuer_role": issuing.role,
+            "issuer_aki": issuing.key_identifier.hex(),
+            "serial": serial,
+            "state": certificates.ISSUED,
+            "not_before": to_micros(shape.not_before),
+            "not_after": to_micros(shape.not_after),
+            **{name: row.get(name) for name in _EVENT_COLUMNS},
+        }
+        tx.emit(TOPIC, f"{body['issuer_aki']}:{serial}", body)
+        if on_issued is not None:
+            on_issued(tx, issued)
+
+    async def revoke(
+        self,
+        issuer: str | bytes,
+        serial: int,
+        *,
+        reason: str = "unspecified",
+        actor: Actor,
+        request_id: str = "",
+    ) -> Row:
+        """Revoke one certificate by its issuer (role or key identifier) and serial, even on a full disk.
+
+        Returns its row. Raises CertificateUnknown, Conflict if it was revoked already. CRLs follow within seconds.
+        """
+        aki = self._issuing[issuer].key_identifier if issuer in self._issuing else issuer
+        if isinstance(aki, str):
+            raise CertificateUnknown(f"{aki} is not an issuing CA here")
+        return await self._store.write(
+            lambda tx: revoke(tx, aki, serial, reason=reason, actor=actor, request_id=request_id), essential=True
+        )
+
+
+_EVENT_COLUMNS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "txn", "model")
+
+
+def revoke(
+    tx: Tx, issuer_aki: bytes | str, serial: int, *, reason: str = "unspecified", actor: Actor, request_id: str = ""
+) -> Row:
+    """Revoke a pending or issued certificate inside the caller's transaction: row, audit entry, outbox event.
+
+    `reason` is a CRLReason name. Raises CertificateUnknown, Conflict.
+    """
+    if reason not in REASONS:
+        raise ValueError(f"{reason!r} is not a CRL reason")
+    row = certificates.revoke(tx, issuer_aki, serial, reason)
+    audit.append(
+        tx,
+        AuditEvent(
+            "credential-revoked",
+            actor,
+            object=row.serial,
+            reason=reason,
+            request_id=request_id,
+            fields={"issuer": row.issuer_role, "profile": row.profile, "cert_sha256": row.cert_sha256},
+        ),
+    )
+    body = {
+        "issuer_role": row.issuer_role,
+        "issuer_aki": row.issuer_aki,
+        "serial": row.serial,
+        "state": certificates.REVOKED,
+        "not_before": to_micros(row.not_before),
+        "not_after": to_micros(row.not_after),
+        **{name: getattr(row, name) for name in _EVENT_COLUMNS},
+    }
+    tx.emit(TOPIC, f"{row.issuer_aki}:{row.serial}", body)
+    return row
+
+
+def _check_shape(shape: Shape, slot: Slot) -> None:
+    """Our own mistakes: a shape that is not for this slot is an error, not a refusal."""
+    issuer = slot.issuing.certificate
+    if shape.serial != slot.serial or shape.issuer != issuer.subject:
+        raise ValueError("the shape is for another slot")
+    if shape.not_after > issuer.not_valid_after_utc or shape.not_before < issuer.not_valid_before_utc:
+        raise CaExpired("the certificate would be valid when its issuer is not", retry_after_seconds=3600)
+
+
+def _finish(prepared: _Prepared, signature: bytes, issuing: IssuingCa) -> tuple[x509.Certificate, bytes]:
+    """Put the signature on, verify it, and re-read: what leaves is what was checked before it was signed."""
+    try:
+        der = profiles.assemble(prepared.tbs, signature, issuing.signer.public_key())
+        certificate = read_certificate(der)
+        if certificate.tbs_certificate_bytes != prepared.tbs:
+            raise IssuanceFailed("the finished certificate is not what was checked")
+        profiles.check(certificate, prepared.row.shape)
+    except (CertificateNotAsShaped, CertificateMalformed) as error:
+        raise IssuanceFailed("the finished certificate failed its own check") from error
+    return certificate, der

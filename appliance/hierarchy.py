@@ -1,0 +1,275 @@
+"""The CA hierarchy on disk: a root over three issuing CAs, and the certificates of the appliance's own servers (D-4).
+
+Made once by `appliance init`. The root's key is used here and at rotation only and may be moved off the machine after.
+Every issuing CA has its own subject per generation, because equal subjects under one root make path building guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, get_args
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.errors import CaExpired, CaUnsuitable, KeyFileMissing
+from appliance.keys import check_pair, generate, read_certificates, read_key, read_signer, write_certificates, write_key
+from appliance.settings import Settings
+from appliance.store import Tx, certificates
+from est import profiles
+from est.chains import read_certificate, ski_of
+from est.keys import spki_sha256
+from est.profiles import Shape, Terms
+from est.signer import KeySigner, Signer
+
+Role = Literal["devices", "agents", "infrastructure"]
+ROLES: tuple[Role, ...] = get_args(Role)
+ServerName = Literal["registrar", "radius", "https"]
+SERVERS: Mapping[ServerName, Role] = {"registrar": "devices", "radius": "infrastructure", "https": "infrastructure"}
+"""The appliance's own server certificates and the CA that signs each."""
+ROOT, SEALING = "root", "sealing"
+
+
+@dataclass(frozen=True, slots=True)
+class IssuingCa:
+    """One issuing CA: its certificate, its key, and the addresses that its certificates carry ("" = none)."""
+
+    role: Role
+    certificate: x509.Certificate
+    signer: Signer
+    crl_url: str = ""
+    issuer_url: str = ""
+
+    @property
+    def key_identifier(self) -> bytes:
+        """The subject key identifier: the AKI of everything it issues."""
+        return ski_of(self.certificate) or b""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """One of the appliance's own servers: certificate, issuing CA and root, key, and the files that hold them.
+
+    `certificate_file` has the certificate and its issuing CA; `key_file` is encrypted under the home's passphrase.
+    """
+
+    name: ServerName
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    key: ec.EllipticCurvePrivateKey
+    certificate_file: Path
+    key_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """What create_hierarchy() made: every certificate by name, root first."""
+
+    certificates: Mapping[str, x509.Certificate]
+
+
+def key_file(home: Path, name: str) -> Path:
+    """Where the key of a CA, a server, or the sealing box lies."""
+    return home / "keys" / f"{name}.key"
+
+
+def certificate_file(home: Path, name: str) -> Path:
+    """Where the certificate of a CA or a server lies; a server's file has its issuing CA behind it."""
+    return home / "certificates" / f"{name}.pem"
+
+
+def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: datetime) -> Hierarchy:
+    """Make every key and certificate of a new home, the root first, and the sealing key.
+
+    `home` exists, mode 0700. Raises KeyFileExists if anything of it was there; then nothing is overwritten.
+    """
+    for folder in (home / "keys", home / "certificates"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    now = now.replace(microsecond=0)
+    start = now - timedelta(seconds=settings.ca.backdate_seconds)
+    organization = settings.domain.organization
+    made: dict[str, x509.Certificate] = {}
+
+    root_key = _new_key(home, ROOT, passphrase)
+    subject = profiles.name(f"Root CA {_tag(root_key)}", organization)
+    root = _sign(
+        profiles.root_ca(
+            subject,
+            root_key.public_key(),
+            serial=new_serial(),
+            not_before=start,
+            not_after=now + timedelta(days=settings.ca.root_days),
+        ),
+        root_key,
+    )
+    _save(home, ROOT, made, root)
+
+    issuing_keys: dict[Role, ec.EllipticCurvePrivateKey] = {}
+    for role in ROLES:
+        key = issuing_keys[role] = _new_key(home, role, passphrase)
+        not_after = min(now + timedelta(days=settings.ca.issuing_days), root.not_valid_after_utc)
+        terms = Terms.under(root, serial=new_serial(), not_before=start, not_after=not_after)
+        subject = profiles.name(f"{role.capitalize()} CA {_tag(key)}", organization)
+        _save(home, role, made, _sign(profiles.issuing_ca(terms, subject, key.public_key()), root_key))
+
+    for name, role in SERVERS.items():
+        issuer = made[role]
+        key = _new_key(home, name, passphrase)
+        not_after = min(now + timedelta(days=settings.ca.server_days), issuer.not_valid_after_utc)
+        crl_url, issuer_url = addresses(settings, role)
+        terms = Terms.under(
+            issuer,
+            serial=new_serial(),
+            not_before=start,
+            not_after=not_after,
+            crl_url=crl_url or None,
+            issuer_url=issuer_url or None,
+        )
+        shape = server_shape(name, terms, key.public_key(), settings)
+        _save(home, name, made, _sign(shape, issuing_keys[role]), issuer)
+
+    _new_key(home, SEALING, passphrase)
+    return Hierarchy(made)
+
+
+def record_hierarchy(tx: Tx, hierarchy: Hierarchy, actor: Actor) -> None:
+    """Write the certificates of a new hierarchy into the store and the audit log, in the caller's transaction."""
+    issuers = {one.subject: name for name, one in hierarchy.certificates.items()}
+    for name, certificate in hierarchy.certificates.items():
+        role = issuers[certificate.issuer]
+        issuer = hierarchy.certificates[role]
+        der = certificate.public_bytes(Encoding.DER)
+        row = certificates.Pending(
+            role,
+            ski_of(issuer) or b"",
+            certificate.serial_number,
+            hashlib.sha256(certificate.tbs_certificate_bytes).digest(),
+            spki_sha256(certificate),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            {"profile": name if name in SERVERS else "ca"},
+        )
+        digest = hashlib.sha256(der).digest()
+        certificates.issue(tx, certificates.add(tx, row), der, digest)
+        event = "server-certificate-issued" if name in SERVERS else "ca-certificate-issued"
+        fields = {"name": name, "issuer": role, "cert_sha256": digest.hex()}
+        serial = certificates.serial_text(certificate.serial_number)
+        audit.append(tx, AuditEvent(event, actor, object=serial, fields=fields))
+
+
+def read_issuing(home: Path, settings: Settings, passphrase: bytes) -> tuple[x509.Certificate, dict[Role, IssuingCa]]:
+    """The root's certificate and the three issuing CAs with their keys.
+
+    Raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed, KeyMismatch.
+    """
+    issuing: dict[Role, IssuingCa] = {}
+    for role in ROLES:
+        certificate = read_certificates(certificate_file(home, role))[0]
+        signer = read_signer(key_file(home, role), passphrase, certificate)
+        issuing[role] = IssuingCa(role, certificate, signer, *addresses(settings, role))
+    return read_certificates(certificate_file(home, ROOT))[0], issuing
+
+
+def read_server(home: Path, name: ServerName, passphrase: bytes) -> ServerIdentity:
+    """Certificate, chain and key of one of our servers; raises as read_issuing()."""
+    path = certificate_file(home, name)
+    found = read_certificates(path)
+    if len(found) < 2:
+        raise KeyFileMissing("the server's file lacks its issuing CA", path=str(path))
+    key = read_key(key_file(home, name), passphrase)
+    check_pair(key, found[0])
+    root = read_certificates(certificate_file(home, ROOT))[0]
+    return ServerIdentity(name, found[0], (*found[1:], root), key, path, key_file(home, name))
+
+
+def server_shape(name: ServerName, terms: Terms, key: ec.EllipticCurvePublicKey, settings: Settings) -> Shape:
+    """The certificate shape of one of our servers."""
+    domain = settings.domain
+    if name == "radius":
+        server_name = settings.radius_server_name
+        subject = profiles.name(server_name[:64], domain.organization)
+        return profiles.radius_server(terms, subject, key, dns_names=(server_name,))
+    hosts, numbers = [], []
+    for one in settings.web.names:
+        try:
+            numbers.append(ip_address(one))
+        except ValueError:
+            hosts.append(one)
+    subject = profiles.name(f"{name} {domain.trust_domain}"[:64], domain.organization)
+    make = profiles.registrar if name == "registrar" else profiles.https_server
+    return make(terms, subject, key, dns_names=hosts, addresses=numbers)
+
+
+def addresses(settings: Settings, role: str) -> tuple[str, str]:
+    """CRL and issuer URL that certificates of a role carry; empty where the PKI port is picked at start."""
+    base = settings.ca.pki_base_url.rstrip("/")
+    if not base:
+        if not settings.web.pki_port or not settings.web.names:
+            return "", ""
+        host = settings.web.names[0]
+        base = f"http://{f'[{host}]' if ':' in host else host}:{settings.web.pki_port}"
+    return f"{base}/crl/{role}.crl", f"{base}/ca/{role}.cer"
+
+
+def new_serial() -> int:
+    """127 random bits: positive, at most 16 octets."""
+    return secrets.randbits(127) or 1
+
+
+def check_ca(
+    certificate: x509.Certificate, issuer: x509.Certificate | None, now: datetime, *, path_length: int
+) -> None:
+    """A-10: a CA certificate has cA, keyCertSign, exactly this path length, a key identifier, and is in force.
+
+    `issuer` None = self-signed. Raises CaUnsuitable, CaExpired.
+    """
+    name = certificate.subject.rfc4514_string()
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
+        certificate.verify_directly_issued_by(issuer or certificate)
+    except (x509.ExtensionNotFound, ValueError, TypeError, InvalidSignature) as error:
+        raise CaUnsuitable(f"{name} is not a CA certificate of this hierarchy") from error
+    if not basic.critical or not basic.value.ca or basic.value.path_length != path_length:
+        raise CaUnsuitable(f"{name} must be a CA with path length {path_length}")
+    if not usage.value.key_cert_sign or not usage.value.crl_sign:
+        raise CaUnsuitable(f"{name} may not sign certificates and CRLs")
+    if ski_of(certificate) is None:
+        raise CaUnsuitable(f"{name} has no subject key identifier")
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise CaExpired(f"{name} is not valid at this time", retry_after_seconds=3600)
+
+
+def _new_key(home: Path, name: str, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
+    key = generate()
+    write_key(key_file(home, name), key, passphrase)
+    return key
+
+
+def _tag(key: ec.EllipticCurvePrivateKey) -> str:
+    return profiles.key_identifier(key.public_key()).hex()[:8]
+
+
+def _sign(shape: Shape, issuer_key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    signer = KeySigner(issuer_key)
+    tbs = profiles.to_be_signed(shape, issuer_key=signer.public_key())
+    certificate = read_certificate(profiles.assemble(tbs, signer.sign(tbs), signer.public_key()))
+    profiles.check(certificate, shape)
+    return certificate
+
+
+def _save(
+    home: Path, name: str, made: dict[str, x509.Certificate], certificate: x509.Certificate, *issuers: x509.Certificate
+) -> None:
+    write_certificates(certificate_file(home, name), (certificate, *issuers))
+    made[name] = certificate
