@@ -75,6 +75,13 @@ class Sealed:
     payload: bytes
     signature: bytes
 
+    def own_key(self) -> tuple[ec.EllipticCurvePublicKey, str]:
+        """The key in the token's own header and its thumbprint, for proofs of possession; raises like read_ec_jwk."""
+        value = self.header.get("jwk")
+        key = read_ec_jwk(value)
+        assert isinstance(value, dict)
+        return key, jkt_of(value)
+
     @property
     def kid(self) -> str | None:
         """The key that the token says it was signed with."""
@@ -167,8 +174,13 @@ def jwk(key: ec.EllipticCurvePublicKey, *, algorithm: bool = False) -> dict[str,
 
 
 def jkt(key: ec.EllipticCurvePublicKey) -> str:
-    """The key's thumbprint (RFC 7638): base64url SHA-256 of the JWK's required members."""
-    return s256(json.dumps(_members(key), separators=(",", ":")))
+    """The key's thumbprint (RFC 7638): base64url SHA-256 of the JWK's required members, in order of their names."""
+    return jkt_of(_members(key))
+
+
+def jkt_of(members: Mapping[str, object]) -> str:
+    """The thumbprint of an elliptic curve JWK that `read_ec_jwk` has accepted."""
+    return s256(f'{{"crv":"{members["crv"]}","kty":"EC","x":"{members["x"]}","y":"{members["y"]}"}}')
 
 
 def read_jwk(value: object, *, what: str = "jwk") -> PublicKey:
@@ -187,7 +199,7 @@ def read_jwk(value: object, *, what: str = "jwk") -> PublicKey:
 
 
 def read_ec_jwk(value: object, *, what: str = "jwk") -> ec.EllipticCurvePublicKey:
-    """Like read_jwk, and the key can be certified by us: EC only."""
+    """Like read_jwk, elliptic curves only."""
     key = read_jwk(value, what=what)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise Malformed("the JWK is not an elliptic curve key", object=what)

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.binding import jws
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
-    Malformed,
     StatementExpired,
     StatementForOtherOwner,
     StatementNotYetValid,
@@ -61,16 +60,14 @@ def unseal(token: str) -> KeyStatement:
     Raises Malformed, SignatureInvalid, PrivateKeyExposed, AlgorithmNotAllowed, TokenTypeWrong, Claim... .
     """
     sealed = jws.read(token)
-    if "jwk" not in sealed.header:
-        raise Malformed("the header has no jwk", object="owner key statement")
-    key = jws.read_ec_jwk(sealed.header["jwk"])
+    key, jkt = sealed.own_key()
     claims = Claims(sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     return KeyStatement(
         token=token,
         key=key,
-        jkt=jws.jkt(key),
+        jkt=jkt,
         sub=claims.text("sub", max_length=256),
         aud=claims.text("aud", max_length=512),
         iat=iat,

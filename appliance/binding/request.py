@@ -6,7 +6,7 @@ and travels beside it for X.509, bound in by its hash (same idea as RFC 9449 and
 
 from __future__ import annotations
 
-import hashlib
+import base64
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,6 @@ from appliance.binding.errors import (
     CsrNamesMismatch,
     CsrNotExpected,
     KeyReused,
-    Malformed,
     ModelNotOffered,
     NonceExpired,
     NonceForOtherKey,
@@ -120,16 +119,14 @@ def unseal(token: str) -> AgentRequest:
     Claim..., TokenIdTooShort, Identifier..., CsrMissing, CsrNotExpected, RenewalProof... .
     """
     sealed = jws.read(token)
-    if "jwk" not in sealed.header:
-        raise Malformed("the header has no jwk", object="agent request")
-    key = jws.read_ec_jwk(sealed.header["jwk"])
+    key, jkt = sealed.own_key()
     claims = Claims(sealed.unseal(typ=TYP, key=key).claims, "agent request")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     request = AgentRequest(
         token=token,
         key=key,
-        jkt=jws.jkt(key),
+        jkt=jkt,
         rqh=jws.s256(token),
         sub=claims.identifier("sub", Kind.AGENT),
         owner=claims.identifier("owner", Kind.OWNER) if "owner" in claims else None,
@@ -173,7 +170,7 @@ def check(
     `live_key` the key of the agent's live credential, for renewals. Raises one of the leaves that it imports.
     """
     limits = limits or Limits()
-    _check_address(request, server_id, origin, seconds(now), limits)
+    _check_address(request, server_id, origin, now, limits)
     _check_nonce(request, nonce, proxy_id, now)
     check_csr(request, csr)
     if request.model not in models:
@@ -213,9 +210,24 @@ def check_csr(request: AgentRequest, csr: Csr | None) -> None:
         raise CsrNamesMismatch("the CSR's subjectAltName is not exactly the agent's identifier")
 
 
-def digest(request: AgentRequest) -> bytes:
-    """SHA-256 of the token, for the audit log and the short code that people compare."""
-    return hashlib.sha256(request.token.encode("ascii")).digest()
+def check_times(request: AgentRequest, now: datetime, limits: Limits) -> None:
+    """Refuses a request that is over, comes from the future or would be usable for too long."""
+    check_window(
+        request.iat,
+        request.exp,
+        seconds(now),
+        skew_seconds=limits.skew_seconds,
+        longest_seconds=limits.window_seconds,
+        early=RequestNotYetValid,
+        late=RequestExpired,
+        long=RequestWindowTooLong,
+    )
+
+
+def short_code(rqh: str) -> str:
+    """What people compare on two screens: the first 40 bits of a request's hash in base32, as XXXX-XXXX."""
+    code = base64.b32encode(jws.unbase64url(rqh, "request hash")[:5]).decode("ascii")
+    return f"{code[:4]}-{code[4:]}"
 
 
 def _check_shape(request: AgentRequest) -> None:
@@ -229,22 +241,13 @@ def _check_shape(request: AgentRequest) -> None:
         raise RenewalProofNotExpected("prev belongs to renewals only")
 
 
-def _check_address(request: AgentRequest, server_id: str, origin: str, now: float, limits: Limits) -> None:
+def _check_address(request: AgentRequest, server_id: str, origin: str, now: datetime, limits: Limits) -> None:
     if request.aud != server_id:
         raise RequestWrongAudience("the request is addressed to another server")
     for uri, kind in ((request.sub, Kind.AGENT), (request.owner, Kind.OWNER)):
         if uri is not None and (found := read_kind(uri, kind).origin) != origin:
             raise OriginMismatch(f"this {kind} belongs to another trust domain", expected=origin, found=found)
-    check_window(
-        request.iat,
-        request.exp,
-        now,
-        skew_seconds=limits.skew_seconds,
-        longest_seconds=limits.window_seconds,
-        early=RequestNotYetValid,
-        late=RequestExpired,
-        long=RequestWindowTooLong,
-    )
+    check_times(request, now, limits)
 
 
 def _check_nonce(request: AgentRequest, nonce: NonceRecord | None, proxy_id: str, now: datetime) -> None:
