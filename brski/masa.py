@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import audit_log, paths, sealed, voucher, voucher_request
@@ -219,15 +218,18 @@ class Masa:
             raise RegistrarNotAuthorized(
                 "the request's signer is not a registration authority", because=cause.reason
             ) from cause
-        path = path_of(opened.signer, opened.certificates[1:])
         try:
+            presented = presented_path(opened.signer, opened.certificates[1:])
             # the topmost certificate sent is an anchor for consistency only (RFC 8995, section 5.5.3)
-            chains.check_pin(path, path[-1], at=now, policy=chains.REGISTRAR)
+            if len(presented) == 1:
+                chains.check_pin(presented, opened.signer, at=now, policy=chains.REGISTRAR)
+                return presented
+            top = chains.TrustAnchors(presented[-1:])
+            return chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)
         except EstError as cause:
             raise RegistrarChainBroken(
                 "the certificates of the request do not form a valid chain", because=cause.reason
             ) from cause
-        return path
 
     def _check_prior(self, asked: _Asked, body: bytes, now: datetime) -> _Asked:
         try:
@@ -293,12 +295,15 @@ class Masa:
         return min(now + self._policy.nonceless_lifetime, pin.not_valid_after_utc, asked.chain[0].not_valid_after_utc)
 
 
-def path_of(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """`leaf`, its issuer, the issuer's issuer, as far as `others` go; others that do not belong are left out."""
+def presented_path(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """`leaf`, its issuer, the issuer's issuer, as far as names and key identifiers of `others` say.
+
+    Nothing is verified; what does not belong is left out.
+    """
     path = [leaf]
     left = [certificate for certificate in others if certificate != leaf]
     while len(path) < chains.MAX_CHAIN:
-        issuer = next((one for one in left if one.subject == path[-1].issuer and _signed(path[-1], one)), None)
+        issuer = next((one for one in left if _names(path[-1], one)), None)
         if issuer is None:
             break
         path.append(issuer)
@@ -306,12 +311,11 @@ def path_of(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple
     return tuple(path)
 
 
-def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+def _names(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if certificate.issuer != issuer.subject:
         return False
-    return True
+    wanted, own = chains.aki_of(certificate), chains.ski_of(issuer)
+    return wanted is None or own is None or wanted == own
 
 
 def _assertion(asked: _Asked, device: Device) -> Assertion:

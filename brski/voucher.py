@@ -24,7 +24,7 @@ class Voucher:
 
     serial_number: str
     assertion: Assertion
-    pinned_domain_cert: bytes | None = None
+    pinned_domain_cert: bytes | None = field(default=None, repr=False)
     created_on: datetime | None = None
     nonce: str | None = None
     expires_on: datetime | None = None

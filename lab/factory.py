@@ -117,6 +117,17 @@ def make_leaf(
     return Identity(key, certificate, tuple(one for one in parent.chain if one.subject != one.issuer))
 
 
+def make_self_signed(name: str, *, now: datetime, days: int = 397) -> Identity:
+    """An end-entity certificate under its own key, as a small site's registrar may have."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    extensions = [(_key_usage(), True)]
+    not_after = now + timedelta(days=days)
+    certificate = _issue(
+        key, _name(name), key, _name(name), now=now, not_after=not_after, ca=False, extensions=extensions
+    )
+    return Identity(key, certificate)
+
+
 @dataclass(frozen=True, slots=True)
 class Factory:
     """The manufacturer. Also the MASA's memory of what was sold, for dialogues in one process (`find`)."""
