@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, func, insert, select
 
 from appliance.errors import AuditBroken
 from appliance.store import schema
@@ -119,6 +119,7 @@ _PAGE = (
     .order_by(schema.audit.c.seq)
     .limit(bindparam("count"))
 )
+_LAST = select(func.max(schema.audit.c.seq))
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
@@ -205,6 +206,11 @@ def rows(tx: Tx, *, after: int = 0) -> Iterator[AuditRow]:
     while found := page(tx, after=after):
         yield from found
         after = found[-1].seq
+
+
+def last_seq(tx: Tx) -> int:
+    """The newest entry's sequence, 0 for an empty log."""
+    return int(tx.scalar(_LAST) or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,17 @@ import asyncio
 import hmac
 import logging
 from hashlib import sha256
+from typing import Any
 
 from appliance.access.decision_log import DecisionLog
 from appliance.access.snapshot import Snapshot, aged, credential_of, owner_of, with_events
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
 from appliance.settings import AccessSettings
-from appliance.store import facts, nas
+from appliance.store import decisions, facts, nas
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
 from radius import AccessRequest, Credential, Decision, Facts, decide, read_policy
-from radius.decide import refuse
 
 _log = logging.getLogger(__name__)
 
@@ -101,10 +101,32 @@ class AccessService:
         credential = None if ref is None else snapshot.credential(ref.aki, ref.serial)
         return decide(request, credential, self._facts(snapshot, credential), snapshot.policy)
 
-    def failed(self, request: AccessRequest, code: str, detail: str = "") -> None:
-        """Log a login that ended before policy was asked (a `tls` reason code)."""
-        policy = self._snapshot.policy
-        self._log.put(refuse(request, code, detail, revision=0 if policy is None else policy.revision))
+    def failed(self, request: AccessRequest, decision: Decision) -> None:
+        """Log a login that ended before policy was asked; the decision says at which stage and why."""
+        self._log.put(decision)
+
+    async def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The newest rows of the decision log, oldest of them first."""
+        await self._log.flush()
+        rows = await self._store.read(lambda tx: decisions.newest(tx, limit=limit))
+        return [
+            {
+                "time": row["time"].isoformat(timespec="milliseconds"),
+                "verdict": row["verdict"],
+                "vlan": row["vlan"],
+                "agent": row["agent_id"],
+                "owner": row["owner_id"],
+                "department": row["department"],
+                "serial": row["serial"],
+                "nas": row["nas"],
+                "port": row["port"],
+                "mac": row["mac"],
+                "reason": row["reason"],
+                "policy_revision": row["policy_revision"],
+                "trace": row["trace"],
+            }
+            for row in rows
+        ]
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
