@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                         "appliance.clock", "est", "brski"),
     "appliance.owner": ("appliance.owner", "appliance.binding", "appliance.web", "appliance.settings", "appliance.errors",
                         "appliance.clock", "est", "brski"),
-    "appliance.agent": ("appliance.binding", "appliance.web", "appliance.errors", "appliance.clock", "est"),
+    "appliance.agent": ("appliance.agent", "appliance.binding", "appliance.web", "appliance.errors", "appliance.clock", "est"),
     "lab": ("lab", "est", "brski", "radius", "appliance"),
 }  # fmt: skip
 # a module that no one but these may import

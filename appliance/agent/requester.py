@@ -1,8 +1,7 @@
-"""The reference agent: makes its key, asks for a credential through the local Agent API, writes what 802.1X needs.
+"""One attempt to get a credential, from a new key to the files that 802.1X needs.
 
 The private key is made here and stays here. The owner's approval comes from a command that is run without a shell, or
-from a file that somebody puts in place. Written at the end: key, chain, WIT, campus root and a wpa_supplicant block that
-pins the root *together with* the RADIUS server's name, so that no other certificate of the campus can pose as it.
+from a file that somebody puts in place. At the end there are: key, chain, WIT, campus root, and a wpa_supplicant block.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import secrets
 import shlex
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
 
 import aiohttp
 from cryptography import x509
@@ -26,63 +22,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from appliance.binding import composite, jws, request, verify
-from appliance.binding.errors import BindingError
+from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
+from appliance.agent.credential import check_chain, check_wit, supplicant_block
+from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven
+from appliance.binding import composite, jws, request
 from appliance.binding.identifier import Kind, read_kind
 from appliance.clock import Clock, SystemClock
-from appliance.errors import ApplianceError, KeyFileExists
-from est import chains, csr
-from est.errors import EstError
-from est.keys import spki
+from appliance.errors import KeyFileExists
+from est import csr
 from est.signer import KeySigner
-from est.transfer import read_json
 
-MAX_ANSWER = 262_144
 POLL_SECONDS = 0.2
-LONGEST_PAUSE_SECONDS = 60.0
-
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_QUOTABLE = re.compile(r"[\x20\x21\x23-\x7e]+")
-
-
-class AgentError(ApplianceError):
-    """Base of the reference agent's refusals; abstract."""
-
-
-class AgentApiUnreachable(AgentError):
-    """Nobody answers at the Agent API's socket, or not in time."""
-
-    reason: ClassVar[str] = "agent-api-unreachable"
-
-
-class AgentApiAnswerUnusable(AgentError):
-    """The Agent API's answer is not what was agreed."""
-
-    reason: ClassVar[str] = "agent-api-answer-unusable"
-
-
-class IssuanceRefused(AgentError):
-    """Proxy or identity server said no; fields `status`, `problem` (the reason it gave)."""
-
-    reason: ClassVar[str] = "issuance-refused"
-
-
-class ApprovalNotGiven(AgentError):
-    """The approval command failed, or no approval came in time."""
-
-    reason: ClassVar[str] = "approval-not-given"
-
-
-class CredentialNotOurs(AgentError):
-    """The certificate or WIT is not for the key and name that were asked for, or its chain does not hold."""
-
-    reason: ClassVar[str] = "credential-not-ours"
-
-
-class SupplicantValueUnusable(AgentError):
-    """A value cannot stand in a wpa_supplicant configuration; field `name`."""
-
-    reason: ClassVar[str] = "supplicant-value-unusable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +111,7 @@ class AgentRequester:
         key = self._new_key()
         signer = KeySigner(key)
         asked = {"jkt": jws.jkt(signer.public_key()), "purpose": "issue"}
-        granted = _Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
+        granted = Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
         agent_id = granted.text("sub")
         read_kind(agent_id, Kind.AGENT)
         csr_der, token = self._ask(signer, agent_id, granted)
@@ -171,7 +121,7 @@ class AgentRequester:
         approvals = (approval,) if approval is not None else ()
         body = composite.write(composite.Composite(token, csr_der, approvals))
         issued = await self._enroll(session, body)
-        trust = _Answer(await self._call(session, "GET", "/v1/trust", None, 200))
+        trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
         return self._keep(key, agent_id, token, issued, trust)
 
     def _new_key(self) -> ec.EllipticCurvePrivateKey:
@@ -179,7 +129,7 @@ class AgentRequester:
         self._write("agent.key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
         return key
 
-    def _ask(self, signer: KeySigner, agent_id: str, granted: _Answer) -> tuple[bytes | None, str]:
+    def _ask(self, signer: KeySigner, agent_id: str, granted: Answer) -> tuple[bytes | None, str]:
         options = self._options
         csr_der = None
         if "x509" in options.profiles:
@@ -233,8 +183,7 @@ class AgentRequester:
             words = [word.replace(placeholder, str(path)) for word in words]
         if not words:
             raise ApprovalNotGiven("the approval command is empty")
-        approval_file.unlink(missing_ok=True)
-        self._written.append(approval_file)
+        self._make_way(approval_file)
         try:
             # standard output belongs to our own result; the command's text goes beside it
             process = await asyncio.create_subprocess_exec(*words, stdout=2)
@@ -251,20 +200,20 @@ class AgentRequester:
         if status != 0:
             raise ApprovalNotGiven(f"the approval command ended with status {status}", status=status)
 
-    async def _enroll(self, session: aiohttp.ClientSession, body: bytes) -> _Answer:
+    async def _enroll(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
         while True:
             status, headers, answer = await self._send(session, "POST", "/v1/enroll", body)
             if status == 201:
-                return _Answer(_object(answer))
+                return Answer(read_answer(answer))
             if status not in (202, 429, 503):
-                raise _refused(status, answer)
-            wait = _retry_after(headers)
+                raise refusal_of(status, answer)
+            wait = retry_after_seconds(headers)
             if self._clock.monotonic() + wait >= self._deadline:
-                raise _refused(status, answer)
+                raise refusal_of(status, answer)
             await self._pause(wait)
 
     def _keep(
-        self, key: ec.EllipticCurvePrivateKey, agent_id: str, token: str, issued: _Answer, trust: _Answer
+        self, key: ec.EllipticCurvePrivateKey, agent_id: str, token: str, issued: Answer, trust: Answer
     ) -> AgentResult:
         options = self._options
         asked = request.unseal(token)
@@ -286,7 +235,7 @@ class AgentRequester:
             files["supplicant"] = self._write("wpa_supplicant.conf", block.encode("ascii"))
         if "wit" in options.profiles:
             wit = issued.text("wit")
-            _check_wit(wit, asked)
+            check_wit(wit, asked)
             files["wit"] = self._write("wit.txt", wit.encode("ascii") + b"\n")
         result = AgentResult(
             agent_id=agent_id,
@@ -308,8 +257,8 @@ class AgentRequester:
     ) -> dict[str, object]:
         status, _, answer = await self._send(session, method, path, body)
         if status != due:
-            raise _refused(status, answer)
-        return _object(answer)
+            raise refusal_of(status, answer)
+        return read_answer(answer)
 
     async def _send(
         self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None
@@ -327,6 +276,11 @@ class AgentRequester:
                 return reply.status, reply.headers, answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise AgentApiUnreachable(f"{self._options.socket}: {str(error) or 'no answer in time'}") from error
+
+    def _make_way(self, path: Path) -> None:
+        """An approval of an earlier attempt must not pass for the one that the command is about to write."""
+        path.unlink(missing_ok=True)
+        self._written.append(path)
 
     def _write(self, name: str, content: bytes, *, mode: int = 0o644) -> Path:
         path = self._options.out / name
@@ -351,114 +305,6 @@ class AgentRequester:
                     path.unlink(missing_ok=True)
 
 
-def check_chain(
-    chain_pem: str, root_pem: str, *, key: ec.EllipticCurvePublicKey, agent_id: str, at: datetime
-) -> x509.Certificate:
-    """The end-entity certificate of a chain, if it is for this key and name and leads to the root.
-
-    Raises CredentialNotOurs.
-    """
-    try:
-        leaf, *rest = x509.load_pem_x509_certificates(chain_pem.encode("ascii"))
-        anchors = chains.TrustAnchors(x509.load_pem_x509_certificates(root_pem.encode("ascii")))
-        chains.check(leaf, rest, anchors, at=at, policy=verify.AGENT)
-        named = verify.agent_id_of(leaf)
-    except (ValueError, EstError, BindingError) as error:
-        raise CredentialNotOurs(f"the certificate does not hold: {error}") from error
-    if spki(leaf) != spki(key):
-        raise CredentialNotOurs("the certificate is for another key")
-    if named != agent_id:
-        raise CredentialNotOurs("the certificate names another agent")
-    return leaf
-
-
-def supplicant_block(radius_server_name: str, trust_domain: str, *, root: Path, chain: Path, key: Path) -> str:
-    """A wpa_supplicant configuration for wired EAP-TLS; raises SupplicantValueUnusable.
-
-    Root and server name belong together: with the root alone any campus certificate could pose as the RADIUS server.
-    The outer identity says the trust domain and nothing about the agent (RFC 9190, section 2.1.7).
-    """
-    for name, value in (("radius_server_name", radius_server_name), ("trust_domain", trust_domain)):
-        if not _HOST.fullmatch(value):
-            raise SupplicantValueUnusable(f"{name} is not a host name", name=name)
-    for name, path in (("ca_cert", root), ("client_cert", chain), ("private_key", key)):
-        if not _QUOTABLE.fullmatch(str(path)):
-            raise SupplicantValueUnusable(f"the path of {name} has a character that cannot stand there", name=name)
-    lines = (
-        "ap_scan=0",
-        "eapol_version=2",
-        "network={",
-        "    key_mgmt=IEEE8021X",
-        "    eapol_flags=0",
-        "    eap=TLS",
-        f'    identity="anonymous@{trust_domain}"',
-        f'    ca_cert="{root}"',
-        f'    domain_match="{radius_server_name}"',
-        f'    client_cert="{chain}"',
-        f'    private_key="{key}"',
-        '    phase1="tls_disable_tlsv1_3=0"',
-        "}",
-    )
-    return "\n".join(lines) + "\n"
-
-
-class _Answer:
-    """Members of a JSON answer; raises AgentApiAnswerUnusable for what is missing or of another type."""
-
-    def __init__(self, members: Mapping[str, object]) -> None:
-        self._members = members
-
-    def value(self, name: str) -> object:
-        if self._members.get(name) is None:
-            raise AgentApiAnswerUnusable(f"the answer lacks {name}", name=name)
-        return self._members[name]
-
-    def text(self, name: str) -> str:
-        value = self.value(name)
-        if not isinstance(value, str) or not value.isascii():
-            raise AgentApiAnswerUnusable(f"{name} is not ASCII text", name=name)
-        return value
-
-    def whole(self, name: str) -> int:
-        value = self.value(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise AgentApiAnswerUnusable(f"{name} is not a whole number above 0", name=name)
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        value = self._members.get(name)
-        return None if value is None else str(value)
-
-    def optional_whole(self, name: str) -> int | None:
-        return None if self._members.get(name) is None else self.whole(name)
-
-
-def _object(answer: bytes) -> dict[str, object]:
-    try:
-        value = read_json(answer, max_bytes=MAX_ANSWER)
-    except EstError as error:
-        raise AgentApiAnswerUnusable(f"the answer is not JSON: {error.detail}") from error
-    if not isinstance(value, dict):
-        raise AgentApiAnswerUnusable("the answer is not a JSON object")
-    return value
-
-
-def _refused(status: int, answer: bytes) -> IssuanceRefused:
-    members: Mapping[str, Any] = {}
-    with contextlib.suppress(AgentApiAnswerUnusable):
-        members = _object(answer)
-    problem = members.get("reason")
-    text = members.get("detail")
-    public = "".join(one for one in str(text or "")[:300] if " " <= one <= "~")
-    problem = str(problem)[:64] if isinstance(problem, str) else ""
-    return IssuanceRefused(f"{problem or 'refused'} ({status}): {public}", status=status, problem=problem)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    text = headers.get("Retry-After", "")
-    return min(max(float(text), 1.0), LONGEST_PAUSE_SECONDS) if text.isascii() and text.isdigit() else 5.0
-
-
 def _read_token(path: Path) -> str | None:
     try:
         text = path.read_text(encoding="ascii").strip()
@@ -466,15 +312,3 @@ def _read_token(path: Path) -> str | None:
         return None
     # a file that is still being written has not all its parts
     return text if text.count(".") == 2 and not text.endswith(".") else None
-
-
-def _check_wit(text: str, asked: request.AgentRequest) -> None:
-    """The WIT is about us; whose signature it carries is for those to check who rely on it."""
-    try:
-        claims = jws.read_object(jws.read(text).payload, "WIT")
-        confirmation = claims.get("cnf")
-        key = jws.read_ec_jwk(confirmation.get("jwk") if isinstance(confirmation, dict) else None)
-    except BindingError as error:
-        raise CredentialNotOurs(f"the WIT cannot be read: {error}") from error
-    if claims.get("sub") != asked.sub or key != asked.key:
-        raise CredentialNotOurs("the WIT is for another agent or key")

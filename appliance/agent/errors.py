@@ -1,0 +1,57 @@
+"""What the reference agent refuses or gives up on, as classes.
+
+ApplianceError
+└── AgentError                     (abstract)
+    ├── AgentApiUnreachable        nobody answers at the socket, or not in time
+    ├── AgentApiAnswerUnusable     an answer that is not what was agreed
+    ├── IssuanceRefused            the proxy or the identity server said no
+    ├── ApprovalNotGiven           the command failed, or nothing came in time
+    ├── CredentialNotOurs          another key or name, or a chain that does not hold
+    └── SupplicantValueUnusable    cannot stand in a wpa_supplicant configuration
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from appliance.errors import ApplianceError
+
+
+class AgentError(ApplianceError):
+    """Base of the reference agent's refusals; abstract."""
+
+
+class AgentApiUnreachable(AgentError):
+    """Nobody answers at the Agent API's socket, or not in time."""
+
+    reason: ClassVar[str] = "agent-api-unreachable"
+
+
+class AgentApiAnswerUnusable(AgentError):
+    """The Agent API's answer is not what was agreed."""
+
+    reason: ClassVar[str] = "agent-api-answer-unusable"
+
+
+class IssuanceRefused(AgentError):
+    """Proxy or identity server said no; fields `status`, `problem` (the reason it gave)."""
+
+    reason: ClassVar[str] = "issuance-refused"
+
+
+class ApprovalNotGiven(AgentError):
+    """The approval command failed, or no approval came in time."""
+
+    reason: ClassVar[str] = "approval-not-given"
+
+
+class CredentialNotOurs(AgentError):
+    """The certificate or WIT is not for the key and name that were asked for, or its chain does not hold."""
+
+    reason: ClassVar[str] = "credential-not-ours"
+
+
+class SupplicantValueUnusable(AgentError):
+    """A value cannot stand in a wpa_supplicant configuration; field `name`."""
+
+    reason: ClassVar[str] = "supplicant-value-unusable"
