@@ -52,7 +52,105 @@ EST = {
 
 BRSKI: dict[str, int] = {}
 
-BINDING: dict[str, int] = {}
+BINDING = {
+    "malformed": 400,
+    "signature-invalid": 400,
+    "algorithm-not-allowed": 400,
+    "token-type-wrong": 400,
+    "critical-header-unknown": 400,
+    "key-id-mismatch": 400,
+    "private-key-exposed": 400,
+    "claim-missing": 400,
+    "claim-malformed": 400,
+    "claim-unknown": 400,
+    "token-id-too-short": 400,
+    "identifier-malformed": 400,
+    "identifier-kind-wrong": 400,
+    "origin-mismatch": 403,
+    "request-expired": 400,
+    "request-not-yet-valid": 400,
+    "request-window-too-long": 400,
+    "request-wrong-audience": 400,
+    "request-for-other-agent": 400,
+    "nonce-unknown": 400,
+    "nonce-expired": 400,
+    "nonce-spent": 409,
+    "nonce-for-other-key": 400,
+    "nonce-for-other-purpose": 400,
+    "nonce-for-other-proxy": 400,
+    "csr-missing": 400,
+    "csr-not-expected": 400,
+    "csr-mismatch": 400,
+    "csr-key-mismatch": 400,
+    "csr-names-mismatch": 400,
+    "model-not-offered": 400,
+    "key-reuse": 409,
+    "agent-owner-mismatch": 409,
+    "renewal-proof-missing": 400,
+    "renewal-proof-not-expected": 400,
+    "renewal-proof-mismatch": 400,
+    "approval-missing": 400,
+    "approval-denied": 403,
+    "approval-spent": 409,
+    "approval-expired": 403,
+    "approval-not-yet-valid": 403,
+    "approval-window-too-long": 403,
+    "approval-wrong-audience": 403,
+    "approval-wrong-owner": 403,
+    "approval-for-other-agent": 403,
+    "approval-for-other-key": 403,
+    "approval-for-other-request": 403,
+    "approval-for-other-model": 403,
+    "approval-for-other-purpose": 403,
+    "approval-for-other-proxy": 403,
+    "approval-nonce-mismatch": 403,
+    "approval-widened": 403,
+    "self-approval": 403,
+    "owner-mismatch": 403,
+    "owner-unknown": 403,
+    "owner-not-active": 403,
+    "owner-key-unknown": 403,
+    "owner-key-not-valid": 403,
+    "owner-key-in-software": 403,
+    "proxy-not-allowed-for-owner": 403,
+    "statement-expired": 400,
+    "statement-not-yet-valid": 400,
+    "statement-window-too-long": 400,
+    "statement-wrong-audience": 400,
+    "statement-for-other-owner": 400,
+    "evidence-missing": 400,
+    "evidence-wrong-proxy": 403,
+    "evidence-profile-unknown": 403,
+    "evidence-too-old": 403,
+    "evidence-expired": 403,
+    "evidence-not-yet-valid": 403,
+    "evidence-window-too-long": 403,
+    "evidence-nonce-mismatch": 403,
+    "evidence-for-other-request": 403,
+    "evidence-for-other-key": 403,
+    "evidence-for-other-owner": 403,
+    "ear-profile-unknown": 403,
+    "ear-wrong-verifier": 403,
+    "ear-expired": 403,
+    "ear-not-yet-valid": 403,
+    "ear-window-too-long": 403,
+    "ear-nonce-mismatch": 403,
+    "ear-inconsistent": 403,
+    "certificate-names-wrong": 403,
+    "dual-identity-missing": 403,
+    "owner-ids-differ": 403,
+    "approval-not-inside": 403,
+    "approval-digest-mismatch": 403,
+    "ear-digest-mismatch": 403,
+    "issued-outside-approval": 403,
+    "lifetime-not-approved": 403,
+    "profile-not-approved": 403,
+    "wit-expired": 400,
+    "wit-not-yet-valid": 400,
+    "wit-wrong-issuer": 400,
+    "wit-has-audience": 400,
+    "wit-key-without-algorithm": 400,
+}
 
 RADIUS: dict[str, int] = {}
 
@@ -64,7 +162,20 @@ ACCESS: dict[str, int] = {}
 
 PROXY: dict[str, int] = {}
 
-OWNER: dict[str, int] = {}
+OWNER = {
+    "life-too-long": 403,
+    "short-code-mismatch": 403,
+    "card-not-reviewed": 400,
+}
+
+AGENT = {
+    "agent-api-unreachable": 502,
+    "agent-api-answer-unusable": 502,
+    "issuance-refused": 502,
+    "approval-not-given": 504,
+    "credential-not-ours": 502,
+    "supplicant-value-unusable": 502,
+}
 
 APPLIANCE = {
     "settings-invalid": 500,
@@ -106,7 +217,7 @@ APPLIANCE = {
 }
 
 STATUS: Mapping[str, int] = MappingProxyType(
-    EST | BRSKI | BINDING | RADIUS | REGISTRAR | IDENTITY | ACCESS | PROXY | OWNER | APPLIANCE
+    EST | BRSKI | BINDING | RADIUS | REGISTRAR | IDENTITY | ACCESS | PROXY | OWNER | AGENT | APPLIANCE
 )
 """Reason to status, every package together."""
 
