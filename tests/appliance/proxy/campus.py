@@ -1,4 +1,4 @@
-"""A registrar, EST server and identity server for the proxy's tests: real TLS on loopback, protocol by our own pure roles.
+"""Registrar, EST and identity server for the proxy's tests: real TLS on loopback, protocol by our own pure roles.
 
 Whatever a test wants to go wrong is put into `instead`: path -> function(call, client certificate, proper answer).
 """
