@@ -241,7 +241,12 @@ def _check_literal(host: str, listed: frozenset[str]) -> None:
 
 def _unreachable(url: URL, what: str, cause: BaseException) -> MasaUnreachable:
     log.warning("masa-unreachable host=%s what=%r cause=%r", url.host, what, cause)
-    return MasaUnreachable(f"the MASA {what}", host=url.host, retry_after_seconds=RETRY_AFTER_SECONDS)
+    return MasaUnreachable(
+        "the manufacturer's service cannot be reached",
+        because=what,
+        host=url.host,
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
 
 
 def _digest(to: MasaDestination) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
-from appliance.errors import Conflict
+from appliance.errors import Conflict, NotFound
 from appliance.store.schema import pledges as table
 from appliance.store.transaction import Tx
 
@@ -116,6 +116,14 @@ def save(tx: Tx, record: PledgeRecord, *, was: str) -> None:
 def get(tx: Tx, identifier: str) -> PledgeRecord | None:
     """The record with this id."""
     return _maybe(tx.one(_BY_ID, {"id": identifier}))
+
+
+def require(tx: Tx, identifier: str) -> PledgeRecord:
+    """The record with this id; raises NotFound."""
+    record = get(tx, identifier)
+    if record is None:
+        raise NotFound("there is no such pledge", id=identifier)
+    return record
 
 
 def by_device(tx: Tx, idevid_issuer: str, serial: str) -> PledgeRecord | None:

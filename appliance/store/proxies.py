@@ -9,17 +9,26 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict
+from appliance.store.schema import certificates
 from appliance.store.schema import proxies as table
 from appliance.store.transaction import Tx
 
 ACTIVE = "active"
 REVOKED = "revoked"
-TOPIC = "proxy-changed"
+TOPIC = "proxy"
 
 _INSERT = insert(table)
 _BY_ID = select(table).where(table.c.id == bindparam("id"))
 _BY_IDENTIFIER = select(table).where(table.c.identifier == bindparam("identifier"))
 _ALL = select(table).order_by(table.c.created_at.desc(), table.c.id).limit(bindparam("limit"))
+_LDEVID_FOR = (
+    select(certificates.c.der)
+    .where(certificates.c.proxy_id == bindparam("proxy_id"), certificates.c.csr_sha256 == bindparam("csr_sha256"))
+    .where(certificates.c.profile == "ldevid", certificates.c.state == "issued")
+    .where(certificates.c.created_at > bindparam("since"), certificates.c.not_after > bindparam("now"))
+    .order_by(certificates.c.id.desc())
+    .limit(1)
+)
 _REVOKE = (
     update(table)
     .where(table.c.id == bindparam("key"), table.c.state == ACTIVE)
@@ -76,6 +85,13 @@ def by_identifier(tx: Tx, identifier: str) -> ProxyRow | None:
 def every(tx: Tx, *, limit: int = 1000) -> list[ProxyRow]:
     """Proxies, newest first."""
     return [_read(row) for row in tx.all(_ALL, {"limit": limit})]
+
+
+def ldevid_for(tx: Tx, *, proxy_id: str, csr_sha256: str, since: datetime) -> bytes | None:
+    """DER of the live LDevID that this proxy got for this CSR after `since`, or None."""
+    values = {"proxy_id": proxy_id, "csr_sha256": csr_sha256, "since": since, "now": tx.now}
+    found: bytes | None = tx.scalar(_LDEVID_FOR, values)
+    return found
 
 
 def revoke(tx: Tx, row: ProxyRow) -> None:

@@ -50,7 +50,60 @@ EST = {
     "enrollment-refused": 502,
 }
 
-BRSKI: dict[str, int] = {}
+BRSKI = {
+    "media-type-unsupported": 415,
+    "voucher-format-not-acceptable": 406,
+    "voucher-request-malformed": 400,
+    "voucher-request-signature-invalid": 403,
+    "voucher-malformed": 502,
+    "voucher-signature-invalid": 502,
+    "telemetry-malformed": 400,
+    "audit-log-malformed": 502,
+    "announcement-invalid": 500,
+    # 403 where an administrator can put it right, 404 where the device's identity itself fails
+    "client-certificate-missing": 401,
+    "device-serial-missing": 404,
+    "manufacturer-unknown": 403,
+    "pledge-not-authorized": 403,
+    "request-signer-foreign": 403,
+    "serial-number-mismatch": 403,
+    "proximity-mismatch": 401,
+    "nonce-missing": 403,
+    "nonce-invalid": 400,
+    "masa-uri-invalid": 403,
+    "masa-unknown": 403,
+    "masa-not-allowed": 403,
+    "registrar-certificate-unfit": 500,
+    "masa-refused": 403,
+    "masa-format-refused": 406,
+    "masa-authentication-required": 502,
+    "masa-answer-invalid": 502,
+    "masa-unavailable": 503,
+    "masa-unreachable": 503,
+    "masa-timed-out": 504,
+    "device-history-refused": 406,
+    "registrar-not-authorized": 403,
+    "registrar-unauthenticated": 401,
+    "registrar-chain-broken": 403,
+    "prior-request-invalid": 403,
+    "nonce-mismatch": 403,
+    "device-unknown": 404,
+    "device-claimed": 403,
+    "device-blocked": 403,
+    "never-owner": 404,
+    "pin-forbidden": 403,
+    "voucher-pending": 503,
+    "registrar-refused": 502,
+    "voucher-for-other-device": 502,
+    "voucher-for-other-request": 502,
+    "voucher-nonceless": 502,
+    "voucher-expired": 502,
+    "voucher-not-yet-valid": 502,
+    "assertion-not-acceptable": 502,
+    "pin-missing": 502,
+    "domain-not-pinned": 502,
+    "out-of-order": 409,
+}
 
 BINDING = {
     "malformed": 400,
@@ -154,7 +207,19 @@ BINDING = {
 
 RADIUS: dict[str, int] = {}
 
-REGISTRAR: dict[str, int] = {}
+REGISTRAR = {
+    "enrollment-not-open": 403,
+    "device-history-unjudged": 503,
+    "pledge-clash": 403,
+    "enrolled-already": 403,
+    "enrollment-credentials-missing": 401,
+    "enrollment-secret-invalid": 401,
+    "proxy-revoked": 403,
+    "ldevid-not-accepted": 403,
+    "names-not-justified": 403,
+    "key-in-use": 403,
+    "manufacturer-unusable": 400,
+}
 
 IDENTITY: dict[str, int] = {}
 
@@ -225,6 +290,13 @@ _RETRY_STATUSES = frozenset({202, 429, 503})
 _DEFAULT_RETRY_SECONDS = 5
 _BEARER = 'Bearer realm="appliance"'
 # Fields that become headers, and names that the body uses itself.
+_CHALLENGES = {
+    "token-required": 'Bearer realm="appliance"',
+    "enrollment-credentials-missing": 'Basic realm="enrollment"',
+    "enrollment-secret-invalid": 'Basic realm="enrollment"',
+}
+# After this answer nothing more is exchanged: somebody may sit in the middle (RFC 8995, section 5.2).
+_CLOSING = frozenset({"proximity-mismatch"})
 _HIDDEN_FIELDS = frozenset(
     {"status", "type", "title", "detail", "reason", "request_id", "allow", "www_authenticate", "close"}
 )

@@ -1,0 +1,238 @@
+"""The three ways to an LDevID, side by side: a pledge after BRSKI, a holder of a one-time secret, a proxy that renews.
+
+Each says which proxy the certificate is for, what names its CSR may carry, what must hold in the transaction that
+begins the issuance (`begin`), and what follows in the one that ends it (`finish`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from appliance import audit, ca
+from appliance.audit import Actor, AuditEvent
+from appliance.ca import IssuedRow
+from appliance.registrar import records
+from appliance.registrar.admission import ProxyIdentities, ldevids_of
+from appliance.registrar.caller import Caller
+from appliance.registrar.errors import (
+    EnrolledAlready,
+    EnrollmentNotOpen,
+    EnrollmentSecretInvalid,
+    NamesNotJustified,
+    ProxyRevoked,
+)
+from appliance.registrar.ldevids import LiveLdevid, require_live
+from appliance.store import certificates, est_secrets, pledges, proxies
+from appliance.store.est_secrets import SecretRow
+from appliance.store.pledges import PledgeRecord
+from appliance.store.proxies import ProxyRow
+from appliance.store.transaction import Tx
+from brski.states import RecordEvent, RecordState
+from est.csr import Csr
+from est.server import EstServer
+
+
+class Applicant(Protocol):
+    """Somebody who may have an LDevID.
+
+    `proxy_id` is the UUID, `identifier` the URI; `turn` is what its requests queue on; `event` names the audit entry;
+    `pledge_id` is None without BRSKI.
+    """
+
+    @property
+    def proxy_id(self) -> str: ...
+    @property
+    def identifier(self) -> str: ...
+    @property
+    def pledge_id(self) -> str | None: ...
+    @property
+    def event(self) -> str: ...
+    @property
+    def actor(self) -> Actor: ...
+
+    def check_names(self, csr: Csr) -> None:
+        """Refuse names that this applicant has no right to; raises NamesNotJustified or NamesChanged."""
+        ...
+
+    def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
+        """What must hold, and is spent, when the issuance begins; `pending_id` is the new row."""
+        ...
+
+    def finish(self, tx: Tx, issued: IssuedRow) -> None:
+        """What follows from the issued certificate."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PledgeApplicant:
+    """A device after voucher, telemetry and audit log said yes (RFC 8995, section 5.9.3)."""
+
+    record: PledgeRecord
+    proxy: ProxyRow
+    idevid: x509.Certificate
+    caller: Caller
+    event: str = "ldevid-issued"
+
+    @property
+    def proxy_id(self) -> str:
+        return self.proxy.id
+
+    @property
+    def identifier(self) -> str:
+        return self.proxy.identifier
+
+    @property
+    def pledge_id(self) -> str | None:
+        return self.record.id
+
+    @property
+    def actor(self) -> Actor:
+        return self.caller.as_actor("pledge", self.record.serial)
+
+    def check_names(self, csr: Csr) -> None:
+        """The subject is ours to choose; what the CSR says must not contradict the IDevID (B-374)."""
+        for attribute in csr.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER):
+            if attribute.value != self.record.serial:
+                raise NamesNotJustified("the request's serialNumber is not that of the IDevID")
+        _check_uris(csr, self.identifier)
+
+    def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
+        record = pledges.require(tx, self.record.id)
+        if record.idevid_sha256 != self.record.idevid_sha256 or record.proxy_id != self.proxy_id:
+            raise EnrollmentNotOpen("the pledge's record has changed meanwhile")
+        if records.state_of(record) in (RecordState.ENROLLED, RecordState.CONFIRMED):
+            raise EnrolledAlready("this bootstrap has its certificate; a new one needs a new voucher-request")
+        if records.state_of(record) is not RecordState.AUDIT_PASSED:
+            raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
+        _require_active(tx, self.proxy_id)
+
+    def finish(self, tx: Tx, issued: IssuedRow) -> None:
+        """The record moves on; certificates of an earlier life of this device end (it was reset, or lost its key)."""
+        record = pledges.require(tx, self.record.id)
+        moved = records.moved(record, RecordEvent.CERTIFICATE_ISSUED, now=tx.now, code=format(issued.serial, "x"))
+        pledges.save(tx, moved, was=record.state)
+        for row in ldevids_of(tx, self.proxy_id):
+            if row.id != issued.id:
+                ca.revoke(
+                    tx,
+                    row.issuer_aki,
+                    int(row.serial, 16),
+                    reason="superseded",
+                    actor=self.actor,
+                    request_id=self.caller.request_id,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class SecretApplicant:
+    """Whoever knows a one-time enrolment secret (design D-12, second way; E-49)."""
+
+    secret: SecretRow
+    identities: ProxyIdentities
+    origin: str
+    caller: Caller
+    event: str = "ldevid-issued"
+
+    @property
+    def proxy_id(self) -> str:
+        return self.secret.id
+
+    @property
+    def identifier(self) -> str:
+        return f"{self.origin}/proxy/{self.secret.id}"
+
+    @property
+    def pledge_id(self) -> str | None:
+        return None
+
+    @property
+    def actor(self) -> Actor:
+        return self.caller.as_actor("proxy", self.secret.name)
+
+    def check_names(self, csr: Csr) -> None:
+        """The secret stands for no name but the one that we give."""
+        _check_uris(csr, self.identifier)
+
+    def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
+        """Spend the secret, once, in the transaction that begins the issuance."""
+        if est_secrets.spend(tx, self.secret):
+            self.identities.make(tx, self.secret.id, method="est", name=self.secret.name)
+            audit.append(
+                tx,
+                AuditEvent(
+                    "est-secret-spent",
+                    self.actor,
+                    object=self.secret.name,
+                    request_id=self.caller.request_id,
+                    fields={"proxy": self.identifier},
+                ),
+            )
+        elif not self._was_cut_short(tx, csr, pending_id):
+            raise EnrollmentSecretInvalid("the name or the secret is wrong, or its time has passed")
+
+    def _was_cut_short(self, tx: Tx, csr: Csr, pending_id: int) -> bool:
+        """Whether the secret went into this very request before, and a crash of ours came before the certificate."""
+        _require_active(tx, self.proxy_id)
+        others = [row for row in ldevids_of(tx, self.proxy_id) if row.id != pending_id]
+        digest = hashlib.sha256(csr.der).hexdigest()
+        return bool(others) and all(row.state == certificates.PENDING and row.csr_sha256 == digest for row in others)
+
+    def finish(self, tx: Tx, issued: IssuedRow) -> None:
+        """Nothing follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalApplicant:
+    """A proxy with a live LDevID (RFC 7030, section 4.2.2)."""
+
+    live: LiveLdevid
+    est: EstServer
+    caller: Caller
+    event: str = "ldevid-renewed"
+
+    @property
+    def proxy_id(self) -> str:
+        return self.live.proxy.id
+
+    @property
+    def identifier(self) -> str:
+        return self.live.identifier
+
+    @property
+    def pledge_id(self) -> str | None:
+        return self.live.pledge_id
+
+    @property
+    def actor(self) -> Actor:
+        return self.caller.as_actor("proxy", self.live.identifier)
+
+    def check_names(self, csr: Csr) -> None:
+        """Names as in the certificate being renewed, byte for byte (E-117)."""
+        self.est.check_reenroll(csr, self.live.certificate)
+
+    def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
+        """The old certificate may have been revoked since the connection was opened."""
+        require_live(self.live.certificate, tx)
+
+    def finish(self, tx: Tx, issued: IssuedRow) -> None:
+        """The old certificate stays good until its end: the reply may get lost."""
+
+
+def _check_uris(csr: Csr, identifier: str) -> None:
+    """Names that would say who somebody is are never taken from a request."""
+    if csr.san is None:
+        return
+    for name in csr.san:
+        if isinstance(name, x509.UniformResourceIdentifier) and name.value != identifier:
+            raise NamesNotJustified("the request's subjectAltName names another identity")
+
+
+def _require_active(tx: Tx, proxy_id: str) -> None:
+    proxy = proxies.get(tx, proxy_id)
+    if proxy is None or not proxy.is_active:
+        raise ProxyRevoked("this identity proxy was revoked")

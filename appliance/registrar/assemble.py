@@ -1,0 +1,114 @@
+"""The registrar's parts put together: what a composition root, or a test, gives and gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance.ca import CertificateAuthority
+from appliance.clock import Clock
+from appliance.errors import ApplianceError
+from appliance.registrar.admission import OnRevoked, ProxyIdentities
+from appliance.registrar.est_service import EstService
+from appliance.registrar.history import History
+from appliance.registrar.inventory import Inventory
+from appliance.registrar.ldevids import Ldevids
+from appliance.registrar.manufacturers import Manufacturers
+from appliance.registrar.masa_client import MasaTransport
+from appliance.registrar.reports import Reports
+from appliance.registrar.routes import endpoints
+from appliance.registrar.service import RegistrarService
+from appliance.registrar.turns import Turns
+from appliance.settings import RegistrarSettings
+from appliance.store.store import Store
+from appliance.web.routes import Handler
+from brski.registrar import Registrar
+
+log = logging.getLogger(__name__)
+
+REVIEW_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrarPart:
+    """Everything the registrar offers: endpoints for the device port, verbs for administrators, one background task."""
+
+    endpoints: Mapping[str, Handler]
+    manufacturers: Manufacturers
+    inventory: Inventory
+    ldevids: Ldevids
+    history: History
+    masa: MasaTransport
+
+    async def run(self) -> None:
+        """Looks after pledges that took a voucher and never reported, until cancelled (B-338)."""
+        while True:
+            await asyncio.sleep(REVIEW_SECONDS)
+            try:
+                await self.history.review_silent()
+            except ApplianceError as refusal:
+                log.warning("review-failed reason=%s", refusal.reason)
+
+    async def close(self) -> None:
+        """Ends connections to MASAs."""
+        await self.masa.close()
+
+
+def assemble(
+    settings: RegistrarSettings,
+    *,
+    origin: str,
+    ldevid_days: int,
+    store: Store,
+    clock: Clock,
+    ca: CertificateAuthority,
+    registrar: Registrar,
+    masa: MasaTransport,
+    on_proxy_revoked: Sequence[OnRevoked] = (),
+) -> RegistrarPart:
+    """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows.
+
+    `on_proxy_revoked` run in the transaction that revokes a proxy.
+    """
+    turns = Turns()
+    identities = ProxyIdentities(origin, on_proxy_revoked)
+    manufacturers = Manufacturers(store, clock)
+    ldevids = Ldevids(store=store, clock=clock, ca=ca)
+    history = History(
+        settings,
+        store=store,
+        clock=clock,
+        masa=masa,
+        registrar=registrar,
+        manufacturers=manufacturers,
+        identities=identities,
+    )
+    service = RegistrarService(
+        settings,
+        store=store,
+        clock=clock,
+        registrar=registrar,
+        manufacturers=manufacturers,
+        masa=masa,
+        identities=identities,
+        turns=turns,
+    )
+    reports = Reports(
+        store=store, clock=clock, manufacturers=manufacturers, history=history, ldevids=ldevids, turns=turns
+    )
+    est = EstService(
+        origin=origin,
+        ldevid_days=ldevid_days,
+        store=store,
+        clock=clock,
+        ca=ca,
+        manufacturers=manufacturers,
+        history=history,
+        ldevids=ldevids,
+        identities=identities,
+        turns=turns,
+    )
+    inventory = Inventory(store=store, clock=clock, identities=identities)
+    return RegistrarPart(endpoints(service, reports, est), manufacturers, inventory, ldevids, history, masa)

@@ -1,0 +1,90 @@
+"""What the registrar and its EST service refuse beyond brski's and est's own leaves.
+
+ApplianceError
+├── the bootstrap
+│   ├── EnrollmentNotOpen        no voucher, no positive telemetry, or the pledge said no (RFC 8995, section 5.8.3)
+│   ├── HistoryUnjudged          the audit log could not be fetched yet; later may help
+│   ├── PledgeClash              another certificate already stands for this issuer and serial number
+│   └── EnrolledAlready          this bootstrap has its certificate; a new one needs a new voucher-request
+├── enrolment
+│   ├── EnrollmentCredentialsMissing  neither a known client certificate nor HTTP Basic
+│   ├── EnrollmentSecretInvalid  HTTP Basic name or secret unknown, expired or spent
+│   ├── ProxyRevoked             the identity proxy was revoked
+│   ├── LdevidNotAccepted        the client certificate is not a live LDevID of this domain
+│   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
+│   └── KeyInUse                 the CSR's key belongs to somebody else's certificate
+└── administration
+    └── ManufacturerUnusable     anchors or MASA address of a manufacturer cannot be used
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from appliance.errors import ApplianceError
+
+
+class EnrollmentNotOpen(ApplianceError):
+    """EST from an IDevID needs a voucher, the pledge's yes to it, and a good history (RFC 8995, section 5.8.3)."""
+
+    reason: ClassVar[str] = "enrollment-not-open"
+
+
+class HistoryUnjudged(ApplianceError):
+    """The device's audit log could not be fetched from the MASA; nothing is issued before it was judged."""
+
+    reason: ClassVar[str] = "device-history-unjudged"
+
+
+class PledgeClash(ApplianceError):
+    """Issuer and serial number already stand for a device of another manufacturer, or for another certificate."""
+
+    reason: ClassVar[str] = "pledge-clash"
+
+
+class EnrolledAlready(ApplianceError):
+    """This bootstrap already has its one certificate (B-375)."""
+
+    reason: ClassVar[str] = "enrolled-already"
+
+
+class EnrollmentCredentialsMissing(ApplianceError):
+    """Neither a client certificate that is known here nor HTTP Basic credentials (RFC 7030, section 3.2.3)."""
+
+    reason: ClassVar[str] = "enrollment-credentials-missing"
+
+
+class EnrollmentSecretInvalid(ApplianceError):
+    """HTTP Basic credentials that are not a live one-time enrolment secret; it is not said why."""
+
+    reason: ClassVar[str] = "enrollment-secret-invalid"
+
+
+class ProxyRevoked(ApplianceError):
+    """The identity proxy was revoked; its identifier never comes back."""
+
+    reason: ClassVar[str] = "proxy-revoked"
+
+
+class LdevidNotAccepted(ApplianceError):
+    """The TLS client certificate is not a live LDevID that this domain issued to a proxy."""
+
+    reason: ClassVar[str] = "ldevid-not-accepted"
+
+
+class NamesNotJustified(ApplianceError):
+    """The certification request claims a name that its sender has no right to (RFC 8995, section 5.9)."""
+
+    reason: ClassVar[str] = "names-not-justified"
+
+
+class KeyInUse(ApplianceError):
+    """The key in the certification request belongs to a certificate of somebody else (E-204)."""
+
+    reason: ClassVar[str] = "key-in-use"
+
+
+class ManufacturerUnusable(ApplianceError):
+    """Anchors, MASA address or MASA anchors of a manufacturer cannot be used."""
+
+    reason: ClassVar[str] = "manufacturer-unusable"

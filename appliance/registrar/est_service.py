@@ -1,0 +1,277 @@
+"""EST for proxies: CA certificates, first enrolment, renewal (RFC 7030 section 4; RFC 8995 section 5.9).
+
+`simpleenroll` reads: who asks, what is asked, may these names be asked for, issue once, answer. A request repeated
+after a lost answer gets the same certificate (E-126); everything else about who may have one is in applicants.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from cryptography import x509
+
+from appliance import audit
+from appliance.audit import AuditEvent
+from appliance.ca import CertificateAuthority, PendingRow, Slot
+from appliance.clock import Clock
+from appliance.errors import CertificateRequired, NotPermitted
+from appliance.registrar import records
+from appliance.registrar.admission import LDEVID, ProxyIdentities
+from appliance.registrar.applicants import Applicant, PledgeApplicant, RenewalApplicant, SecretApplicant
+from appliance.registrar.caller import Caller, caller_of
+from appliance.registrar.errors import (
+    EnrollmentCredentialsMissing,
+    EnrollmentNotOpen,
+    EnrollmentSecretInvalid,
+    KeyInUse,
+    ProxyRevoked,
+)
+from appliance.registrar.history import History
+from appliance.registrar.ldevids import ROLE, Ldevids
+from appliance.registrar.manufacturers import Manufacturers
+from appliance.registrar.turns import Turns
+from appliance.store import certificates, est_secrets, pledges, proxies
+from appliance.store.est_secrets import SecretRow
+from appliance.store.pledges import PledgeRecord
+from appliance.store.proxies import ProxyRow
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from appliance.web.limits import Bucket, Gcra
+from appliance.web.peer import Peer
+from brski.errors import ManufacturerUnknown
+from brski.manufacturer import identify
+from brski.states import EST_OPEN, RecordState
+from est import csr as requests
+from est import profiles
+from est.cms import read_certificate
+from est.csr import Csr
+from est.errors import Refusal
+from est.exchange import Call, Reply
+from est.server import EnrollAsk, EstServer
+
+log = logging.getLogger(__name__)
+
+REPEAT_WINDOW = timedelta(minutes=10)
+EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
+_NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
+
+
+class EstService:
+    """The EST endpoints, with their collaborators."""
+
+    def __init__(
+        self,
+        *,
+        origin: str,
+        ldevid_days: int,
+        store: Store,
+        clock: Clock,
+        ca: CertificateAuthority,
+        manufacturers: Manufacturers,
+        history: History,
+        ldevids: Ldevids,
+        identities: ProxyIdentities,
+        turns: Turns,
+    ) -> None:
+        self._origin = origin
+        self._lifetime = timedelta(days=ldevid_days)
+        self._store = store
+        self._clock = clock
+        self._ca = ca
+        self._manufacturers = manufacturers
+        self._history = history
+        self._ldevids = ldevids
+        self._identities = identities
+        self._turns = turns
+        self._est = EstServer()
+        self._noted_refusals = Gcra(_NOTED_BUCKET)
+
+    async def cacerts(self, call: Call, peer: Peer) -> Reply:
+        """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate."""
+        self._est.operation(call)
+        return self._est.cacerts_reply(self._ca.chain(ROLE), call)
+
+    async def csrattrs(self, call: Call, peer: Peer) -> Reply:
+        """204: a CSR needs nothing but its key (RFC 7030, section 4.5)."""
+        self._est.operation(call)
+        return self._est.csrattrs_reply()
+
+    async def simpleenroll(self, call: Call, peer: Peer) -> Reply:
+        """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).
+
+        Raises EnrollmentCredentialsMissing and EnrollmentSecretInvalid (401), EnrollmentNotOpen, EnrolledAlready,
+        ProxyRevoked, NamesNotJustified, KeyInUse, HistoryUnjudged, and what EstServer.read_enroll and the CA raise.
+        """
+        self._est.operation(call)
+        caller = caller_of(call, peer)
+        try:
+            authorization = call.headers.get("authorization", "")
+            if authorization:
+                applicant: Applicant = await self._secret_holder(authorization, caller)
+            else:
+                applicant = await self._pledge(peer, caller)
+            return await self._enroll(applicant, call, peer, caller)
+        except Refusal as refusal:
+            await self._note_refusal(refusal, call, caller)
+            raise
+
+    async def simplereenroll(self, call: Call, peer: Peer) -> Reply:
+        """A new certificate for a proxy that shows a live one (RFC 7030, section 4.2.2; E-117, E-118).
+
+        Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, and what
+        EstServer.read_enroll and the CA raise.
+        """
+        self._est.operation(call)
+        caller = caller_of(call, peer)
+        try:
+            if peer.certificate is None:
+                raise CertificateRequired("renewal needs the certificate to be renewed as TLS client certificate")
+            live = await self._ldevids.find(peer)
+            if live is None:
+                raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
+            return await self._enroll(RenewalApplicant(live, self._est, caller), call, peer, caller)
+        except Refusal as refusal:
+            await self._note_refusal(refusal, call, caller)
+            raise
+
+    async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller) -> Reply:
+        ask = self._est.read_enroll(call)
+        if ask.csr.challenge_password is not None:
+            requests.check_linking(ask.csr, peer.exporter(EXPORTER_LABEL, 32))
+        async with self._turns.of(applicant.proxy_id):
+            certificate = await self._issued_before(applicant, ask)
+            if certificate is None:
+                applicant.check_names(ask.csr)
+                certificate = await self._issue(applicant, ask, caller)
+        return self._est.enroll_reply(certificate, ask)
+
+    async def _issue(self, applicant: Applicant, ask: EnrollAsk, caller: Caller) -> x509.Certificate:
+        def begin(tx: Tx, pending: PendingRow) -> None:
+            _check_key(tx, ask.csr, applicant)
+            applicant.begin(tx, ask.csr, pending.id)
+
+        digest = hashlib.sha256(ask.csr.der).hexdigest()
+        issued = await self._ca.issue(
+            ROLE,
+            partial(self._shape, ask.csr, applicant.proxy_id, applicant.identifier),
+            row={
+                "profile": LDEVID,
+                "subject_id": applicant.identifier,
+                "proxy_id": applicant.proxy_id,
+                "pledge_id": applicant.pledge_id,
+                "csr_sha256": digest,
+            },
+            actor=applicant.actor,
+            event=applicant.event,
+            request_id=caller.request_id,
+            fields={"proxy": applicant.identifier, "csr_sha256": digest},
+            on_pending=begin,
+            on_issued=applicant.finish,
+        )
+        log.info("%s proxy=%s serial=%x", applicant.event, applicant.identifier, issued.serial)
+        return issued.certificate
+
+    def _shape(self, csr: Csr, proxy_id: str, identifier: str, slot: Slot) -> profiles.Shape:
+        terms = slot.terms(self._lifetime)
+        return profiles.ldevid(terms, profiles.name(f"proxy {proxy_id}"), csr.public_key, identifier=identifier)
+
+    async def _issued_before(self, applicant: Applicant, ask: EnrollAsk) -> x509.Certificate | None:
+        """The live certificate that this very request has got a moment ago (E-126)."""
+        since = self._clock.now() - REPEAT_WINDOW
+        find = partial(
+            proxies.ldevid_for,
+            proxy_id=applicant.proxy_id,
+            csr_sha256=hashlib.sha256(ask.csr.der).hexdigest(),
+            since=since,
+        )
+        der = await self._store.read(find)
+        return None if der is None else read_certificate(der)
+
+    async def _pledge(self, peer: Peer, caller: Caller) -> PledgeApplicant:
+        if peer.certificate is None:
+            raise EnrollmentCredentialsMissing("enrolment needs an IDevID or a one-time secret")
+        if await self._ldevids.find(peer) is not None:
+            raise NotPermitted("a proxy renews with simplereenroll")
+        try:
+            known = identify(peer.certificate, peer.chain[1:], await self._manufacturers.facts(), now=self._clock.now())
+        except ManufacturerUnknown as cause:
+            raise EnrollmentCredentialsMissing("this client certificate is not known here") from cause
+        async with self._turns.of(known.idevid.device):
+            record = await self._store.read(lambda tx: pledges.by_device(tx, *known.idevid.device))
+            if record is None:
+                raise EnrollmentNotOpen("no voucher was issued to this device")
+            if record.idevid_sha256 != caller.fingerprint:
+                raise EnrollmentNotOpen("this is not the certificate that asked for the voucher")
+            if records.state_of(record) is RecordState.VOUCHER_ACCEPTED:
+                record = await self._history.judge(record.id, caller)
+        proxy = await self._store.read(partial(_proxy_of, record))
+        return PledgeApplicant(record, proxy, peer.certificate, caller)
+
+    async def _secret_holder(self, authorization: str, caller: Caller) -> SecretApplicant:
+        """Whoever sends NAME and SECRET of a live secret; a spent one serves only to fetch its certificate again."""
+        name, offered = _read_basic(authorization)
+        row = await self._store.read(partial(est_secrets.by_name, name=name))
+        expected = row.secret_sha256 if row is not None else "0" * 64
+        matches = hmac.compare_digest(expected, hashlib.sha256(offered).hexdigest())
+        if row is None or not matches or not self._is_usable(row):
+            raise EnrollmentSecretInvalid("the name or the secret is wrong, or its time has passed")
+        return SecretApplicant(row, self._identities, self._origin, caller)
+
+    def _is_usable(self, row: SecretRow) -> bool:
+        now = self._clock.now()
+        if row.spent_at is not None:
+            return now < row.spent_at + REPEAT_WINDOW
+        return now < row.expires_at
+
+    async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller) -> None:
+        log.info("enrolment-refused reason=%s address=%s", refusal.reason, caller.address)
+        if not caller.fingerprint and not isinstance(refusal, EnrollmentSecretInvalid):
+            return
+        if self._noted_refusals.take(caller.fingerprint or caller.address, self._clock.monotonic()):
+            return
+        event = AuditEvent(
+            "enrolment-refused",
+            caller.as_actor("pledge", ""),
+            outcome="refused",
+            reason=refusal.reason,
+            request_id=caller.request_id,
+            fields={"body_sha256": hashlib.sha256(call.body).hexdigest()},
+        )
+        await self._store.write(partial(audit.append, event=event))
+
+
+def _proxy_of(record: PledgeRecord, tx: Tx) -> ProxyRow:
+    if records.state_of(record) not in EST_OPEN or record.proxy_id is None:
+        raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
+    proxy = proxies.get(tx, record.proxy_id)
+    if proxy is None or not proxy.is_active:
+        raise ProxyRevoked("this identity proxy was revoked")
+    return proxy
+
+
+def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:
+    """One key, one subject (E-204)."""
+    rows: list[Any] = certificates.of(tx, "spki_sha256", csr.key_sha256)
+    if any(row.subject_id != applicant.identifier for row in rows):
+        raise KeyInUse("the key of this request belongs to another certificate")
+
+
+def _read_basic(authorization: str) -> tuple[str, bytes]:
+    """Name and secret of an Authorization header (RFC 7617); raises EnrollmentSecretInvalid."""
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True)
+        name, found, offered = decoded.partition(b":")
+        text = name.decode()
+    except (binascii.Error, ValueError) as cause:
+        raise EnrollmentSecretInvalid("the Authorization header cannot be read") from cause
+    if scheme.lower() != "basic" or not found or len(decoded) > 512:
+        raise EnrollmentSecretInvalid("the Authorization header is not HTTP Basic with name and secret")
+    return text, offered

@@ -1,0 +1,221 @@
+"""What administrators do about devices: look, admit, refuse, revoke, hand out one-time secrets.
+
+Answers are JSON values, the same for command line, console and API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.clock import Clock
+from appliance.errors import Conflict, NotFound, RequestMalformed
+from appliance.registrar import records
+from appliance.registrar.admission import ProxyIdentities, ldevids_of
+from appliance.registrar.history import FORGIVEN
+from appliance.store import est_secrets, manufacturers, pledges, proxies
+from appliance.store.est_secrets import SecretRow
+from appliance.store.pledges import PledgeRecord
+from appliance.store.proxies import ProxyRow
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from brski.states import RecordEvent, RecordState
+
+SECRET_BYTES = 24
+MAX_NAME = 64
+
+Json = Mapping[str, Any]
+
+
+class Inventory:
+    """Pledges, proxies and enrolment secrets, for administrators."""
+
+    def __init__(self, *, store: Store, clock: Clock, identities: ProxyIdentities) -> None:
+        self._store = store
+        self._clock = clock
+        self._identities = identities
+
+    async def pledges(self) -> list[Json]:
+        """Everybody who knocked, the latest first."""
+
+        def read(tx: Tx) -> list[Json]:
+            makers = {row.id: row.name for row in manufacturers.every(tx)}
+            return [_pledge_json(tx, record, makers) for record in pledges.every(tx)]
+
+        return await self._store.read(read)
+
+    async def pledge(self, key: str) -> Json:
+        """One pledge by serial, fingerprint or id, with its timeline; raises NotFound, or Conflict if several match."""
+
+        def read(tx: Tx) -> Json:
+            makers = {row.id: row.name for row in manufacturers.every(tx)}
+            return _pledge_json(tx, _find(tx, key), makers)
+
+        return await self._store.read(read)
+
+    async def admit(self, key: str, *, actor: Actor) -> Json:
+        """An administrator's yes: to one that waits, or to one that was refused. Its next message finds it admitted.
+
+        Who was refused for its history is let in with that history: this is the override of RFC 8995, section 5.8.3.
+        Raises NotFound, Conflict.
+        """
+        return await self._decide(key, partial(self._admit, actor=actor))
+
+    async def refuse(self, key: str, *, actor: Actor, reason: str = "") -> Json:
+        """An administrator's no, at any time; the device's proxy identity and certificates end with it."""
+        return await self._decide(key, partial(self._refuse, actor=actor, reason=reason))
+
+    async def proxies(self) -> list[Json]:
+        """Identity proxies, newest first."""
+        return await self._store.read(lambda tx: [_proxy_json(tx, row) for row in proxies.every(tx)])
+
+    async def revoke_proxy(self, key: str, *, actor: Actor, reason: str = "") -> Json:
+        """End a proxy by identifier, UUID or name, with its certificates and what other services hang on it.
+
+        Raises NotFound, Conflict.
+        """
+
+        def write(tx: Tx) -> Json:
+            row = _find_proxy(tx, key)
+            count = self._identities.revoke(tx, row, actor, reason=reason)
+            record = pledges.get(tx, row.pledge_id) if row.pledge_id else None
+            if record is not None and records.state_of(record) is not RecordState.REFUSED:
+                refused = records.moved(record, RecordEvent.REFUSED, now=tx.now, code="proxy-revoked", voucher=None)
+                pledges.save(tx, refused, was=record.state)
+            return {"identifier": row.identifier, "state": proxies.REVOKED, "certificates": count}
+
+        return await self._store.write(write, essential=True)
+
+    async def new_est_secret(
+        self, name: str, *, actor: Actor, label: str = "", life: timedelta = timedelta(hours=24)
+    ) -> Json:
+        """A one-time enrolment secret for plain EST; the answer is the only place where it ever stands.
+
+        An unspent one of the same name is void from now on. Raises RequestMalformed.
+        """
+        if not name or len(name) > MAX_NAME or ":" in name or not name.isprintable():
+            raise RequestMalformed(f"a name has 1 to {MAX_NAME} printable characters and no colon")
+        if life <= timedelta(0):
+            raise RequestMalformed("a secret lives longer than nothing")
+        offered = secrets.token_urlsafe(SECRET_BYTES)
+        now = self._clock.now()
+        row = SecretRow(
+            id=str(uuid.uuid4()),
+            name=name,
+            secret_sha256=hashlib.sha256(offered.encode()).hexdigest(),
+            label=label,
+            expires_at=now + life,
+            spent_at=None,
+            created_at=now,
+        )
+        event = AuditEvent("est-secret-added", actor, object=name, fields={"expires_at": row.expires_at.isoformat()})
+
+        def write(tx: Tx) -> None:
+            est_secrets.put(tx, row)
+            audit.append(tx, event)
+
+        await self._store.write(write)
+        return {
+            "name": name,
+            "secret": offered,
+            "credentials": f"{name}:{offered}",
+            "expires_at": row.expires_at.isoformat(timespec="seconds"),
+        }
+
+    async def _decide(self, key: str, change: Any) -> Json:
+        def write(tx: Tx) -> Json:
+            record = _find(tx, key)
+            if record.is_stranger:
+                raise Conflict("nobody known vouches for this certificate; add its manufacturer first")
+            changed: PledgeRecord = change(tx, record)
+            pledges.save(tx, changed, was=record.state)
+            makers = {row.id: row.name for row in manufacturers.every(tx)}
+            return _pledge_json(tx, changed, makers)
+
+        return await self._store.write(write, essential=True)
+
+    def _admit(self, tx: Tx, record: PledgeRecord, *, actor: Actor) -> PledgeRecord:
+        state = records.state_of(record)
+        if state is RecordState.REFUSED:
+            verdict = FORGIVEN if (record.audit_verdict or "").startswith("refused") else record.audit_verdict
+            admitted = records.moved(
+                record, RecordEvent.FORGIVEN, now=tx.now, audit_verdict=verdict, pvr_sha256=None, voucher=None
+            )
+        elif state is RecordState.WAITING_FOR_ADMISSION:
+            admitted = records.moved(record, RecordEvent.ADMITTED, now=tx.now)
+        else:
+            raise Conflict(f"the pledge does not wait: {state.value}")
+        admitted = self._identities.ensure(tx, admitted)
+        _audit(tx, "pledge-admitted", record, actor, {"proxy": admitted.proxy_id})
+        return admitted
+
+    def _refuse(self, tx: Tx, record: PledgeRecord, *, actor: Actor, reason: str) -> PledgeRecord:
+        if records.state_of(record) is RecordState.REFUSED:
+            raise Conflict("the pledge is refused already")
+        refused = records.moved(record, RecordEvent.REFUSED, now=tx.now, code=reason[:64], voucher=None)
+        _audit(tx, "pledge-refused", record, actor, {}, reason=reason)
+        proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
+        if proxy is not None and proxy.is_active:
+            self._identities.revoke(tx, proxy, actor, reason="pledge-refused")
+        return replace(refused, updated_at=tx.now)
+
+
+def _audit(tx: Tx, event: str, record: PledgeRecord, actor: Actor, fields: Json, *, reason: str = "") -> None:
+    facts = {"issuer": record.idevid_issuer, "fingerprint": record.idevid_sha256, **fields}
+    audit.append(tx, AuditEvent(event, actor, object=record.serial, reason=reason, fields=facts))
+
+
+def _find(tx: Tx, key: str) -> PledgeRecord:
+    direct = pledges.get(tx, key)
+    found = [direct] if direct is not None else (pledges.by_serial(tx, key) or pledges.by_idevid(tx, key.lower()))
+    known = [record for record in found if not record.is_stranger] or found
+    if not known:
+        raise NotFound(f"no pledge {key} has knocked", key=key)
+    if len(known) > 1:
+        raise Conflict("several devices have this serial; name one by its fingerprint", key=key)
+    return known[0]
+
+
+def _find_proxy(tx: Tx, key: str) -> ProxyRow:
+    row = proxies.by_identifier(tx, key) or proxies.get(tx, key)
+    if row is not None:
+        return row
+    named = [one for one in proxies.every(tx) if one.name == key and one.is_active]
+    if not named:
+        raise NotFound(f"there is no identity proxy {key}", key=key)
+    if len(named) > 1:
+        raise Conflict("several proxies have this name; give the identifier", key=key)
+    return named[0]
+
+
+def _pledge_json(tx: Tx, record: PledgeRecord, makers: Mapping[str, str]) -> Json:
+    proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
+    return {
+        **records.as_json(record),
+        "manufacturer": makers.get(record.manufacturer_id or "", ""),
+        "known": not record.is_stranger,
+        "proxy": proxy.identifier if proxy is not None else "",
+    }
+
+
+def _proxy_json(tx: Tx, row: ProxyRow) -> Json:
+    live = ldevids_of(tx, row.id)
+    return {
+        "identifier": row.identifier,
+        "id": row.id,
+        "name": row.name,
+        "method": row.method,
+        "state": row.state,
+        "serial": live[-1].serial if live else "",
+        "not_after": live[-1].not_after.isoformat(timespec="seconds") if live else "",
+        "pledge_id": row.pledge_id or "",
+        "created_at": row.created_at.isoformat(timespec="seconds"),
+    }

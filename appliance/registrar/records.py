@@ -1,0 +1,67 @@
+"""How a pledge's record moves: the table of brski.states, the timeline beside it. No SQL, no clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from appliance.store.pledges import MAX_STEPS, PledgeRecord, Step
+from brski.states import RecordEvent, RecordState, after
+
+MAX_NONCES = 1024
+
+
+def state_of(record: PledgeRecord) -> RecordState:
+    """Where the bootstrap stands."""
+    return RecordState(record.state)
+
+
+def moved(
+    record: PledgeRecord, event: RecordEvent, *, now: datetime, ms: int | None = None, code: str = "", **changes: Any
+) -> PledgeRecord:
+    """The record after `event`, with a step on its timeline; raises OutOfOrder where the table has no row."""
+    state = after(state_of(record), event)
+    return noted(replace(record, state=state.value, **changes), event.value, now=now, ms=ms, code=code)
+
+
+def noted(record: PledgeRecord, step: str, *, now: datetime, ms: int | None = None, code: str = "") -> PledgeRecord:
+    """The record with one more step; a repetition of the last step replaces it, so that retries cannot fill it."""
+    fresh = Step(step, now.isoformat(timespec="milliseconds"), ms, code)
+    before = record.steps
+    if before and (before[-1].step, before[-1].code) == (step, code):
+        before = before[:-1]
+    return replace(record, steps=(*before, fresh)[-MAX_STEPS:], updated_at=now)
+
+
+def asked(record: PledgeRecord, nonce: str | None) -> PledgeRecord:
+    """The record with the nonce of one more call to the MASA: its log will hold it, even if the answer gets lost."""
+    return replace(record, nonces=(*record.nonces, nonce)[-MAX_NONCES:])
+
+
+def known_nonces(record: PledgeRecord) -> tuple[str | None, ...] | None:
+    """Nonces of every voucher this device was ever asked for; None when the history here is not complete."""
+    return record.nonces if len(record.nonces) < MAX_NONCES else None
+
+
+def as_json(record: PledgeRecord) -> Mapping[str, Any]:
+    """What an administrator sees of a record."""
+    return {
+        "id": record.id,
+        "serial": record.serial,
+        "issuer": record.idevid_issuer,
+        "fingerprint": record.idevid_sha256,
+        "state": record.state,
+        "masa": record.masa_url or "",
+        "assertion": record.assertion or "",
+        "audit_verdict": record.audit_verdict or "",
+        "nonce": record.nonce or "",
+        "voucher_sha256": record.voucher_sha256 or "",
+        "created_at": record.created_at.isoformat(timespec="seconds"),
+        "updated_at": record.updated_at.isoformat(timespec="seconds"),
+        "timeline": [
+            {"step": one.step, "at": one.at, **({} if one.ms is None else {"ms": one.ms}), "code": one.code}
+            for one in record.steps
+        ],
+    }

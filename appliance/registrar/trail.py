@@ -1,0 +1,86 @@
+"""Audit entries about pledges: serial, IDevID issuer, fingerprint and address stand in every one (B-257)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cryptography import x509
+
+from appliance import audit
+from appliance.audit import AuditEvent
+from appliance.registrar.caller import Caller
+from appliance.store.pledges import PledgeRecord
+from appliance.store.transaction import Tx
+from brski.idevid import IDevID, idevid_issuer, read_serial_number
+from est.errors import Refusal
+
+Outcome = Literal["done", "refused", "failed"]
+_SHOWN = frozenset(
+    {"claimed", "authenticated", "authority", "status", "manufacturer", "concerns", "address", "because"}
+)
+
+
+def append(
+    tx: Tx, event: str, idevid: IDevID, caller: Caller, *, outcome: Outcome = "done", reason: str = "", **facts: object
+) -> None:
+    """One entry about a device whose certificate was checked; empty facts are left out."""
+    issuer, serial = idevid.device
+    _append(tx, event, issuer, serial, caller, outcome, reason, facts)
+
+
+def about(
+    tx: Tx,
+    event: str,
+    record: PledgeRecord,
+    caller: Caller,
+    *,
+    outcome: Outcome = "done",
+    reason: str = "",
+    **facts: object,
+) -> None:
+    """One entry about a device by its record."""
+    _append(tx, event, record.idevid_issuer, record.serial, caller, outcome, reason, facts)
+
+
+def refused(certificate: x509.Certificate, refusal: Refusal, caller: Caller, tx: Tx) -> None:
+    """The entry of a refused voucher-request; the certificate's chain was checked, its facts may be missing."""
+    try:
+        serial = read_serial_number(certificate)
+    except Refusal:
+        serial = ""
+    facts = {name: value for name, value in refusal.fields.items() if name in _SHOWN}
+    issuer = idevid_issuer(certificate).hex()
+    _append(tx, "voucher-refused", issuer, serial, caller, "refused", refusal.reason, facts)
+
+
+def _append(
+    tx: Tx,
+    event: str,
+    issuer: str,
+    serial: str,
+    caller: Caller,
+    outcome: Outcome,
+    reason: str,
+    facts: dict[str, object],
+) -> None:
+    fields = {name: _plain(value) for name, value in facts.items() if value not in ("", None)}
+    audit.append(
+        tx,
+        AuditEvent(
+            event,
+            caller.as_actor("pledge", serial),
+            object=serial,
+            outcome=outcome,
+            reason=reason,
+            request_id=caller.request_id,
+            fields={"issuer": issuer, **fields},
+        ),
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, tuple | list | frozenset):
+        return [_plain(one) for one in value]
+    return str(value)
