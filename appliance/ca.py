@@ -195,12 +195,14 @@ class CertificateAuthority:
         request_id: str = "",
         fields: Mapping[str, Any] | None = None,
         on_pending: Callable[[Tx, PendingRow], None] | None = None,
+        on_signed: Callable[[IssuedRow], None] | None = None,
         on_issued: Callable[[Tx, IssuedRow], None] | None = None,
     ) -> Issued:
         """Issue one certificate; it is in the store and in the audit log when this returns.
 
-        `make_shape` and the two hooks run on the writer thread inside their transaction and must be quick; a Refusal
-        from `make_shape` or `on_pending` leaves nothing behind. `row` are columns of the certificates table: `profile`
+        `make_shape`, `on_pending` and `on_issued` run on the writer thread inside their transaction and must be quick;
+        a Refusal from the first two leaves nothing behind. `on_signed` runs between the transactions, where the caller
+        checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the certificates table: `profile`
         is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model, csr_sha256 may be given. `event`
         names the final audit entry, `fields` are added to it. Raises what they raise, CaExpired, ClockWentBack,
         IssuanceFailed, ShapeNotPossible, and the store's refusals.
@@ -217,6 +219,8 @@ class CertificateAuthority:
         failpoint("issue-signed")
         certificate, der = _finish(prepared, signature, issuing)
         issued = IssuedRow(prepared.row.id, role, prepared.row.serial, certificate, der, prepared.row.log_index)
+        if on_signed is not None:
+            on_signed(issued)
         await self._store.write(
             lambda tx: self._record(tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued)
         )
@@ -377,13 +381,16 @@ def _check_shape(shape: Shape, slot: Slot) -> None:
 
 
 def _finish(prepared: _Prepared, signature: bytes, issuing: IssuingCa) -> tuple[x509.Certificate, bytes]:
-    """Put the signature on, verify it, and re-read: what leaves is what was checked before it was signed."""
+    """Put the signature on, verify it, and re-read.
+
+    The signed part is byte for byte the one that `to_be_signed` had read back and compared with the shape, field by
+    field, so comparing it again is enough.
+    """
     try:
         der = profiles.assemble(prepared.tbs, signature, issuing.signer.public_key())
         certificate = read_certificate(der)
         if certificate.tbs_certificate_bytes != prepared.tbs:
             raise IssuanceFailed("the finished certificate is not what was checked")
-        profiles.check(certificate, prepared.row.shape)
     except (CertificateNotAsShaped, CertificateMalformed) as error:
         raise IssuanceFailed("the finished certificate failed its own check") from error
     return certificate, der
