@@ -1,7 +1,7 @@
 """RFC 7030 and the certificates themselves; decides, never opens a socket, file or clock.
 
-der -> keys -> transfer, cms, csr -> chains -> profiles, revocation -> server, client; exchange, signer, paths, errors
-are what they all speak. Read them in this order and each needs only what came before. A whole enrolment:
+der -> keys, certificates -> transfer, cms, csr -> chains -> profiles, revocation -> server, client. Read them in this
+order and each needs only what came before; exchange, signer, paths and errors are what all speak. An enrolment:
 
 >>> from cryptography.hazmat.primitives.asymmetric import ec
 >>> from est import Call, EstClient, EstServer, csr, profiles
@@ -14,7 +14,7 @@ are what they all speak. Read them in this order and each needs only what came b
 All refusals are EstError leaves with a stable `reason`; `est.errors` draws the tree.
 """
 
-from est import chains, cms, csr, paths, profiles, transfer
+from est import certificates, chains, cms, csr, paths, profiles, transfer
 from est.chains import EndEntityPolicy, TrustAnchors
 from est.client import CaCertificates, EstClient, Pending
 from est.cms import SignedData
@@ -101,6 +101,7 @@ __all__ = [
     "SignedData",
     "Signer",
     "TrustAnchors",
+    "certificates",
     "chains",
     "cms",
     "csr",

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -22,9 +21,8 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from est.cms import MAX_CERTIFICATE, read_certificate
+from est.certificates import aki_of, check_readable, extensions_of, is_self_signed, read_certificate, ski_of
 from est.errors import (
-    CertificateMalformed,
     CertificateOutsideValidity,
     CertificatePurposeWrong,
     ChainNotTrusted,
@@ -110,6 +108,7 @@ class TrustAnchors:
     def __init__(self, certificates: Iterable[x509.Certificate]) -> None:
         self.certificates: tuple[x509.Certificate, ...] = tuple(certificates)
         for one in self.certificates:
+            check_readable(one)
             public_key_of(one, ISSUER_KEYS)
         self.key_identifiers: frozenset[bytes] = frozenset(
             identifier for one in self.certificates if (identifier := ski_of(one)) is not None
@@ -138,8 +137,8 @@ def check(
     dates). Raises ChainTooLong, CertificateMalformed, CertificatePurposeWrong, KeyNotAccepted, ChainNotTrusted,
     CertificateOutsideValidity.
     """
-    _check_sizes((leaf, *intermediates))
-    check_end_entity(leaf, policy)
+    _check_readable((leaf, *intermediates))
+    _check_use(leaf, policy)
     try:
         path = _build(leaf, intermediates, anchors, at)
     except ChainNotTrusted as refusal:
@@ -150,7 +149,7 @@ def check(
             raise CertificateOutsideValidity("the certificate or its chain is not valid at this time") from refusal
         path = good_once
     for issuer in path[1:]:
-        check_end_entity(issuer, _ISSUER)
+        _check_use(issuer, _ISSUER)
     return path
 
 
@@ -159,11 +158,12 @@ def check_end_entity(certificate: x509.Certificate, policy: EndEntityPolicy) -> 
 
     Raises CertificatePurposeWrong, KeyNotAccepted, CertificateMalformed.
     """
-    try:
-        serial = certificate.serial_number
-    except ValueError as error:
-        raise CertificateMalformed("the certificate's serial number cannot be read") from error
-    if not 0 < serial < 1 << 159:
+    check_readable(certificate)
+    _check_use(certificate, policy)
+
+
+def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
+    if not 0 < certificate.serial_number < 1 << 159:
         raise CertificatePurposeWrong("the serial number is not positive or longer than 20 octets")
     public_key_of(certificate, policy.keys)
     usage, purposes, basic = None, None, None
@@ -181,8 +181,6 @@ def check_end_entity(certificate: x509.Certificate, policy: EndEntityPolicy) -> 
     if purposes is None:
         if not policy.eku_optional and (policy.any_eku is not None or policy.all_eku):
             raise CertificatePurposeWrong("the extended key usage is missing")
-    elif not purposes:
-        raise CertificatePurposeWrong("the extended key usage is empty")
     elif (policy.any_eku is not None and not policy.any_eku & purposes) or not policy.all_eku <= purposes:
         raise CertificatePurposeWrong("the extended key usage does not include this use")
 
@@ -203,7 +201,7 @@ def check_pin(
     """
     if not chain:
         raise PinMismatch("the server presented no certificate")
-    _check_sizes((*chain, pin))
+    _check_readable((*chain, pin))
     leaf = chain[0]
     if spki(leaf) == spki(pin):
         check_end_entity(leaf, EndEntityPolicy(policy.any_eku, policy.all_eku, policy.eku_optional, forbid_ca=False))
@@ -219,45 +217,11 @@ def check_pin(
         raise PinMismatch("the server's chain does not lead to the pinned certificate") from refusal
 
 
-def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
-    """The certificate's extensions; raises CertificateMalformed where the library has four ways to fail."""
-    try:
-        return certificate.extensions
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise CertificateMalformed("the certificate's extensions cannot be read") from error
-
-
-def aki_of(certificate: x509.Certificate) -> bytes | None:
-    """The key identifier of the certificate's issuer, as the certificate names it."""
-    for extension in extensions_of(certificate):
-        if isinstance(extension.value, x509.AuthorityKeyIdentifier):
-            return extension.value.key_identifier
-    return None
-
-
-def ski_of(certificate: x509.Certificate) -> bytes | None:
-    """The certificate's own key identifier, if it has one."""
-    for extension in extensions_of(certificate):
-        if isinstance(extension.value, x509.SubjectKeyIdentifier):
-            return extension.value.digest
-    return None
-
-
-def is_self_signed(certificate: x509.Certificate) -> bool:
-    """Whether the certificate verifies under its own key."""
-    try:
-        certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
-
-
-def _check_sizes(certificates: Sequence[x509.Certificate]) -> None:
+def _check_readable(certificates: Sequence[x509.Certificate]) -> None:
     if len(certificates) > MAX_CHAIN + 1:
         raise ChainTooLong(f"more than {MAX_CHAIN} certificates", limit=MAX_CHAIN)
     for one in certificates:
-        if len(one.public_bytes(Encoding.DER)) > MAX_CERTIFICATE:
-            raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+        check_readable(one)
 
 
 def _build(

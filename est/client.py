@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.x509 import GeneralName, SubjectAlternativeName
 
 from est import cms, paths, transfer
-from est.chains import PINNED_SERVER, EndEntityPolicy, TrustAnchors, check, extensions_of, is_self_signed, spki_sha256
+from est.certificates import extensions_of, is_self_signed
+from est.chains import PINNED_SERVER, EndEntityPolicy, TrustAnchors, check, spki_sha256
 from est.csr import Csr
 from est.csr import read as read_csr
 from est.errors import EnrollmentRefused, EstError, ReplyNotAccepted

@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from est import der as tlv
+from est.certificates import issuer_and_serial, load_certificate, read_certificate, ski_of
 from est.errors import (
     BodyMalformed,
     BodyTooLarge,
-    CertificateMalformed,
     CmsMalformed,
     CmsNotAccepted,
     CmsSignatureInvalid,
@@ -34,7 +34,6 @@ ID_DATA = "1.2.840.113549.1.7.1"
 ID_CT_ANIMA_JSON_VOUCHER = "1.2.840.113549.1.9.16.1.40"
 
 MAX_CMS = 262144
-MAX_CERTIFICATE = 8192
 MAX_CERTIFICATES = 32
 
 _SIGNED_DATA = tlv.oid("1.2.840.113549.1.7.2")
@@ -75,7 +74,8 @@ _SIGNATURES: dict[bytes, tuple[str, str | None]] = {
 class SignedData:
     """A SignedData whose signature has been verified with the key of `signer`; its chain has not.
 
-    `certificates` are all that were inside, the signer first; `signing_time` is the signer's own claim.
+    `certificates` are all that were inside, the signer first. The others are for `est.chains`, which looks into them;
+    `signing_time` is the signer's own claim.
     """
 
     content: bytes
@@ -118,7 +118,6 @@ def seal(
     signature = signer.sign(tlv.tlv(tlv.SET, signed))
     signer_der = certificate.public_bytes(Encoding.DER)
     embedded = {signer_der, *(one.public_bytes(Encoding.DER) for one in certificates)}
-    issuer, serial = _issuer_and_serial(signer_der)
     return tlv.sequence(
         _SIGNED_DATA,
         tlv.tlv(
@@ -132,7 +131,7 @@ def seal(
                     tlv.SET,
                     tlv.sequence(
                         tlv.integer(1),
-                        tlv.sequence(issuer, serial),
+                        tlv.sequence(issuer_and_serial(signer_der)),
                         algorithm,
                         tlv.tlv(0xA0, signed),
                         tlv.sequence(_ECDSA_OIDS[digest_name]),
@@ -193,7 +192,7 @@ def unseal(
         content=content,
         content_type=content_type,
         signer=signer,
-        certificates=(signer, *(read_certificate(one) for one in embedded if one != signer_der)),
+        certificates=(signer, *(load_certificate(one) for one in embedded if one != signer_der)),
         signing_time=signing_time,
         version=frame.version,
     )
@@ -234,16 +233,6 @@ def read_certs_only(der: bytes, *, max_bytes: int = MAX_CMS) -> tuple[x509.Certi
     if not frame.certificates:
         raise CmsNotAccepted("the certs-only SignedData has no certificate")
     return tuple(read_certificate(one) for one in dict.fromkeys(der[a:b] for a, b in frame.certificates))
-
-
-def read_certificate(der: bytes) -> x509.Certificate:
-    """One DER certificate of at most 8 KiB; raises CertificateMalformed."""
-    if len(der) > MAX_CERTIFICATE:
-        raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
-    try:
-        return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise CertificateMalformed("a certificate cannot be read") from error
 
 
 class _Frame(NamedTuple):
@@ -400,42 +389,15 @@ def _read_signing_time(value: bytes | None) -> datetime | None:
         raise CmsMalformed("the signing time is not a time") from error
 
 
-def _issuer_and_serial(certificate: bytes) -> tuple[bytes, bytes]:
-    """Issuer Name and serial INTEGER as they stand in the certificate, byte for byte."""
-    try:
-        at, end = tlv.expect(certificate, 0, len(certificate), tlv.SEQUENCE)
-        at, end = tlv.expect(certificate, at, end, tlv.SEQUENCE)
-        tag, _, stop = tlv.read_tlv(certificate, at, end)
-        if tag == 0xA0:
-            at = stop
-        _, stop = tlv.expect(certificate, at, end, tlv.INTEGER)
-        serial = certificate[at:stop]
-        _, at = tlv.expect(certificate, stop, end, tlv.SEQUENCE)
-        _, stop = tlv.expect(certificate, at, end, tlv.SEQUENCE)
-    except BodyMalformed as error:
-        raise CertificateMalformed("a certificate cannot be read") from error
-    return certificate[at:stop], serial
-
-
 def _find_signer(info: _SignerInfo, candidates: Sequence[bytes]) -> bytes:
     if info.issuer_and_serial is not None:
         wanted = info.issuer_and_serial
-        found = {der for der in candidates if b"".join(_issuer_and_serial(der)) == wanted}
+        found = {der for der in candidates if issuer_and_serial(der) == wanted}
     else:
-        found = {der for der in candidates if _key_identifier(der) == info.key_identifier}
+        found = {der for der in candidates if ski_of(read_certificate(der)) == info.key_identifier}
     if len(found) != 1:
         raise CmsNotAccepted("the signer's certificate is not embedded exactly once")
     return found.pop()
-
-
-def _key_identifier(der: bytes) -> bytes | None:
-    try:
-        extensions = read_certificate(der).extensions
-        return extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        return None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise CertificateMalformed("a certificate's extensions cannot be read") from error
 
 
 def _verify(signer: x509.Certificate, info: _SignerInfo, signed: bytes) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from est import der as tlv
-from est.cms import read_certificate
+from est.certificates import extensions_of, read_certificate, ski_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, spki
 from est.revocation import Revoked, crl_to_be_signed
@@ -121,7 +121,9 @@ class Terms:
         """Terms under this CA certificate; raises ShapeNotPossible if the certificate would outlive it."""
         if not_after > issuer.not_valid_after_utc or not_before < issuer.not_valid_before_utc:
             raise ShapeNotPossible("the certificate would be valid when its issuer's certificate is not")
-        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        identifier = ski_of(issuer)
+        if identifier is None:
+            raise ShapeNotPossible("the issuer's certificate has no key identifier to refer to")
         return cls(issuer.subject, identifier, serial, not_before, not_after, crl_url, issuer_url)
 
 
@@ -274,7 +276,7 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
             spki(certificate),
-            [(one.oid, one.critical, one.value.public_bytes()) for one in certificate.extensions],
+            [(one.oid, one.critical, one.value.public_bytes()) for one in extensions_of(certificate)],
         )
     except (ValueError, EstError) as error:
         raise CertificateNotAsShaped("the finished certificate cannot be read") from error

@@ -12,9 +12,8 @@ from urllib.parse import unquote
 
 from cryptography import x509
 
-from est import cms, csr, paths, transfer
-from est import der as tlv
-from est.chains import CMC_RA, extensions_of
+from est import certificates, cms, csr, paths, transfer
+from est.chains import CMC_RA
 from est.csr import Csr
 from est.errors import (
     BodyMalformed,
@@ -99,16 +98,20 @@ class EstServer:
 
         Both absent counts as equal. Raises NamesChanged or CertificateMalformed.
         """
-        subject, san = _names_of(old_certificate)
-        if request.subject_der != subject:
+        old = certificates.parts(old_certificate)
+        try:
+            san = None if old.extensions is None else csr.extension_value(old.extensions, _SAN)
+        except BodyMalformed as error:
+            raise CertificateMalformed("the certificate being renewed cannot be read") from error
+        if request.subject_der != old.subject:
             raise NamesChanged("the subject is not that of the certificate being renewed", field="subject")
         if request.san_der != san:
             raise NamesChanged("subjectAltName is not that of the certificate being renewed", field="subjectAltName")
 
-    def cacerts_reply(self, certificates: Sequence[x509.Certificate], call: Call) -> Reply:
+    def cacerts_reply(self, ca_certificates: Sequence[x509.Certificate], call: Call) -> Reply:
         """The CA certificates; wrapped only for libest, which cannot read long lines, while others need them."""
         wrapped = call.headers.get("user-agent", "").startswith("libest")
-        return _certs_only(certificates, wrapped=wrapped)
+        return _certs_only(ca_certificates, wrapped=wrapped)
 
     def enroll_reply(self, certificate: x509.Certificate, ask: EnrollAsk) -> Reply:
         """The issued certificate and nothing else (RFC 7030, section 4.2.3)."""
@@ -123,8 +126,8 @@ class EstServer:
         return Reply(202, headers={paths.RETRY_AFTER: str(max(1, ceil(retry_after_seconds)))})
 
 
-def _certs_only(certificates: Sequence[x509.Certificate], *, wrapped: bool) -> Reply:
-    body = transfer.write_base64(cms.write_certs_only(certificates), wrapped=wrapped)
+def _certs_only(ones: Sequence[x509.Certificate], *, wrapped: bool) -> Reply:
+    body = transfer.write_base64(cms.write_certs_only(ones), wrapped=wrapped)
     return Reply(200, paths.CERTS_ONLY, _ENCODED, body)
 
 
@@ -138,20 +141,3 @@ def _check_requested(extensions: x509.Extensions) -> None:
             one.dotted_string for one in extension.value
         }:
             raise ExtensionNotGranted("the cmcRA purpose is not given on request", extension="extendedKeyUsage")
-
-
-def _names_of(certificate: x509.Certificate) -> tuple[bytes, bytes | None]:
-    """Subject Name and subjectAltName value as they stand in the certificate."""
-    extensions_of(certificate)
-    tbs = certificate.tbs_certificate_bytes
-    try:
-        at, end = tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)
-        fields = list(tlv.elements(tbs, at, end))
-        first = 1 if fields[0][0] == 0xA0 else 0
-        subject_at, subject_end = fields[first + 4][1], fields[first + 4][3]
-        for tag, _, start, stop in fields[first + 6 :]:
-            if tag == 0xA3:
-                return tbs[subject_at:subject_end], csr.extension_value(tbs[start:stop], _SAN)
-    except BodyMalformed as error:
-        raise CertificateMalformed("the certificate cannot be read") from error
-    return tbs[subject_at:subject_end], None

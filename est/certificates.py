@@ -1,0 +1,141 @@
+"""X.509 certificates as they come in: read whole and at once, never lazily (RFC 5280, section 4).
+
+cryptography looks into names, dates and extensions only when asked, and fails then; here everything that anybody will
+ask is asked first, so that a certificate that was read stays readable.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from est import der as tlv
+from est.errors import BodyMalformed, CertificateMalformed
+
+MAX_CERTIFICATE = 8192
+
+
+class Parts(NamedTuple):
+    """Pieces of a certificate as they stand in it: serial INTEGER, Names and Extensions with their tags."""
+
+    serial: bytes
+    issuer: bytes
+    subject: bytes
+    extensions: bytes | None
+
+
+def read_certificate(der: bytes) -> x509.Certificate:
+    """One DER certificate of at most 8 KiB, all of whose fields can be read; raises CertificateMalformed."""
+    certificate = load_certificate(der)
+    check_readable(certificate)
+    return certificate
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Like `read_certificate`, but only the outline is looked at: `check_readable` has still to follow."""
+    if len(der) > MAX_CERTIFICATE:
+        raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+    if read_serial(der) <= 0:
+        raise CertificateMalformed("a certificate's serial number is not positive")
+    try:
+        return x509.load_der_x509_certificate(der)
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise CertificateMalformed("a certificate cannot be read") from error
+
+
+def check_readable(certificate: x509.Certificate) -> None:
+    """Every field that is used anywhere can be read, and the size is within bounds; raises CertificateMalformed."""
+    if len(certificate.public_bytes(Encoding.DER)) > MAX_CERTIFICATE:
+        raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+    try:
+        _ = (
+            certificate.serial_number,
+            certificate.subject,
+            certificate.issuer,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+        )
+    except ValueError as error:
+        raise CertificateMalformed("a certificate's names or dates cannot be read") from error
+    extensions_of(certificate)
+
+
+def parts(certificate: x509.Certificate) -> Parts:
+    """The certificate's names and extensions byte for byte; raises CertificateMalformed."""
+    tbs = certificate.tbs_certificate_bytes
+    try:
+        fields = list(tlv.elements(tbs, *tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)))
+        if fields[0][0] == 0xA0:
+            fields = fields[1:]
+        encoded = [tbs[at:stop] for _, at, _, stop in fields]
+        extensions = next((tbs[start:stop] for tag, _, start, stop in fields[6:] if tag == 0xA3), None)
+        return Parts(encoded[0], encoded[2], encoded[4], extensions)
+    except (BodyMalformed, IndexError) as error:
+        raise CertificateMalformed("a certificate cannot be read") from error
+
+
+def issuer_and_serial(der: bytes) -> bytes:
+    """Issuer Name and serial INTEGER, one after the other, as CMS names a signer; raises CertificateMalformed."""
+    try:
+        serial_at, serial_end, end = _serial(der)
+        _, at = tlv.expect(der, serial_end, end, tlv.SEQUENCE)
+        _, stop = tlv.expect(der, at, end, tlv.SEQUENCE)
+    except BodyMalformed as error:
+        raise CertificateMalformed("a certificate cannot be read") from error
+    return der[at:stop] + der[serial_at:serial_end]
+
+
+def read_serial(der: bytes) -> int:
+    """The serial number, looked at before a library warns about it; raises CertificateMalformed."""
+    try:
+        at, _, end = _serial(der)
+        return tlv.read_integer(der, tlv.expect(der, at, end, tlv.INTEGER))
+    except BodyMalformed as error:
+        raise CertificateMalformed("a certificate cannot be read") from error
+
+
+def _serial(der: bytes) -> tuple[int, int, int]:
+    """Where the serial INTEGER begins and ends, and where the TBSCertificate ends."""
+    at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
+    at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
+    tag, _, stop = tlv.read_tlv(der, at, end)
+    if tag == 0xA0:
+        at = stop
+    _, stop = tlv.expect(der, at, end, tlv.INTEGER)
+    return at, stop, end
+
+
+def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
+    """The certificate's extensions; raises CertificateMalformed where the library has four ways to fail."""
+    try:
+        return certificate.extensions
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise CertificateMalformed("the certificate's extensions cannot be read") from error
+
+
+def aki_of(certificate: x509.Certificate) -> bytes | None:
+    """The key identifier of the certificate's issuer, as the certificate names it."""
+    for extension in extensions_of(certificate):
+        if isinstance(extension.value, x509.AuthorityKeyIdentifier):
+            return extension.value.key_identifier
+    return None
+
+
+def ski_of(certificate: x509.Certificate) -> bytes | None:
+    """The certificate's own key identifier, if it has one."""
+    for extension in extensions_of(certificate):
+        if isinstance(extension.value, x509.SubjectKeyIdentifier):
+            return extension.value.digest
+    return None
+
+
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Whether the certificate verifies under its own key."""
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True

@@ -1,0 +1,222 @@
+"""Certification requests: proof of possession first, key policy, exact names, channel binding."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from est import csr, der, profiles
+from est.errors import BodyMalformed, CsrMalformed, KeyNotAccepted, LinkingFailed, ProofOfPossessionFailed
+from est.signer import KeySigner
+from tests.support import key
+
+NAME = profiles.name("proxy 1", "campus")
+SAN = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://campus.example/proxy/1")])
+
+
+def foreign(
+    private: object = None,
+    digest: hashes.HashAlgorithm | None = hashes.SHA256(),
+    *,
+    san: x509.SubjectAlternativeName | None = None,
+) -> bytes:
+    """A request made by cryptography's builder."""
+    builder = x509.CertificateSigningRequestBuilder(NAME)
+    if san is not None:
+        builder = builder.add_extension(san, False)
+    request = builder.sign(private or key("csr"), digest)  # type: ignore[arg-type]
+    return request.public_bytes(Encoding.DER)
+
+
+def hand_made(*, attributes: bytes = b"", version: int = 0, algorithm: str = "1.2.840.10045.4.3.2") -> bytes:
+    """A correctly signed request with these raw attributes."""
+    info = der.sequence(
+        der.integer(version),
+        NAME.public_bytes(),
+        key("csr").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        der.tlv(0xA0, attributes),
+    )
+    signature = KeySigner(key("csr")).sign(info)
+    return der.sequence(info, der.sequence(der.oid(algorithm)), der.tlv(der.BIT_STRING, b"\0" + signature))
+
+
+def attribute(kind: str, *values: bytes) -> bytes:
+    return der.sequence(der.oid(kind), der.tlv(der.SET, b"".join(values)))
+
+
+@pytest.mark.req("E-70")
+def test_a_request_is_read_after_its_possession_was_proved() -> None:
+    request = csr.read(foreign(san=SAN))
+    assert request.subject == NAME
+    assert request.subject_der == NAME.public_bytes()
+    assert request.san == SAN
+    assert request.san_der == SAN.public_bytes()
+    assert request.challenge_password is None
+    assert (
+        request.key_sha256
+        == hashlib.sha256(
+            key("csr").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ).digest()
+    )
+
+
+@pytest.mark.req("E-70", "E-112")
+def test_what_we_build_another_library_reads() -> None:
+    made = csr.build(
+        subject=NAME,
+        key=key("csr"),
+        san=SAN,
+        challenge_password=b"abc",
+        extensions=[x509.ExtendedKeyUsage([x509.ObjectIdentifier("1.3.6.1.5.5.7.3.2")])],
+        attributes={"1.2.840.113549.1.9.16.2.58": [der.tlv(der.UTF8_STRING, b"x")]},
+    )
+    seen = x509.load_der_x509_csr(made)
+    assert seen.is_signature_valid
+    assert seen.subject == NAME
+    assert seen.extensions.get_extension_for_class(x509.SubjectAlternativeName).value == SAN
+    assert seen.attributes.get_attribute_for_oid(x509.ObjectIdentifier(csr.CHALLENGE_PASSWORD)).value == b"abc"
+    request = csr.read(made)
+    assert request.challenge_password == b"abc"
+    assert request.attributes["1.2.840.113549.1.9.16.2.58"] == (b"\x0c\x01x",)
+
+
+def test_a_request_can_be_signed_by_any_signer_and_with_p384() -> None:
+    private = ec.generate_private_key(ec.SECP384R1())
+    assert isinstance(csr.read(csr.build(subject=NAME, key=KeySigner(private))).public_key.curve, ec.SECP384R1)  # type: ignore[union-attr]
+    assert csr.read(csr.build(subject=x509.Name([]), key=private)).subject_der == b"\x30\x00"
+
+
+@pytest.mark.req("E-70")
+def test_a_request_not_signed_by_its_own_key_is_refused() -> None:
+    made = foreign()
+    own = key("csr").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    other = key("thief").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for damaged in (made.replace(own, other), made.replace(b"proxy 1", b"proxy 2"), made[:-1] + bytes([made[-1] ^ 1])):
+        with pytest.raises(ProofOfPossessionFailed):
+            csr.read(damaged)
+
+
+@pytest.mark.req("E-204")
+@pytest.mark.parametrize(
+    "private",
+    [
+        pytest.param(rsa.generate_private_key(65537, 1024), id="RSA-1024"),
+        pytest.param(rsa.generate_private_key(3, 2048), id="RSA with exponent 3"),
+        pytest.param(ec.generate_private_key(ec.SECP521R1()), id="P-521"),
+        pytest.param(ec.generate_private_key(ec.SECP256K1()), id="secp256k1"),
+        pytest.param(ed25519.Ed25519PrivateKey.generate(), id="Ed25519"),
+    ],
+)
+def test_keys_outside_the_policy_are_refused(private: object) -> None:
+    digest = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    with pytest.raises(KeyNotAccepted):
+        csr.read(foreign(private, digest))
+
+
+@pytest.mark.req("E-204")
+def test_keys_inside_the_policy_are_accepted() -> None:
+    for private in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())):
+        assert csr.read(foreign(private)).public_key == private.public_key()
+
+
+def test_sha1_does_not_prove_possession() -> None:
+    with pytest.raises((KeyNotAccepted, ProofOfPossessionFailed)):
+        csr.read(hand_made(algorithm="1.2.840.10045.4.1"))
+
+
+@pytest.mark.req("E-200", "E-140")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        pytest.param(attribute(csr.CHALLENGE_PASSWORD, b"\x0c\x01a") * 2, id="attribute twice"),
+        pytest.param(attribute(csr.CHALLENGE_PASSWORD), id="challengePassword without value"),
+        pytest.param(attribute(csr.CHALLENGE_PASSWORD, b"\x0c\x01a", b"\x0c\x01b"), id="challengePassword twice"),
+        pytest.param(attribute(csr.CHALLENGE_PASSWORD, b"\x02\x01\x01"), id="challengePassword a number"),
+        pytest.param(
+            attribute(csr.CHALLENGE_PASSWORD, der.tlv(der.UTF8_STRING, b"a" * 256)), id="challengePassword too long"
+        ),
+        pytest.param(b"\x05\x00", id="attribute not a SEQUENCE"),
+        pytest.param(attribute(csr.EXTENSION_REQUEST, b"\x05\x00"), id="extension request not a SEQUENCE"),
+        pytest.param(
+            attribute(csr.EXTENSION_REQUEST, der.sequence(der.sequence(der.oid("2.5.29.17"), b"\x04\x02\x30\x00"))),
+            id="subjectAltName empty",
+        ),
+        pytest.param(
+            attribute(
+                csr.EXTENSION_REQUEST,
+                der.sequence(
+                    *(
+                        der.sequence(der.oid("2.5.29.17"), der.tlv(der.OCTET_STRING, SAN.public_bytes()))
+                        for _ in range(2)
+                    )
+                ),
+            ),
+            id="subjectAltName twice",
+        ),
+    ],
+)
+def test_attributes_that_cannot_be_meant_are_refused(attributes: bytes) -> None:
+    with pytest.raises(CsrMalformed):
+        csr.read(hand_made(attributes=attributes))
+
+
+def test_more_than_16_names_are_refused() -> None:
+    names = [x509.DNSName(f"h{n}.example") for n in range(17)]
+    assert csr.read(foreign(san=x509.SubjectAlternativeName(names[:16]))).san
+    with pytest.raises(CsrMalformed):
+        csr.read(foreign(san=x509.SubjectAlternativeName(names)))
+
+
+@pytest.mark.req("E-200")
+def test_der_of_another_kind_is_no_request() -> None:
+    for data in (b"\x30\x00", der.sequence(der.integer(1)), hand_made(version=1)):
+        with pytest.raises(CsrMalformed):
+            csr.read(data)
+    with pytest.raises(BodyMalformed):
+        csr.read(foreign() + b"\0")
+
+
+BINDING = bytes(range(32))
+
+
+def linked(challenge: bytes | None) -> csr.Csr:
+    return csr.read(csr.build(subject=NAME, key=key("csr"), challenge_password=challenge))
+
+
+@pytest.mark.req("E-71", "E-72", "E-73")
+def test_the_channel_binding_links_the_request_to_its_session() -> None:
+    assert csr.binding_text(BINDING) == b64encode(BINDING)
+    assert csr.check_linking(linked(csr.binding_text(BINDING)), BINDING)
+    assert not csr.check_linking(linked(None), BINDING)
+    assert not csr.check_linking(linked(None), None)
+
+
+@pytest.mark.req("E-73", "E-78", "E-80")
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b64encode(BINDING)[:-1], id="prefix of the right one"),
+        pytest.param(b64encode(BINDING[:12]), id="shorter binding"),
+        pytest.param(b64encode(BINDING) + b"A", id="longer"),
+        pytest.param(b64encode(bytes(32)), id="of another session"),
+        pytest.param(b"one-time password", id="not a binding at all"),
+    ],
+)
+def test_another_challenge_password_is_refused(challenge: bytes) -> None:
+    with pytest.raises(LinkingFailed):
+        csr.check_linking(linked(challenge), BINDING)
+    with pytest.raises(LinkingFailed):
+        csr.check_linking(linked(challenge), None)
+
+
+@pytest.mark.req("E-74")
+def test_linking_can_be_demanded_and_the_refusal_says_so() -> None:
+    with pytest.raises(LinkingFailed, match="challengePassword"):
+        csr.check_linking(linked(None), BINDING, required=True)
