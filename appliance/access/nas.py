@@ -22,9 +22,9 @@ _SECRET = re.compile(r"[A-Za-z0-9._~+/=-]{16,128}")
 class Sealer(Protocol):
     """Seals small secrets for the store."""
 
-    def seal(self, plain: bytes) -> bytes: ...
+    def seal(self, secret: bytes, purpose: str) -> bytes: ...
 
-    def unseal(self, sealed: bytes) -> bytes: ...
+    def unseal(self, sealed: bytes, purpose: str) -> bytes: ...
 
 
 class NasService:
@@ -42,7 +42,10 @@ class NasService:
     async def reload(self) -> None:
         """Read the NAS anew; the longest prefix comes first."""
         rows = await self._store.read(nas.every)
-        table = [(ipaddress.ip_network(row.address), row.name, self._sealer.unseal(row.secret_sealed)) for row in rows]
+        table = [
+            (ipaddress.ip_network(row.address), row.name, self._sealer.unseal(row.secret_sealed, _purpose(row.name)))
+            for row in rows
+        ]
         self._table = sorted(table, key=lambda entry: -entry[0].prefixlen)
 
     def lookup(self, address: str) -> tuple[str, bytes] | None:
@@ -72,7 +75,7 @@ class NasService:
         if secret and not _SECRET.fullmatch(secret):
             raise RequestMalformed("a shared secret is 16 to 128 letters, digits or characters of ._~+/=-")
         row_id = str(uuid.uuid4())
-        sealed = self._sealer.seal((secret or made).encode())
+        sealed = self._sealer.seal((secret or made).encode(), _purpose(name))
 
         def store(tx: Tx) -> None:
             nas.add(tx, nas.NasRow(row_id, name, str(network), sealed, tx.now))
@@ -110,3 +113,7 @@ class NasService:
 
         await self._store.write(store)
         return token
+
+
+def _purpose(name: str) -> str:
+    return f"nas:{name}"

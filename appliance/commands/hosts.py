@@ -4,13 +4,187 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.commands.invocation import group, invocation, read_text, show
+from appliance.commands.invocation import FileUnreadable, group, invocation, show
+
+if TYPE_CHECKING:
+    from appliance.owner.review import ReviewCard
 
 proxy = group("The identity proxy (runs beside the agents).")
 owner = group("The owner's tool (runs with the owner).")
 agent = group("The reference agent.")
+
+KeyOption = Annotated[Path, typer.Option(help="The approval key that `keygen` made.")]
+OwnerOption = Annotated[str, typer.Option("--owner", help="Your owner identifier.")]
+RequestOption = Annotated[Path, typer.Option(help="The agent's request.")]
+CsrOption = Annotated[Path | None, typer.Option(help="The agent's PKCS#10, when the request names one.")]
+ServerOption = Annotated[str, typer.Option(help="Server identifier that you work with; default: shown, not compared.")]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise FileUnreadable(f"cannot read {path}: {cause.strerror}") from cause
+
+
+def _passphrase() -> bytes | None:
+    file = invocation().passphrase_file
+    return _bytes(file).strip() if file is not None else None
+
+
+@proxy.command("run")
+def proxy_run(
+    state: Annotated[Path, typer.Option(help="State folder: keys, certificate, anchors.")],
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="Settings file with a [proxy] section.")
+    ] = None,
+) -> None:
+    """Bootstrap if needed, keep the LDevID fresh, serve the Agent API; in the foreground, SIGTERM stops it."""
+    from appliance.clock import SystemClock
+    from appliance.compose_proxy import run_proxy
+    from appliance.settings import load_settings
+
+    found = load_settings(state, invocation().assignments, file=settings_file)
+
+    def tell(event: dict[str, Any]) -> None:
+        if invocation().output == "json":
+            line = json.dumps(event)
+        else:
+            line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
+        print(line, flush=True)
+
+    asyncio.run(run_proxy(found.settings, state, SystemClock(), tell))
+
+
+@owner.command("keygen")
+def owner_keygen(
+    out: Annotated[Path, typer.Option(help="Folder for key and statement.")],
+    ref: Annotated[str, typer.Option(help="You, as the campus directory calls you.")],
+    trust_domain: Annotated[str, typer.Option(help="The campus' trust domain.")] = "campus.example",
+    scheme: Annotated[str, typer.Option(help="spiffe or wimse.")] = "spiffe",
+) -> None:
+    """Make an approval key and the statement that the administrator registers; --passphrase-file encrypts the key."""
+    from appliance.clock import SystemClock
+    from appliance.owner.keys import keygen
+
+    now = SystemClock().now()
+    made = keygen(out, ref=ref, audience=f"{scheme}://{trust_domain}", now=now, passphrase=_passphrase())
+    show(
+        {
+            "key": str(made.key_file),
+            "statement": str(made.statement_file),
+            "jkt": made.jkt,
+            "encrypted": made.is_encrypted,
+            "next": f"give the statement to your administrator: appliance owners add-key {ref} {made.statement_file.name}",
+        }
+    )
+
+
+def _card(owner_id: str, request: Path, csr: Path | None, server_id: str) -> ReviewCard:
+    from appliance.clock import SystemClock
+    from appliance.owner.review import review
+
+    return review(
+        _bytes(request),
+        owner_id=owner_id,
+        now=SystemClock().now(),
+        csr_der=_bytes(csr) if csr else None,
+        server_id=server_id or None,
+    )
+
+
+@owner.command("review")
+def owner_review(
+    owner_id: OwnerOption, request: RequestOption, csr: CsrOption = None, server_id: ServerOption = ""
+) -> None:
+    """Show exactly what would be signed, decoded from the request's bytes."""
+    from appliance.owner.review import render
+
+    card = _card(owner_id, request, csr, server_id)
+    asked = card.request
+    facts = {
+        "agent": asked.sub, "owner": asked.owner, "server": asked.aud, "jkt": asked.jkt, "code": card.short_code,
+        "model": str(asked.model), "purpose": asked.purpose, "profiles": list(asked.profiles), "ttl_seconds": asked.ttl,
+        "expires": asked.exp, "claimed_label": asked.label, "request_sha256": asked.rqh,
+    }  # fmt: skip
+    show(facts, text=render(card))
+
+
+@owner.command("sign")
+def owner_sign(
+    owner_id: OwnerOption,
+    key: KeyOption,
+    request: RequestOption,
+    out: Annotated[Path, typer.Option(help="Where the approval goes.")],
+    csr: CsrOption = None,
+    server_id: ServerOption = "",
+    code: Annotated[str, typer.Option(help="The short code that the proxy or administrator shows; must match.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that decided already.")] = False,
+    deny: Annotated[bool, typer.Option("--deny", help="Sign a no.")] = False,
+    ttl_seconds: Annotated[int, typer.Option(help="Approve a shorter life; 0 = as asked.", min=0)] = 0,
+) -> None:
+    """Show the request, ask, and sign exactly what was shown."""
+    from appliance.clock import SystemClock
+    from appliance.owner.keys import load, write_new
+    from appliance.owner.review import render
+    from appliance.owner.sign import sign
+
+    signer = load(key, passphrase=_passphrase())
+    card = _card(owner_id, request, csr, server_id)
+    print(render(card), file=sys.stderr)
+    if not (yes or code):
+        # the code is typed, never just confirmed: there is no default button
+        code = typer.prompt(
+            f"Type the code {card.short_code} to {'deny' if deny else 'approve'}, anything else to stop", err=True
+        )
+    token = sign(
+        card,
+        signer,
+        now=SystemClock().now(),
+        deny=deny,
+        ttl_seconds=ttl_seconds or None,
+        expected_code=code or None,
+    )
+    write_new(out, token.encode("ascii") + b"\n", 0o644)
+    show({"approval": str(out), "agent": card.request.sub, "decision": "deny" if deny else "approve"})
+
+
+@agent.command("request")
+def agent_request(
+    socket: Annotated[Path, typer.Option(help="The proxy's Agent API.")],
+    out: Annotated[Path, typer.Option(help="Folder for key, chain, WIT and supplicant block.")],
+    owner_id: Annotated[str, typer.Option("--owner", help="Identifier of the owner.")],
+    model: Annotated[str, typer.Option(help="Issuance model.")] = "agent-mediated",
+    approval_command: Annotated[
+        str, typer.Option(help="Command that writes the approval; {request}, {csr}, {approval} stand for files.")
+    ] = "",
+    wait_approval: Annotated[Path | None, typer.Option(help="Wait for the approval in this file.")] = None,
+    label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
+    ttl_seconds: Annotated[int, typer.Option(help="Life asked for, seconds.", min=60)] = 8 * 3600,
+    wait_seconds: Annotated[float, typer.Option(help="How long to wait for the approval.", min=1)] = 600.0,
+) -> None:
+    """Ask for a credential: key, request, the owner's approval, enrolment; writes everything to --out."""
+    from dataclasses import asdict
+
+    from appliance.agent import AgentOptions, request_credential
+
+    if bool(approval_command) == (wait_approval is not None):
+        raise typer.BadParameter("give either --approval-command or --wait-approval")
+    options = AgentOptions(
+        socket=socket,
+        out=out,
+        owner=owner_id,
+        model=model,
+        ttl_seconds=ttl_seconds,
+        label=label or None,
+        wait_seconds=wait_seconds,
+        approval_command=approval_command or None,
+        wait_approval=wait_approval,
+    )
+    show(asdict(asyncio.run(request_credential(options))))

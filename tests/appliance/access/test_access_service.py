@@ -23,6 +23,7 @@ from appliance.web.peer import Peer
 from est.errors import EstError
 from est.exchange import Call
 from radius import AccessRequest, CredentialRef
+from radius.decide import refuse
 from radius.errors import HookMalformed
 from tests.support import FixedClock
 
@@ -51,11 +52,12 @@ vlan = "hr"
 class Box:
     """A sealer that only marks what passed through it."""
 
-    def seal(self, plain: bytes) -> bytes:
-        return b"sealed:" + plain[::-1]
+    def seal(self, secret: bytes, purpose: str) -> bytes:
+        return purpose.encode() + b"|" + secret[::-1]
 
-    def unseal(self, sealed: bytes) -> bytes:
-        return sealed.removeprefix(b"sealed:")[::-1]
+    def unseal(self, sealed: bytes, purpose: str) -> bytes:
+        assert sealed.startswith(purpose.encode() + b"|")
+        return sealed.partition(b"|")[2][::-1]
 
 
 @asynccontextmanager
@@ -252,7 +254,7 @@ def test_every_decision_becomes_a_row_with_its_whole_reason_chain(tmp_path):
         async with access(tmp_path) as (service, store, _):
             await ready(service, store)
             service.authorize(login(nas="sw1", nas_port="7", calling_station="02-00"))
-            service.failed(login(nas="sw1"), "tls-unknown-ca", "alert 48")
+            service.failed(login(nas="sw1"), refuse(login(nas="sw1"), "tls-unknown-ca", "alert 48"))
             await service._log.flush()
             from appliance.store import decisions
 
