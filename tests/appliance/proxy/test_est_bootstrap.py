@@ -1,0 +1,312 @@
+"""Plain EST: server known beforehand, one-time secret only after it has been authenticated."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.clock import SystemClock
+from appliance.errors import KeyFileExposed
+from appliance.proxy.bootstrap import Bootstrap
+from appliance.proxy.errors import (
+    BootstrapGaveUp,
+    BootstrapNotConfigured,
+    EnrolmentSecretUnusable,
+    FingerprintMismatch,
+    ServerNotAuthorized,
+    ServerUntrusted,
+)
+from appliance.proxy.report import BootstrapReport
+from appliance.proxy.state import ProxyState
+from appliance.proxy.timing import Timing
+from appliance.settings import ProxySettings
+from est.errors import EnrollmentRefused
+from est.exchange import Reply
+from tests.appliance.proxy.campus import PROXY_ID, Campus, World, make_world, other_domain, server_identity
+
+QUICK = Timing(connect=2, voucher=3, call=3, first_pause=0.1)
+SECRET = "proxy-1:correct-horse-battery"
+BASIC = "Basic " + base64.b64encode(SECRET.encode()).decode()
+LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+LOCALHOST = x509.DNSName("localhost")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> ProxyState:
+    return ProxyState.open(tmp_path / "state")
+
+
+def settings_for(world: World, campus: Campus, **changes: object) -> ProxySettings:
+    anchor, secret = world.folder / "anchor.pem", world.folder / "secret"
+    anchor.write_bytes(world.domain.root.chain_pem)
+    secret.touch(0o600)
+    secret.write_text(SECRET + "\n")
+    base = ProxySettings(
+        method="est", registrar_url=campus.url, est_anchor=anchor, est_secret_file=secret, give_up_seconds=2
+    )
+    return base.model_copy(update=changes)
+
+
+async def bootstrap(state: ProxyState, settings: ProxySettings) -> BootstrapReport:
+    return await Bootstrap(settings, state, SystemClock(), timing=QUICK).run()
+
+
+def with_campus(
+    world: World,
+    scenario: Callable[[Campus], Awaitable[None]],
+    *,
+    names: Sequence[x509.GeneralName] = (LOOPBACK,),
+    ra: bool = False,
+    foreign: bool = False,
+) -> None:
+    async def run() -> None:
+        domain = other_domain() if foreign else world.domain
+        async with Campus(world.factory, domain, identity=server_identity(domain, names=names, ra=ra)) as campus:
+            campus.secrets = {BASIC}
+            await scenario(campus)
+
+    asyncio.run(run())
+
+
+def credentials(campus: Campus) -> list[str]:
+    return [one.call.headers["authorization"] for one in campus.seen if "authorization" in one.call.headers]
+
+
+@pytest.mark.req("A-81", "E-31", "E-97", "E-127", "E-223")
+def test_a_known_server_and_a_one_time_secret_end_in_the_same_state_as_brski(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        report = await bootstrap(state, settings_for(world, campus))
+        assert report.outcome == "ok"
+        assert state.configured
+        assert state.read("method") == b"est\n"
+        assert state.record().identifier == PROXY_ID
+        assert state.anchors() == (world.domain.root.certificate,)
+        assert state.ldevid_chain()[0] == campus.issued[0]
+        # the secret goes out once, with the one call that needs it
+        assert campus.paths() == ["cacerts", "csrattrs", "simpleenroll"]
+        assert credentials(campus) == [BASIC]
+        assert SECRET.partition(":")[2].encode() not in (state.read("bootstrap.json") or b"")
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-33")
+@pytest.mark.parametrize(
+    ("names", "ra"), [((LOOPBACK,), False), ((LOOPBACK,), True), ((), True), ((LOCALHOST,), True)],
+    ids=["name", "both", "RA mark alone", "wrong name, RA mark"],
+)  # fmt: skip
+def test_the_right_name_or_the_ra_mark_is_enough(
+    world: World, state: ProxyState, names: Sequence[x509.GeneralName], ra: bool
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        assert (await bootstrap(state, settings_for(world, campus))).outcome == "ok"
+
+    with_campus(world, scenario, names=names, ra=ra)
+
+
+@pytest.mark.req("E-33", "E-35")
+@pytest.mark.parametrize("names", [(), (LOCALHOST,)], ids=["no name", "another name"])
+def test_the_right_ca_with_neither_is_refused_before_anything_is_sent(
+    world: World, state: ProxyState, names: Sequence[x509.GeneralName]
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        with pytest.raises(ServerNotAuthorized):
+            await bootstrap(state, settings_for(world, campus))
+        assert campus.connections == 1
+        assert campus.seen == []
+
+    with_campus(world, scenario, names=names)
+
+
+@pytest.mark.req("E-30", "E-32", "E-35")
+def test_a_server_of_another_ca_is_refused_before_anything_is_sent(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        with pytest.raises(ServerUntrusted):
+            await bootstrap(state, settings_for(world, campus))
+        assert campus.seen == []
+
+    with_campus(world, scenario, ra=True, foreign=True)
+
+
+def test_the_servers_own_certificate_serves_as_anchor(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus)
+        assert settings.est_anchor is not None
+        settings.est_anchor.write_bytes(campus.identity.certificate.public_bytes(Encoding.PEM))
+        assert (await bootstrap(state, settings)).outcome == "ok"
+
+    with_campus(world, scenario)
+
+
+# -- without an anchor: a fingerprint ------------------------------------------------------------------------------
+
+
+def fingerprint(world: World, digest: Callable[[bytes], object] = hashlib.sha256) -> str:
+    return digest(world.domain.root.certificate.public_bytes(Encoding.DER)).hexdigest()  # type: ignore[attr-defined]
+
+
+@pytest.mark.req("E-37")
+@pytest.mark.parametrize("digest", [hashlib.sha256, hashlib.sha512])
+def test_a_fingerprint_confirms_what_an_unauthenticated_connection_brought(
+    world: World, state: ProxyState, digest: Callable[[bytes], object]
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        text = fingerprint(world, digest).upper()
+        spelled = ":".join(text[i : i + 2] for i in range(0, len(text), 2))
+        await bootstrap(state, settings_for(world, campus, est_anchor=None, est_fingerprint=spelled))
+        assert [(one.connection, one.path.rpartition("/")[2]) for one in campus.seen] == [
+            (1, "cacerts"), (2, "cacerts"), (2, "csrattrs"), (2, "simpleenroll"),
+        ]  # fmt: skip
+        assert [one.connection for one in campus.seen if "authorization" in one.call.headers] == [2]
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-37", "E-38")
+def test_with_another_fingerprint_nothing_but_cacerts_was_asked(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        with pytest.raises(FingerprintMismatch):
+            await bootstrap(state, settings_for(world, campus, est_anchor=None, est_fingerprint="ab" * 32))
+        assert campus.paths() == ["cacerts"]
+        assert credentials(campus) == []
+        assert not state.configured
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-38")
+def test_a_challenge_on_the_unauthenticated_connection_is_not_answered(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        challenge = Reply(401, "text/plain", {"www-authenticate": 'Basic realm="x"'}, b"who?\n")
+        campus.instead["/.well-known/est/cacerts"] = lambda *_: challenge
+        with pytest.raises(EnrollmentRefused):
+            await bootstrap(state, settings_for(world, campus, est_anchor=None, est_fingerprint=fingerprint(world)))
+        assert campus.paths() == ["cacerts"]
+        assert credentials(campus) == []
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-37", "E-35")
+def test_a_confirmed_root_does_not_authenticate_a_server_of_another_ca(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        campus.anchors_served = [world.domain.root.certificate]  # shows the right root, is not under it
+        with pytest.raises(ServerUntrusted):
+            await bootstrap(state, settings_for(world, campus, est_anchor=None, est_fingerprint=fingerprint(world)))
+        assert campus.paths() == ["cacerts"]
+        assert credentials(campus) == []
+
+    with_campus(world, scenario, ra=True, foreign=True)
+
+
+# -- secrets and configuration -------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("E-142")
+def test_a_wrong_secret_is_not_repeated(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        campus.secrets = {"Basic other"}
+        with pytest.raises(EnrollmentRefused):
+            await bootstrap(state, settings_for(world, campus))
+        assert campus.paths().count("simpleenroll") == 1
+        assert not state.configured
+
+    with_campus(world, scenario)
+
+
+def test_a_server_in_trouble_is_asked_again(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        campus.instead["/.well-known/est/simpleenroll"] = lambda call, client, proper: (
+            Reply(503) if len(campus.of("simpleenroll")) == 1 else proper()
+        )
+        assert (await bootstrap(state, settings_for(world, campus))).outcome == "ok"
+        first, second = campus.of("simpleenroll")
+        assert first.call.body == second.call.body
+
+    with_campus(world, scenario)
+
+
+def test_nobody_there_ends_with_the_time(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus, give_up_seconds=0.4)
+        await campus.__aexit__()
+        with pytest.raises(BootstrapGaveUp, match="peer-unreachable"):
+            await bootstrap(state, settings)
+
+    with_campus(world, scenario)
+
+
+def test_a_certificate_issued_beforehand_serves_instead_of_a_secret(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(
+            world, campus, est_secret_file=None,
+            idevid_certificate=world.settings.idevid_certificate, idevid_key=world.settings.idevid_key,
+        )  # fmt: skip
+        assert (await bootstrap(state, settings)).outcome == "ok"
+        assert campus.seen[-1].client == world.device.certificate
+        assert credentials(campus) == []
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("A-82")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"registrar_url": ""},
+        {"registrar_url": "http://127.0.0.1:1"},
+        {"registrar_url": "https://user@127.0.0.1:1"},
+        {"registrar_url": "https://127.0.0.1:1/path"},
+        {"est_anchor": None},
+        {"est_fingerprint": "ab" * 32},
+        {"est_anchor": None, "est_fingerprint": "abc"},
+        {"est_secret_file": None},
+    ],
+    ids=str,
+)
+def test_half_a_configuration_stops_with_instructions(
+    world: World, state: ProxyState, changes: dict[str, object]
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        with pytest.raises(BootstrapNotConfigured):
+            await bootstrap(state, settings_for(world, campus, **changes))
+        assert campus.connections == 0
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.parametrize("text", ["", "name", "name:", ":hunter2", "a b:hunter2", "name:hun ter2"])
+def test_a_secret_file_without_a_secret_is_refused(world: World, state: ProxyState, text: str) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus)
+        assert settings.est_secret_file is not None
+        settings.est_secret_file.write_text(text)
+        with pytest.raises(EnrolmentSecretUnusable) as caught:
+            await bootstrap(state, settings)
+        assert "hun" not in caught.value.detail
+
+    with_campus(world, scenario)
+
+
+def test_a_secret_that_others_can_read_is_refused(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus)
+        assert settings.est_secret_file is not None
+        settings.est_secret_file.chmod(0o640)
+        with pytest.raises(KeyFileExposed):
+            await bootstrap(state, settings)
+
+    with_campus(world, scenario)
