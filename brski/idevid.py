@@ -162,7 +162,7 @@ def read_masa_address(text: str) -> MasaAddress:
 
 def _host(parts: SplitResult) -> str:
     host = parts.hostname or ""
-    if ":" in host:
+    if "[" in parts.netloc:
         try:
             return IPv6Address(host).compressed
         except AddressValueError as cause:
