@@ -23,6 +23,9 @@ from typing import ClassVar
 
 from appliance.errors import ApplianceError
 
+CHALLENGE = 'Basic realm="enrollment"'
+"""What a 401 of simpleenroll asks for, also when the credentials were wrong (E-46)."""
+
 
 class EnrollmentNotOpen(ApplianceError):
     """EST from an IDevID needs a voucher, the pledge's yes to it, and a good history (RFC 8995, section 5.8.3)."""
@@ -53,11 +56,17 @@ class EnrollmentCredentialsMissing(ApplianceError):
 
     reason: ClassVar[str] = "enrollment-credentials-missing"
 
+    def __init__(self, detail: str = "", /, **fields: object) -> None:
+        super().__init__(detail, **{"www_authenticate": CHALLENGE, **fields})
+
 
 class EnrollmentSecretInvalid(ApplianceError):
     """HTTP Basic credentials that are not a live one-time enrolment secret; it is not said why."""
 
     reason: ClassVar[str] = "enrollment-secret-invalid"
+
+    def __init__(self, detail: str = "", /, **fields: object) -> None:
+        super().__init__(detail, **{"www_authenticate": CHALLENGE, **fields})
 
 
 class ProxyRevoked(ApplianceError):

@@ -50,7 +50,7 @@ from brski.manufacturer import identify
 from brski.states import EST_OPEN, RecordState
 from est import csr as requests
 from est import profiles
-from est.cms import read_certificate
+from est.certificates import read_certificate
 from est.csr import Csr
 from est.errors import Refusal
 from est.exchange import Call, Reply

@@ -98,7 +98,7 @@ class History:
         for record in silent:
             try:
                 await self.judge(record.id, APPLIANCE)
-            except HistoryUnjudged:
+            except (HistoryUnjudged, OutOfOrder):
                 continue
         return len(silent)
 

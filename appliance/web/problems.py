@@ -289,14 +289,9 @@ STATUS: Mapping[str, int] = MappingProxyType(
 _RETRY_STATUSES = frozenset({202, 429, 503})
 _DEFAULT_RETRY_SECONDS = 5
 _BEARER = 'Bearer realm="appliance"'
-# Fields that become headers, and names that the body uses itself.
-_CHALLENGES = {
-    "token-required": 'Bearer realm="appliance"',
-    "enrollment-credentials-missing": 'Basic realm="enrollment"',
-    "enrollment-secret-invalid": 'Basic realm="enrollment"',
-}
 # After this answer nothing more is exchanged: somebody may sit in the middle (RFC 8995, section 5.2).
 _CLOSING = frozenset({"proximity-mismatch"})
+# Fields that become headers, and names that the body uses itself.
 _HIDDEN_FIELDS = frozenset(
     {"status", "type", "title", "detail", "reason", "request_id", "allow", "www_authenticate", "close"}
 )
@@ -338,7 +333,7 @@ def _headers(status: int, error: Refusal) -> dict[str, str]:
     challenge = error.fields.get("www_authenticate", _BEARER if error.reason == "token-required" else None)
     if status == 401 and challenge is not None:
         headers["www-authenticate"] = str(challenge)
-    if error.fields.get("close"):
+    if error.fields.get("close") or error.reason in _CLOSING:
         headers["connection"] = "close"
     return headers
 
