@@ -17,6 +17,14 @@ from est.errors import BodyMalformed, CertificateMalformed
 
 MAX_CERTIFICATE = 8192
 
+_EXTENSION_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 class Parts(NamedTuple):
     """Pieces of a certificate as they stand in it: serial INTEGER, Names and Extensions with their tags."""
@@ -58,7 +66,7 @@ def check_readable(certificate: x509.Certificate) -> None:
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error
     extensions_of(certificate)
 
@@ -75,6 +83,21 @@ def parts(certificate: x509.Certificate) -> Parts:
         return Parts(encoded[0], encoded[2], encoded[4], extensions)
     except (BodyMalformed, IndexError) as error:
         raise CertificateMalformed("a certificate cannot be read") from error
+
+
+def extension_value(extensions: bytes, dotted: str) -> bytes | None:
+    """The value octets of one extension out of a DER Extensions SEQUENCE, as they stand; raises BodyMalformed."""
+    wanted = tlv.oid(dotted)
+    for _, _, start, stop in tlv.elements(extensions, *tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)):
+        _, after = tlv.expect(extensions, start, stop, tlv.OID)
+        if extensions[start:after] != wanted:
+            continue
+        tag, _, past = tlv.read_tlv(extensions, after, stop)
+        if tag == tlv.BOOLEAN:
+            after = past
+        first, last = tlv.only(extensions, after, stop, tlv.OCTET_STRING)
+        return extensions[first:last]
+    return None
 
 
 def issuer_and_serial(der: bytes) -> bytes:
@@ -109,10 +132,10 @@ def _serial(der: bytes) -> tuple[int, int, int]:
 
 
 def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
-    """The certificate's extensions; raises CertificateMalformed where the library has four ways to fail."""
+    """The certificate's extensions; raises CertificateMalformed where the library has five ways to fail."""
     try:
         return certificate.extensions
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _EXTENSION_ERRORS as error:
         raise CertificateMalformed("the certificate's extensions cannot be read") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 from cryptography import x509
@@ -170,7 +170,8 @@ def unseal(
         info = _read_signer_info(der, start, stop)
         content_type = _CONTENT_TYPES.get(frame.content_type) or tlv.dotted(frame.content_type[2:])
         attributes = _read_attributes(der, info.attributes)
-        signing_time = _read_signing_time(attributes.get(_SIGNING_TIME))
+        claimed = attributes.get(_SIGNING_TIME)
+        signing_time = tlv.read_time(claimed[0], claimed[2:]) if claimed else None
     except BodyMalformed as error:
         raise CmsMalformed(error.detail) from error
     if content_type not in content_types:
@@ -371,24 +372,6 @@ def _read_attributes(der: bytes, span: tlv.Span) -> dict[bytes, bytes]:
     return found
 
 
-def _read_signing_time(value: bytes | None) -> datetime | None:
-    if value is None:
-        return None
-    tag, start, stop = tlv.read_tlv(value, 0, len(value))
-    text = value[start:stop]
-    if tag == tlv.UTC_TIME and len(text) == 13:
-        text = (b"19" if text[:2] >= b"50" else b"20") + text
-    elif tag != tlv.GENERALIZED_TIME or len(text) != 15:
-        raise CmsMalformed("the signing time is not a DER time")
-    if text[-1:] != b"Z" or not text[:-1].isdigit():
-        raise CmsMalformed("the signing time is not a DER time")
-    try:
-        month, day, hour, minute, second = (int(text[i : i + 2]) for i in range(4, 14, 2))
-        return datetime(int(text[:4]), month, day, hour, minute, second, tzinfo=UTC)
-    except ValueError as error:
-        raise CmsMalformed("the signing time is not a time") from error
-
-
 def _find_signer(info: _SignerInfo, candidates: Sequence[bytes]) -> bytes:
     if info.issuer_and_serial is not None:
         wanted = info.issuer_and_serial
@@ -403,14 +386,12 @@ def _find_signer(info: _SignerInfo, candidates: Sequence[bytes]) -> bytes:
 def _verify(signer: x509.Certificate, info: _SignerInfo, signed: bytes) -> None:
     key = public_key_of(signer)
     algorithm = _HASHES[info.digest]()
+    if info.kind != ("ec" if isinstance(key, ec.EllipticCurvePublicKey) else "rsa"):
+        raise CmsNotAccepted("the signature algorithm is not one of the signer's key")
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
-            if info.kind != "ec":
-                raise CmsNotAccepted("the signature algorithm is not one of the signer's key")
             key.verify(info.signature, signed, ec.ECDSA(algorithm))
         else:
-            if info.kind != "rsa":
-                raise CmsNotAccepted("the signature algorithm is not one of the signer's key")
             key.verify(info.signature, signed, padding.PKCS1v15(), algorithm)
     except InvalidSignature as error:
         raise CmsSignatureInvalid("the signature does not match") from error

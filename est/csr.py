@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from est import der as tlv
+from est.certificates import extension_value
 from est.errors import (
     BodyMalformed,
     CsrMalformed,
@@ -30,6 +31,8 @@ CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - the attribute's obje
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 _MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
 _ECDSA = {"secp256r1": "1.2.840.10045.4.3.2", "secp384r1": "1.2.840.10045.4.3.3"}
+# What the library throws at requests from outside; TypeError is a Name attribute of a wrong ASN.1 type.
+_READ_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _SAN = x509.SubjectAlternativeName.oid
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
@@ -69,7 +72,7 @@ def read(der: bytes) -> Csr:
         subject, extensions = request.subject, request.extensions
     except UnsupportedAlgorithm as error:
         raise KeyNotAccepted("the key or signature algorithm of the request is not supported") from error
-    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _READ_ERRORS as error:
         raise CsrMalformed("the certification request cannot be read") from error
     if not verified:
         raise ProofOfPossessionFailed("the request is not signed by its own key")
@@ -187,21 +190,6 @@ def _read_san(
     if len(values) != 1:
         raise CsrMalformed("the extension request must have exactly one value")
     return san, extension_value(values[0], _SAN.dotted_string)
-
-
-def extension_value(extensions: bytes, dotted: str) -> bytes | None:
-    """The value octets of one extension out of a DER Extensions SEQUENCE, as they stand; raises BodyMalformed."""
-    wanted = tlv.oid(dotted)
-    for _, _, start, stop in tlv.elements(extensions, *tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)):
-        _, after = tlv.expect(extensions, start, stop, tlv.OID)
-        if extensions[start:after] != wanted:
-            continue
-        tag, _, past = tlv.read_tlv(extensions, after, stop)
-        if tag == tlv.BOOLEAN:
-            after = past
-        first, last = tlv.only(extensions, after, stop, tlv.OCTET_STRING)
-        return extensions[first:last]
-    return None
 
 
 def _read_challenge(values: tuple[bytes, ...] | None) -> bytes | None:

@@ -80,6 +80,21 @@ def read_integer(data: bytes, span: Span) -> int:
     return int.from_bytes(value, "big", signed=True)
 
 
+def read_time(tag: int, value: bytes) -> datetime:
+    """The moment in a UTCTime or GeneralizedTime with seconds and Z, the only form that DER has for it here."""
+    if tag == UTC_TIME and len(value) == 13:
+        value = (b"19" if value[:2] >= b"50" else b"20") + value
+    elif tag != GENERALIZED_TIME or len(value) != 15:
+        raise BodyMalformed("DER time in another form than UTCTime or GeneralizedTime with seconds")
+    if value[-1:] != b"Z" or not value[:-1].isdigit():
+        raise BodyMalformed("DER time without Z or with other characters than digits")
+    try:
+        month, day, hour, minute, second = (int(value[at : at + 2]) for at in range(4, 14, 2))
+        return datetime(int(value[:4]), month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError as error:
+        raise BodyMalformed("DER time that does not exist") from error
+
+
 def check(der: bytes, *, max_depth: int = 32) -> None:
     """Refuse (BodyMalformed) everything that is not exactly one DER element, walking all that is constructed."""
     _, start, stop = read_tlv(der, 0, len(der))

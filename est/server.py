@@ -100,7 +100,7 @@ class EstServer:
         """
         old = certificates.parts(old_certificate)
         try:
-            san = None if old.extensions is None else csr.extension_value(old.extensions, _SAN)
+            san = None if old.extensions is None else certificates.extension_value(old.extensions, _SAN)
         except BodyMalformed as error:
             raise CertificateMalformed("the certificate being renewed cannot be read") from error
         if request.subject_der != old.subject:

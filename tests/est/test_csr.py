@@ -34,11 +34,17 @@ def foreign(
     return request.public_bytes(Encoding.DER)
 
 
-def hand_made(*, attributes: bytes = b"", version: int = 0, algorithm: str = "1.2.840.10045.4.3.2") -> bytes:
+def hand_made(
+    *,
+    attributes: bytes = b"",
+    version: int = 0,
+    algorithm: str = "1.2.840.10045.4.3.2",
+    subject: bytes = NAME.public_bytes(),
+) -> bytes:
     """A correctly signed request with these raw attributes."""
     info = der.sequence(
         der.integer(version),
-        NAME.public_bytes(),
+        subject,
         key("csr").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         der.tlv(0xA0, attributes),
     )
@@ -180,6 +186,14 @@ def test_der_of_another_kind_is_no_request() -> None:
             csr.read(data)
     with pytest.raises(BodyMalformed):
         csr.read(foreign() + b"\0")
+
+
+@pytest.mark.req("E-200")
+@pytest.mark.parametrize("value", [b"\x03\x02\x00a", b"\x05\x00", b"\x0c\x01\xff", b"\x1e\x01a", b"\x30\x00"])
+def test_names_that_the_library_fails_at_in_its_own_ways_are_malformed(value: bytes) -> None:
+    subject = der.sequence(der.set_of([der.sequence(der.oid("2.5.4.3"), value)]))
+    with pytest.raises(CsrMalformed):
+        csr.read(hand_made(subject=subject))
 
 
 BINDING = bytes(range(32))

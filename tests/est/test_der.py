@@ -101,6 +101,27 @@ def test_object_identifiers_that_are_not_der_are_refused(content: str) -> None:
 )
 def test_times_change_their_form_in_2050(moment: datetime, text: bytes) -> None:
     assert der.write_time(moment) == text
+    assert der.read_time(text[0], text[2:]) == moment
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        (0x17, b"2601010000Z"),
+        (0x17, b"260101000000+0000"),
+        (0x17, b"2601010000000"),
+        (0x17, b"26010100000 Z"),
+        (0x17, b"260230000000Z"),
+        (0x17, b"260101000060Z"),
+        (0x18, b"20260101000000.5Z"),
+        (0x18, b"260101000000Z"),
+        (0x18, b"00000101000000Z"),
+        (0x0C, b"20260101000000Z"),
+    ],
+)
+def test_times_in_another_form_are_refused(tag: int, value: bytes) -> None:
+    with pytest.raises(BodyMalformed):
+        der.read_time(tag, value)
 
 
 def test_names_written_by_cryptography_pass_the_gate() -> None:

@@ -1,0 +1,100 @@
+"""Certificates from outside: read whole or refused, never half."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from est import certificates, chains, cms, der
+from est.errors import CertificateMalformed, EstError
+from est.signer import KeySigner
+from tests.est.pki import campus, damage_each_byte
+from tests.support import NOW, key
+
+PROXY = campus().proxy.public_bytes(Encoding.DER)
+NAME = b"\x0c\x07proxy 1"
+SERIAL = b"\xa0\x03\x02\x01\x02\x02\x01\x4d"
+
+
+def spoilt(old: bytes, new: bytes) -> bytes:
+    assert PROXY.count(old) == 1
+    assert len(old) == len(new)
+    return PROXY.replace(old, new)
+
+
+SPOILT = {
+    "name a BIT STRING": spoilt(NAME, b"\x03\x07\0roxy 1"),
+    "name not UTF-8": spoilt(NAME, b"\x0c\x07\xff\xfe\xfd\xfc\xfb\xfa\xf9"),
+    "name of tag 0": spoilt(NAME, b"\x00\x07proxy 1"),
+    "31 February": spoilt(b"\x17\x0d251231120000Z", b"\x17\x0d250231120000Z"),
+    "serial number negative": spoilt(SERIAL, SERIAL[:-1] + b"\xff"),
+    "serial number 0": spoilt(SERIAL, SERIAL[:-1] + b"\x00"),
+    "extension value rubbish": spoilt(b"\x04\x02\x30\x00", b"\x04\x02\x30\x05"),
+    "extension twice": spoilt(b"\x06\x03\x55\x1d\x0e", b"\x06\x03\x55\x1d\x0f"),
+}
+
+
+@pytest.mark.req("E-200")
+@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.filterwarnings("error")
+def test_a_certificate_that_cannot_be_read_whole_is_refused(what: str) -> None:
+    with pytest.raises(CertificateMalformed):
+        certificates.read_certificate(SPOILT[what])
+
+
+@pytest.mark.req("E-200")
+@pytest.mark.parametrize("what", [one for one in SPOILT if not one.startswith("serial")])
+def test_a_certificate_that_another_reader_let_in_is_refused_by_the_chain_check(what: str) -> None:
+    try:
+        certificate = x509.load_der_x509_certificate(SPOILT[what])
+    except ValueError:
+        return
+    anchors = chains.TrustAnchors([campus().root])
+    for leaf, others in ((certificate, [campus().ca]), (campus().proxy, [campus().ca, certificate])):
+        with pytest.raises(CertificateMalformed):
+            chains.check(leaf, others, anchors, at=NOW, policy=chains.IDEVID)
+        with pytest.raises(CertificateMalformed):
+            chains.check_pin([leaf, *others], campus().root, at=NOW)
+
+
+@pytest.mark.req("E-200")
+def test_the_signer_of_a_cms_message_is_read_whole() -> None:
+    good = cms.seal(
+        b"x",
+        content_type=cms.ID_DATA,
+        signer=KeySigner(key("campus proxy")),
+        certificate=campus().proxy,
+        signing_time=NOW,
+    )
+    with pytest.raises(CertificateMalformed):
+        cms.unseal(good.replace(PROXY, SPOILT["name a BIT STRING"]), content_types=[cms.ID_DATA])
+
+
+def test_parts_are_the_bytes_in_the_certificate() -> None:
+    parts = certificates.parts(campus().proxy)
+    assert parts.serial == der.integer(campus().proxy.serial_number)
+    assert parts.issuer == campus().ca.subject.public_bytes()
+    assert parts.subject == campus().proxy.subject.public_bytes()
+    assert certificates.issuer_and_serial(PROXY) == parts.issuer + parts.serial
+    san = campus().proxy.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert certificates.extension_value(parts.extensions or b"", "2.5.29.17") == san.public_bytes()
+    assert certificates.extension_value(parts.extensions or b"", "2.5.29.99") is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x30\x00", der.sequence(der.sequence()), der.sequence(der.sequence(der.integer(1))), b"\0" * 9000],
+)
+def test_what_is_no_certificate_is_malformed(data: bytes) -> None:
+    for read in (certificates.read_certificate, certificates.issuer_and_serial, certificates.read_serial):
+        try:
+            read(data)
+        except EstError as refusal:
+            assert isinstance(refusal, CertificateMalformed)
+    with pytest.raises(CertificateMalformed):
+        certificates.read_certificate(data)
+
+
+def test_a_bit_flip_gives_another_certificate_or_a_refusal() -> None:
+    assert damage_each_byte(PROXY, certificates.read_certificate, step=3)
