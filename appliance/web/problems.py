@@ -225,7 +225,29 @@ IDENTITY: dict[str, int] = {}
 
 ACCESS: dict[str, int] = {}
 
-PROXY: dict[str, int] = {}
+PROXY: dict[str, int] = {
+    "proxy-state-locked": 503,
+    "proxy-state-damaged": 500,
+    "bootstrap-not-configured": 500,
+    "bootstrap-gave-up": 503,
+    "enrolment-secret-unusable": 500,
+    "peer-unreachable": 503,
+    "tls-handshake-failed": 502,
+    "server-untrusted": 502,
+    "server-not-authorized": 502,
+    "fingerprint-mismatch": 502,
+    "peer-connection-closed": 502,
+    "peer-silent": 504,
+    "peer-reply-malformed": 502,
+    "peer-reply-too-large": 502,
+    "redirect-refused": 502,
+    "call-not-allowed": 500,
+    "caller-not-allowed": 403,
+    "caller-gone": 403,
+    "request-not-yours": 403,
+    "agent-call-malformed": 400,
+    "identity-server-away": 503,
+}
 
 OWNER = {
     "life-too-long": 403,

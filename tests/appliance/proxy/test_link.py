@@ -1,0 +1,260 @@
+"""The kept line to the identity server, and the renewal of the LDevID over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from appliance.clock import SystemClock
+from appliance.proxy.bootstrap import Bootstrap
+from appliance.proxy.connection import Target
+from appliance.proxy.enrol import EnrolPhase
+from appliance.proxy.errors import IdentityServerAway
+from appliance.proxy.link import ServerLink
+from appliance.proxy.renew import Renewal, renewal_time
+from appliance.proxy.report import Reporter
+from appliance.proxy.state import ProxyState
+from appliance.proxy.timing import Timing
+from est import profiles
+from est.errors import EnrollmentRefused, ReplyNotAccepted
+from est.exchange import Call, Reply
+from lab.factory import make_leaf, make_root
+from tests.appliance.proxy.campus import BORN, CLOSE, Campus, World, make_world, other_domain, server_identity
+from tests.support import FixedClock
+
+QUICK = Timing(connect=2, voucher=3, call=1, spacing=0.2, round=0.3, first_pause=0.1, retry=10, longest_retry=60)
+PING = Call("GET", "/v1/ping")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+async def enrolled(world: World, campus: Campus) -> ProxyState:
+    state = ProxyState.open(world.folder / "state")
+    settings = world.with_settings(registrar_url=campus.url)
+    await Bootstrap(settings, state, SystemClock(), timing=QUICK).run()
+    campus.routes["/v1/ping"] = lambda call, client: Reply(200, "application/json", body=b"{}")
+    campus.seen.clear()
+    return state
+
+
+def link_to(state: ProxyState, target: Target | None = None, **options: object) -> ServerLink:
+    record = state.record()
+    return ServerLink(state, target or Target(record.host, record.port, record.named), SystemClock(), QUICK, **options)  # type: ignore[arg-type]
+
+
+def with_proxy(world: World, scenario: Callable[[Campus, ProxyState], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with Campus(world.factory, world.domain) as campus:
+            await scenario(campus, await enrolled(world, campus))
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("A-11")
+def test_calls_go_out_over_one_kept_connection_with_the_ldevid(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link = link_to(state)
+        for _ in range(3):
+            assert (await link.send(PING)).status == 200
+        assert len({one.connection for one in campus.seen}) == 1
+        assert {one.client for one in campus.seen} == {state.ldevid_chain()[0]}
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+def test_callers_at_the_same_time_get_a_connection_each_up_to_the_bound(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        async def slow(call: Call, client: object, proper: Callable[[], Reply]) -> Reply:
+            await asyncio.sleep(0.1)
+            return proper()
+
+        campus.instead["/v1/ping"] = slow
+        link = link_to(state)
+        answers = await asyncio.gather(*(link.send(PING) for _ in range(30)))
+        assert {one.status for one in answers} == {200}
+        assert len({one.connection for one in campus.seen}) == 8
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+def test_an_idle_connection_that_the_server_closed_is_replaced(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link = link_to(state)
+        campus.instead["/v1/ping"] = lambda call, client, proper: CLOSE if len(campus.seen) == 2 else proper()
+        assert (await link.send(PING)).status == 200
+        # the server hangs up on the second call of the first connection: asked again once, on a new one
+        assert (await link.send(PING)).status == 200
+        assert [one.connection - campus.seen[0].connection for one in campus.seen] == [0, 0, 1]
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+@pytest.mark.parametrize("answer", [CLOSE, b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nhalf"], ids=["none", "half"])
+def test_a_server_that_breaks_off_is_away_and_is_not_asked_twice(world: World, answer: object) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link = link_to(state)
+        campus.instead["/v1/ping"] = lambda *_: answer
+        with pytest.raises(IdentityServerAway) as caught:
+            await link.send(PING)
+        assert caught.value.fields["retry_after_seconds"] == 5
+        assert len(campus.seen) == 1
+
+    with_proxy(world, scenario)
+
+
+def test_away_and_back_are_told_once_each(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        told: list[tuple[bool, str]] = []
+        link = link_to(state, on_change=lambda away, why: told.append((away, why)))
+        port = campus.port
+        await campus.__aexit__()
+        for _ in range(3):
+            with pytest.raises(IdentityServerAway):
+                await link.send(PING)
+        campus._server = await asyncio.start_server(campus._serve, "127.0.0.1", port, ssl=campus._context())
+        assert (await link.send(PING)).status == 200
+        assert told == [(True, "peer-unreachable"), (False, "")]
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+@pytest.mark.req("E-33", "E-35", "B-329")
+@pytest.mark.parametrize("foreign", [True, False], ids=["other CA", "no RA mark"])
+def test_another_server_at_that_address_gets_nothing(world: World, foreign: bool) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        domain = other_domain() if foreign else world.domain
+        async with Campus(world.factory, domain, identity=server_identity(domain, ra=foreign)) as impostor:
+            link = link_to(state, Target("127.0.0.1", impostor.port))
+            with pytest.raises(IdentityServerAway) as caught:
+                await link.send(PING)
+            assert caught.value.fields["because"] == ("server-untrusted" if foreign else "server-not-authorized")
+            assert impostor.seen == []
+
+    with_proxy(world, scenario)
+
+
+# -- renewal -------------------------------------------------------------------------------------------------------
+
+
+def renewal_of(state: ProxyState, link: ServerLink, events: list[dict[str, object]], **options: object) -> Renewal:
+    clock = options.pop("clock", SystemClock())
+    enrol = EnrolPhase(state, SystemClock(), Reporter("renewal", SystemClock()), QUICK)
+    return Renewal(state, link, enrol, clock, QUICK, after=link.renewed, on_event=events.append, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.req("E-98", "E-117", "E-121")
+def test_renewal_takes_a_new_key_keeps_the_names_and_drops_old_connections(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link, events = link_to(state), list[dict[str, object]]()
+        await link.send(PING)
+        old, old_key = state.ldevid_chain()[0], state.ldevid_key()
+        await renewal_of(state, link, events).once()
+        new = state.ldevid_chain()[0]
+        assert new.serial_number != old.serial_number
+        assert state.ldevid_key().public_key() == new.public_key() != old_key.public_key()
+        asked = campus.of("simplereenroll")[0]
+        assert asked.client == old
+        from est import EstServer
+
+        EstServer().check_reenroll(EstServer().read_enroll(asked.call).csr, old)
+        assert campus.paths()[1:] == ["cacerts", "simplereenroll"]
+        assert [one["event"] for one in events] == ["ldevid-renewed"]
+        await link.send(PING)
+        assert campus.seen[-1].client == new
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [(Reply(403, "text/plain", body=b"revoked\n"), EnrollmentRefused), (Reply(200, "text/plain"), ReplyNotAccepted)],
+)
+def test_a_failed_renewal_changes_nothing_and_repeats_the_same_request(
+    world: World, answer: Reply, refusal: type[Exception]
+) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link, old = link_to(state), state.ldevid_chain()
+        renewal = renewal_of(state, link, [])
+        campus.instead["/.well-known/est/simplereenroll"] = lambda *_: answer
+        for _ in range(2):
+            with pytest.raises(refusal):
+                await renewal.once()
+        assert state.ldevid_chain() == old
+        assert state.ldevid_key().public_key() == old[0].public_key()
+        first, second = campus.of("simplereenroll")
+        assert first.call.body == second.call.body
+        del campus.instead["/.well-known/est/simplereenroll"]
+        await renewal.once()
+        assert state.ldevid_chain() != old
+
+    with_proxy(world, scenario)
+
+
+def test_a_renewal_that_names_another_proxy_is_not_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        old = state.ldevid_chain()
+        from dataclasses import replace
+
+        state.write_record(replace(state.record(), identifier=state.record().identifier.replace("11", "22")))
+        with pytest.raises(ReplyNotAccepted, match="another proxy"):
+            await renewal_of(state, link_to(state), []).once()
+        assert state.ldevid_chain() == old
+
+    with_proxy(world, scenario)
+
+
+def test_renewal_falls_between_two_thirds_and_a_little_later() -> None:
+    root = make_root("root", now=BORN)
+    certificate = make_leaf(root, profiles.name("x"), now=BORN, days=90).certificate
+    at = [renewal_time(certificate, jitter) for jitter in (0.0, 1.0)]
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert [round((one - certificate.not_valid_before_utc) / life, 3) for one in at] == [0.667, 0.717]
+
+
+def test_renewal_waits_by_the_wall_clock_backs_off_and_says_when_life_is_over(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        clock = FixedClock(datetime.now(UTC))
+        events: list[dict[str, object]] = []
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            assert seconds <= 60
+            slept.append(seconds)
+            clock.advance(seconds)
+            await asyncio.sleep(0)
+            if len(campus.of("simplereenroll")) >= 4:
+                clock.advance(40 * 86_400)
+
+        campus.instead["/.well-known/est/simplereenroll"] = lambda *_: Reply(503)
+        # move close to the moment without making thousands of steps
+        clock.advance(19.9 * 86_400)
+        task = asyncio.create_task(renewal_of(state, link_to(state), events, clock=clock, sleep=sleep).run())
+        async with asyncio.timeout(20):
+            while not any(one["event"] == "ldevid-expired" for one in events):
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        failed = [one for one in events if one["event"] == "ldevid-renewal-failed"]
+        assert [one["again_in_seconds"] for one in failed[:4]] == [10, 20, 40, 60]
+        assert all(one["code"] == "enrollment-refused" for one in failed)
+
+    with_proxy(world, scenario)
+
+
+def test_times_of_certificates_are_aware() -> None:
+    assert renewal_time(make_root("r", now=BORN).certificate, 0).utcoffset() == timedelta(0)
+    assert isinstance(make_root("r", now=BORN).certificate, x509.Certificate)
