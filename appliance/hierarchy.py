@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, get_args
@@ -40,7 +41,7 @@ SERVERS: Mapping[ServerName, Role] = {"registrar": "devices", "radius": "infrast
 ROOT, SEALING = "root", "sealing"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IssuingCa:
     """One issuing CA: its certificate, its key, and the addresses that its certificates carry ("" = none)."""
 
@@ -50,7 +51,7 @@ class IssuingCa:
     crl_url: str = ""
     issuer_url: str = ""
 
-    @property
+    @cached_property
     def key_identifier(self) -> bytes:
         """The subject key identifier: the AKI of everything it issues."""
         return ski_of(self.certificate) or b""

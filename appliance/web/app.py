@@ -16,7 +16,7 @@ from appliance.errors import AnswerTooSlow, CertificateRequired, RouteUnknown
 from appliance.web.limits import Limits
 from appliance.web.peer import Peer
 from appliance.web.problems import one_line, problem, status_of
-from appliance.web.routes import ROUTES, Handler, Listener, Route
+from appliance.web.routes import ROUTES, Handler, ListenerName, Route
 from est.errors import BodyTooLarge, MediaTypeNotAccepted, MethodNotAllowed, Refusal
 from est.exchange import Call, Reply
 
@@ -126,7 +126,7 @@ def new_request_id() -> str:
 
 
 def build_app(
-    listener: Listener,
+    listener: ListenerName,
     endpoints: Mapping[str, Handler],
     *,
     limits: Limits | None = None,

@@ -16,7 +16,7 @@ from est.exchange import Call, Reply
 Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply]]
 """An endpoint: the call, who called, the path's parameters; raises Refusal or answers."""
 
-Listener = Literal["device", "decision", "pki", "console", "admin", "agent"]
+ListenerName = Literal["device", "decision", "pki", "console", "admin", "agent"]
 Who = Literal["anyone", "certificate", "token", "uid"]
 Rate = Literal["none", "address", "identity"]
 
@@ -34,7 +34,7 @@ class Route:
     request.
     """
 
-    listener: Listener
+    listener: ListenerName
     method: Literal["GET", "POST"]
     path: str
     endpoint: str

@@ -1,0 +1,351 @@
+"""Listeners: sockets, TLS, caps and deadlines around an App.
+
+Connections are accepted here rather than by asyncio's server, so that caps apply before a handshake costs anything and
+a refused handshake can be told with the peer's address. One sweep per listener closes what is past its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from aiohttp.web import BaseRequest, Server
+from cryptography import x509
+
+from appliance.errors import Conflict, HttpMalformed
+from appliance.settings import WebSettings
+from appliance.web.app import App
+from appliance.web.http import MAX_HEAD_BYTES, HttpConnection, respond
+from appliance.web.peer import Peer
+from appliance.web.tls import TlsFront, TlsSide, Watched
+
+_log = logging.getLogger(__name__)
+_BACKLOG = 1024
+_ACCEPT_AT_ONCE = 64
+_SWEEP_SECONDS = 0.25
+_LINGER_SECONDS = 2.0
+_NEVER_SECONDS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Deadlines in seconds and connection caps of one listener."""
+
+    handshake_seconds: float = 10.0
+    header_seconds: float = 5.0
+    keepalive_seconds: float = 15.0
+    stall_seconds: float = 10.0
+    max_connections: int = 2000
+    max_connections_per_address: int = 256
+
+    @classmethod
+    def of(cls, web: WebSettings) -> Timing:
+        """The deadlines and caps that the settings ask for."""
+        return cls(
+            web.handshake_seconds,
+            web.header_seconds,
+            web.keepalive_seconds,
+            web.request_seconds,
+            web.max_connections,
+            web.max_connections_per_address,
+        )
+
+
+class Listener:
+    """One port, or one Unix socket, with one app behind it."""
+
+    def __init__(
+        self, name: str, app: App, *, timing: Timing | None = None, tls: TlsFront | ssl.SSLContext | None = None
+    ) -> None:
+        self.name = name
+        self.app = app
+        self.timing = timing or Timing()
+        self._tls = tls
+        self._ids = count(1)
+        self._sockets: list[socket.socket] = []
+        self._unix_paths: list[Path] = []
+        self._connections: set[HttpConnection] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._per_address: Counter[str] = Counter()
+        self._open = 0
+        self._stalled: dict[HttpConnection, float] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self._manager: _Manager | None = None
+        self._drained: asyncio.Event | None = None
+
+    async def open_tcp(self, host: str, port: int) -> int:
+        """Listen on an address; returns the port, which is picked if 0 was asked for. OSError if it is taken."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((host, port))
+            self._listen(listening)
+        except BaseException:
+            listening.close()
+            raise
+        return int(listening.getsockname()[1])
+
+    async def open_unix(self, path: Path, mode: int = 0o600) -> None:
+        """Listen on a Unix socket with this file mode; Conflict if somebody answers there already."""
+        listening = _bind_unix(path, mode)
+        try:
+            self._listen(listening)
+        except BaseException:
+            listening.close()
+            raise
+        self._unix_paths.append(path)
+
+    async def close(self, grace_seconds: float = 10.0) -> None:
+        """Stop accepting, let requests that are under way finish, then close what is left."""
+        loop = asyncio.get_running_loop()
+        for listening in self._sockets:
+            loop.remove_reader(listening.fileno())
+            listening.close()
+        self._sockets.clear()
+        for path in self._unix_paths:
+            path.unlink(missing_ok=True)
+        self._unix_paths.clear()
+        for task in list(self._handshakes):
+            task.cancel()
+        for connection in list(self._connections):
+            connection.close() if connection.busy else connection.force_close()
+        if self._connections:
+            self._drained = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._drained.wait()
+        if self._manager is not None:
+            await self._manager.shutdown(0.1)
+        for connection in list(self._connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+            self._sweeper = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, handshakes included."""
+        return self._open
+
+    def connected(self, connection: HttpConnection) -> None:
+        """A connection is ready for its first request."""
+        self._connections.add(connection)
+
+    def lost(self, connection: HttpConnection) -> None:
+        """A connection has ended."""
+        self._connections.discard(connection)
+        self._stalled.pop(connection, None)
+        if self._drained is not None and not self._connections:
+            self._drained.set()
+
+    def peer_of(self, transport: asyncio.Transport | None, address: str, connection_id: int) -> Peer:
+        """Who is at the other end; HttpMalformed if the certificate presented cannot be read."""
+        if transport is None:
+            return Peer(address, connection_id)
+        side: Any = transport.get_extra_info("ssl_object")
+        try:
+            if isinstance(side, TlsSide):
+                chain = side.peer_certificates()
+                return Peer(
+                    address,
+                    connection_id,
+                    chain[0] if chain else None,
+                    chain,
+                    side.version(),
+                    side.server_certificate,
+                    side.export,
+                )
+            if side is not None:
+                der = side.getpeercert(True)
+                own = x509.load_der_x509_certificate(der) if der else None
+                return Peer(address, connection_id, own, (own,) if own else (), side.version() or "")
+        except ValueError as error:
+            raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family == socket.AF_UNIX:
+            pid, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return Peer("unix", connection_id, uid=uid, pid=pid)
+        return Peer(address, connection_id)
+
+    def _listen(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if self._manager is None:
+            self._manager = _Manager(self)
+            self._sweeper = asyncio.create_task(self._sweep())
+        listening.setblocking(False)
+        listening.listen(_BACKLOG)
+        loop.add_reader(listening.fileno(), self._accept, listening)
+        self._sockets.append(listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                accepted, where = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors: those that are open go on
+                _log.error("event=accept-failed listener=%s error=%s", self.name, error)
+                return
+            address = where[0] if where else "unix"
+            refused = self._cap(address)
+            if refused:
+                _log.warning("event=connection-refused listener=%s address=%s why=%r", self.name, address, refused)
+                accepted.close()
+                continue
+            accepted.setblocking(False)
+            self._open += 1
+            self._per_address[address] += 1
+            task = asyncio.create_task(self._greet(accepted, address))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    def _cap(self, address: str) -> str:
+        if self._open >= self.timing.max_connections:
+            return "too many connections"
+        if address != "unix" and self._per_address[address] >= self.timing.max_connections_per_address:
+            return "too many connections from this address"
+        return ""
+
+    async def _greet(self, accepted: socket.socket, address: str) -> None:
+        assert self._manager is not None
+        connection = self._manager.connection(address, next(self._ids))
+        loop = asyncio.get_running_loop()
+        released = _Release(self, address)
+        connection.released = released
+        watched = None if self._tls is None else Watched(self._tls)
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=watched,  # type: ignore[arg-type]  # the duck that asyncio takes for a context
+                ssl_handshake_timeout=self.timing.handshake_seconds if self._tls is not None else None,
+                ssl_shutdown_timeout=_LINGER_SECONDS if self._tls is not None else None,
+            )
+        except (OSError, TimeoutError) as error:
+            released()
+            accepted.close()
+            _log.info("event=handshake-refused listener=%s address=%s why=%r", self.name, address, _why(error, watched))
+        except BaseException:
+            released()
+            accepted.close()
+            raise
+
+    def release(self, address: str) -> None:
+        """A connection's place is free again."""
+        self._open -= 1
+        self._per_address[address] -= 1
+        if self._per_address[address] <= 0:
+            del self._per_address[address]
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = loop.time()
+            for connection in list(self._connections):
+                if connection.deadline < now:
+                    connection.expire()
+                transport = connection.transport
+                if transport is not None and transport.get_write_buffer_size():
+                    since = self._stalled.setdefault(connection, now)
+                    if now - since > self.timing.stall_seconds:
+                        _log.info("event=stalled-reader listener=%s address=%s", self.name, connection.peer_address)
+                        transport.abort()
+                else:
+                    self._stalled.pop(connection, None)
+
+
+def _bind_unix(path: Path, mode: int) -> socket.socket:
+    if path.exists():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except OSError:
+                path.unlink()  # left behind by a process that was killed
+            else:
+                raise Conflict("another process listens on this socket", path=str(path))
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o777 & ~mode)
+    try:
+        listening.bind(str(path))
+        path.chmod(mode)
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.umask(old)
+    return listening
+
+
+class _Release:
+    """Frees a connection's place once."""
+
+    __slots__ = ("_address", "_done", "_listener")
+
+    def __init__(self, listener: Listener, address: str) -> None:
+        self._listener = listener
+        self._address = address
+        self._done = False
+
+    def __call__(self) -> None:
+        if not self._done:
+            self._done = True
+            self._listener.release(self._address)
+
+
+class _Manager(Server):
+    """aiohttp's server with our connections."""
+
+    def __init__(self, owner: Listener) -> None:
+        super().__init__(self._respond)
+        self._owner = owner
+
+    def connection(self, address: str, connection_id: int) -> HttpConnection:
+        return HttpConnection(
+            self._owner,
+            self,
+            address,
+            connection_id,
+            loop=self._loop,
+            access_log=None,
+            logger=_log,
+            auto_decompress=False,
+            keepalive_timeout=_NEVER_SECONDS,  # the sweep's business
+            lingering_time=_LINGER_SECONDS,
+            max_line_size=4096,
+            max_field_size=MAX_HEAD_BYTES // 2,
+            max_headers=64,
+            read_bufsize=65_536,
+        )
+
+    async def _respond(self, request: BaseRequest) -> Any:
+        connection = request.protocol
+        assert isinstance(connection, HttpConnection)
+        return await respond(connection, request)
+
+
+def _why(error: Exception, watched: Watched | None) -> str:
+    if watched is not None and watched.refusal:
+        return watched.refusal
+    if isinstance(error, ssl.SSLEOFError | ConnectionResetError | BrokenPipeError):
+        return "the peer went away"
+    if isinstance(error, ssl.SSLError):
+        return str(error.args[1] if len(error.args) > 1 else error)
+    return str(error)
