@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from est.errors import Refusal
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Dispatch; parts are imported when they are asked for. 0 done, 1 refused or failed, 2 usage."""
@@ -17,7 +19,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         _run(options)
-    except (ValueError, OSError) as fault:
+    except (ValueError, OSError, Refusal) as fault:
         print(f"lab: {fault}", file=sys.stderr)
         return 1
     return 0

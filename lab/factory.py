@@ -358,7 +358,9 @@ def main(folder: Path, serials: Sequence[str], masa_url: str) -> None:
 
 
 def _private_folder(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
     return path
 
 

@@ -166,6 +166,7 @@ class MockMasa:
         *,
         broken: Mapping[str, str] | None = None,
         policy: MasaPolicy | None = None,
+        records: Records | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
@@ -175,7 +176,7 @@ class MockMasa:
             self._factory.masa_signer, self._factory.masa_chain, self._factory.device_anchors, policy or MasaPolicy()
         )
         self._foreign: Identity = make_root("Somebody Else", now=clock())
-        self._records = Records(folder)
+        self._records = records or Records(folder)
         self._runner: web.AppRunner | None = None
         self.broken: Mapping[str, str] = dict(broken or {})
 
