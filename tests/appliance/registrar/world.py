@@ -40,7 +40,7 @@ from brski.masa import Device, Masa
 from est import csr, transfer
 from est.cms import read_certs_only
 from est.exchange import Call, Reply
-from est.signer import KeySigner
+from est.signer import KeySigner, Signer
 from lab.factory import Factory, Identity
 from lab.mock_masa import STATUS
 from tests.support import NOW, FixedClock
@@ -60,6 +60,22 @@ def campus_keys() -> tuple[Hierarchy, x509.Certificate, Mapping[Role, IssuingCa]
         return hierarchy, *read_issuing(home, settings, PASSPHRASE), read_server(home, "registrar", PASSPHRASE)
 
 
+class Token:
+    """A key that can be pulled out in the middle of things."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+        self.is_broken = False
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._signer.public_key()
+
+    def sign(self, data: bytes) -> bytes:
+        if self.is_broken:
+            raise RuntimeError("the token was pulled out")
+        return self._signer.sign(data)
+
+
 class MemoryMasa:
     """MasaTransport over brski.Masa: counts calls, keeps the history of devices, and breaks on request."""
 
@@ -70,6 +86,7 @@ class MemoryMasa:
         self.calls: list[tuple[str, MasaDestination]] = []
         self.answer: Callable[[Call], Reply | None] = lambda call: None
         self.gate: asyncio.Event | None = None
+        self.answers: list[Reply] = []
 
     async def send(self, call: Call, to: MasaDestination) -> Reply:
         self.calls.append((call.path.rsplit("/", 1)[-1], to))
@@ -92,6 +109,7 @@ class MemoryMasa:
             state=granted.state,
             owners=(*device.owners, granted.owner),
         )
+        self.answers.append(granted.reply)
         return granted.reply
 
     async def close(self) -> None:
@@ -116,6 +134,7 @@ class World:
     factory: Factory
     masa: Any
     app: App
+    token: Token
     connections: int = field(default=0)
 
     @classmethod
@@ -145,6 +164,8 @@ class World:
             store.write_sync(lambda tx: record_hierarchy(tx, hierarchy, ADMIN))
         else:
             store = Store.open(url, clock)
+        token = Token(issuing["devices"].signer)
+        issuing = {**issuing, "devices": replace(issuing["devices"], signer=token)}
         ca = CertificateAuthority(root=root, issuing=issuing, store=store, clock=clock)
         factory = reopen.factory if reopen else factory or Factory.create(now=clock.now())
         transport = reopen.masa if reopen else masa(factory, clock)
@@ -183,6 +204,7 @@ class World:
             factory=factory,
             masa=transport,
             app=app,
+            token=token,
         )
 
     def device(self, serial: str = "PX-1", **more: Any) -> Device_:
