@@ -42,6 +42,7 @@ from radius.errors import (
     VlanOutOfRange,
     VlanUnknown,
 )
+from radius.request import clean_text
 
 VERSION: Final = 1
 MAX_TEXT_BYTES: Final = 1_048_576
@@ -153,7 +154,7 @@ def read_policy(text: str, *, revision: int = 0) -> Policy:
 def _vlans(document: Table) -> dict[str, int]:
     vlans: dict[str, int] = {}
     for name, value in _table(document.get("vlans", {}), "vlans").items():
-        where = f"vlans.{name}"
+        where = f"vlans.{clean_text(name, 64)}"
         _name(name, where)
         if type(value) is not int:
             raise PolicyValueInvalid(f"{where} must be a number", where=where)
@@ -176,7 +177,7 @@ def _rules(found: object, vlans: Mapping[str, int]) -> tuple[Rule, ...]:
         where = f"rule[{order + 1}]"
         if rule.name in names:
             raise RuleDuplicate(
-                f"{where}: rule[{names[rule.name]}] is named {rule.name!r} as well", where=f"{where}.name"
+                f"{where}.name: rule[{names[rule.name]}] is {rule.name!r} as well", where=f"{where}.name"
             )
         names[rule.name] = order + 1
         cases = list(
@@ -223,7 +224,8 @@ def _check_keys(table: Table, known: Collection[str], where: str) -> None:
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            place = f"{where}.{key}" if where else key
+            shown = clean_text(key, 64)
+            place = f"{where}.{shown}" if where else shown
             hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"
             raise PolicyKeyUnknown(f"unknown key {place!r}{hint}", where=place, near=near[0] if near else "")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from lab.supplicant import Outcome, authenticate
+from radius import packets
+from radius.eap_tls import Eap, read_eap, write_eap
 from radius.server import Nas, RadiusServer
+from tests.radius.test_packets import attribute, request_octets
 from tests.radius.world import ALICE, SECRET, Desk, Issued, campus, identity, login, now, owner, radius_server
 
 VERSIONS = pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -273,3 +279,201 @@ def test_no_vlan_is_given_when_the_decision_function_breaks() -> None:
         assert (await authenticate("127.0.0.1", port, SECRET, **login(agent, seconds=0.5))).code == "timeout"
 
     run(desk, act, authorize=broken)
+
+
+class Port(asyncio.DatagramProtocol):
+    """A switch port that sends what it is told."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self.state = b""
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.answers.put_nowait(data)
+
+    @classmethod
+    async def to(cls, port: int) -> Port:
+        loop = asyncio.get_running_loop()
+        transport, made = await loop.create_datagram_endpoint(cls, remote_addr=("127.0.0.1", port))
+        made.transport = transport
+        return made
+
+    async def ask(self, *attributes: bytes, code: int = 1, seconds: float = 1.0) -> dict[int, list[bytes]] | None:
+        """The attributes of the answer (0: its code), or None where none came."""
+        octets = request_octets(*attributes, code=code, authenticator=secrets.token_bytes(16))
+        self.transport.sendto(octets)
+        try:
+            answer = await asyncio.wait_for(self.answers.get(), seconds)
+        except TimeoutError:
+            return None
+        request = packets.read_request(octets, SECRET)
+        reply = request.CreateReply(packet=answer)
+        assert request.VerifyReply(reply, answer, enforce_ma=True)
+        return {0: [bytes([reply.code])], **{key: reply.get(key) for key in dict.keys(reply)}}
+
+    async def eap(self, packet: Eap, **options: float) -> tuple[int, Eap] | None:
+        """(RADIUS code, EAP packet) of the answer to an EAP packet in this login."""
+        octets = write_eap(packet)
+        parts = [attribute(79, octets[at : at + 253]) for at in range(0, len(octets), 253)]
+        state = [attribute(24, self.state)] if self.state else []
+        answer = await self.ask(*parts, *state, **options)
+        if answer is None:
+            return None
+        self.state = answer.get(24, [self.state])[0]
+        return answer[0][0][0], read_eap(b"".join(answer[79]))
+
+
+def on_port(desk: Desk, act: Callable[[RadiusServer, Port], Awaitable[None]], **options: object) -> None:
+    async def with_port(server: RadiusServer, port: int) -> None:
+        plug = await Port.to(port)
+        try:
+            await act(server, plug)
+        finally:
+            plug.transport.close()
+
+    run(desk, with_port, **options)
+
+
+def test_status_server_is_answered() -> None:
+    async def act(server: RadiusServer, port: Port) -> None:
+        answer = await port.ask(code=12)
+        assert answer is not None
+        assert answer[0] == [b"\x02"]
+        assert answer.keys() == {0, 80}
+
+    on_port(Desk(), act)
+
+
+def test_a_login_without_eap_is_rejected_and_logged() -> None:
+    desk = Desk()
+
+    async def act(server: RadiusServer, port: Port) -> None:
+        answer = await port.ask(attribute(1, b"bob"), attribute(2, bytes(16)))
+        assert answer is not None
+        assert answer[0] == [b"\x03"]
+
+    on_port(desk, act)
+    assert [failure.reason_code for failure in desk.failures] == ["eap-not-offered"]
+
+
+def test_a_supplicant_of_another_method_is_rejected_and_logged() -> None:
+    desk = Desk()
+
+    async def act(server: RadiusServer, port: Port) -> None:
+        assert await port.eap(Eap(2, 1, 1, b"bob")) == (11, Eap(1, 2, 13, b"\x20"))
+        assert await port.eap(Eap(2, 2, 3, b"\x19")) == (3, Eap(4, 2))
+        assert server.sessions == 0
+
+    on_port(desk, act)
+    (failure,) = desk.failures
+    assert (failure.reason_code, failure.steps[0].evidence) == ("eap-method-refused", "offers EAP methods 25")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\xc0\xff\xff\xff\xffx", "eap-malformed"),
+        (b"\x40x", "eap-malformed"),
+        (b"", "eap-malformed"),
+        (b"\x00" + b"GET / HTTP/1.1\r\n", "tls-handshake-failed"),
+        (b"\x00" + b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "tls-handshake-failed"),
+        (b"\x00" + b"\x15\x03\x03\x00\x02\x02\x30", "tls-handshake-failed"),
+        (b"\x00" + b"\x16\x03\x01\x02\x00\x01", "eap-malformed"),
+    ],
+)
+def test_rubbish_in_the_handshake_ends_the_login_with_its_reason(data: bytes, code: str) -> None:
+    desk = Desk()
+
+    async def act(server: RadiusServer, port: Port) -> None:
+        await port.eap(Eap(2, 1, 1, b"bob"))
+        answer = await port.eap(Eap(2, 2, 13, data))
+        if answer is not None and answer[0] == 11:  # an alert, to be acknowledged
+            assert answer[1].data[5:6] == b"\x15"
+            answer = await port.eap(Eap(2, answer[1].identifier, 13, b"\x00"))
+        assert answer is not None
+        assert (answer[0], answer[1].code) == (3, 4)
+        assert server.sessions == 0
+
+    on_port(desk, act)
+    assert [failure.reason_code for failure in desk.failures] == [code]
+    assert not desk.asked
+
+
+def test_an_answer_to_an_older_request_is_discarded_in_silence() -> None:
+    async def act(server: RadiusServer, port: Port) -> None:
+        await port.eap(Eap(2, 1, 1, b"bob"))
+        assert await port.eap(Eap(2, 9, 13, b"\x00x"), seconds=0.2) is None
+        assert server.counters.discarded == 1
+        assert server.sessions == 1
+
+    on_port(Desk(), act)
+
+
+def test_the_state_of_no_login_is_rejected_at_once() -> None:
+    async def act(server: RadiusServer, port: Port) -> None:
+        port.state = bytes(16)
+        assert await port.eap(Eap(2, 5, 13, b"\x00")) == (3, Eap(4, 5))
+        assert server.sessions == 0
+
+    on_port(Desk(), act)
+
+
+def test_one_nas_cannot_go_on_with_the_login_of_another() -> None:
+    async def act(server: RadiusServer, port: Port) -> None:
+        await port.eap(Eap(2, 1, 1, b"bob"))
+        transport, other = await asyncio.get_running_loop().create_datagram_endpoint(
+            Port, remote_addr=port.transport.get_extra_info("peername"), local_addr=("127.0.0.2", 0)
+        )
+        other.transport, other.state = transport, port.state
+        assert await other.eap(Eap(2, 2, 13, b"\x00x")) == (3, Eap(4, 2))
+        transport.close()
+        assert server.sessions == 1
+
+    on_port(Desk(), act)
+
+
+@pytest.mark.slow
+def test_random_packets_of_a_known_nas_never_stop_the_server() -> None:
+    desk, agent, chance = Desk(), campus().agent(), random.Random(1)
+    desk.admit(agent)
+
+    async def act(server: RadiusServer, port: Port) -> None:
+        for _ in range(3000):
+            length = chance.choice([0, 1, 4, 5, 6, 10, 200, 253])
+            body = chance.choice([attribute(79, chance.randbytes(length)), attribute(79, b"\x02\x01\x00\x06\x01x")])
+            state = [attribute(24, port.state)] if chance.random() < 0.8 and port.state else []
+            port.transport.sendto(request_octets(body, *state, authenticator=chance.randbytes(16)))
+            port.transport.sendto(chance.randbytes(length))
+            if chance.random() < 0.1:
+                await asyncio.sleep(0)
+                while not port.answers.empty():
+                    answer = port.answers.get_nowait()
+                    port.state = answer[-16:] if answer[0] == 11 else port.state
+        while not port.answers.empty():
+            port.answers.get_nowait()
+        await asyncio.sleep(1.2)
+        port_number = server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
+        assert (await authenticate("127.0.0.1", port_number, SECRET, **login(agent))).code == "accept"
+
+    on_port(desk, act, max_sessions=100, session_seconds=1.0)
+
+
+def test_many_logins_at_once_each_get_their_own_answer() -> None:
+    desk, agent = Desk(), campus().agent()
+    desk.admit(agent)
+    revoked = campus().agent()
+    desk.admit(revoked, state="revoked")
+
+    async def act(server: RadiusServer, port: int) -> None:
+        logins = [
+            authenticate("127.0.0.1", port, SECRET, **login(issued, tls_version=version))
+            for issued in (agent, revoked)
+            for version in ("1.2", "1.3")
+            for _ in range(8)
+        ]
+        outcomes = await asyncio.gather(*logins)
+        assert [outcome.vlan for outcome in outcomes] == ["20"] * 16 + [None] * 16
+        assert all(outcome.msk_matches for outcome in outcomes[:16])
+        assert (server.counters.accepts, server.counters.rejects, server.sessions) == (16, 16, 0)
+
+    run(desk, act)

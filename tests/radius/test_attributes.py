@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from radius import Decision, to_attributes
+from radius.attributes import message
+from radius.decide import refuse
+from tests.radius.test_decide import REQUEST, ask
+
+
+def by_name(decision: Decision, **options: bool) -> dict[str, bytes]:
+    return {attribute.name: attribute.octets for attribute in to_attributes(decision, **options)}
+
+
+@pytest.mark.req("A-33")
+def test_an_accept_carries_untagged_tunnel_attributes() -> None:
+    found = by_name(ask())
+    assert found["Tunnel-Type"] == bytes.fromhex("0000000d")
+    assert found["Tunnel-Medium-Type"] == bytes.fromhex("00000006")
+    assert found["Tunnel-Private-Group-Id"] == b"20"
+    assert found["User-Name"] == ask().agent_id.encode()
+    assert found["Class"] == b"t1"
+    assert [attribute.code for attribute in to_attributes(ask())] == [64, 65, 81, 1, 25, 18]
+
+
+@pytest.mark.parametrize("vlan", [1, 9, 99, 4094])
+def test_no_vlan_id_can_be_read_as_a_tag(vlan: int) -> None:
+    assert by_name(ask()._replace(vlan=vlan))["Tunnel-Private-Group-Id"][0] > 0x1F
+
+
+@pytest.mark.parametrize("vlan", [0, -1, 4095, None])
+def test_an_impossible_vlan_is_not_sent(vlan: int | None) -> None:
+    assert "Tunnel-Type" not in by_name(ask()._replace(vlan=vlan))
+
+
+def test_a_reject_names_no_vlan_even_if_it_holds_one() -> None:
+    decision = refuse(REQUEST, "tls-unknown-ca")._replace(vlan=20)
+    assert by_name(decision).keys() == {"Reply-Message"}
+    assert by_name(decision, reply_message=False) == {}
+
+
+def test_the_message_names_no_owner_agent_or_department() -> None:
+    text = message(ask())
+    assert text.startswith("VLAN 20: rule-matched: ")
+    for secret in (ask().agent_id, ask().owner_id, "R&D"):
+        assert secret not in text
+
+
+def test_every_value_fits_a_radius_attribute() -> None:
+    decision = ask()._replace(txn="ü" * 300)
+    assert all(len(attribute.octets) <= 253 for attribute in to_attributes(decision))
+    assert by_name(decision)["Class"].decode() == "ü" * 126
