@@ -74,7 +74,6 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "agent-reserved": "An agent identifier was reserved.",
         "agent-registered": "An agent was registered.",
         "agent-revoked": "An agent was revoked.",
-        "agent-request-abandoned": "A credential that an interruption left unfinished was given up.",
         "agent-request-received": "A proxy handed in an agent's request that was decided with yes.",
         "agent-request-refused": "A request for an agent credential was refused.",
         "evidence-appraised": "A proxy's evidence was appraised.",

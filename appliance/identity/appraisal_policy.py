@@ -4,12 +4,13 @@
     id = "urn:campus.example:appraisal:2"
 
     [default]
-    required = ["executable_sha256"]     # claims that the agent's part must hold; missing: contraindicated
+    required = ["executable_digest"]     # claims that the agent's part must hold; missing: contraindicated
     methods = ["brski"]                  # how the vouching proxy may have come in; another: contraindicated
-    debug = "warning"                    # tier of a platform that does not say that debugging is off
+    debug = "warning"                    # tier of an agent that is being debugged
     root = "warning"                     # tier of an agent that runs as uid 0
     executables = ["<sha256, hex>"]      # known executables; empty: not looked at
     unknown_executable = "contraindicated"
+    warning_seconds = 3600               # longest life of a credential whose evidence got a warning
 
     [class.robot]                        # an agent class says only what differs from [default]
     executables = ["..."]
@@ -23,27 +24,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from types import MappingProxyType
 from typing import ClassVar
 
+from appliance.binding.ear import Tier
+from appliance.binding.evidence import AGENT_CLAIMS
 from appliance.errors import ApplianceError
 
 MAX_POLICY_BYTES = 262_144
-
-
-class Tier(IntEnum):
-    """AR4SI tiers with the number that stands for each in a trustworthiness vector."""
-
-    NONE = 0
-    AFFIRMING = 2
-    WARNING = 32
-    CONTRAINDICATED = 96
-
-    @property
-    def word(self) -> str:
-        """The tier as EAR's JSON form spells it."""
-        return self.name.lower()
 
 
 class AppraisalPolicyInvalid(ApplianceError):
@@ -58,10 +46,11 @@ class ClassPolicy:
 
     required: frozenset[str] = frozenset()
     methods: frozenset[str] = frozenset({"brski", "est"})
-    debug: Tier = Tier.AFFIRMING
+    debug: Tier = Tier.WARNING
     root: Tier = Tier.WARNING
     executables: frozenset[str] = frozenset()
     unknown_executable: Tier = Tier.CONTRAINDICATED
+    warning_seconds: int = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +68,9 @@ class AppraisalPolicy:
 
 BUILT_IN = AppraisalPolicy("urn:appliance:appraisal:built-in:1")
 
-_TIERS = {tier.word: tier for tier in Tier}
-_KEYS = frozenset({"required", "methods", "debug", "root", "executables", "unknown_executable"})
+_TIERS = {str(tier): tier for tier in Tier if tier is not Tier.NONE}
+_KEYS = frozenset({"required", "methods", "debug", "root", "executables", "unknown_executable", "warning_seconds"})
+_MAX_WARNING_SECONDS = 86_400
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -119,7 +109,10 @@ def _rules(table: object, where: str, base: ClassPolicy) -> ClassPolicy:
         raise AppraisalPolicyInvalid(f"{where}: unknown key {unknown[0]}", where=f"{where}.{unknown[0]}")
     rules = base
     if "required" in table:
-        rules = replace(rules, required=_words(table["required"], f"{where}.required", _NAME))
+        required = _words(table["required"], f"{where}.required", _NAME)
+        if unknown := sorted(required - set(AGENT_CLAIMS)):
+            raise AppraisalPolicyInvalid(f"{where}.required: evidence has no claim {unknown[0]}", where=where)
+        rules = replace(rules, required=required)
     if "methods" in table:
         methods = _words(table["methods"], f"{where}.methods", _NAME)
         if not methods <= {"brski", "est"}:
@@ -133,6 +126,11 @@ def _rules(table: object, where: str, base: ClassPolicy) -> ClassPolicy:
         rules = replace(rules, root=_tier(table["root"], f"{where}.root"))
     if "unknown_executable" in table:
         rules = replace(rules, unknown_executable=_tier(table["unknown_executable"], f"{where}.unknown_executable"))
+    if "warning_seconds" in table:
+        seconds = table["warning_seconds"]
+        if type(seconds) is not int or not 0 < seconds <= _MAX_WARNING_SECONDS:
+            raise AppraisalPolicyInvalid(f"{where}.warning_seconds: 1 to {_MAX_WARNING_SECONDS}", where=where)
+        rules = replace(rules, warning_seconds=seconds)
     return rules
 
 
@@ -144,6 +142,6 @@ def _words(value: object, where: str, pattern: re.Pattern[str]) -> frozenset[str
 
 def _tier(value: object, where: str) -> Tier:
     tier = _TIERS.get(value) if isinstance(value, str) else None
-    if tier is None or tier is Tier.NONE:
+    if tier is None:
         raise AppraisalPolicyInvalid(f"{where}: affirming, warning or contraindicated", where=where)
     return tier

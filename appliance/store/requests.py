@@ -1,7 +1,8 @@
 """Agent requests whose decision was yes: one row per request hash, from the moment its approval is spent.
 
 A row is `pending` until its credential is finished, then `issued` with the answer that the agent gets, as often as it
-asks; `failed` if it could not be finished after a crash. `agent_id`, `owner_id` and `proxy_id` are identifiers.
+asks. After a crash a pending one is finished when the proxy hands it in again, with fresh evidence. `agent_id`,
+`owner_id` and `proxy_id` are identifiers.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from appliance.errors import Conflict
 from appliance.store.schema import requests as table
 from appliance.store.transaction import Tx
 
-PENDING, ISSUED, FAILED = "pending", "issued", "failed"
+PENDING, ISSUED = "pending", "issued"
 
 _c = table.c
 _ADD = insert(table)
 _GET = select(table).where(_c.rqh == bindparam("rqh"))
 _BRIEF = select(_c.rqh, _c.state, _c.proxy_id).where(_c.rqh == bindparam("rqh"))
-_PENDING = select(table).where(_c.state == PENDING).order_by(_c.created_at, _c.rqh)
 _TAKE = (
     update(table)
     .where(_c.rqh == bindparam("key"), _c.state == PENDING, _c.updated_at == bindparam("was"))
-    .values(updated_at=bindparam("at"))
+    .values(evidence=bindparam("new_evidence"), ear=bindparam("new_ear"), updated_at=bindparam("at"))
 )
 _END = (
     update(table)
     .where(_c.rqh == bindparam("key"), _c.state == PENDING)
-    .values(state=bindparam("new_state"), result=bindparam("new_result"), updated_at=bindparam("at"))
+    .values(state=ISSUED, result=bindparam("new_result"), updated_at=bindparam("at"))
 )
 _OF_AGENT = select(table).where(_c.agent_id == bindparam("agent")).order_by(_c.created_at, _c.rqh)
 
@@ -98,20 +98,16 @@ def brief(tx: Tx, rqh: str) -> Brief | None:
     return None if row is None else Brief(*row)
 
 
-def pending(tx: Tx) -> list[Request]:
-    """Every unfinished request, oldest first."""
-    return [Request(*row) for row in tx.all(_PENDING)]
+def take(tx: Tx, request: Request, *, evidence: str, ear: str) -> None:
+    """Make an unfinished request one's own, with its new evidence; Conflict if it moved on meanwhile."""
+    values = {"key": request.rqh, "was": request.updated_at, "at": tx.now, "new_evidence": evidence, "new_ear": ear}
+    if tx.execute(_TAKE, values).rowcount != 1:
+        raise Conflict("the request is being worked on, or finished")
 
 
-def take(tx: Tx, request: Request) -> None:
-    """Make an unfinished request one's own; Conflict if somebody else works on it, or it is finished."""
-    if tx.execute(_TAKE, {"key": request.rqh, "was": request.updated_at, "at": tx.now}).rowcount != 1:
-        raise Conflict("the request is being worked on")
-
-
-def end(tx: Tx, rqh: str, state: str, result: dict[str, Any] | None) -> None:
-    """Finish a pending request; Conflict if it is finished."""
-    if tx.execute(_END, {"key": rqh, "new_state": state, "new_result": result, "at": tx.now}).rowcount != 1:
+def finish(tx: Tx, rqh: str, result: dict[str, Any]) -> None:
+    """Give a pending request its result; Conflict if it has one."""
+    if tx.execute(_END, {"key": rqh, "new_result": result, "at": tx.now}).rowcount != 1:
         raise Conflict("the request is finished already")
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.identity.appraisal_policy import BUILT_IN, AppraisalPolicyInvalid, ClassPolicy, Tier, read_appraisal_policy
+from appliance.binding.ear import Tier
+from appliance.identity.appraisal_policy import BUILT_IN, AppraisalPolicyInvalid, ClassPolicy, read_appraisal_policy
 
 GOOD = """
 version = 1
 id = "urn:campus.example:appraisal:2"
 [default]
-required = ["executable_sha256"]
+required = ["executable_digest"]
 methods = ["brski"]
 debug = "warning"
 [class.robot]
@@ -22,7 +23,7 @@ def test_a_class_says_only_what_differs_from_the_default() -> None:
     policy = read_appraisal_policy(GOOD)
     robot = policy.for_class("robot")
     assert policy.identifier == "urn:campus.example:appraisal:2"
-    assert robot.required == policy.for_class("").required == {"executable_sha256"}
+    assert robot.required == policy.for_class("").required == {"executable_digest"}
     assert robot.methods == {"brski"}
     assert (robot.debug, robot.root, robot.unknown_executable) == (Tier.WARNING, Tier.CONTRAINDICATED, Tier.WARNING)
     assert policy.for_class("other").root is Tier.WARNING
@@ -51,6 +52,9 @@ def test_the_built_in_policy_asks_for_nothing_special() -> None:
         "version = 1\nid = 'x'\n[default]\nexecutables = ['AB']",
         "version = 1\nid = 'x'\n[default]\nroot = 'none'",
         "version = 1\nid = 'x'\n[default]\nroot = 2",
+        "version = 1\nid = 'x'\n[default]\nrequired = ['colour']",
+        "version = 1\nid = 'x'\n[default]\nwarning_seconds = 0",
+        "version = 1\nid = 'x'\n[default]\nwarning_seconds = true",
         "version = 1\nversion = 1",
         "a = " + "[" * 5000,
         "x" * 300_000,

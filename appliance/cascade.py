@@ -1,0 +1,63 @@
+"""What falls with an owner, a proxy or an agent: functions over a Tx, each inside its caller's one transaction.
+
+Whoever revokes calls one of these, so that no credential outlives the party that stands behind it (A-102, A-110).
+Everything revoked reaches the CRL and the decision snapshot through the outbox.
+"""
+
+from __future__ import annotations
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.ca import revoke as revoke_certificate
+from appliance.store import agents, certificates, owners
+from appliance.store.agents import Agent
+from appliance.store.owners import Owner
+from appliance.store.transaction import Tx
+
+_AGENTS = "agents"
+
+
+def revoke_agent(tx: Tx, agent: Agent, *, actor: Actor, reason: str = "cessationOfOperation", why: str = "") -> int:
+    """Revoke an agent and its live credentials; returns how many. Conflict if it is revoked already.
+
+    `reason` is a CRLReason name, `why` text for the log.
+    """
+    agents.revoke(tx, agent)
+    fields = {"owner": agent.owner_id, "proxy": agent.proxy_id, "why": why}
+    audit.append(tx, AuditEvent("agent-revoked", actor, agent.identifier, reason=reason, fields=fields))
+    return _revoke_all(tx, "agent_id", agent.identifier, actor, reason)
+
+
+def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
+    """Revoke an owner, its keys and every live credential in its name; returns how many credentials (A-110).
+
+    The owner's agents are revoked too: they were nobody else's. Conflict if the owner is not in the state it shows.
+    """
+    owners.set_state(tx, owner, owners.REVOKED)
+    audit.append(tx, AuditEvent("owner-revoked", actor, owner.identifier, fields={"ref": owner.ref}))
+    for key in owners.keys(tx, owner.identifier):
+        if key.state != owners.REVOKED:
+            owners.end_key(tx, key, state=owners.REVOKED, at=tx.now)
+    count = 0
+    for agent in agents.of_owner(tx, owner.identifier):
+        if agent.state != agents.REVOKED:
+            count += revoke_agent(tx, agent, actor=actor, reason="privilegeWithdrawn", why="owner revoked")
+    return count + _revoke_all(tx, "owner_id", owner.identifier, actor, "privilegeWithdrawn")
+
+
+def revoke_behind_proxy(tx: Tx, proxy_id: str, *, actor: Actor) -> int:
+    """Revoke the agents that a proxy alone vouched for, with their credentials; returns how many credentials (A-102).
+
+    `proxy_id` is the proxy's identifier. An agent stands behind one proxy, so all of them fall with it.
+    """
+    count = 0
+    for agent in agents.registered_behind(tx, proxy_id):
+        count += revoke_agent(tx, agent, actor=actor, reason="cessationOfOperation", why="proxy revoked")
+    return count + _revoke_all(tx, "proxy_id", proxy_id, actor, "cessationOfOperation")
+
+
+def _revoke_all(tx: Tx, column: str, value: str, actor: Actor, reason: str) -> int:
+    rows = [row for row in certificates.live(tx, column, value, tx.now) if row.issuer_role == _AGENTS]
+    for row in rows:
+        revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason=reason, actor=actor)
+    return len(rows)

@@ -1,0 +1,92 @@
+"""Puts the identity server together from its settings, the CA and the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.binding import jws
+from appliance.binding.facts import Limits, Model
+from appliance.binding.verify import TrustDomain
+from appliance.ca import CertificateAuthority
+from appliance.clock import Clock
+from appliance.hierarchy import ROLES
+from appliance.identity.agent_mediated import AgentMediated
+from appliance.identity.appraisal import Verifier
+from appliance.identity.appraisal_policy import (
+    BUILT_IN,
+    AppraisalPolicy,
+    AppraisalPolicyInvalid,
+    read_appraisal_policy,
+)
+from appliance.identity.issue import Issuer
+from appliance.identity.records import Registry
+from appliance.identity.service import IdentityService
+from appliance.identity.submitter import Submitters
+from appliance.settings import IdentitySettings
+from appliance.store.store import Store
+from est.keys import spki_sha256
+from est.signer import Signer
+
+
+def build_identity(
+    settings: IdentitySettings,
+    *,
+    origin: str,
+    server_id: str,
+    store: Store,
+    ca: CertificateAuthority,
+    clock: Clock,
+    verifier_signer: Signer | None = None,
+    wit_signer: Signer | None = None,
+    single_identity: bool = False,
+) -> IdentityService:
+    """The service; `origin` is scheme and trust domain, `server_id` the audience of requests and approvals.
+
+    Results of the appraisal and WITs are signed with the agents CA's key unless there are keys of their own: `typ`
+    keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid.
+    """
+    issuing_signer = ca.issuing("agents").signer
+    verifier_signer, wit_signer = verifier_signer or issuing_signer, wit_signer or issuing_signer
+    limits = Limits(
+        skew_seconds=settings.skew_seconds,
+        window_seconds=int(settings.nonce_hours * 3600),
+        evidence_seconds=settings.evidence_seconds,
+        software_owner_keys=settings.allow_software_owner_keys,
+    )
+    own_keys = [spki_sha256(ca.root), *(spki_sha256(ca.issuing(role).certificate) for role in ROLES)]
+    own_keys += [spki_sha256(one.public_key()) for one in (verifier_signer, wit_signer)]
+    issuer = Issuer(
+        ca=ca,
+        store=store,
+        clock=clock,
+        domain=TrustDomain(origin, server_id, ca.anchors("agents")),
+        arc=settings.oid_arc,
+        wit_signer=wit_signer,
+        wit_kid=jws.jkt(wit_signer.public_key()),
+        wit_issuer=f"urn:appliance:{origin.partition('://')[2]}",
+        wit_seconds=int(settings.wit_minutes * 60),
+        limits=limits,
+    )
+    return IdentityService(
+        settings,
+        server_id=server_id,
+        origin=origin,
+        store=store,
+        clock=clock,
+        submitters=Submitters(ca, store, clock, origin),
+        registry=Registry(own_keys),
+        verifier=Verifier(verifier_signer, load_policy(settings.appraisal_policy), developer=server_id, limits=limits),
+        models={Model.AGENT_MEDIATED: AgentMediated(single_identity=single_identity)},
+        issuer=issuer,
+    )
+
+
+def load_policy(path: Path | None) -> AppraisalPolicy:
+    """The appraisal policy in a file, the built-in one without; raises AppraisalPolicyInvalid."""
+    if path is None:
+        return BUILT_IN
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise AppraisalPolicyInvalid(f"{path} cannot be read as UTF-8 text") from cause
+    return read_appraisal_policy(text)

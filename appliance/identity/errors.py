@@ -1,0 +1,109 @@
+"""What the identity server refuses beside binding's leaves.
+
+IdentityError (abstract)
+├── SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive, ProxyNotActive      who submits (A-11)
+├── AgentUnknown, AgentRevoked, ReservationsFull, KeyAlreadyAgent                                   the registration
+├── EvidenceContraindicated                                                                        the appraisal
+├── SingleIdentityNotOffered, ApproversNotDistinct, RequestReplayed, LifetimeNotPossible            the decision
+└── RequestAbandoned                                                                               after a crash
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from appliance.errors import ApplianceError
+
+
+class IdentityError(ApplianceError):
+    """Base of the identity server's refusals; abstract."""
+
+
+class SubmitterForeign(IdentityError):
+    """The client certificate was not issued by this campus (a manufacturer's IDevID, for example)."""
+
+    reason: ClassVar[str] = "submitter-foreign"
+
+
+class SubmitterWrongRole(IdentityError):
+    """The client certificate was issued here, and not for a device; field `role`."""
+
+    reason: ClassVar[str] = "submitter-wrong-role"
+
+
+class SubmitterNotProxy(IdentityError):
+    """The client certificate is a device's, and does not name exactly one proxy."""
+
+    reason: ClassVar[str] = "submitter-not-a-proxy"
+
+
+class SubmitterNotLive(IdentityError):
+    """The proxy's certificate is revoked, or was never finished."""
+
+    reason: ClassVar[str] = "submitter-not-live"
+
+
+class ProxyNotActive(IdentityError):
+    """The proxy is revoked."""
+
+    reason: ClassVar[str] = "proxy-not-active"
+
+
+class AgentUnknown(IdentityError):
+    """No such agent stands behind this proxy."""
+
+    reason: ClassVar[str] = "agent-unknown"
+
+
+class AgentRevoked(IdentityError):
+    """The agent is revoked; its identifier is never used again."""
+
+    reason: ClassVar[str] = "agent-revoked"
+
+
+class KeyAlreadyAgent(IdentityError):
+    """An agent with this key is registered already."""
+
+    reason: ClassVar[str] = "key-already-agent"
+
+
+class ReservationsFull(IdentityError):
+    """The proxy has reserved as many identifiers as it may; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "reservations-full"
+
+
+class EvidenceContraindicated(IdentityError):
+    """The appraisal policy says no to this evidence; field `claims`."""
+
+    reason: ClassVar[str] = "evidence-contraindicated"
+
+
+class SingleIdentityNotOffered(IdentityError):
+    """A request without an owner, and this site issues dual identities only."""
+
+    reason: ClassVar[str] = "single-identity-not-offered"
+
+
+class ApproversNotDistinct(IdentityError):
+    """Several approvals by one key count as one; each must come from another key."""
+
+    reason: ClassVar[str] = "approvers-not-distinct"
+
+
+class RequestReplayed(IdentityError):
+    """The request's `jti` was used before."""
+
+    reason: ClassVar[str] = "request-replayed"
+
+
+class LifetimeNotPossible(IdentityError):
+    """No life is left between the caps: issuing CA, owner key, proxy certificate; field `cap`."""
+
+    reason: ClassVar[str] = "lifetime-not-possible"
+
+
+class RequestAbandoned(IdentityError):
+    """The credential could not be finished after an interruption; a new request and approval are needed."""
+
+    reason: ClassVar[str] = "request-abandoned"

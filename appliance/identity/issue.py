@@ -1,0 +1,323 @@
+"""Issuing what was granted: certificate, WIT, or both for one key; shape, sign, check (A-15).
+
+Every credential has a pending record before its signature exists, and is verified as any relying party would verify it
+before it is recorded as issued and leaves.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.binding import dual_identity, jws, token
+from appliance.binding import verify as verification
+from appliance.binding.approval import OwnerApproval
+from appliance.binding.dual_identity import DualIdentity
+from appliance.binding.errors import BindingError
+from appliance.binding.facts import Limits, Model, OwnerRecord
+from appliance.binding.request import AgentRequest
+from appliance.binding.token import WitOwner
+from appliance.binding.verify import TrustDomain
+from appliance.ca import CertificateAuthority, IssuedRow, Slot
+from appliance.clock import Clock
+from appliance.errors import IssuanceFailed
+from appliance.store.certificates import serial_text
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from est import chains, profiles
+from est.errors import EstError
+from est.signer import Signer
+
+_RENEW_AT = 2 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A decision of yes: what is issued, to whom, and everything that stands behind it."""
+
+    request: AgentRequest
+    approvals: tuple[OwnerApproval, ...]
+    owner: OwnerRecord | None
+    evidence: str
+    ear: str
+    profiles: tuple[str, ...]
+    ttl_seconds: int
+    txn: str
+    proxy_id: str
+
+    @property
+    def hashes(self) -> Mapping[str, Any]:
+        """What the audit log tells: who, and digests of everything signed (A-112)."""
+        request = self.request
+        return {
+            "txn": self.txn,
+            "agent": request.sub,
+            "owner": request.owner,
+            "proxy": self.proxy_id,
+            "model": str(request.model),
+            "rqh": request.rqh,
+            "approvals_s256": [jws.s256(one.token) for one in self.approvals],
+            "evidence_s256": jws.s256(self.evidence),
+            "ear_s256": jws.s256(self.ear),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """The agents CA and the WIT key, with the names that go into credentials."""
+
+    ca: CertificateAuthority
+    store: Store
+    clock: Clock
+    domain: TrustDomain
+    arc: str
+    wit_signer: Signer
+    wit_kid: str
+    wit_issuer: str
+    wit_seconds: int
+    limits: Limits
+
+    async def issue(
+        self,
+        grant: Grant,
+        *,
+        actor: Actor,
+        request_id: str,
+        on_pending: Callable[[Tx], None],
+        on_issued: Callable[[Tx, dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Issue what is granted; returns the answer for the agent.
+
+        `on_pending` spends and records inside the first transaction, and what it refuses leaves nothing behind;
+        `on_issued` is given the result, to be kept, inside the second. Raises what they raise, IssuanceFailed, and the
+        CA's and the store's refusals.
+        """
+        if "x509" in grant.profiles:
+            return await self._issue_certificate(grant, actor, request_id, on_pending, on_issued)
+        return await self._issue_wit_alone(grant, actor, request_id, on_pending, on_issued)
+
+    async def _issue_certificate(
+        self,
+        grant: Grant,
+        actor: Actor,
+        request_id: str,
+        on_pending: Callable[[Tx], None],
+        on_issued: Callable[[Tx, dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        request, is_dual = grant.request, grant.owner is not None
+        wit: list[str] = []
+        result: dict[str, Any] = {}
+
+        def check(issued: IssuedRow) -> None:
+            self._check_certificate(grant, issued.certificate)
+            if "wit" in grant.profiles:
+                wit.append(self._seal_wit(grant, self.clock.now()))
+
+        def record(tx: Tx, issued: IssuedRow) -> None:
+            ends = issued.certificate.not_valid_after_utc
+            result.update(self._result(grant, tx.now, ends, issued.log_index, serial_text(issued.serial)))
+            if wit:
+                result["wit"] = wit[0]
+                self._audit_wit(tx, grant, wit[0], actor, request_id)
+            on_issued(tx, result)
+
+        issued = await self.ca.issue(
+            "agents",
+            lambda slot: self._shape(grant, slot),
+            row={
+                "profile": "agent",
+                "subject_id": request.sub,
+                "agent_id": request.sub,
+                "owner_id": request.owner,
+                "proxy_id": grant.proxy_id,
+                "txn": grant.txn,
+                "model": str(request.model),
+                "csr_sha256": None if request.csr_s256 is None else jws.unbase64url(request.csr_s256, "csr").hex(),
+            },
+            actor=actor,
+            event="dual-identity-issued" if is_dual else "single-identity-issued",
+            request_id=request_id,
+            fields=grant.hashes,
+            on_pending=lambda tx, _: on_pending(tx),
+            on_signed=check,
+            on_issued=record,
+        )
+        return self.answer(result, issued.der)
+
+    def answer(self, result: Mapping[str, Any], der: bytes | None) -> dict[str, Any]:
+        """The answer for the agent: the kept result and, where there is a certificate, `certificate`: it and its
+        issuing CA's as PEM."""
+        if der is None:
+            return dict(result)
+        chain = (x509.load_der_x509_certificate(der), self.ca.issuing("agents").certificate)
+        return {**result, "certificate": "".join(one.public_bytes(Encoding.PEM).decode("ascii") for one in chain)}
+
+    async def _issue_wit_alone(
+        self,
+        grant: Grant,
+        actor: Actor,
+        request_id: str,
+        on_pending: Callable[[Tx], None],
+        on_issued: Callable[[Tx, dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        def spend(tx: Tx) -> int:
+            event = AuditEvent("wit-pending", actor, grant.request.sub, request_id=request_id, fields=grant.hashes)
+            log_index = audit.append(tx, event)
+            on_pending(tx)
+            return log_index
+
+        log_index = await self.store.write(spend)
+        now = self.clock.now()
+        wit = self._seal_wit(grant, now)
+
+        ends = now + timedelta(seconds=min(grant.ttl_seconds, self.wit_seconds))
+        result = {**self._result(grant, now, ends, log_index, None), "wit": wit}
+
+        def record(tx: Tx) -> None:
+            self._audit_wit(tx, grant, wit, actor, request_id)
+            on_issued(tx, result)
+
+        await self.store.write(record)
+        return result
+
+    def _shape(self, grant: Grant, slot: Slot) -> profiles.Shape:
+        request = grant.request
+        terms = slot.terms(timedelta(seconds=grant.ttl_seconds))
+        # not before the approval, less the clock difference that every verifier tolerates
+        earliest = [slot.not_before, slot.now - timedelta(seconds=self.limits.backdating_seconds)]
+        extensions: tuple[tuple[x509.UnrecognizedExtension, bool], ...] = ()
+        if grant.owner is not None:
+            approval = grant.approvals[0]
+            earliest.append(_time(approval.iat - self.limits.skew_seconds, slot.now))
+            registered = grant.owner.key(approval.kid)
+            assert registered is not None  # approval.check found it
+            dual = DualIdentity(
+                owner_id=grant.owner.owner_id,
+                owner_key=registered.public_key,
+                model=Model(request.model),
+                approval=approval.token,
+                ear_digest=sha256(grant.ear.encode("ascii")).digest(),
+                log_index=dual_identity.log_index_of(slot.log_index),
+            )
+            extensions = dual_identity.extensions(dual, self.arc)
+        not_before = max(terms.not_before, *earliest)
+        if not_before.microsecond:
+            not_before = not_before.replace(microsecond=0) + timedelta(seconds=1)
+        return profiles.agent(
+            replace(terms, not_before=min(not_before, slot.now.replace(microsecond=0))),
+            profiles.name(request.sub.rpartition("/")[2]),
+            request.key,
+            identifier=request.sub,
+            extra_extensions=extensions,
+        )
+
+    def _check_certificate(self, grant: Grant, certificate: x509.Certificate) -> None:
+        """Verify as a relying party would; raises IssuanceFailed."""
+        now = self.clock.now()
+        try:
+            if grant.owner is None:
+                chains.check(certificate, (), self.domain.anchors, at=now, policy=verification.AGENT)
+                found = verification.agent_id_of(certificate)
+            else:
+                report = verification.verify_certificate(
+                    certificate,
+                    (),
+                    self.domain,
+                    lambda owner_id: grant.owner if grant.owner and owner_id == grant.owner.owner_id else None,
+                    at=now,
+                    arc=self.arc,
+                    limits=self.limits,
+                    ear=grant.ear,
+                )
+                found = report.agent_id
+        except (BindingError, EstError) as cause:
+            raise IssuanceFailed("the finished certificate does not verify") from cause
+        if found != grant.request.sub:
+            raise IssuanceFailed("the finished certificate names another agent")
+
+    def _seal_wit(self, grant: Grant, now: datetime) -> str:
+        """A WIT in digest form, verified as a relying party would; raises IssuanceFailed."""
+        request, owner = grant.request, None
+        if grant.owner is not None:
+            approval = grant.approvals[0]
+            registered = grant.owner.key(approval.kid)
+            assert registered is not None  # approval.check found it
+            owner = WitOwner(
+                grant.owner.owner_id, registered.public_key, Model(request.model), apv_s256=jws.s256(approval.token)
+            )
+        claim = token.owner_claim_of(self.domain.origin.partition("://")[2])
+        issued = int(now.timestamp())
+        wit = token.seal(
+            self.wit_signer,
+            kid=self.wit_kid,
+            sub=request.sub,
+            iss=self.wit_issuer,
+            iat=issued,
+            exp=issued + min(grant.ttl_seconds, self.wit_seconds),
+            jti=secrets.token_urlsafe(16),
+            key=request.key,
+            owner=owner,
+            owner_claim=claim,
+        )
+        keys = {self.wit_kid: self.wit_signer.public_key()}
+        try:
+            if grant.owner is None:
+                token.unseal(wit, keys, owner_claim=claim)
+            else:
+                verification.verify_wit(
+                    wit,
+                    self.domain,
+                    lambda owner_id: grant.owner,
+                    issuer=self.wit_issuer,
+                    issuer_keys=keys,
+                    at=now,
+                    owner_claim=claim,
+                    limits=self.limits,
+                )
+        except BindingError as cause:
+            raise IssuanceFailed("the finished WIT does not verify") from cause
+        return wit
+
+    def _audit_wit(self, tx: Tx, grant: Grant, wit: str, actor: Actor, request_id: str) -> None:
+        fields = {"txn": grant.txn, "agent": grant.request.sub, "owner": grant.request.owner, "kid": self.wit_kid}
+        audit.append(
+            tx,
+            AuditEvent(
+                "wit-issued",
+                actor,
+                grant.request.sub,
+                request_id=request_id,
+                fields={**fields, "wit_s256": jws.s256(wit)},
+            ),
+        )
+
+    def _result(
+        self, grant: Grant, now: datetime, ends: datetime, log_index: int, serial: str | None
+    ) -> dict[str, Any]:
+        return {
+            "txn": grant.txn,
+            "sub": grant.request.sub,
+            "owner": grant.request.owner,
+            "serial": serial,
+            "not_after": timestamp(ends),
+            "renew_after": timestamp(now + (ends - now) * _RENEW_AT),
+            "log_index": log_index,
+        }
+
+
+def timestamp(at: datetime) -> str:
+    """RFC 3339, whole seconds, UTC."""
+    return at.replace(microsecond=0).isoformat().replace("+00:00", "Z")
+
+
+def _time(seconds: int, like: datetime) -> datetime:
+    return datetime.fromtimestamp(seconds, like.tzinfo)

@@ -1,0 +1,61 @@
+"""What the issuance models share: one verb, three answers (A-65).
+
+A model looks at a request whose signature, nonce, key and evidence are good and answers *bound* (the owner's approval
+is here and good), *waiting* (the owner was or will be asked), or refuses. What follows a binding is the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from appliance.binding.approval import OwnerApproval
+from appliance.binding.composite import Composite
+from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
+from appliance.binding.request import AgentRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Approver:
+    """What the registry says about the key that one approval names: its owner, and whether it is some agent's."""
+
+    owner: OwnerRecord | None
+    is_agent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a decision is made: server, proxy, clock, limits."""
+
+    server_id: str
+    proxy_id: str
+    now: datetime
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The owner said yes. The first approval stands in the credential; none and no owner is a single identity."""
+
+    approvals: tuple[OwnerApproval, ...]
+    owner: OwnerRecord | None
+    keys: tuple[OwnerKey, ...] = ()
+    """The registered keys that approved, in the order of the approvals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing to issue yet: ask again after this long."""
+
+    retry_after_seconds: int
+
+
+class IssuanceModel(Protocol):
+    """One of the three models."""
+
+    def bind(
+        self, asked: Composite, request: AgentRequest, approvers: tuple[Approver, ...], setting: Setting
+    ) -> Bound | Waiting:
+        """Bound, Waiting, or a refusal; `approvers` are in the order of the approvals."""
+        ...

@@ -1,0 +1,234 @@
+"""What the store knows about a request, read at one moment, and what a yes writes, in one transaction.
+
+Facts are gathered before anything is decided. When the decision is yes, everything that may have changed meanwhile is
+asked again inside the transaction that spends the nonce, the request and the approvals (agent identity, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.binding.ear import Tier
+from appliance.binding.errors import ApprovalSpent, KeyReused, NonceSpent, OwnerNotActive
+from appliance.binding.facts import NonceRecord, OwnerKey, OwnerRecord
+from appliance.binding.request import AgentRequest
+from appliance.ca import revoke as revoke_certificate
+from appliance.identity.errors import AgentRevoked, AgentUnknown, RequestReplayed
+from appliance.identity.issue import Grant
+from appliance.identity.models import Approver
+from appliance.identity.submitter import Submitter, check_state
+from appliance.store import agents, certificates, nonces, owners, requests
+from appliance.store.agents import Agent
+from appliance.store.requests import Request
+from appliance.store.transaction import Tx
+from est.chains import read_certificate
+from est.keys import public_key_of, spki_sha256
+
+KEPT_AFTER_EXPIRY = timedelta(days=2)
+"""How long a spent token identifier is remembered after it expired, so that a clock that goes back finds it."""
+_MAX_KEYS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """Everything that the store knows and a decision needs."""
+
+    earlier: Request | None
+    nonce: NonceRecord | None
+    agent: Agent | None
+    key_holder: str | None
+    live_key: ec.EllipticCurvePublicKey | None
+    approvers: tuple[Approver, ...]
+
+
+class Registry:
+    """Reads what decisions rest on; remembers parsed owner keys, which never change."""
+
+    def __init__(self, own_keys: Sequence[bytes]) -> None:
+        """`own_keys`: SPKI SHA-256 of the server's own keys (CAs, verifier, WIT), which no agent may have (A-1)."""
+        self._own_keys = frozenset(own_keys)
+        self._parsed: dict[str, ec.EllipticCurvePublicKey] = {}
+
+    def gather(self, tx: Tx, request: AgentRequest, kids: Sequence[str]) -> RequestFacts:
+        """Facts about a request whose approvals name these keys."""
+        nonce = nonces.get(tx, request.nonce)
+        live_key = _live_key(tx, request.sub) if request.purpose == "renew" else None
+        return RequestFacts(
+            earlier=requests.get(tx, request.rqh),
+            nonce=None
+            if nonce is None
+            else NonceRecord(
+                nonce.nonce,
+                nonce.jkt,
+                nonce.purpose,
+                nonce.agent_id,
+                nonce.proxy_id,
+                nonce.expires_at,
+                nonce.spent_at is not None,
+            ),
+            agent=agents.by_identifier(tx, request.sub),
+            key_holder=self.key_holder(tx, request, live_key),
+            live_key=live_key,
+            approvers=tuple(Approver(self.owner_of(tx, kid), _is_agents(tx, kid)) for kid in kids),
+        )
+
+    def owner_of(self, tx: Tx, kid: str) -> OwnerRecord | None:
+        """The record of the owner who has this key, with this key alone; None if nobody has it."""
+        key = owners.key(tx, kid)
+        owner = None if key is None else owners.by_identifier(tx, key.owner_id)
+        if key is None or owner is None:
+            return None
+        registered = OwnerKey(key.jkt, self._parse(key), key.state, key.protection, key.not_before, key.not_after)
+        return OwnerRecord(
+            owner.identifier,
+            (registered,),
+            owner.state,
+            owner.kind,
+            owners.allowed_proxies(tx, owner.identifier),
+        )
+
+    def key_holder(self, tx: Tx, request: AgentRequest, live_key: ec.EllipticCurvePublicKey | None) -> str | None:
+        """Who has the agent's key already, in words; None: nobody (A-1)."""
+        digest = spki_sha256(request.key)
+        if digest in self._own_keys:
+            return "this server"
+        if owners.key(tx, request.jkt) is not None:
+            return "an owner"
+        if live_key is not None and live_key == request.key:
+            return "the credential to be renewed"
+        for row in certificates.of(tx, "spki_sha256", digest):
+            if row.issuer_role != "agents":
+                return "a device or server"
+            if row.agent_id != request.sub and row.state != certificates.REVOKED and row.not_after > tx.now:
+                return "another agent"
+        for agent in agents.by_jkt(tx, request.jkt):
+            if agent.identifier != request.sub and agent.state != agents.RESERVED:
+                return "another agent"
+        return None
+
+    def _parse(self, key: owners.Key) -> ec.EllipticCurvePublicKey:
+        parsed = self._parsed.get(key.jkt)
+        if parsed is None:
+            loaded = load_der_public_key(key.spki)
+            if not isinstance(loaded, ec.EllipticCurvePublicKey):
+                raise ValueError("an owner's key in the store is not an elliptic curve key")
+            if len(self._parsed) >= _MAX_KEYS:
+                self._parsed.clear()
+            parsed = self._parsed[key.jkt] = loaded
+        return parsed
+
+
+def check_agent(agent: Agent | None, submitter: Submitter) -> Agent:
+    """The agent, if it stands behind this proxy and is not revoked; raises AgentUnknown, AgentRevoked."""
+    if agent is None or agent.proxy_id != submitter.proxy_id:
+        raise AgentUnknown("no such agent stands behind this proxy")
+    if agent.state == agents.REVOKED:
+        raise AgentRevoked("the agent is revoked")
+    return agent
+
+
+def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
+    """Spend nonce, request and approvals, register the agent and keep the request, if everything still stands.
+
+    This is the one transaction that writes the pending row, so a human's signature is never spent for nothing. Raises
+    ApprovalSpent, NonceSpent, RequestReplayed, OwnerNotActive, KeyReused, AgentUnknown, AgentRevoked, SubmitterNotLive,
+    ProxyNotActive, Conflict: then nothing is spent.
+    """
+    request = grant.request
+    if requests.brief(tx, request.rqh) is not None:
+        raise ApprovalSpent("this request was decided before", rqh=request.rqh)
+    _check_still_stands(tx, grant, agent, submitter)
+    if not nonces.spend(tx, request.nonce):
+        raise NonceSpent("the nonce was used before")
+    kept = timedelta(seconds=request.exp - request.iat) + KEPT_AFTER_EXPIRY
+    if not nonces.spend_id(tx, "request", f"{request.sub} {request.jti}", tx.now + kept):
+        raise RequestReplayed("the request's jti was used before")
+    for approval in grant.approvals:
+        kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
+        if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
+            raise ApprovalSpent("this approval was used before")
+    owner_id = None if grant.owner is None else grant.owner.owner_id
+    agents.register(tx, agent, owner_id=owner_id, jkt=request.jkt)
+    requests.add(
+        tx,
+        Request(
+            rqh=request.rqh,
+            txn=grant.txn,
+            agent_id=request.sub,
+            owner_id=owner_id,
+            proxy_id=grant.proxy_id,
+            state=requests.PENDING,
+            result=None,
+            request=request.token,
+            approval=" ".join(one.token for one in grant.approvals),
+            evidence=grant.evidence,
+            ear=grant.ear,
+            created_at=tx.now,
+            updated_at=tx.now,
+        ),
+    )
+
+
+def take_up(tx: Tx, row: Request, grant: Grant, agent: Agent, submitter: Submitter) -> None:
+    """Take up a request whose yes is on record and whose credential was never finished.
+
+    What was about to be signed for it may exist somewhere: it is revoked. Raises as spend(), for what has changed.
+    """
+    requests.take(tx, row, evidence=grant.evidence, ear=grant.ear)
+    _check_still_stands(tx, grant, agent, submitter)
+    for orphan in certificates.live(tx, "agent_id", row.agent_id, tx.now):
+        if orphan.state == certificates.PENDING and orphan.txn == row.txn and orphan.created_at < tx.now:
+            revoke_certificate(
+                tx, orphan.issuer_aki, int(orphan.serial, 16), reason="superseded", actor=submitter.actor
+            )
+
+
+def tell_decision(tx: Tx, grant: Grant, agent: Agent, actor: Actor, request_id: str) -> None:
+    """The audit entries of a yes: who asked, who approved, whom it registered."""
+    _tell(tx, "agent-request-received", grant.request.sub, grant, actor, request_id)
+    for approval in grant.approvals:
+        _tell(tx, "owner-approved", approval.iss, grant, actor, request_id, kid=approval.kid)
+    if agent.state != agents.REGISTERED:
+        _tell(tx, "agent-registered", agent.identifier, grant, actor, request_id)
+
+
+def tell_appraisal(tx: Tx, grant: Grant, tier: Tier, actor: Actor, request_id: str) -> None:
+    """The audit entry of an appraisal."""
+    _tell(tx, "evidence-appraised", grant.request.sub, grant, actor, request_id, tier=str(tier))
+
+
+def _tell(tx: Tx, event: str, what: str, grant: Grant, actor: Actor, request_id: str, **fields: str) -> None:
+    audit.append(tx, AuditEvent(event, actor, what, request_id=request_id, fields={**grant.hashes, **fields}))
+
+
+def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
+    check_state(tx, submitter.issuer_aki, submitter.serial, submitter.proxy_id)
+    check_agent(agents.by_identifier(tx, agent.identifier), submitter)
+    if owners.key(tx, grant.request.jkt) is not None:
+        raise KeyReused("the agent's key has become an owner's")
+    for approval in grant.approvals:
+        key = owners.key(tx, approval.kid)
+        owner = owners.by_identifier(tx, approval.iss)
+        if owner is None or owner.state != owners.ACTIVE or key is None or key.state != owners.ACTIVE:
+            raise OwnerNotActive("this owner or its key is not active any more")
+
+
+def _live_key(tx: Tx, agent_id: str) -> ec.EllipticCurvePublicKey | None:
+    """The key of an agent's newest live certificate."""
+    for row in reversed(certificates.live(tx, "agent_id", agent_id, tx.now)):
+        if row.state == certificates.ISSUED and row.der is not None:
+            key = public_key_of(read_certificate(row.der))
+            return key if isinstance(key, ec.EllipticCurvePublicKey) else None
+    return None
+
+
+def _is_agents(tx: Tx, kid: str) -> bool:
+    """Whether a key is some agent's; a reservation proves nothing, anybody can make one for anybody's key."""
+    return any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, kid))

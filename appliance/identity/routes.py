@@ -1,0 +1,130 @@
+"""The identity server's endpoints: Call and Peer in, Reply out (agent identity, section 4.3)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.binding import composite, jws
+from appliance.binding.claims import Claims
+from appliance.binding.errors import Malformed
+from appliance.binding.facts import PURPOSES
+from appliance.binding.identifier import Kind
+from appliance.errors import NotFound
+from appliance.identity.issue import Issuer
+from appliance.identity.service import Finished, IdentityService, Unfinished
+from appliance.web.peer import Peer
+from appliance.web.routes import Handler
+from est.errors import EstError, MediaTypeNotAccepted
+from est.exchange import Call, Reply
+from est.transfer import read_json
+
+JSON = "application/json"
+MAX_NONCE_BODY = 4096
+STATUS_PATH = "/v1/agents/requests/"
+_RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustInfo:
+    """What everybody may know of the campus: anchors and names that agents, proxies and verifiers pin."""
+
+    root: x509.Certificate
+    radius_server_name: str
+    server_id: str
+    trust_domain: str
+
+    def write(self, issuer: Issuer) -> bytes:
+        """The JSON document."""
+        keys = {issuer.wit_kid: issuer.wit_signer.public_key()}
+        agents_ca = issuer.ca.issuing("agents").certificate
+        document = {
+            "root": _pem(self.root),
+            "radius_server_name": self.radius_server_name,
+            "server_id": self.server_id,
+            "trust_domain": self.trust_domain,
+            "origin": issuer.domain.origin,
+            "agents_ca": _pem(agents_ca),
+            "oid_arc": issuer.arc,
+            "wit_issuer": issuer.wit_issuer,
+            "wit_keys": {
+                "keys": [{**jws.jwk(key, algorithm=True), "kid": kid, "use": "wit-svid"} for kid, key in keys.items()]
+            },
+        }
+        return _write(document)
+
+
+def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handler]:
+    """Endpoint names of the route table with their functions."""
+    trust_document = trust.write(service.issuer)
+
+    async def nonce(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        jkt, purpose, sub = read_nonce_call(call.body)
+        granted = await service.nonce(jkt, purpose, sub, peer, _request_id(call))
+        document = {
+            "nonce": granted.nonce,
+            "sub": granted.sub,
+            "server_id": granted.server_id,
+            "expires_in": granted.expires_in,
+        }
+        return Reply(200, JSON, {"cache-control": "no-store"}, _write(document))
+
+    async def enroll(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        if call.media_type.partition(";")[0].strip().lower() not in (composite.MEDIA_TYPE, JSON):
+            raise MediaTypeNotAccepted(f"a composite request is {composite.MEDIA_TYPE}")
+        return _answer(await service.request(call.body, peer, _request_id(call)), 201)
+
+    async def request_status(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        rqh = params.get("rqh", "")
+        if not _RQH.fullmatch(rqh):
+            raise NotFound("not the hash of a request")
+        return _answer(await service.status(rqh, peer), 200)
+
+    async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        return Reply(200, JSON, {}, trust_document)
+
+    return {
+        "identity.nonce": nonce,
+        "identity.enroll": enroll,
+        "identity.request_status": request_status,
+        "identity.trust": give_trust,
+    }
+
+
+def read_nonce_call(body: bytes) -> tuple[str, str, str | None]:
+    """`{"jkt", "purpose", "sub"?}`, and nothing else. Raises Malformed, Claim..., Identifier... ."""
+    try:
+        value = read_json(body, max_bytes=MAX_NONCE_BODY, max_depth=2)
+    except EstError as cause:
+        raise Malformed(cause.detail, object="nonce call") from cause
+    if not isinstance(value, dict):
+        raise Malformed("not a JSON object", object="nonce call")
+    claims = Claims(value, "nonce call")
+    claims.check_names(("jkt", "purpose", "sub"))
+    sub = claims.identifier("sub", Kind.AGENT) if "sub" in claims else None
+    return claims.hash("jkt"), claims.choice("purpose", PURPOSES), sub
+
+
+def _answer(answer: Finished | Unfinished, status: int) -> Reply:
+    if isinstance(answer, Finished):
+        return Reply(status, JSON, {"cache-control": "no-store"}, _write(answer.result))
+    path = f"{STATUS_PATH}{answer.rqh}"
+    headers = {"retry-after": str(answer.retry_after_seconds), "location": path, "cache-control": "no-store"}
+    return Reply(202, JSON, headers, _write({"status": path, "retry_after": answer.retry_after_seconds}))
+
+
+def _request_id(call: Call) -> str:
+    return call.headers.get("x-request-id", "")
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode("ascii")
+
+
+def _write(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode("ascii")

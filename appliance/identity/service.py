@@ -1,0 +1,338 @@
+"""The identity server: credentials for agents, vouched for by their proxy and approved by their owner.
+
+`request` reads top to bottom in the order of the decision (agent identity, section 8): read, submitter, rate, request,
+facts, checks, evidence, model, caps, issue. Nothing is written before the yes, and the yes spends everything at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from appliance import audit
+from appliance.audit import AuditEvent
+from appliance.binding import approval as approvals
+from appliance.binding import composite, jws
+from appliance.binding import request as requests
+from appliance.binding.composite import Composite
+from appliance.binding.errors import ApprovalSpent, BindingError
+from appliance.binding.facts import Limits, Model
+from appliance.binding.request import AgentRequest
+from appliance.clock import Clock
+from appliance.errors import NotFound, RateLimited
+from appliance.identity import records
+from appliance.identity.appraisal import Appraisal, Verifier
+from appliance.identity.errors import IdentityError, LifetimeNotPossible, RequestAbandoned, ReservationsFull
+from appliance.identity.issue import Grant, Issuer
+from appliance.identity.models import Bound, IssuanceModel, Setting, Waiting
+from appliance.identity.records import Registry, RequestFacts
+from appliance.identity.submitter import Submitter, Submitters
+from appliance.settings import IdentitySettings
+from appliance.store import agents, certificates, nonces
+from appliance.store import requests as request_rows
+from appliance.store.agents import Agent
+from appliance.store.nonces import Nonce
+from appliance.store.requests import Request
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from appliance.web.limits import Bucket, Gcra
+from appliance.web.peer import Peer
+from est import csr
+from est.errors import EstError, Refusal
+
+UNFINISHED_RETRY_SECONDS = 2
+RESERVATIONS_RETRY_SECONDS = 600
+NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NonceGrant:
+    """A nonce, the agent identifier that goes with it, and how long both are good, in seconds."""
+
+    nonce: str
+    sub: str
+    server_id: str
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The credential is not there yet; hand the request in again, or ask at its status URL."""
+
+    rqh: str
+    retry_after_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the agent gets: certificate chain, WIT, dates, log index."""
+
+    result: Mapping[str, Any]
+
+
+class IdentityService:
+    """Nonces, requests and their results, with its collaborators."""
+
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        *,
+        server_id: str,
+        origin: str,
+        store: Store,
+        clock: Clock,
+        submitters: Submitters,
+        registry: Registry,
+        verifier: Verifier,
+        models: Mapping[Model, IssuanceModel],
+        issuer: Issuer,
+    ) -> None:
+        """`assemble.build_identity` makes the collaborators. `models` are those that are offered here."""
+        self._settings = settings
+        self._server_id = server_id
+        self._origin = origin
+        self._store = store
+        self._clock = clock
+        self._submitters = submitters
+        self._registry = registry
+        self._verifier = verifier
+        self._models = dict(models)
+        self._issuer = issuer
+        self._rates = Gcra(Bucket(settings.proxy_rate, settings.proxy_burst))
+        self._under_way: set[str] = set()
+
+    @property
+    def issuer(self) -> Issuer:
+        """What signs, with the names that go into credentials."""
+        return self._issuer
+
+    @property
+    def _limits(self) -> Limits:
+        return self._issuer.limits
+
+    async def nonce(self, jkt: str, purpose: str, sub: str | None, peer: Peer, request_id: str = "") -> NonceGrant:
+        """A nonce for a key; without `sub` an agent identifier is reserved for (proxy, key).
+
+        Raises what `Submitters.check` raises, RateLimited, AgentUnknown, AgentRevoked, ReservationsFull.
+        """
+        submitter = await self._submitters.check(peer)
+        self._take_token(submitter)
+        life = timedelta(hours=self._settings.nonce_hours)
+        value = secrets.token_urlsafe(NONCE_BYTES)
+
+        def write(tx: Tx) -> Agent:
+            nonces.forget(tx, before=tx.now - records.KEPT_AFTER_EXPIRY)
+            agent = self._agent_for(tx, submitter, jkt, sub, request_id)
+            nonces.add(tx, Nonce(value, jkt, purpose, agent.identifier, submitter.proxy_id, tx.now + life))
+            return agent
+
+        agent = await self._store.write(write)
+        return NonceGrant(value, agent.identifier, self._server_id, int(life.total_seconds()))
+
+    async def request(self, body: bytes, peer: Peer, request_id: str = "") -> Finished | Unfinished:
+        """The credential for a composite request, or a typed refusal; what a proxy is refused is audited.
+
+        Raises Malformed, what `Submitters.check` raises, RateLimited, and everything that the decision refuses.
+        """
+        asked = composite.read(body)
+        submitter = await self._submitters.check(peer)
+        self._take_token(submitter)
+        try:
+            return await self._decide(asked, submitter, request_id)
+        except (BindingError, EstError, IdentityError) as refusal:
+            await self._note_refusal(asked, refusal, submitter, request_id)
+            raise
+
+    async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
+        """How a request of this proxy stands; a finished one gives the same result as often as it is asked.
+
+        Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned.
+        """
+        submitter = await self._submitters.check(peer)
+        self._take_token(submitter)
+
+        def read(tx: Tx) -> tuple[Request, bytes | None]:
+            row = request_rows.get(tx, rqh)
+            if row is None or row.proxy_id != submitter.proxy_id:
+                raise NotFound("this proxy handed in no such request")
+            serial = row.result.get("serial") if row.result else None
+            found = certificates.by_role_and_serial(tx, "agents", int(serial, 16)) if serial else None
+            return row, None if found is None else found.der
+
+        row, der = await self._store.read(read)
+        if row.result is not None:
+            return Finished(self._issuer.answer(row.result, der))
+        if rqh not in self._under_way and requests.unseal(row.request).exp < self._clock.now().timestamp():
+            raise RequestAbandoned("the request expired before its credential was finished; make a new one")
+        return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
+
+    async def _decide(self, asked: Composite, submitter: Submitter, request_id: str) -> Finished | Unfinished:
+        request = requests.unseal(asked.request)
+        kids = [approvals.kid_of(one) for one in asked.approvals]
+        facts = await self._store.read(lambda tx: self._registry.gather(tx, request, kids))
+        earlier = facts.earlier
+        if earlier is not None and earlier.proxy_id == submitter.proxy_id:
+            if earlier.state == request_rows.ISSUED:
+                raise ApprovalSpent("this request got its credential; ask at its status URL", rqh=request.rqh)
+            if request.rqh in self._under_way:
+                return Unfinished(request.rqh, UNFINISHED_RETRY_SECONDS)
+            facts = _without_own_spending(facts)
+        now = self._clock.now()
+        requests.check(
+            request,
+            csr=None if asked.csr_der is None else csr.read(asked.csr_der),
+            nonce=facts.nonce,
+            server_id=self._server_id,
+            origin=self._origin,
+            proxy_id=submitter.proxy_id,
+            now=now,
+            limits=self._limits,
+            models=self._models,
+            key_holder=facts.key_holder,
+            agent_owner=None if facts.agent is None else facts.agent.owner_id,
+            live_key=facts.live_key,
+        )
+        agent = records.check_agent(facts.agent, submitter)
+        appraisal = self._verifier.appraise(asked.evidence, request, submitter, agent_class=agent.agent_class, now=now)
+        setting = Setting(self._server_id, submitter.proxy_id, now, self._limits)
+        answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
+        if isinstance(answer, Waiting):
+            return Unfinished(request.rqh, answer.retry_after_seconds)
+        grant = self._grant(request, answer, appraisal, submitter, now)
+        return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
+
+    def _grant(
+        self, request: AgentRequest, bound: Bound, appraisal: Appraisal, submitter: Submitter, now: datetime
+    ) -> Grant:
+        """What is granted: the profiles both asked and approved, for the shortest of all lives (A-105)."""
+        caps = {
+            "setting": int(self._settings.agent_hours * 3600),
+            "issuing-ca": _seconds(self._issuer.ca.issuing("agents").certificate.not_valid_after_utc - now),
+            "proxy-certificate": _seconds(submitter.not_after - now),
+        }
+        if appraisal.longest_seconds is not None:
+            caps["appraisal"] = appraisal.longest_seconds
+        ends = [key.not_after for key in bound.keys if key.not_after is not None]
+        if ends:
+            caps["owner-key"] = _seconds(min(ends) - now)
+        profiles, ttl = request.profiles, min(request.ttl, *caps.values())
+        for one in bound.approvals:
+            allowed, ttl = approvals.bounds(request, one, ttl)
+            profiles = tuple(profile for profile in profiles if profile in allowed)
+        if ttl < 1 or not profiles:
+            raise LifetimeNotPossible("no life is left for this credential", cap=min(caps, key=caps.__getitem__))
+        return Grant(
+            request=request,
+            approvals=bound.approvals,
+            owner=bound.owner,
+            evidence=appraisal.evidence.token,
+            ear=appraisal.ear,
+            profiles=profiles,
+            ttl_seconds=ttl,
+            txn=request.txn or str(uuid.uuid4()),
+            proxy_id=submitter.proxy_id,
+        )
+
+    async def _issue(
+        self,
+        grant: Grant,
+        agent: Agent,
+        earlier: Request | None,
+        appraisal: Appraisal,
+        submitter: Submitter,
+        request_id: str,
+    ) -> Finished | Unfinished:
+        rqh = grant.request.rqh
+        if rqh in self._under_way:
+            return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
+        if earlier is not None:
+            grant = replace(grant, txn=earlier.txn)
+
+        def on_pending(tx: Tx) -> None:
+            if earlier is None:
+                records.spend(tx, grant, agent, submitter)
+                records.tell_decision(tx, grant, agent, submitter.actor, request_id)
+            else:
+                records.take_up(tx, earlier, grant, agent, submitter)
+            records.tell_appraisal(tx, grant, appraisal.tier, submitter.actor, request_id)
+
+        self._under_way.add(rqh)
+        try:
+            answer = await self._issuer.issue(
+                grant,
+                actor=submitter.actor,
+                request_id=request_id,
+                on_pending=on_pending,
+                on_issued=lambda tx, result: request_rows.finish(tx, rqh, result),
+            )
+        finally:
+            self._under_way.discard(rqh)
+        return Finished(answer)
+
+    def _agent_for(self, tx: Tx, submitter: Submitter, jkt: str, sub: str | None, request_id: str) -> Agent:
+        """The agent that a nonce is for; a new one is reserved where the key has none behind this proxy."""
+        if sub is not None:
+            return records.check_agent(agents.by_identifier(tx, sub), submitter)
+        known = agents.open_for(tx, submitter.proxy_id, jkt)
+        if known is not None:
+            agents.touch(tx, known)
+            return known
+        forgotten = tx.now - timedelta(hours=self._settings.nonce_hours)
+        if agents.reserved(tx, submitter.proxy_id) >= self._settings.reserve_per_proxy:
+            agents.forget(tx, submitter.proxy_id, before=forgotten)
+            if agents.reserved(tx, submitter.proxy_id) >= self._settings.reserve_per_proxy:
+                raise ReservationsFull(
+                    "this proxy holds too many unused identifiers", retry_after_seconds=RESERVATIONS_RETRY_SECONDS
+                )
+        name = str(uuid.uuid4())
+        made = Agent(
+            id=name,
+            identifier=f"{self._origin}/agent/{name}",
+            owner_id=None,
+            proxy_id=submitter.proxy_id,
+            jkt=jkt,
+            agent_class="",
+            state=agents.RESERVED,
+            created_at=tx.now,
+            updated_at=tx.now,
+        )
+        agents.add(tx, made)
+        audit.append(
+            tx,
+            AuditEvent("agent-reserved", submitter.actor, made.identifier, request_id=request_id, fields={"jkt": jkt}),
+        )
+        return made
+
+    def _take_token(self, submitter: Submitter) -> None:
+        wait = self._rates.take(submitter.proxy_id, self._clock.monotonic())
+        if wait:
+            raise RateLimited("this proxy asks too often", retry_after_seconds=max(1, round(wait + 0.5)))
+
+    async def _note_refusal(self, asked: Composite, refusal: Refusal, submitter: Submitter, request_id: str) -> None:
+        """One audit entry, with hashes only: what could not be verified is nobody's word."""
+        event = AuditEvent(
+            "agent-request-refused",
+            submitter.actor,
+            outcome="refused",
+            reason=refusal.reason,
+            request_id=request_id,
+            fields={
+                "rqh": jws.s256(asked.request),
+                "approvals_s256": [jws.s256(one) for one in asked.approvals],
+                "evidence_s256": None if asked.evidence is None else jws.s256(asked.evidence),
+            },
+        )
+        await self._store.write(lambda tx: audit.append(tx, event))
+
+
+def _without_own_spending(facts: RequestFacts) -> RequestFacts:
+    """Facts for a request that is taken up again: its own nonce counts as unspent, since it spent it itself."""
+    return facts if facts.nonce is None else replace(facts, nonce=replace(facts.nonce, is_spent=False))
+
+
+def _seconds(left: timedelta) -> int:
+    return int(left.total_seconds())

@@ -1,0 +1,141 @@
+"""Who submits: a proxy with a live domain certificate of the devices CA, and nobody else (A-11).
+
+The path of a certificate is checked once and remembered; whether it is revoked, and whether its proxy is active, is
+asked at every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.audit import Actor
+from appliance.binding.errors import BindingError
+from appliance.binding.identifier import Kind, read_kind
+from appliance.binding.verify import agent_id_of as only_uri_of
+from appliance.ca import CertificateAuthority
+from appliance.clock import Clock
+from appliance.errors import CertificateRequired
+from appliance.identity.errors import (
+    ProxyNotActive,
+    SubmitterForeign,
+    SubmitterNotLive,
+    SubmitterNotProxy,
+    SubmitterWrongRole,
+)
+from appliance.store import certificates, proxies
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from appliance.web.peer import Peer
+from est import chains
+from est.errors import CertificateOutsideValidity, CertificatePurposeWrong, ChainNotTrusted
+from est.keys import public_key_of
+
+MAX_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """The proxy behind one request; `key` signs its evidence, `not_after` ends its certificate's life."""
+
+    proxy_id: str
+    method: str
+    key: ec.EllipticCurvePublicKey
+    not_after: datetime
+    issuer_aki: bytes
+    serial: int
+    actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a certificate says, its path checked."""
+
+    proxy_id: str
+    key: ec.EllipticCurvePublicKey
+    not_before: datetime
+    not_after: datetime
+    issuer_aki: bytes
+    serial: int
+    fingerprint: str
+
+
+class Submitters:
+    """Tells proxies from everybody else."""
+
+    def __init__(self, ca: CertificateAuthority, store: Store, clock: Clock, origin: str) -> None:
+        self._ca = ca
+        self._store = store
+        self._clock = clock
+        self._origin = origin
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+
+    async def check(self, peer: Peer) -> Submitter:
+        """The proxy behind a connection.
+
+        Raises CertificateRequired, SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive,
+        ProxyNotActive, and est's leaves for a path or purpose that is wrong.
+        """
+        if peer.certificate is None:
+            raise CertificateRequired("agent routes are for proxies with their domain certificate")
+        known = self._know(peer.certificate, peer.certificate_der or b"")
+        method = await self._store.read(lambda tx: check_state(tx, known.issuer_aki, known.serial, known.proxy_id))
+        actor = Actor("proxy", known.proxy_id, known.fingerprint, peer.address)
+        return Submitter(known.proxy_id, method, known.key, known.not_after, known.issuer_aki, known.serial, actor)
+
+    def _know(self, certificate: x509.Certificate, der: bytes) -> _Known:
+        digest = hashlib.sha256(der).digest()
+        known = self._known.get(digest)
+        if known is None:
+            known = self._read(certificate, digest)
+            while len(self._known) >= MAX_REMEMBERED:
+                self._known.popitem(last=False)
+            self._known[digest] = known
+        if not known.not_before <= self._clock.now() <= known.not_after:
+            raise CertificateOutsideValidity("the proxy's certificate is not valid at this time")
+        return known
+
+    def _read(self, certificate: x509.Certificate, digest: bytes) -> _Known:
+        role = self._ca.issuer_of(certificate)
+        if role is None:
+            raise SubmitterForeign("this certificate was not issued by this campus; enrol first")
+        if role != "devices":
+            raise SubmitterWrongRole("this certificate is not a device's", role=role)
+        try:
+            chains.check(certificate, (), self._ca.anchors("devices"), at=self._clock.now(), policy=chains.CLIENT)
+        except ChainNotTrusted as cause:
+            raise SubmitterForeign("no path from this certificate to the devices CA") from cause
+        except CertificatePurposeWrong as cause:
+            raise SubmitterNotProxy("this certificate is not a client's") from cause
+        try:
+            proxy_id = read_kind(only_uri_of(certificate), Kind.PROXY, origin=self._origin).uri
+        except BindingError as cause:
+            raise SubmitterNotProxy("this certificate does not name exactly one proxy of this campus") from cause
+        key = public_key_of(certificate)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise SubmitterNotProxy("a proxy's key is an elliptic curve key")
+        return _Known(
+            proxy_id,
+            key,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            chains.aki_of(certificate) or b"",
+            certificate.serial_number,
+            digest.hex(),
+        )
+
+
+def check_state(tx: Tx, issuer_aki: bytes, serial: int, proxy_id: str) -> str:
+    """How an active proxy with a live certificate came in (brski, est); raises SubmitterNotLive, ProxyNotActive."""
+    row = certificates.by_serial(tx, issuer_aki, serial)
+    if row is None or row.state != certificates.ISSUED:
+        raise SubmitterNotLive("the proxy's certificate is revoked or unknown")
+    proxy = proxies.by_identifier(tx, proxy_id)
+    if proxy is None or not proxy.is_active:
+        raise ProxyNotActive("the proxy is revoked or unknown")
+    return proxy.method
