@@ -1,9 +1,9 @@
 """BRSKI (RFC 8995) and its vouchers (RFC 8366): pledge, registrar and MASA as values and pure steps.
 
-The whole dialogue in memory (`lab.factory` makes the certificates that a manufacturer and a campus would have):
+The whole dialogue in memory (`lab` makes the certificates that a manufacturer and a campus would have):
 
 >>> from datetime import UTC, datetime
->>> from lab.factory import Domain, Factory
+>>> from lab import Domain, Factory
 >>> now = datetime(2026, 1, 1, tzinfo=UTC)
 >>> factory, campus = Factory.create(now=now), Domain.create(now=now)
 >>> device = factory.make_device("PX-1", masa="masa.example:9443", now=now)

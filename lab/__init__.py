@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lab.factory import Domain, Factory
+    from lab.certificates import Domain
+    from lab.factory import Factory
     from lab.misbehave import MISBEHAVIOURS
     from lab.mock_masa import MockMasa
 
@@ -22,7 +23,7 @@ __all__ = ["MISBEHAVIOURS", "Domain", "Factory", "MockMasa"]
 
 _HOMES = {
     "Factory": "lab.factory",
-    "Domain": "lab.factory",
+    "Domain": "lab.certificates",
     "MockMasa": "lab.mock_masa",
     "MISBEHAVIOURS": "lab.misbehave",
 }

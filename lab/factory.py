@@ -1,4 +1,4 @@
-"""A manufacturer to play with: its CAs, its devices with IDevIDs, its MASA's keys; and a small campus domain.
+"""A manufacturer to play with: its CAs, its devices with IDevIDs, its MASA's keys.
 
 Three roots, because a device's certificate must never count as a MASA's: devices, vouchers, MASA's TLS server. In
 memory for tests, or in a folder (keys 0600) for processes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,14 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from brski.idevid import MASA_URI, idevid_issuer, read_masa_address
@@ -31,101 +22,48 @@ from brski.masa import Device as SoldDevice
 from est import der
 from est.chains import TrustAnchors
 from est.signer import KeySigner
+from lab.certificates import (
+    CMC_RA,
+    Domain,
+    Identity,
+    common_name,
+    issue,
+    key_usage,
+    load_identity,
+    make_intermediate,
+    make_leaf,
+    make_registrar,
+    make_root,
+    make_self_signed,
+    write_file,
+)
 
-CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
+# certificates of a small world as well, so that a test needs one import
+__all__ = [
+    "CMC_RA",
+    "LOOPBACK_NAMES",
+    "NO_EXPIRY",
+    "SAFE_SERIAL",
+    "Domain",
+    "Factory",
+    "Identity",
+    "load",
+    "load_identity",
+    "load_or_create",
+    "main",
+    "make_intermediate",
+    "make_leaf",
+    "make_registrar",
+    "make_root",
+    "make_self_signed",
+    "save",
+    "save_device",
+    "write_file",
+]
+
 NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 SAFE_SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A key with its certificate and the certificates above it that travel along."""
-
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
-    certificate: x509.Certificate
-    issuers: tuple[x509.Certificate, ...] = ()
-
-    @property
-    def chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificate and the ones above it."""
-        return (self.certificate, *self.issuers)
-
-    @property
-    def signer(self) -> KeySigner:
-        """The key as the protocol packages take it."""
-        return KeySigner(self.key)
-
-    @property
-    def chain_pem(self) -> bytes:
-        """The chain as PEM, end entity first."""
-        return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.chain)
-
-    @property
-    def key_pem(self) -> bytes:
-        """The key as unencrypted PKCS#8 PEM."""
-        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def make_root(name: str, *, now: datetime, years: int = 30, path_length: int | None = None) -> Identity:
-    """A self-signed P-256 CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = _name(name)
-    not_after = now + timedelta(days=365 * years)
-    certificate = _issue(key, subject, key, subject, now=now, not_after=not_after, ca=True, path_length=path_length)
-    return Identity(key, certificate)
-
-
-def make_intermediate(parent: Identity, name: str, *, now: datetime) -> Identity:
-    """A CA below `parent`; its chain carries itself only, as TLS peers expect."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _issue(
-        key,
-        _name(name),
-        parent.key,
-        parent.certificate.subject,
-        now=now,
-        not_after=parent.certificate.not_valid_after_utc,
-        ca=True,
-        path_length=0,
-    )
-    return Identity(key, certificate, tuple(one for one in parent.chain if one.subject != one.issuer))
-
-
-def make_leaf(
-    parent: Identity,
-    subject: x509.Name,
-    *,
-    now: datetime,
-    days: int = 3650,
-    not_after: datetime | None = None,
-    extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
-    key: ec.EllipticCurvePrivateKey | None = None,
-) -> Identity:
-    """An end-entity certificate below `parent`; its chain includes `parent` unless that is a root."""
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    certificate = _issue(
-        key,
-        subject,
-        parent.key,
-        parent.certificate.subject,
-        now=now,
-        not_after=not_after or now + timedelta(days=days),
-        ca=False,
-        extensions=extensions,
-    )
-    return Identity(key, certificate, tuple(one for one in parent.chain if one.subject != one.issuer))
-
-
-def make_self_signed(name: str, *, now: datetime, days: int = 397) -> Identity:
-    """An end-entity certificate under its own key, as a small site's registrar may have."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    extensions = [(_key_usage(), True)]
-    not_after = now + timedelta(days=days)
-    certificate = _issue(
-        key, _name(name), key, _name(name), now=now, not_after=not_after, ca=False, extensions=extensions
-    )
-    return Identity(key, certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +84,7 @@ class Factory:
         device_root = make_root(f"{name} Device Root", now=now)
         voucher_root = make_root(f"{name} Voucher Root", now=now, path_length=0)
         tls_root = make_root(f"{name} MASA TLS Root", now=now, path_length=0)
-        digital_signature = [(_key_usage(), True)]
+        digital_signature = [(key_usage(), True)]
         hosts = dict.fromkeys((*LOOPBACK_NAMES, *names))
         tls_extensions: list[tuple[x509.ExtensionType, bool]] = [
             *digital_signature,
@@ -157,9 +95,11 @@ class Factory:
             device_root=device_root,
             device_ca=make_intermediate(device_root, f"{name} Device CA", now=now),
             voucher_root=voucher_root,
-            masa=make_leaf(voucher_root, _name(f"{name} MASA"), now=now, extensions=digital_signature),
+            masa=make_leaf(voucher_root, common_name(f"{name} MASA"), now=now, extensions=digital_signature),
             tls_root=tls_root,
-            masa_tls=make_leaf(tls_root, _name(f"{name} MASA server"), now=now, days=397, extensions=tls_extensions),
+            masa_tls=make_leaf(
+                tls_root, common_name(f"{name} MASA server"), now=now, days=397, extensions=tls_extensions
+            ),
         )
 
     @property
@@ -203,7 +143,7 @@ class Factory:
         parent = self.device_ca
         device = make_leaf(parent, subject, now=now, not_after=not_after, extensions=extensions)
         if not has_aki:
-            bare = _issue(
+            bare = issue(
                 device.key,
                 subject,
                 parent.key,
@@ -222,59 +162,6 @@ class Factory:
         """The device as the MASA knows it."""
         device = self.sold.get(serial_number)
         return device if device is not None and issuer in (None, device.issuer) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A campus of the smallest kind: root, issuing CA, one registrar certificate (serverAuth, clientAuth, cmcRA)."""
-
-    root: Identity
-    ca: Identity
-    registrar: Identity
-
-    @classmethod
-    def create(cls, name: str = "Campus", *, now: datetime) -> Domain:
-        """A new domain."""
-        root = make_root(f"{name} Root", now=now)
-        ca = make_intermediate(root, f"{name} Devices CA", now=now)
-        return cls(root, ca, make_registrar(ca, now=now))
-
-    @property
-    def signer(self) -> KeySigner:
-        """The registrar's key."""
-        return self.registrar.signer
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        """The registrar's certificate."""
-        return self.registrar.certificate
-
-    @property
-    def chain(self) -> tuple[x509.Certificate, ...]:
-        """What a MASA may pin beside the registrar: issuing CA and root."""
-        return (self.ca.certificate, self.root.certificate)
-
-    @property
-    def tls_chain(self) -> tuple[x509.Certificate, ...]:
-        """What the registrar presents in TLS: itself and the issuing CA."""
-        return self.registrar.chain
-
-
-def make_registrar(
-    ca: Identity,
-    *,
-    now: datetime,
-    usages: Sequence[x509.ObjectIdentifier] = (
-        ExtendedKeyUsageOID.SERVER_AUTH,
-        ExtendedKeyUsageOID.CLIENT_AUTH,
-        CMC_RA,
-    ),
-) -> Identity:
-    """A registrar certificate below `ca`, with these extended key usages."""
-    extensions: list[tuple[x509.ExtensionType, bool]] = [(_key_usage(), True)]
-    if usages:
-        extensions.append((x509.ExtendedKeyUsage(usages), False))
-    return make_leaf(ca, _name("registrar"), now=now, days=397, extensions=extensions)
 
 
 # On disk: DIR/manufacturer/*.pem and DIR/devices/<serial>/{idevid.pem, idevid.key.pem, masa-anchors.pem}.
@@ -320,22 +207,6 @@ def save_device(factory: Factory, folder: Path, serial: str, device: Identity) -
     return home
 
 
-def load_identity(home: Path, name: str) -> Identity:
-    """Key and chain from NAME.key.pem and NAME.pem; raises FileNotFoundError or ValueError."""
-    key = load_pem_private_key((home / f"{name}.key.pem").read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{name}.key.pem is not an EC key")
-    certificate, *issuers = x509.load_pem_x509_certificates((home / f"{name}.pem").read_bytes())
-    return Identity(key, certificate, tuple(issuers))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """A new file that only its owner reads."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-
-
 def main(folder: Path, serials: Sequence[str], masa_url: str) -> None:
     """`python -m lab factory`: make devices, and the manufacturer if it is new; print one JSON object per device."""
     now = datetime.now(UTC)
@@ -364,62 +235,8 @@ def _private_folder(path: Path) -> Path:
     return path
 
 
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
 def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _key_usage(*, ca: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _issue(
-    key: ec.EllipticCurvePrivateKey,
-    subject: x509.Name,
-    issuer_key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
-    *,
-    now: datetime,
-    not_after: datetime,
-    ca: bool,
-    path_length: int | None = None,
-    extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
-    has_aki: bool = True,
-) -> x509.Certificate:
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before((now - timedelta(minutes=5)).replace(microsecond=0))
-        .not_valid_after(not_after.replace(microsecond=0))
-    )
-    if ca:
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        builder = builder.add_extension(_key_usage(ca=True), critical=True)
-    if ca or extensions:
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    if has_aki:
-        builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
-        )
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
-    return builder.sign(issuer_key, hashes.SHA256())
