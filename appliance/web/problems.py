@@ -205,7 +205,23 @@ BINDING = {
     "wit-key-without-algorithm": 400,
 }
 
-RADIUS: dict[str, int] = {}
+RADIUS = {
+    "policy-malformed": 400,
+    "policy-version-unknown": 400,
+    "policy-key-unknown": 400,
+    "policy-value-invalid": 400,
+    "vlan-out-of-range": 400,
+    "vlan-unknown": 400,
+    "rule-duplicate": 400,
+    "rule-unreachable": 400,
+    "hook-malformed": 400,
+    "raddb-value-invalid": 400,
+    # these four end on the RADIUS side and never become an HTTP answer
+    "eap-malformed": 400,
+    "eap-out-of-turn": 400,
+    "eap-too-large": 400,
+    "radius-packet-invalid": 400,
+}
 
 REGISTRAR = {
     "enrollment-not-open": 403,
