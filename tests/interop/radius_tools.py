@@ -19,7 +19,7 @@ from est import transfer
 from lab.eapol import find_eapol_test
 from radius.hook import read_hook, write_answer
 from radius.render import NasEntry, RaddbValues, render, write_raddb
-from tests.radius.world import OWNER_ID_OID, SECRET, Desk, campus
+from tests.radius.world import OWNER_ID_OID, SECRET, Desk, Issued, campus
 
 TOKEN = "token-of-the-test-campus-0123456789"
 LIBRARIES = Path("/usr/lib/freeradius")
@@ -74,8 +74,8 @@ class DecisionService:
 
 
 @asynccontextmanager
-async def decision_service(desk: Desk, folder: Path) -> AsyncIterator[DecisionService]:
-    server = campus().server("localhost")
+async def decision_service(desk: Desk, folder: Path, server: Issued | None = None) -> AsyncIterator[DecisionService]:
+    server = server or campus().decision_port()
     (folder / "decision.pem").write_bytes(server.pem)
     (folder / "decision.key").write_bytes(server.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -100,7 +100,7 @@ def raddb_values(directory: Path, decision_port: int, port: int, **changes: obje
         "directory": str(directory),
         "address": "127.0.0.1",
         "port": port,
-        "decision_url": f"https://localhost:{decision_port}/v1/decide",
+        "decision_url": f"https://127.0.0.1:{decision_port}/v1/decide",
         "decision_ca_pem": campus().cas["infrastructure"].pem.decode(),
         "token": TOKEN,
         "certificate_chain_pem": server.pem.decode(),

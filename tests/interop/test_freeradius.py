@@ -175,17 +175,21 @@ def test_a_site_may_choose_the_guest_vlan_for_a_silent_appliance(tmp_path: Path)
     assert (outcome.code, outcome.eap_code, outcome.vlan) == ("accept", 3, "99")
 
 
-def test_a_decision_port_with_another_name_is_not_asked(tmp_path: Path) -> None:
+def test_a_decision_port_with_another_name_or_of_another_ca_is_not_asked(tmp_path: Path) -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
 
     async def bounded() -> None:
         port = free_udp_port()
-        async with decision_service(desk, tmp_path) as service:
-            url = f"https://127.0.0.1:{service.port}/v1/decide"  # the certificate says localhost
-            async with freeradius(raddb_values(tmp_path / "raddb", service.port, port, decision_url=url)):
-                assert (await ask(port, agent)).code == "reject"
-                assert service.calls == 0
+        for server in (
+            campus().server("localhost.campus.example"),
+            campus().agent(),
+            campus("stranger").decision_port(),
+        ):
+            async with decision_service(desk, tmp_path, server) as service:
+                async with freeradius(raddb_values(tmp_path / f"raddb-{service.port}", service.port, port)):
+                    assert (await ask(port, agent)).code == "reject"
+                    assert service.calls == 0
 
     need_freeradius()
     asyncio.run(bounded())

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -109,6 +110,17 @@ class Campus:
     def server(self, name: str = SERVER_NAME) -> Issued:
         ca, own = self.cas["infrastructure"], key(f"server {name}")
         shape = profiles.radius_server(self._terms(ca), profiles.name(name), own.public_key(), dns_names=[name])
+        return Issued(_sign(shape, ca.key), own, (ca.certificate,))
+
+    def decision_port(self) -> Issued:
+        ca, own = self.cas["infrastructure"], key("decision port")
+        shape = profiles.https_server(
+            self._terms(ca),
+            profiles.name("decision"),
+            own.public_key(),
+            dns_names=["localhost"],
+            addresses=[ip_address("127.0.0.1")],
+        )
         return Issued(_sign(shape, ca.key), own, (ca.certificate,))
 
     def agent(
