@@ -1,0 +1,322 @@
+"""The owner directory: who the owners are, in which department, with which approval keys.
+
+Every change is an administrator's act, audited in the transaction that makes it, and told to the outbox so that the
+next decision sees it (A-111). Owners are named by their `ref` or their identifier. Answers are JSON values, the same
+for command line, console and API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance import audit, cascade
+from appliance.access import owner_views as views
+from appliance.access.owner_rows import (
+    Changed,
+    ConfirmationNeeded,
+    Difference,
+    OwnerRow,
+    check_department,
+    check_row,
+    compare,
+    read_csv,
+)
+from appliance.audit import Actor, AuditEvent
+from appliance.binding import possession
+from appliance.binding.errors import KeyReused
+from appliance.binding.facts import Limits
+from appliance.binding.possession import KeyStatement
+from appliance.clock import Clock
+from appliance.errors import Conflict, NotFound
+from appliance.store import agents, certificates, nonces, owners, proxies
+from appliance.store.owners import Key, Owner
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from est.keys import spki_sha256
+
+Json = Mapping[str, Any]
+_STATEMENT_KEPT = timedelta(days=62)
+
+
+class OwnerDirectory:
+    """Owners, departments and keys, for administrators."""
+
+    def __init__(self, *, origin: str, store: Store, clock: Clock, skew_seconds: int = 60) -> None:
+        """`origin` is scheme and trust domain: the audience of key statements and the front of owner identifiers."""
+        self._origin = origin
+        self._store = store
+        self._clock = clock
+        self._limits = Limits(skew_seconds=skew_seconds)
+
+    async def import_csv(self, text: str, *, actor: Actor, confirm: bool = False, dry_run: bool = False) -> Json:
+        """Take in a file with the columns ref,name,kind,department; answers what it adds, changes and leaves.
+
+        Who is not in the file stays as he is; rows of revoked owners are passed over. Raises OwnerFileRefused naming
+        the line, and ConfirmationNeeded if more than a tenth of the owners would change or are missing.
+        """
+        rows = read_csv(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+
+        def look(tx: Tx) -> tuple[Difference, set[str]]:
+            known = owners.every(tx)
+            revoked = {one.ref for one in known if one.state == owners.REVOKED}
+            live = {one.ref: _row_of(one) for one in known if one.state != owners.REVOKED}
+            return compare(live, [row for row in rows if row.ref not in revoked]), revoked & {row.ref for row in rows}
+
+        def write(tx: Tx) -> Json:
+            found, revoked = look(tx)
+            if found.is_large and not confirm:
+                raise ConfirmationNeeded(
+                    "more than a tenth of the owners would change or are missing in the file",
+                    changed=len(found.changed),
+                    vanished=len(found.vanished),
+                )
+            for row in found.added:
+                self._add(tx, row, actor)
+            for change in found.changed:
+                _change(tx, change, actor)
+            counts = {name: len(getattr(found, name)) for name in ("added", "changed", "unchanged", "vanished")}
+            audit.append(tx, AuditEvent("owners-imported", actor, fields={**counts, "file_sha256": digest}))
+            return views.difference(found, revoked, is_applied=True)
+
+        if dry_run:
+            return await self._store.read(lambda tx: views.difference(*look(tx), is_applied=False))
+        return await self._store.write(write)
+
+    async def add(self, ref: str, *, name: str, kind: str, department: str, actor: Actor) -> Json:
+        """Add one owner; raises OwnerTextRefused, Conflict."""
+        row = check_row(ref, name, kind, department)
+        return await self._store.write(lambda tx: views.with_keys(tx, self._add(tx, row, actor)))
+
+    async def list(self) -> list[Json]:
+        """Every owner, by ref, with the number of keys that count."""
+
+        def read(tx: Tx) -> list[Json]:
+            keys = owners.all_keys(tx)
+            return [
+                {**views.brief(one), "keys": sum(key.state == owners.ACTIVE for key in keys.get(one.identifier, ()))}
+                for one in owners.every(tx)
+            ]
+
+        return await self._store.read(read)
+
+    async def show(self, name: str) -> Json:
+        """One owner with keys and proxies, and everything that was issued in its name (A-113); raises NotFound."""
+        return await self._store.read(lambda tx: views.whole(tx, _find(tx, name)))
+
+    async def set_department(self, name: str, department: str, *, actor: Actor) -> Json:
+        """Move an owner to another department; no certificate changes. Raises OwnerTextRefused, NotFound, Conflict."""
+        canonical = check_department(department)
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            before = _row_of(owner)
+            changed = Changed(before, replace(before, department=canonical))
+            if changed.before != changed.after:
+                owner = _change(tx, changed, actor)
+            return views.brief(owner)
+
+        return await self._store.write(write)
+
+    async def add_key(self, name: str, statement: str, *, actor: Actor) -> Json:
+        """Register an owner's approval key by its signed statement of possession (A-32).
+
+        Raises NotFound, Conflict for a revoked owner, KeyReused for a key that anybody has or had (A-1), and what
+        `possession.unseal` and `possession.check` raise.
+        """
+        return await self._take_key(name, statement, partial(_tell_added, actor=actor))
+
+    async def rotate_key(self, name: str, statement: str, *, actor: Actor, overlap: timedelta = timedelta()) -> Json:
+        """Register a new key and retire the older ones: what they signed stays good, what they sign later is not.
+
+        With `overlap` the older ones may approve for that long still. Raises as add_key().
+        """
+        return await self._take_key(name, statement, partial(_retire_others, actor=actor, overlap=overlap))
+
+    async def revoke_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
+        """Revoke one key at once; approvals and credentials that rest on it count no more with our verifier.
+
+        Raises NotFound, Conflict if it is revoked already.
+        """
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            key = owners.key(tx, jkt)
+            if key is None or key.owner_id != owner.identifier:
+                raise NotFound("this owner has no such key")
+            owners.end_key(tx, key, state=owners.REVOKED, at=tx.now)
+            audit.append(tx, AuditEvent("owner-key-revoked", actor, owner.identifier, fields={"jkt": jkt}))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write, essential=True)
+
+    async def allow_proxy(self, name: str, proxy_id: str, *, actor: Actor) -> Json:
+        """Name a proxy that may submit for an owner; from the first one on, only named ones may (A-96).
+
+        Raises NotFound, Conflict if it is named already.
+        """
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            if proxies.by_identifier(tx, proxy_id) is None:
+                raise NotFound("there is no such proxy")
+            owners.allow_proxy(tx, owner.identifier, proxy_id)
+            audit.append(tx, AuditEvent("owner-proxy-allowed", actor, owner.identifier, fields={"proxy": proxy_id}))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write)
+
+    async def suspend(self, name: str, *, actor: Actor) -> Json:
+        """Deny everything in an owner's name until resumed; credentials stay. Raises NotFound, Conflict."""
+        return await self._move(name, owners.ACTIVE, owners.SUSPENDED, "owner-suspended", actor)
+
+    async def resume(self, name: str, *, actor: Actor) -> Json:
+        """End a suspension; raises NotFound, Conflict."""
+        return await self._move(name, owners.SUSPENDED, owners.ACTIVE, "owner-resumed", actor)
+
+    async def revoke(self, name: str, *, actor: Actor) -> Json:
+        """Revoke an owner for good, with keys, agents and every credential in its name, in one transaction (A-110).
+
+        Raises NotFound, Conflict if the owner is revoked already.
+        """
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            if owner.state == owners.REVOKED:
+                raise Conflict("the owner is revoked already")
+            count = cascade.revoke_owner(tx, owner, actor=actor)
+            return {**views.brief(_find(tx, owner.identifier)), "credentials_revoked": count}
+
+        return await self._store.write(write, essential=True)
+
+    def _add(self, tx: Tx, row: OwnerRow, actor: Actor) -> Owner:
+        key = str(uuid.uuid4())
+        owner = Owner(
+            id=key,
+            identifier=f"{self._origin}/owner/{key}",
+            ref=row.ref,
+            name=row.name,
+            kind=row.kind,
+            department=row.department,
+            state=owners.ACTIVE,
+            created_at=tx.now,
+            updated_at=tx.now,
+        )
+        owners.add(tx, owner)
+        fields = {"ref": row.ref, "kind": row.kind, "department": row.department}
+        audit.append(tx, AuditEvent("owner-added", actor, owner.identifier, fields=fields))
+        return owner
+
+    async def _move(self, name: str, was: str, state: str, event: str, actor: Actor) -> Json:
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            if owner.state != was:
+                raise Conflict(f"the owner is {owner.state}")
+            moved = owners.set_state(tx, owner, state)
+            audit.append(tx, AuditEvent(event, actor, owner.identifier, fields={"ref": owner.ref}))
+            return views.brief(moved)
+
+        return await self._store.write(write, essential=True)
+
+    async def _take_key(self, name: str, text: str, settle: Callable[[Tx, Owner, Key], None]) -> Json:
+        statement = possession.unseal(text)
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            if owner.state == owners.REVOKED:
+                raise Conflict("the owner is revoked")
+            possession.check(
+                statement,
+                names=(owner.ref, owner.identifier),
+                audience=self._origin,
+                now=tx.now,
+                limits=self._limits,
+            )
+            _check_unused(tx, statement)
+            if not nonces.spend_id(tx, "statement", statement.jti, tx.now + _STATEMENT_KEPT):
+                raise Conflict("this statement was taken in before")
+            key = _key_of(tx, owner, statement)
+            owners.add_key(tx, key)
+            settle(tx, owner, key)
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write)
+
+
+def _check_unused(tx: Tx, statement: KeyStatement) -> None:
+    """A key belongs to one party for ever: no owner, agent, device, server or CA has or had it (A-1)."""
+    if owners.key(tx, statement.jkt) is not None:
+        raise KeyReused("an owner has or had this key")
+    if certificates.of(tx, "spki_sha256", spki_sha256(statement.key).hex()):
+        raise KeyReused("a certificate was issued for this key")
+    if any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, statement.jkt)):
+        raise KeyReused("an agent has or had this key")
+
+
+def _key_of(tx: Tx, owner: Owner, statement: KeyStatement) -> Key:
+    return Key(
+        jkt=statement.jkt,
+        owner_id=owner.identifier,
+        spki=statement.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        protection=statement.protection,
+        state=owners.ACTIVE,
+        not_before=None,
+        not_after=None,
+        statement_sha256=hashlib.sha256(statement.token.encode("ascii")).hexdigest(),
+        created_at=tx.now,
+    )
+
+
+def _tell_added(tx: Tx, owner: Owner, key: Key, *, actor: Actor) -> None:
+    fields = {"jkt": key.jkt, "protection": key.protection, "statement_sha256": key.statement_sha256}
+    audit.append(tx, AuditEvent("owner-key-added", actor, owner.identifier, fields=fields))
+
+
+def _retire_others(tx: Tx, owner: Owner, key: Key, *, actor: Actor, overlap: timedelta) -> None:
+    older = [one for one in owners.keys(tx, owner.identifier) if one.jkt != key.jkt and one.state == owners.ACTIVE]
+    state = owners.ACTIVE if overlap else owners.RETIRED
+    for one in older:
+        ends = tx.now + overlap
+        owners.end_key(tx, one, state=state, at=ends if one.not_after is None else min(ends, one.not_after))
+    fields = {
+        "jkt": key.jkt,
+        "protection": key.protection,
+        "statement_sha256": key.statement_sha256,
+        "retired": [one.jkt for one in older],
+        "overlap_seconds": int(overlap.total_seconds()),
+    }
+    audit.append(tx, AuditEvent("owner-key-rotated", actor, owner.identifier, fields=fields))
+
+
+def _change(tx: Tx, change: Changed, actor: Actor) -> Owner:
+    owner = replace(
+        _find(tx, change.after.ref),
+        name=change.after.name,
+        kind=change.after.kind,
+        department=change.after.department,
+        updated_at=tx.now,
+    )
+    owners.change(tx, owner)
+    differences = views.differences(change)
+    fields = {"ref": owner.ref, "changed": sorted(differences), "department": differences.get("department")}
+    audit.append(tx, AuditEvent("owner-changed", actor, owner.identifier, fields=fields))
+    return owner
+
+
+def _find(tx: Tx, name: str) -> Owner:
+    owner = owners.find(tx, name)
+    if owner is None:
+        raise NotFound(f"there is no owner {name[:120]!a}")
+    return owner
+
+
+def _row_of(owner: Owner) -> OwnerRow:
+    return OwnerRow(owner.ref, owner.name, owner.kind, owner.department)

@@ -1,0 +1,158 @@
+"""The registry of agents, for administrators and auditors: register beforehand, look, revoke (A-113).
+
+Answers are JSON values, the same for command line, console and API.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from appliance import audit, cascade
+from appliance.audit import Actor, AuditEvent
+from appliance.binding import jws
+from appliance.errors import Conflict, NotFound, RequestMalformed
+from appliance.identity.errors import KeyAlreadyAgent
+from appliance.identity.issue import timestamp
+from appliance.store import agents, certificates, owners, proxies, requests
+from appliance.store.agents import Agent
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+
+Json = Mapping[str, Any]
+_JKT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
+_CLASS = re.compile(r"[A-Za-z0-9._-]{0,64}", re.ASCII)
+
+
+class AgentRegistry:
+    """What administrators do about agents."""
+
+    def __init__(self, *, origin: str, store: Store) -> None:
+        """`origin` is scheme and trust domain, the front of agent identifiers."""
+        self._origin = origin
+        self._store = store
+
+    async def add(self, *, owner: str, proxy: str, jkt: str, agent_class: str = "", actor: Actor) -> Json:
+        """Register an agent before it asks: its owner (ref or identifier), proxy (identifier), key and class are fixed.
+
+        Raises NotFound, RequestMalformed, KeyAlreadyAgent, Conflict for an owner or proxy that is not active.
+        """
+        if not _JKT.fullmatch(jkt):
+            raise RequestMalformed("jkt is not the thumbprint of a key (RFC 7638)")
+        if not _CLASS.fullmatch(agent_class):
+            raise RequestMalformed("a class has at most 64 of A-Z a-z 0-9 . _ -")
+
+        def write(tx: Tx) -> Json:
+            found = owners.find(tx, owner)
+            if found is None:
+                raise NotFound("there is no such owner")
+            if found.state != owners.ACTIVE:
+                raise Conflict(f"the owner is {found.state}")
+            behind = proxies.by_identifier(tx, proxy)
+            if behind is None:
+                raise NotFound("there is no such proxy")
+            if not behind.is_active:
+                raise Conflict("the proxy is revoked")
+            if any(one.state != agents.RESERVED for one in agents.by_jkt(tx, jkt)) or owners.key(tx, jkt) is not None:
+                raise KeyAlreadyAgent("this key is an agent's or an owner's already")
+            name = str(uuid.uuid4())
+            made = Agent(
+                name, f"{self._origin}/agent/{name}", found.identifier, proxy, jkt, agent_class, agents.REGISTERED,
+                tx.now, tx.now,
+            )  # fmt: skip
+            agents.add(tx, made)
+            fields = {"owner": made.owner_id, "proxy": proxy, "jkt": jkt, "class": agent_class}
+            audit.append(tx, AuditEvent("agent-registered", actor, made.identifier, fields=fields))
+            return _brief(tx, made)
+
+        return await self._store.write(write)
+
+    async def list(self, *, owner: str = "") -> list[Json]:
+        """Agents with their newest live credential; with `owner` (ref or identifier), only that one's."""
+
+        def read(tx: Tx) -> list[Json]:
+            if not owner:
+                return [_brief(tx, one) for one in agents.page(tx)]
+            found = owners.find(tx, owner)
+            if found is None:
+                raise NotFound("there is no such owner")
+            return [_brief(tx, one) for one in agents.of_owner(tx, found.identifier)]
+
+        return await self._store.read(read)
+
+    async def show(self, agent: str) -> Json:
+        """One agent with every credential and what stands behind each: hashes of request, approvals, evidence, result.
+
+        `agent` is the identifier or its UUID. Raises NotFound.
+        """
+
+        def read(tx: Tx) -> Json:
+            found = self._find(tx, agent)
+            return {
+                **_brief(tx, found),
+                "jkt": found.jkt,
+                "class": found.agent_class,
+                "credentials": [_credential(row) for row in certificates.of(tx, "agent_id", found.identifier)],
+                "requests": [_request(row) for row in requests.of_agent(tx, found.identifier)],
+            }
+
+        return await self._store.read(read)
+
+    async def revoke(self, agent: str, *, actor: Actor, reason: str = "") -> Json:
+        """Revoke an agent and its credentials for good; raises NotFound, Conflict if it is revoked already."""
+
+        def write(tx: Tx) -> Json:
+            found = self._find(tx, agent)
+            count = cascade.revoke_agent(tx, found, actor=actor, why=reason[:200])
+            return {"identifier": found.identifier, "state": agents.REVOKED, "credentials_revoked": count}
+
+        return await self._store.write(write, essential=True)
+
+    def _find(self, tx: Tx, agent: str) -> Agent:
+        name = agent if "://" in agent else f"{self._origin}/agent/{agent}"
+        found = agents.by_identifier(tx, name)
+        if found is None:
+            raise NotFound("there is no such agent")
+        return found
+
+
+def _brief(tx: Tx, agent: Agent) -> dict[str, Any]:
+    live = certificates.live(tx, "agent_id", agent.identifier, tx.now)
+    newest = live[-1] if live else None
+    return {
+        "identifier": agent.identifier,
+        "owner": agent.owner_id,
+        "proxy": agent.proxy_id,
+        "state": agent.state,
+        "serial": None if newest is None else newest.serial,
+        "not_after": None if newest is None else timestamp(newest.not_after),
+    }
+
+
+def _credential(row: Any) -> dict[str, Any]:
+    return {
+        "serial": row.serial,
+        "owner": row.owner_id,
+        "model": row.model,
+        "state": row.state,
+        "not_before": timestamp(row.not_before),
+        "not_after": timestamp(row.not_after),
+        "cert_sha256": row.cert_sha256,
+        "txn": row.txn,
+    }
+
+
+def _request(row: requests.Request) -> dict[str, Any]:
+    return {
+        "txn": row.txn,
+        "state": row.state,
+        "serial": None if row.result is None else row.result.get("serial"),
+        "log_index": None if row.result is None else row.result.get("log_index"),
+        "rqh": row.rqh,
+        "approvals_s256": [jws.s256(one) for one in row.approval.split()],
+        "evidence_s256": jws.s256(row.evidence),
+        "ear_s256": jws.s256(row.ear),
+        "at": timestamp(row.created_at),
+    }
