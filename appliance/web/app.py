@@ -74,35 +74,29 @@ class App:
             raise MethodNotAllowed("this path has other methods", allow=", ".join(allow))
         return Match(entry, params)
 
-    def admit(self, match: Match, call: Call, peer: Peer, content_length: int | None) -> None:
+    def admit(self, match: Match, media_type: str, peer: Peer, content_length: int | None) -> None:
         """Everything that is checked before the body is read: certificate, rate, media type, announced length."""
         route = match.entry.route
         if self._limits is not None:
             self._limits.check(route.rate, peer)
         if route.who == "certificate" and peer.certificate is None:
             raise CertificateRequired("this needs a client certificate in the TLS handshake")
-        if route.media_types and call.media_type not in route.media_types:
+        if route.media_types and media_type not in route.media_types:
             raise MediaTypeNotAccepted("the body has another media type", expected=sorted(route.media_types))
         if content_length is not None and content_length > route.max_body:
             raise BodyTooLarge("the body is too large", limit=route.max_body)
-
-    async def answer(self, match: Match, call: Call, peer: Peer) -> Reply:
-        """Run the endpoint within the route's deadline; the body's length was checked."""
-        entry = match.entry
-        try:
-            async with asyncio.timeout(entry.route.seconds):
-                return await entry.handler(call, peer, match.params)
-        except TimeoutError as error:
-            raise AnswerTooSlow("the answer took too long", retry_after_seconds=5) from error
 
     async def handle(self, call: Call, peer: Peer) -> Reply:
         """The whole way of one request that is in memory already; never raises, except when cancelled."""
         request_id = new_request_id()
         try:
             match = self.match(call.method, call.path)
-            self.admit(match, call, peer, len(call.body))
+            self.admit(match, call.media_type, peer, len(call.body))
             tagged = replace(call, headers={**call.headers, "x-request-id": request_id})
-            return await self.answer(match, tagged, peer)
+            async with asyncio.timeout(match.entry.route.seconds):
+                return await match.entry.handler(tagged, peer, match.params)
+        except TimeoutError:
+            return refuse(too_slow(), call.method, call.path, peer, request_id)
         except Exception as error:  # noqa: BLE001 - the one door through which every error becomes an answer
             return refuse(error, call.method, call.path, peer, request_id)
 
@@ -118,6 +112,11 @@ def refuse(error: Exception, method: str, path: str, peer: Peer, request_id: str
     else:
         _log.error("event=request-failed status=%d error=%r %s", reply.status, error, where, exc_info=error)
     return reply
+
+
+def too_slow() -> AnswerTooSlow:
+    """The refusal for an endpoint that overran its route's deadline."""
+    return AnswerTooSlow("the answer took too long", retry_after_seconds=5)
 
 
 def new_request_id() -> str:

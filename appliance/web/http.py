@@ -1,24 +1,29 @@
-"""One HTTP/1.1 connection: aiohttp reads the requests, everything said back is ours.
+"""One HTTP/1.1 connection: aiohttp's parser reads the requests, everything that is said back is ours.
 
-Deadlines are kept as one number per connection that the listener's sweep looks at: a stranger who drips bytes costs a
-comparison, not a timer. Every answer has a Content-Length, a short header block, and no chunks.
+One request at a time, its body within the route's limit before the endpoint sees it. Deadlines are one number per
+connection that the listener's sweep looks at, so a stranger who drips bytes costs a comparison and not a timer. Every
+answer has a Content-Length, a short header block, and no chunks; every refusal comes from problems.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from aiohttp.web import BaseRequest, RequestHandler
+from aiohttp import EMPTY_PAYLOAD, StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
 
 from appliance.errors import ExpectationRefused, HttpMalformed, RequestTooSlow
-from appliance.web.app import new_request_id, refuse
+from appliance.web.app import Match, new_request_id, refuse, too_slow
 from appliance.web.peer import Peer
-from appliance.web.problems import one_line, problem
-from est.errors import BodyTooLarge, MediaTypeNotAccepted
+from appliance.web.problems import one_line
+from est.errors import BodyTooLarge, MediaTypeNotAccepted, Refusal
 from est.exchange import Call, Reply
 
 if TYPE_CHECKING:
@@ -26,34 +31,34 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 16_384
+_MAX_PIPELINED = 16
+_SLICE = 4096
+_MAX_DISCARDED = 1_048_576
+_LINGER_SECONDS = 2.0
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({204, 304})
-_ONCE = ("host", "content-type", "content-length", "authorization", "content-encoding", "transfer-encoding")
+_ONCE = frozenset({"host", "content-type", "content-length", "authorization", "content-encoding", "transfer-encoding"})
 _NEVER_FROM_HANDLERS = frozenset({"content-length", "connection", "transfer-encoding"})
+_NEVER = float("inf")
 
 
-class RawAnswer:
-    """A Reply on its way out, in the shape that aiohttp's connection asks its responses to have."""
+@dataclass(slots=True)
+class _Request:
+    """The request being read or answered."""
 
-    __slots__ = ("_data", "_transport", "keep_alive", "status")
-
-    def __init__(self, reply: Reply, request_id: str, *, head_only: bool, keep_alive: bool) -> None:
-        self.status = reply.status
-        self.keep_alive = keep_alive and reply.headers.get("connection", "").lower() != "close"
-        self._data = _serialise(reply, request_id, head_only, self.keep_alive)
-        self._transport: asyncio.Transport | None = None
-
-    async def prepare(self, request: BaseRequest) -> None:
-        self._transport = request.transport
-        if self._transport is None:
-            raise ConnectionResetError("the client has gone")
-        self._transport.write(self._data)
-
-    async def write_eof(self) -> None:
-        return None
+    method: str
+    path: str
+    id: str
+    keep_alive: bool
+    payload: StreamReader
+    headers: dict[str, str] = field(default_factory=dict)
+    match: Match | None = None
+    chunks: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
-def _serialise(reply: Reply, request_id: str, head_only: bool, keep_alive: bool) -> bytes:
+def serialise(reply: Reply, request_id: str, *, head_only: bool, keep_alive: bool) -> bytes:
+    """A reply as HTTP/1.1 bytes; ValueError if a header has a line break in it."""
     status = reply.status
     lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}"]
     if reply.media_type:
@@ -67,39 +72,47 @@ def _serialise(reply: Reply, request_id: str, head_only: bool, keep_alive: bool)
         lines.append("Connection: close")
     lines.append(f"X-Request-Id: {request_id}\r\n\r\n")
     head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) + 1:
-        raise ValueError("a header value has a line break")
+    if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
+        raise ValueError("a header has a line break in it")
     data = head.encode("latin-1", "replace")
     return data if head_only or status in _WITHOUT_BODY else data + reply.body
 
 
-def _nothing() -> None:
-    return None
+class HttpConnection(BaseProtocol):
+    """A connection of one listener; `deadline` is loop time, `released` frees its place in the caps."""
 
-
-class HttpConnection(RequestHandler):
-    """aiohttp's connection with our deadlines and our error answers."""
-
-    __slots__ = ("_head_bytes", "_owner", "_peer", "busy", "deadline", "peer_address", "released", "slot", "started")
-
-    def __init__(self, owner: Listener, manager: Any, address: str, connection_id: int, **options: Any) -> None:
-        super().__init__(manager, **options)
+    def __init__(self, owner: Listener, address: str, slot: int, released: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        parser = HttpRequestParser(
+            self,
+            loop,
+            65_536,
+            max_line_size=4096,
+            max_field_size=8192,
+            max_headers=64,
+            auto_decompress=False,
+        )
+        super().__init__(loop, parser)
+        self.address = address
+        self.deadline = _NEVER
         self._owner = owner
+        self._slot = slot
+        self._released = released
         self._peer: Peer | None = None
+        self._waiting: deque[tuple[RawRequestMessage, StreamReader]] = deque()
+        self._request: _Request | None = None
+        self._task: asyncio.Task[None] | None = None
         self._head_bytes = 0
-        self.peer_address = address
-        self.slot = connection_id
-        self.busy = False
-        self.started = False
-        self.deadline = float("inf")
-        self.released: Callable[[], None] = _nothing
+        self._discarded = -1  # 0 and up: the answer is out, the rest of the request is thrown away
+        self._overran = False
+        self._draining = False
 
     @property
-    def peer(self) -> Peer:
-        """Who is at the other end; raises HttpMalformed if the certificate presented cannot be read at all."""
-        if self._peer is None:
-            self._peer = self._owner.peer_of(self.transport, self.peer_address, self.slot)
-        return self._peer
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._request is not None
+
+    # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -107,144 +120,243 @@ class HttpConnection(RequestHandler):
         self._owner.connected(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        # An endpoint that is running is not cancelled: what it began, it finishes; only the answer has nowhere to go.
         self._owner.lost(self)
-        self.released()
+        self._released()
+        self._waiting.clear()
+        if self._task is None:
+            self._request = None
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        return None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._advance()
+
     def data_received(self, data: bytes) -> None:
-        if not self.busy:
-            if not self.started:
-                self.started = True
-                self._head_bytes = 0
+        if self._discarded >= 0:
+            self._discarded += len(data)
+            if self._discarded > _MAX_DISCARDED:
+                self.abort()
+            return
+        if self._request is None and data:
+            if not self._head_bytes:
                 self.deadline = self._loop.time() + self._owner.timing.header_seconds
             self._head_bytes += len(data)
-        super().data_received(data)
-        if not self.busy and self._head_bytes > MAX_HEAD_BYTES and not self._messages:
-            self.cut(HttpMalformed("the header block is too long"))
+        for start in range(0, len(data) or 1, _SLICE):
+            if not self._parse(data if len(data) <= _SLICE else data[start : start + _SLICE]):
+                return
+        self._advance()
+        if self._request is None and self._head_bytes > MAX_HEAD_BYTES and not self._waiting:
+            self._refuse_early(HttpMalformed("the header block is too long"))
 
-    def begin(self) -> None:
-        """A request's head is complete."""
-        self.busy = True
-        self.deadline = float("inf")
+    def _parse(self, data: bytes) -> bool:
+        assert self._parser is not None
+        try:
+            messages, upgraded, _ = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            _log.debug("event=malformed address=%s error=%r", self.address, error)
+            self._refuse_early(HttpMalformed("the bytes are not an HTTP request that is read here"))
+            return False
+        self._waiting.extend(messages)
+        if upgraded:  # the parser stops here; the message says so itself and is refused by its Upgrade header
+            self._upgraded = False
+        if len(self._waiting) > _MAX_PIPELINED:
+            self._refuse_early(HttpMalformed("too many requests at once"))
+            return False
+        return True
 
-    def finish(self) -> None:
-        """Its answer is written."""
-        self.busy = False
-        self.started = False
-        self._head_bytes = 0
-        self.deadline = self._loop.time() + self._owner.timing.keepalive_seconds
+    # what the listener calls
 
     def expire(self) -> None:
-        """The deadline has passed: say so if a request had begun, and close."""
-        if self.started and not self.busy:
-            self.cut(RequestTooSlow("the request's header did not arrive in time"))
-        elif self.transport is not None:
-            self.transport.abort() if self.transport.get_write_buffer_size() else self.force_close()
-
-    def cut(self, refusal: HttpMalformed | RequestTooSlow) -> None:
-        """Answer out of turn and close."""
-        transport = self.transport
-        if transport is not None:
-            request_id = new_request_id()
-            _log.info("event=refused reason=%s detail=%r address=%s", refusal.reason, refusal.detail, self.peer_address)
-            reply = problem(refusal, path="/.well-known/", request_id=request_id)
-            transport.write(_serialise(reply, request_id, False, False))
-        self.force_close()
-
-    def handle_error(
-        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> Any:
-        """aiohttp could not read a request: one plain line from our table instead of its page."""
-        if exc is not None and status >= 500:
-            error: Exception = exc if isinstance(exc, Exception) else RuntimeError("aiohttp failed")
+        """The deadline has passed; what that means depends on what was being waited for."""
+        self.deadline = _NEVER
+        if self._task is not None:
+            self._overran = True
+            self._task.cancel()
+        elif self._request is not None:
+            self._refuse(RequestTooSlow("the body did not arrive in time"))
+        elif self._head_bytes and self._discarded < 0:
+            self._refuse_early(RequestTooSlow("the header did not arrive in time"))
         else:
-            error = HttpMalformed("the bytes are not an HTTP request that is read here")
-        request_id = new_request_id()
-        reply = refuse(error, "", "/.well-known/", Peer(self.peer_address, self.slot), request_id)
-        return RawAnswer(reply, request_id, head_only=False, keep_alive=False)
+            self.close()
 
+    def drain(self) -> None:
+        """Close as soon as nothing is under way."""
+        self._draining = True
+        if self._request is None:
+            self.close()
 
-async def respond(connection: HttpConnection, request: BaseRequest) -> RawAnswer:
-    """Read one request, have the app answer it, write the answer."""
-    connection.begin()
-    request_id = new_request_id()
-    app = connection._owner.app
-    method, path = request.method, request.raw_path.partition("?")[0]
-    keep_alive = request.keep_alive
-    peer: Peer | None = None
-    try:
-        peer = connection.peer
-        headers = _headers(request)
-        _check_head(headers, path)
-        match = app.match(method, path)
+    def close(self) -> None:
+        """Close after what is written has been sent."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # one request after the other
+
+    def _advance(self) -> None:
+        while self._task is None and self._discarded < 0 and not self._paused:
+            if self._request is None:
+                if not self._waiting or self.transport is None:
+                    return
+                self._begin(*self._waiting.popleft())
+            elif not self._read_body():
+                return
+
+    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        self._head_bytes = 0
+        keep_alive = not message.should_close and message.version != HttpVersion10 and not self._draining
+        path = message.path.partition("?")[0]
+        request = self._request = _Request(message.method, path, new_request_id(), keep_alive, payload)
+        try:
+            headers = request.headers = read_headers(message)
+            match = request.match = self._owner.app.match(message.method, path)
+            route = match.entry.route
+            self.deadline = self._loop.time() + route.seconds
+            length = headers.get("content-length")
+            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            self._owner.app.admit(match, media_type, self._who(), int(length) if length is not None else None)
+        except Refusal as error:
+            self._refuse(error)
+            return
+        if payload.is_eof():
+            self._dispatch(request, match)
+
+    def _read_body(self) -> bool:
+        """Take what has arrived of the body; True if that changed what there is to do next."""
+        request = self._request
+        assert request is not None
+        assert request.match is not None
+        if request.payload.exception() is not None:
+            self._refuse(HttpMalformed("the body's framing is wrong"))
+            return True
+        chunk = request.payload.read_nowait(-1)
+        if chunk:
+            request.size += len(chunk)
+            limit = request.match.entry.route.max_body
+            if request.size > limit:
+                self._refuse(BodyTooLarge("the body is too large", limit=limit))
+                return True
+            request.chunks.append(chunk)
+        if not request.payload.is_eof():
+            return False
+        self._dispatch(request, request.match)
+        return True
+
+    def _dispatch(self, request: _Request, match: Match) -> None:
+        headers = request.headers
+        headers["x-request-id"] = request.id
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        call = Call(method, path, media_type, headers)
-        app.admit(match, call, peer, request.content_length)
-        body = b""
-        if request.body_exists:
-            body = await _read_body(request, match.entry.route.max_body, match.entry.route.seconds)
-        headers["x-request-id"] = request_id
-        reply = await app.answer(match, Call(method, path, media_type, headers, body), peer)
-    except Exception as error:  # noqa: BLE001 - the one door through which every error becomes an answer
-        if not request.content.is_eof():
-            keep_alive = False  # the rest of the body is not waited for
-        if isinstance(error, HttpMalformed | ExpectationRefused | RequestTooSlow):
-            keep_alive = False
-        who = peer or Peer(connection.peer_address, connection.slot)
-        reply = refuse(error, method, path, who, request_id)
-    try:
-        answer = RawAnswer(reply, request_id, head_only=method == "HEAD", keep_alive=keep_alive)
-    except ValueError as error:  # a handler's header cannot be written
-        reply = refuse(error, method, path, peer or Peer(connection.peer_address), request_id)
-        answer = RawAnswer(reply, request_id, head_only=method == "HEAD", keep_alive=False)
-    connection.finish()
-    _log.debug(
-        "event=answered method=%s path=%r status=%d request_id=%s",
-        method,
-        one_line(path, 200),
-        reply.status,
-        request_id,
-    )
-    return answer
+        chunks = request.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        call = Call(request.method, request.path, media_type, headers, body)
+        self.deadline = self._loop.time() + match.entry.route.seconds
+        self._task = self._loop.create_task(self._answer(request, match, call))
+
+    async def _answer(self, request: _Request, match: Match, call: Call) -> None:
+        try:
+            reply = await match.entry.handler(call, self._who(), match.params)
+        except asyncio.CancelledError:
+            if not self._overran:
+                self._task = self._request = None
+                self.abort()
+                raise
+            reply = refuse(too_slow(), request.method, request.path, self._who(), request.id)
+        except Exception as error:  # noqa: BLE001 - the one door through which every error becomes an answer
+            reply = refuse(error, request.method, request.path, self._who(), request.id)
+        self._task = None
+        self._overran = False
+        self._write(request, reply)
+        self._advance()
+
+    def _refuse(self, error: Refusal) -> None:
+        """Answer the request under way without its endpoint."""
+        request = self._request
+        assert request is not None
+        if isinstance(error, HttpMalformed | ExpectationRefused | RequestTooSlow) or not request.payload.is_eof():
+            request.keep_alive = False  # the rest of a body is not waited for
+        try:
+            peer = self._who()
+        except HttpMalformed:
+            peer = Peer(self.address, self._slot)
+        self._write(request, refuse(error, request.method, request.path, peer, request.id))
+
+    def _refuse_early(self, error: Refusal) -> None:
+        """Answer what never became a request, and close."""
+        if self._task is not None:  # an earlier request of this connection is still being answered
+            self._waiting.clear()
+            self._draining = True
+            return
+        if self._request is None:
+            self._request = _Request("", "/.well-known/", new_request_id(), False, EMPTY_PAYLOAD)
+        request = self._request
+        request.keep_alive = False
+        self._write(request, refuse(error, request.method, request.path, Peer(self.address, self._slot), request.id))
+
+    def _write(self, request: _Request, reply: Reply) -> None:
+        self._request = None
+        transport = self.transport
+        if transport is None:
+            return
+        wants_close = reply.headers.get("connection", "").lower() == "close"
+        keep_alive = request.keep_alive and not wants_close and not self._draining
+        head_only = request.method == "HEAD"
+        try:
+            data = serialise(reply, request.id, head_only=head_only, keep_alive=keep_alive)
+        except ValueError as error:
+            reply = refuse(error, request.method, request.path, Peer(self.address, self._slot), request.id)
+            data = serialise(reply, request.id, head_only=head_only, keep_alive=keep_alive)
+        transport.write(data)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "event=answered path=%r status=%d request_id=%s", one_line(request.path), reply.status, request.id
+            )
+        if keep_alive:
+            self.deadline = self._loop.time() + self._owner.timing.keepalive_seconds
+            return
+        self._waiting.clear()
+        self._discarded = 0
+        if request.match is not None and request.payload.is_eof():
+            transport.close()
+        else:  # closing on unread bytes would reset the connection and lose the answer
+            self.deadline = self._loop.time() + _LINGER_SECONDS
+
+    def _who(self) -> Peer:
+        if self._peer is None:
+            self._peer = self._owner.peer_of(self.transport, self.address, self._slot)
+        return self._peer
 
 
-def _headers(request: BaseRequest) -> dict[str, str]:
+def read_headers(message: RawRequestMessage) -> dict[str, str]:
+    """Headers by lower-case name; refuses what this server does not do.
+
+    Raises HttpMalformed, ExpectationRefused (Expect, Upgrade), MediaTypeNotAccepted (a compressed body).
+    """
     headers: dict[str, str] = {}
-    for name, value in request.headers.items():
+    for name, value in message.headers.items():
         name = name.lower()
         if name in headers:
             if name in _ONCE:
                 raise HttpMalformed(f"the header {name} stands twice")
             value = f"{headers[name]}, {value}"
         headers[name] = value
+    _check_head(headers, message)
     return headers
 
 
-def _check_head(headers: Mapping[str, str], path: str) -> None:
-    if "expect" in headers or "upgrade" in headers:
-        raise ExpectationRefused("Expect and Upgrade are not done here")
-    if headers.get("content-encoding", "identity").lower() != "identity":
+def _check_head(headers: Mapping[str, str], message: Any) -> None:
+    if "expect" in headers or "upgrade" in headers or message.method == "CONNECT":
+        raise ExpectationRefused("Expect, Upgrade and CONNECT are not done here")
+    if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
         raise MediaTypeNotAccepted("compressed bodies are not read here", expected=["identity"])
-    if not path.startswith("/"):
+    if not message.path.startswith("/"):
         raise HttpMalformed("the request target must be a path")
-
-
-async def _read_body(request: BaseRequest, max_body: int, seconds: float) -> bytes:
-    content = request.content
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                chunk = await content.readany()
-                if not chunk:
-                    break
-                size += len(chunk)
-                if size > max_body:
-                    raise BodyTooLarge("the body is too large", limit=max_body)
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise RequestTooSlow("the body did not arrive in time") from error
-    except ValueError as error:  # aiohttp: the body's framing is wrong
-        raise HttpMalformed("the body's framing is wrong") from error
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if "host" not in headers and message.version != HttpVersion10:
+        raise HttpMalformed("the header host is missing")

@@ -19,13 +19,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from aiohttp.web import BaseRequest, Server
 from cryptography import x509
 
 from appliance.errors import Conflict, HttpMalformed
 from appliance.settings import WebSettings
 from appliance.web.app import App
-from appliance.web.http import MAX_HEAD_BYTES, HttpConnection, respond
+from appliance.web.http import HttpConnection
 from appliance.web.peer import Peer
 from appliance.web.tls import TlsFront, TlsSide, Watched
 
@@ -34,7 +33,6 @@ _BACKLOG = 1024
 _ACCEPT_AT_ONCE = 64
 _SWEEP_SECONDS = 0.25
 _LINGER_SECONDS = 2.0
-_NEVER_SECONDS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,6 @@ class Listener:
         self._open = 0
         self._stalled: dict[HttpConnection, float] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._manager: _Manager | None = None
         self._drained: asyncio.Event | None = None
 
     async def open_tcp(self, host: str, port: int) -> int:
@@ -121,17 +118,14 @@ class Listener:
         for task in list(self._handshakes):
             task.cancel()
         for connection in list(self._connections):
-            connection.close() if connection.busy else connection.force_close()
+            connection.drain()
         if self._connections:
             self._drained = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
                     await self._drained.wait()
-        if self._manager is not None:
-            await self._manager.shutdown(0.1)
         for connection in list(self._connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -185,8 +179,7 @@ class Listener:
 
     def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        if self._manager is None:
-            self._manager = _Manager(self)
+        if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep())
         listening.setblocking(False)
         listening.listen(_BACKLOG)
@@ -223,11 +216,9 @@ class Listener:
         return ""
 
     async def _greet(self, accepted: socket.socket, address: str) -> None:
-        assert self._manager is not None
-        connection = self._manager.connection(address, next(self._ids))
         loop = asyncio.get_running_loop()
         released = _Release(self, address)
-        connection.released = released
+        connection = HttpConnection(self, address, next(self._ids), released)
         watched = None if self._tls is None else Watched(self._tls)
         try:
             await loop.connect_accepted_socket(
@@ -265,8 +256,8 @@ class Listener:
                 if transport is not None and transport.get_write_buffer_size():
                     since = self._stalled.setdefault(connection, now)
                     if now - since > self.timing.stall_seconds:
-                        _log.info("event=stalled-reader listener=%s address=%s", self.name, connection.peer_address)
-                        transport.abort()
+                        _log.info("event=stalled-reader listener=%s address=%s", self.name, connection.address)
+                        connection.abort()
                 else:
                     self._stalled.pop(connection, None)
 
@@ -308,37 +299,6 @@ class _Release:
         if not self._done:
             self._done = True
             self._listener.release(self._address)
-
-
-class _Manager(Server):
-    """aiohttp's server with our connections."""
-
-    def __init__(self, owner: Listener) -> None:
-        super().__init__(self._respond)
-        self._owner = owner
-
-    def connection(self, address: str, connection_id: int) -> HttpConnection:
-        return HttpConnection(
-            self._owner,
-            self,
-            address,
-            connection_id,
-            loop=self._loop,
-            access_log=None,
-            logger=_log,
-            auto_decompress=False,
-            keepalive_timeout=_NEVER_SECONDS,  # the sweep's business
-            lingering_time=_LINGER_SECONDS,
-            max_line_size=4096,
-            max_field_size=MAX_HEAD_BYTES // 2,
-            max_headers=64,
-            read_bufsize=65_536,
-        )
-
-    async def _respond(self, request: BaseRequest) -> Any:
-        connection = request.protocol
-        assert isinstance(connection, HttpConnection)
-        return await respond(connection, request)
 
 
 def _why(error: Exception, watched: Watched | None) -> str:

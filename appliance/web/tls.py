@@ -138,8 +138,7 @@ class TlsSide:
             if buffer is not None:
                 return self._connection.recv_into(buffer, min(n, len(buffer)))
             return self._connection.recv(min(n, _RECORD))
-        except SSL.WantReadError:
-            self._drain()
+        except SSL.WantReadError:  # an answer to a key update stays in the buffer until the next write
             raise ssl.SSLWantReadError from None
         except SSL.ZeroReturnError:
             return b"" if buffer is None else 0
@@ -222,7 +221,10 @@ class TlsSide:
     def _drain(self) -> None:
         try:
             while True:
-                self._outgoing.write(self._connection.bio_read(_READ))
+                data = self._connection.bio_read(_READ)
+                self._outgoing.write(data)
+                if len(data) < _READ:
+                    return
         except SSL.WantReadError:
             pass
 
