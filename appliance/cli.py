@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from appliance.commands import devices, hosts, itself, network, people
-from appliance.commands.invocation import EVERYWHERE, hoist
+from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
 app = typer.Typer(
@@ -51,8 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line; answers the exit status."""
     try:
         invocation, rest = hoist(arguments)
-        app(args=rest, obj=invocation, standalone_mode=True)
-    except click.UsageError as wrong:
+        begin(invocation)
+        app(args=rest, standalone_mode=True)
+    except typer.BadParameter as wrong:
         print(f"appliance: {wrong.message}", file=sys.stderr)
         return 2
     except SystemExit as ended:

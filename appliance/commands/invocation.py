@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import click
 import typer
 
 from appliance.errors import ApplianceError
@@ -36,13 +36,17 @@ class Invocation:
     assignments: list[str] = field(default_factory=list)
 
 
+# typer keeps its click to itself, so the options travel beside it
+_CURRENT: ContextVar[Invocation] = ContextVar("invocation")
+
+
 def group(text: str) -> typer.Typer:
     """A noun of the command line."""
     return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, epilog=EVERYWHERE)
 
 
 def hoist(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:
-    """Takes the options that may stand anywhere out of a command line; raises click.UsageError."""
+    """Takes the options that may stand anywhere out of a command line; raises typer.BadParameter."""
     invocation, rest, queue = Invocation(), [], list(arguments)
     names = ("--home", "-o", "--output", "--passphrase-file", "--set")
     while queue:
@@ -56,7 +60,7 @@ def hoist(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:
             continue
         if not equals:
             if not queue:
-                raise click.UsageError(f"{option} wants a value")
+                raise typer.BadParameter(f"{option} wants a value")
             value = queue.pop(0)
         match option:
             case "--home":
@@ -68,15 +72,18 @@ def hoist(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:
             case _ if value in ("table", "json"):
                 invocation.output = value  # type: ignore[assignment]
             case _:
-                raise click.UsageError(f"{option} is table or json, not {value!r}")
+                raise typer.BadParameter(f"{option} is table or json, not {value!r}")
     return invocation, rest
+
+
+def begin(invocation: Invocation) -> None:
+    """Makes these the options of the command that runs next in this context."""
+    _CURRENT.set(invocation)
 
 
 def invocation() -> Invocation:
     """The options of the command that is running."""
-    found = click.get_current_context().find_root().obj
-    assert isinstance(found, Invocation)
-    return found
+    return _CURRENT.get()
 
 
 def loaded() -> LoadedSettings:
