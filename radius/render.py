@@ -123,6 +123,8 @@ def render(values: RaddbValues) -> dict[str, str]:
         "clients": _clients(values.nas),
         "ask": _ask(values),
     }
+    if values.tls_min > values.tls_max:
+        raise RaddbValueInvalid("tls_min is above tls_max", name="tls_min")
     files = {name: _fill(_template(name), marks) for name in _TEMPLATES}
     files["certs/server.pem"] = _pem("certificate_chain_pem", values.certificate_chain_pem)
     files["certs/server.key"] = _pem("key_pem", values.key_pem, secret=True)

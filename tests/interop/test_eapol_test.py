@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from lab.eapol import run_eapol_test
 from tests.interop.radius_tools import need_eapol_test
@@ -35,6 +36,9 @@ def run(desk: Desk, act: Callable[[int], Awaitable[None]], **options: object) ->
 def test_eapol_test_succeeds_and_prints_the_vlan_of_the_department(version: str) -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
+    sizes = [len(one.public_bytes(Encoding.DER)) for one in (agent.certificate, *agent.chain)]
+    assert 1600 < sizes[0] <= 2000  # a certificate of the size that the dual identity has
+    assert sum(sizes) <= 4000
 
     async def act(port: int) -> None:
         for department, vlan in (("R&D", "20"), ("HR", "30"), ("Kitchen", "99")):

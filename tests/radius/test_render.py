@@ -89,7 +89,7 @@ def test_no_text_can_break_out_of_its_place(text: str) -> None:
         {"nas": [NasEntry("a", "192.0.2.1", "short")]},
         {"nas": [NasEntry("a", "192.0.2.1", "long-enough-secret"), NasEntry("a", "192.0.2.2", "long-enough-secret")]},
         {"nas": [NasEntry("a", "192.0.2.1", "long-enough-secret"), NasEntry("b", "192.0.2.1", "long-enough-secret")]},
-        {"client_ca_pem": "not PEM"},
+        {"client_ca_pem": "not PEM"}, {"tls_min": "1.3", "tls_max": "1.2"},
     ],
 )  # fmt: skip
 def test_impossible_values_are_refused(changes: dict[str, object]) -> None:

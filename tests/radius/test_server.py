@@ -129,10 +129,11 @@ def _future() -> Issued:
         (lambda: campus().ldevid(), "tls-unknown-ca"),
         (lambda: campus().agent(ca="devices"), "tls-unknown-ca"),
         (lambda: campus().server(), "tls-unknown-ca"),
+        (lambda: campus().without_client_purpose(), "tls-certificate-unsuitable"),
         (_expired, "tls-certificate-expired"),
         (_future, "tls-certificate-not-yet-valid"),
     ],
-    ids=["stranger", "ldevid", "agent-of-devices-ca", "radius-server", "expired", "future"],
+    ids=["stranger", "ldevid", "agent-of-devices-ca", "radius-server", "no-client-purpose", "expired", "future"],
 )
 def test_a_certificate_that_tls_refuses_never_reaches_policy_but_the_log(
     version: str, make: Callable, code: str

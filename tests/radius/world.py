@@ -128,7 +128,7 @@ class Campus:
         *,
         owner_id: str | None = ALICE,
         agent_id: str = AGENT,
-        padding: int = 900,
+        padding: int = 1081,
         ca: str = "agents",
         **dates: datetime,
     ) -> Issued:
@@ -150,6 +150,11 @@ class Campus:
             extra_extensions=extra,
         )  # fmt: skip
         return Issued(_sign(shape, issuer.key), own, (issuer.certificate,))
+
+    def without_client_purpose(self) -> Issued:
+        ca, own = self.cas["agents"], key("no client")
+        shape = profiles.radius_server(self._terms(ca), profiles.name("x"), own.public_key(), dns_names=["x.example"])
+        return Issued(_sign(shape, ca.key), own, (ca.certificate,))
 
     def ldevid(self) -> Issued:
         ca, own = self.cas["devices"], key("ldevid")
