@@ -196,6 +196,8 @@ def check(
     at = seconds(now)
     if evidence.iss != proxy_id:
         raise EvidenceWrongProxy("the evidence comes from another proxy than its submitter")
+    if at > evidence.iat + limits.evidence_seconds + limits.skew_seconds:
+        raise EvidenceTooOld(f"evidence may be {limits.evidence_seconds} s old", limit=limits.evidence_seconds)
     check_window(
         evidence.iat,
         evidence.exp,
@@ -206,8 +208,6 @@ def check(
         late=EvidenceExpired,
         long=EvidenceWindowTooLong,
     )
-    if at > evidence.iat + limits.evidence_seconds + limits.skew_seconds:
-        raise EvidenceTooOld(f"evidence may be {limits.evidence_seconds} s old", limit=limits.evidence_seconds)
     if evidence.nonce != request.nonce:
         raise EvidenceNonceMismatch("the evidence was made for another nonce")
     if evidence.jkt != request.jkt:

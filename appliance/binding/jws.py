@@ -239,9 +239,10 @@ def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
     try:
         if value.get("kty") == "OKP" and value.get("crv") == "Ed25519":
             return ed25519.Ed25519PublicKey.from_public_bytes(_coordinate(value, "x", 32, what))
-        if value.get("kty") != "EC" or value.get("crv") not in _BY_JWK_NAME:
+        name = value.get("crv")
+        if value.get("kty") != "EC" or not isinstance(name, str) or name not in _BY_JWK_NAME:
             raise Malformed("the JWK is neither P-256, P-384 nor Ed25519", object=what)
-        _, size, curve, _ = _BY_JWK_NAME[str(value["crv"])]
+        _, size, curve, _ = _BY_JWK_NAME[name]
         x, y = _coordinate(value, "x", size, what), _coordinate(value, "y", size, what)
         return ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x04" + x + y)
     except ValueError as error:
