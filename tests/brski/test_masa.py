@@ -311,7 +311,7 @@ def test_ca_that_strangers_share_is_never_pinned() -> None:
         trio.issue(trio.consider().call)
 
 
-@pytest.mark.req("B-225", "B-292")
+@pytest.mark.req("B-292")
 def test_device_that_was_never_sold_is_unknown() -> None:
     trio = Trio(serial="PX-GONE")
     del trio.factory.sold["PX-GONE"]
@@ -383,7 +383,7 @@ def test_both_readings_of_the_issuer_of_a_device_without_key_identifier_are_take
     assert trio.issue(trio.registrar_call(content)).voucher.serial_number == "PX-BARE"
 
 
-@pytest.mark.req("B-212", "B-226", "B-227")
+@pytest.mark.req("B-212")
 def test_formats_are_negotiated() -> None:
     trio = Trio()
     call = trio.consider().call
@@ -404,7 +404,7 @@ def test_audit_log_of_the_device_for_its_owner() -> None:
     assert len(audit_log.read(reply.body).events) == 1
 
 
-@pytest.mark.req("B-336", "B-225")
+@pytest.mark.req("B-336")
 def test_audit_log_is_not_for_strangers_and_stays_open_to_former_owners() -> None:
     first, second = Trio(), Trio(domain="Mallory")
     second.events = first.events

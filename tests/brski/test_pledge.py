@@ -64,7 +64,9 @@ def pem(certificate: x509.Certificate) -> str:
     return text
 
 
-@pytest.mark.req("B-201", "B-211", "B-241", "B-242", "B-243", "B-244", "B-245", "B-246", "B-247", "B-401", "B-402")
+@pytest.mark.req(
+    "B-201", "B-211", "B-241", "B-242", "B-243", "B-244", "B-245", "B-246", "B-247", "B-401", "B-402", "B-413"
+)
 def test_request_says_who_asks_and_whom_the_pledge_sees() -> None:
     trio = Trio()
     call = trio.ask()
@@ -103,7 +105,7 @@ def test_key_of_another_device_is_refused_at_once() -> None:
         Pledge(device("PX-2").signer, device().chain, factory().masa_anchors)
 
 
-@pytest.mark.req("B-321", "B-322", "B-323", "B-326", "B-327", "B-329")
+@pytest.mark.req("B-321", "B-322", "B-323", "B-326", "B-327")
 def test_good_voucher_ends_the_provisional_state() -> None:
     trio = Trio()
     accepted = trio.accept(trio.voucher_reply(good(trio)))

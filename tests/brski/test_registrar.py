@@ -89,7 +89,7 @@ def test_audit_log_is_asked_for_with_the_same_request() -> None:
     assert exchange.audit_log_call.media_type == exchange.call.media_type
 
 
-@pytest.mark.req("B-231", "B-234", "T-15")
+@pytest.mark.req("B-234")
 def test_repeated_request_is_the_same_transaction_and_a_new_one_is_not() -> None:
     trio = Trio()
     sent = trio.ask()
@@ -103,7 +103,7 @@ def test_repeated_request_is_the_same_transaction_and_a_new_one_is_not() -> None
         pytest.param(
             with_leaf(ASKED, serial_number="PX-2"), SerialNumberMismatch, marks=pytest.mark.req("B-253", "T-14")
         ),
-        pytest.param(with_leaf(ASKED, assertion="logged"), ProximityMismatch, marks=pytest.mark.req("B-254", "B-223")),
+        pytest.param(with_leaf(ASKED, assertion="logged"), ProximityMismatch, marks=pytest.mark.req("B-254")),
         pytest.param(with_leaf(ASKED, assertion=None), ProximityMismatch, marks=pytest.mark.req("B-254")),
         pytest.param(
             with_leaf(ASKED, proximity_registrar_cert=None), ProximityMismatch, marks=pytest.mark.req("B-254")
@@ -111,7 +111,7 @@ def test_repeated_request_is_the_same_transaction_and_a_new_one_is_not() -> None
         pytest.param(
             with_leaf(ASKED, proximity_registrar_cert=der_text(campus("Mallory").certificate)),
             ProximityMismatch,
-            marks=pytest.mark.req("B-254", "B-223", "T-04"),
+            marks=pytest.mark.req("B-254", "T-04"),
         ),
         pytest.param(
             with_leaf(ASKED, proximity_registrar_cert=der_text(campus().ca.certificate)),
@@ -182,7 +182,7 @@ def test_request_signed_under_a_reissued_certificate_of_the_same_key_is_taken() 
     assert trio.consider(trio.pledge_call(ASKED, by=again)).idevid.serial_number == SERIAL
 
 
-@pytest.mark.req("B-241", "B-224")
+@pytest.mark.req("B-241")
 def test_request_with_a_broken_signature_is_refused() -> None:
     trio = Trio()
     call = trio.ask()
@@ -190,7 +190,7 @@ def test_request_with_a_broken_signature_is_refused() -> None:
         trio.consider(replace(call, body=tamper(call.body)))
 
 
-@pytest.mark.req("B-228", "B-411")
+@pytest.mark.req("B-411")
 @pytest.mark.parametrize("body", [b"", b"\x30\x00", b"MIIB", bytes(262_145), b"\x30\x80\x00\x00"])
 def test_body_that_is_no_cms_is_refused(body: bytes) -> None:
     trio = Trio()
@@ -215,7 +215,7 @@ def test_id_data_can_be_switched_off() -> None:
     assert Trio().consider(replace(trio.ask(), body=body))
 
 
-@pytest.mark.req("B-212", "B-227")
+@pytest.mark.req("B-212")
 @pytest.mark.parametrize(
     "media_type", ["", "application/json", "application/voucher-jws+json", "application/pkcs7-mime", "text/plain"]
 )
@@ -225,7 +225,7 @@ def test_other_formats_are_not_guessed(media_type: str) -> None:
         trio.consider(replace(trio.ask(), media_type=media_type))
 
 
-@pytest.mark.req("B-211", "B-226")
+@pytest.mark.req("B-211")
 @pytest.mark.parametrize(
     "accept", ["application/json", "application/voucher-jws+json", "*/*;q=0", "application/voucher-cms+json;q=0, */*"]
 )
@@ -410,7 +410,7 @@ def test_voucher_without_nonce_is_the_pledges_decision() -> None:
     assert exchange.conclude(reply, NOW).nonce is None
 
 
-@pytest.mark.req("B-313", "B-228", "T-30")
+@pytest.mark.req("B-313", "T-30")
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [
@@ -442,7 +442,7 @@ def test_tampered_voucher_goes_no_further() -> None:
         exchange.conclude(replace(reply, body=tamper(reply.body)), NOW)
 
 
-@pytest.mark.req("B-146", "B-225", "B-228", "T-30")
+@pytest.mark.req("B-146", "T-30")
 @pytest.mark.parametrize(
     ("reply", "refusal"),
     [
@@ -472,7 +472,7 @@ def test_every_other_answer_of_a_masa_has_its_own_refusal(reply: Reply, refusal:
 # audit log
 
 
-@pytest.mark.req("B-204", "B-331", "B-338")
+@pytest.mark.req("B-204", "B-331")
 def test_audit_log_is_read() -> None:
     trio = Trio()
     exchange, _, _ = granted(trio)
@@ -497,7 +497,7 @@ def test_wrong_audit_answers_have_their_own_refusals(reply: Reply, refusal: type
         Trio().consider().read_audit_log(reply)
 
 
-@pytest.mark.req("B-204", "B-337")
+@pytest.mark.req("B-204")
 @pytest.mark.parametrize(
     ("location", "path"),
     [

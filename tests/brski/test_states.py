@@ -60,7 +60,7 @@ def test_pledge_goes_from_discovery_to_enrolment_and_starts_only_unconfigured() 
         after(state, PledgeEvent.CONNECTED)
 
 
-@pytest.mark.req("B-327", "B-328", "T-06")
+@pytest.mark.req("B-327")
 def test_without_a_verified_voucher_there_is_no_way_to_a_certificate() -> None:
     for state in (PledgeState.DISCOVERING, PledgeState.PROVISIONAL, PledgeState.WAITING_FOR_VOUCHER):
         with pytest.raises(OutOfOrder):
@@ -87,13 +87,12 @@ def test_est_opens_after_voucher_good_news_and_audit_only() -> None:
     }
 
 
-@pytest.mark.req("B-355", "T-26")
+@pytest.mark.req("B-355")
 @pytest.mark.parametrize("state", [RecordState.VOUCHER_ISSUED, RecordState.VOUCHER_ACCEPTED, RecordState.AUDIT_PASSED])
 def test_bad_news_about_the_voucher_closes_est(state: RecordState) -> None:
     assert after(state, RecordEvent.VOUCHER_REJECTED) not in EST_OPEN
 
 
-@pytest.mark.req("B-359", "T-27")
 @pytest.mark.parametrize("event", [RecordEvent.VOUCHER_CONFIRMED, RecordEvent.VOUCHER_REJECTED])
 def test_news_about_a_voucher_that_was_never_issued_changes_nothing(event: RecordEvent) -> None:
     for state in (RecordState.SEEN, RecordState.WAITING_FOR_ADMISSION, RecordState.VOUCHER_REQUESTED):

@@ -94,13 +94,15 @@ def test_voucher_without_created_on_is_read() -> None:
     assert voucher.read(body(without_leaf(NONCED, "created-on"))).created_on is None
 
 
-@pytest.mark.req("B-311", "B-427")
+@pytest.mark.req("B-311", "B-312", "B-427")
 def test_unknown_leaves_are_ignored() -> None:
     more = with_leaf(
         NONCED,
         est_domain="https://est.example",
         additional_configuration_url="x",
         extensions=["a"],
+        pinned_domain_pubk="AAEC",
+        pinned_domain_pubk_sha256="AAEC",
         prior_signed_voucher_request="AAEC",
     )
     assert voucher.read(body(more)) == TABLE[0][1]

@@ -126,7 +126,7 @@ def with_desk(folder: Path, story: Callable[[Desk], Any], knobs: str = "", **opt
     return asyncio.run(run())
 
 
-@pytest.mark.req("B-145", "B-201", "B-202", "B-204", "B-221", "B-294", "B-321")
+@pytest.mark.req("B-201", "B-202", "B-204", "B-221", "B-294", "B-321")
 def test_pledge_gets_its_voucher_and_the_registrar_the_history(tmp_path: Path) -> None:
     async def story(at: Desk) -> None:
         sent, exchange = at.ask()
@@ -283,7 +283,7 @@ KNOBS: dict[str, tuple[Callable[[Desk], Any], Any]] = {
 }
 
 
-@pytest.mark.req("B-146", "B-228", "B-313", "B-321", "B-332", "B-339", "T-12", "T-28", "T-30")
+@pytest.mark.req("B-146", "B-313", "B-321", "B-332", "B-339", "T-12", "T-28", "T-30")
 @pytest.mark.parametrize("knob", [knob.name for knob in MISBEHAVIOURS])
 def test_every_knob_is_noticed(knob: str, tmp_path: Path) -> None:
     story, noticed = KNOBS[knob]
@@ -337,7 +337,7 @@ def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]
 
 
 @pytest.mark.lab
-@pytest.mark.req("B-132", "B-145", "B-294")
+@pytest.mark.req("B-132", "B-294")
 def test_process_says_when_it_is_ready_serves_and_stops_cleanly(tmp_path: Path) -> None:
     with process("masa", "--dir", str(tmp_path), "--port", "0") as (running, ready):
         assert ready["event"] == "ready" and ready["pid"] == running.pid
