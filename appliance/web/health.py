@@ -1,7 +1,6 @@
 """/healthz: the process answers. /readyz: it can do its work; each check is named with what it saw.
 
-Checks are async functions given by the composition root: database writable, keys loaded, clock sane, disk above the
-watermark, CRLs fresh.
+The collaborators are described here by what is asked of them, because the web front imports neither store nor CA.
 """
 
 from __future__ import annotations
@@ -11,26 +10,63 @@ import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from appliance.errors import DiskFull
+from appliance.clock import Clock
+from appliance.errors import DiskFull, StoreUnavailable
+from appliance.settings import Settings
 from appliance.web.peer import Peer
 from est.errors import Refusal
 from est.exchange import Call, Reply
 
 _log = logging.getLogger(__name__)
+_CHECK_SECONDS = 3.0
+_NO_STORE = {"cache-control": "no-store"}
+_ISSUING: tuple[Literal["devices", "agents", "infrastructure"], ...] = ("devices", "agents", "infrastructure")
+
 Check = Callable[[], Awaitable[str]]
 """One check: a few words on what it saw; raises Refusal when it fails."""
 
-_CHECK_SECONDS = 3.0
-_NO_STORE = {"cache-control": "no-store"}
+
+class Writable(Protocol):
+    """The store, as far as health asks it."""
+
+    async def write(self, function: Callable[[Any], Any]) -> Any:
+        """Run a transaction."""
+        ...
+
+
+class Checkable(Protocol):
+    """The CA, as far as health asks it."""
+
+    def check(self) -> None:
+        """Raise if a CA certificate or key must not be used now."""
+        ...
+
+
+class Aging(Protocol):
+    """The CRLs, as far as health asks them."""
+
+    async def age_seconds(self, role: Literal["devices", "agents", "infrastructure"]) -> float | None:
+        """Age of the role's list; None if there is none."""
+        ...
 
 
 class Health:
     """Endpoint functions of the two health paths."""
 
-    def __init__(self, checks: Mapping[str, Check]) -> None:
-        self._checks = dict(checks)
+    def __init__(self, *, store: Writable, clock: Clock, ca: Checkable, crls: Aging, settings: Settings) -> None:
+        self._store = store
+        self._clock = clock
+        self._ca = ca
+        self._crls = crls
+        self._settings = settings
+        self._checks: dict[str, Check] = {
+            "database": self._database,
+            "authority": self._authority,
+            "disk": self._disk,
+            "revocation-lists": self._lists,
+        }
 
     async def healthz(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         """200 while the event loop turns."""
@@ -60,14 +96,25 @@ class Health:
             return {"ok": False, "reason": "check-too-slow", "seen": f"no answer in {_CHECK_SECONDS:.0f} s"}
         return {"ok": True, "reason": "", "seen": seen}
 
+    async def _database(self) -> str:
+        before = self._clock.monotonic()
+        await self._store.write(lambda tx: None)
+        return f"a transaction took {(self._clock.monotonic() - before) * 1000:.1f} ms"
 
-def disk_check(folder: Path, free_bytes: int) -> Check:
-    """A check that the disk is above the watermark below which nothing is issued."""
+    async def _authority(self) -> str:
+        self._ca.check()
+        return "certificates in force, keys match"
 
-    async def check() -> str:
-        free = shutil.disk_usage(folder).free
-        if free < free_bytes:
-            raise DiskFull(f"{free} bytes free, {free_bytes} wanted", retry_after_seconds=30)
+    async def _disk(self) -> str:
+        free, wanted = shutil.disk_usage(self._settings.home).free, self._settings.store.free_bytes
+        if free < wanted:
+            raise DiskFull(f"{free} bytes free, {wanted} wanted", retry_after_seconds=30)
         return f"{free} bytes free"
 
-    return check
+    async def _lists(self) -> str:
+        life = self._settings.ca.crl_hours * 3600
+        ages = [await self._crls.age_seconds(role) for role in _ISSUING]
+        for role, age in zip(_ISSUING, ages, strict=True):
+            if age is None or not 0 <= age + 60 <= life:
+                raise StoreUnavailable(f"the CRL of {role} is missing or out of date")
+        return f"oldest is {max(age for age in ages if age is not None):.0f} s"
