@@ -24,7 +24,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.errors import CaExpired, CaUnsuitable, KeyFileMissing
-from appliance.keys import check_pair, generate, read_certificates, read_key, read_signer, write_certificates, write_key
+from appliance.keys import (
+    KEY_COST,
+    check_pair,
+    generate,
+    read_certificates,
+    read_key,
+    read_signer,
+    write_certificates,
+    write_key,
+)
 from appliance.settings import Settings
 from appliance.store import Tx, certificates
 from est import profiles
@@ -89,10 +98,13 @@ def certificate_file(home: Path, name: str) -> Path:
     return home / "certificates" / f"{name}.pem"
 
 
-def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: datetime) -> Hierarchy:
+def create_hierarchy(
+    home: Path, settings: Settings, passphrase: bytes, now: datetime, *, key_cost: int = KEY_COST
+) -> Hierarchy:
     """Make every key and certificate of a new home, the root first, and the sealing key.
 
-    `home` exists, mode 0700. Raises KeyFileExists if anything of it was there; then nothing is overwritten.
+    `home` exists, mode 0700. `key_cost` is scrypt's N for the key files; tests take a small one.
+    Raises KeyFileExists if anything of it was there; then nothing is overwritten.
     """
     for folder in (home / "keys", home / "certificates"):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -101,7 +113,7 @@ def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: dat
     organization = settings.domain.organization
     made: dict[str, x509.Certificate] = {}
 
-    root_key = _new_key(home, ROOT, passphrase)
+    root_key = _new_key(home, ROOT, passphrase, key_cost)
     subject = profiles.name(f"Root CA {_tag(root_key)}", organization)
     root = _sign(
         profiles.root_ca(
@@ -117,7 +129,7 @@ def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: dat
 
     issuing_keys: dict[Role, ec.EllipticCurvePrivateKey] = {}
     for role in ROLES:
-        key = issuing_keys[role] = _new_key(home, role, passphrase)
+        key = issuing_keys[role] = _new_key(home, role, passphrase, key_cost)
         not_after = min(now + timedelta(days=settings.ca.issuing_days), root.not_valid_after_utc)
         terms = Terms.under(root, serial=new_serial(), not_before=start, not_after=not_after)
         subject = profiles.name(f"{role.capitalize()} CA {_tag(key)}", organization)
@@ -125,7 +137,7 @@ def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: dat
 
     for name, role in SERVERS.items():
         issuer = made[role]
-        key = _new_key(home, name, passphrase)
+        key = _new_key(home, name, passphrase, key_cost)
         not_after = min(now + timedelta(days=settings.ca.server_days), issuer.not_valid_after_utc)
         crl_url, issuer_url = addresses(settings, role)
         terms = Terms.under(
@@ -139,7 +151,7 @@ def create_hierarchy(home: Path, settings: Settings, passphrase: bytes, now: dat
         shape = server_shape(name, terms, key.public_key(), settings)
         _save(home, name, made, _sign(shape, issuing_keys[role]), issuer)
 
-    _new_key(home, SEALING, passphrase)
+    _new_key(home, SEALING, passphrase, key_cost)
     return Hierarchy(made)
 
 
@@ -251,9 +263,9 @@ def check_ca(
         raise CaExpired(f"{name} is not valid at this time", retry_after_seconds=3600)
 
 
-def _new_key(home: Path, name: str, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
+def _new_key(home: Path, name: str, passphrase: bytes, cost: int) -> ec.EllipticCurvePrivateKey:
     key = generate()
-    write_key(key_file(home, name), key, passphrase)
+    write_key(key_file(home, name), key, passphrase, cost=cost)
     return key
 
 
