@@ -106,6 +106,7 @@ class HttpConnection(BaseProtocol):
         self._discarded = -1  # 0 and up: the answer is out, the rest of the request is thrown away
         self._overran = False
         self._draining = False
+        self._advancing = False
 
     @property
     def busy(self) -> bool:
@@ -202,13 +203,19 @@ class HttpConnection(BaseProtocol):
     # one request after the other
 
     def _advance(self) -> None:
-        while self._task is None and self._discarded < 0 and not self._paused:
-            if self._request is None:
-                if not self._waiting or self.transport is None:
+        if self._advancing:  # reading a body lets the transport go on, which comes back here
+            return
+        self._advancing = True
+        try:
+            while self._task is None and self._discarded < 0 and not self._paused:
+                if self._request is None:
+                    if not self._waiting or self.transport is None:
+                        return
+                    self._begin(*self._waiting.popleft())
+                elif not self._read_body():
                     return
-                self._begin(*self._waiting.popleft())
-            elif not self._read_body():
-                return
+        finally:
+            self._advancing = False
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
         self._head_bytes = 0
@@ -226,8 +233,7 @@ class HttpConnection(BaseProtocol):
         except Refusal as error:
             self._refuse(error)
             return
-        if payload.is_eof():
-            self._dispatch(request, match)
+        # Even a body that came with the head is still unread: _advance goes on to it.
 
     def _read_body(self) -> bool:
         """Take what has arrived of the body; True if that changed what there is to do next."""

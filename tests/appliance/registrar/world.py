@@ -7,6 +7,7 @@ import base64
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,11 +53,11 @@ T = TypeVar("T")
 
 
 @cache
-def campus_keys() -> tuple[Hierarchy, x509.Certificate, Mapping[Role, IssuingCa], ServerIdentity]:
+def campus_keys(born: datetime = NOW) -> tuple[Hierarchy, x509.Certificate, Mapping[Role, IssuingCa], ServerIdentity]:
     """One hierarchy for the whole test run: opening key files is slow on purpose."""
     with tempfile.TemporaryDirectory() as name:
         home, settings = Path(name), Settings()
-        hierarchy = create_hierarchy(home, settings, PASSPHRASE, NOW)
+        hierarchy = create_hierarchy(home, settings, PASSPHRASE, born)
         return hierarchy, *read_issuing(home, settings, PASSPHRASE), read_server(home, "registrar", PASSPHRASE)
 
 
@@ -148,7 +149,7 @@ class World:
         options: Mapping[str, Any] | None = None,
         masa_url: str = MASA_HOST,
         masa_anchors: bool = False,
-        clock: FixedClock | None = None,
+        born: datetime = NOW,
         factory: Factory | None = None,
         **registrar: Any,
     ) -> World:
@@ -156,9 +157,9 @@ class World:
         from appliance.registrar.manufacturers import Options
 
         settings = Settings(home=folder, registrar=RegistrarSettings(**registrar))
-        clock = reopen.clock if reopen else clock or FixedClock()
+        clock = reopen.clock if reopen else FixedClock(born)
         url = f"sqlite:///{folder / 'appliance.db'}"
-        hierarchy, root, issuing, server = campus_keys()
+        hierarchy, root, issuing, server = campus_keys(born)
         if reopen is None:
             store = Store.open(url, clock, create=True)
             store.write_sync(lambda tx: record_hierarchy(tx, hierarchy, ADMIN))
@@ -210,7 +211,7 @@ class World:
     def device(self, serial: str = "PX-1", **more: Any) -> Device_:
         """A new device of the manufacturer, with its pledge and a connection to us."""
         more.setdefault("masa", MASA_HOST)
-        identity = self.factory.make_device(serial, now=NOW, **more)
+        identity = self.factory.make_device(serial, now=self.clock.now(), **more)
         return Device_(self, identity, self.peer(identity))
 
     def peer(self, identity: Identity | None = None, **more: Any) -> Peer:

@@ -1,0 +1,248 @@
+"""A whole bootstrap over sockets: the device port, a MASA in its own process, a raw client on one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.registrar.masa_client import HttpsMasa
+from appliance.settings import RegistrarSettings
+from appliance.web.server import Listener
+from appliance.web.tls import TlsFront
+from brski import Pledge
+from est import csr
+from est.exchange import Call, Reply
+from lab import factory as lab_factory
+from lab.factory import Factory, Identity
+from tests.appliance.registrar.world import World, campus_keys, certificate_in, enroll_call
+
+BORN = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
+
+
+@contextmanager
+def masa_process(folder: Path, *broken: str) -> Iterator[int]:
+    """A mock MASA of the manufacturer in `folder`; the port that it listens on."""
+    words = [sys.executable, "-m", "lab", "masa", "--dir", str(folder), "--port", "0"]
+    if broken:
+        words += ["--break", ",".join(broken)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(json.loads(process.stdout.readline())["port"])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+class RawClient:
+    """One TLS connection on which nothing reconnects by itself (tls-notes: auto_open)."""
+
+    def __init__(self, port: int, identity: Identity | None, version: ssl.TLSVersion) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        if identity is not None:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(identity.chain_pem + identity.key_pem)
+                file.flush()
+                context.load_cert_chain(file.name)
+        self.connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
+        self.connection.connect()
+        self.connection.auto_open = 0
+        der = self.connection.sock.getpeercert(True)
+        self.server = x509.load_der_x509_certificate(der)
+
+    def send(self, call: Call) -> Reply:
+        headers = {**call.headers, "content-type": call.media_type} if call.media_type else dict(call.headers)
+        self.connection.request(call.method, call.path, call.body, headers)
+        answer = self.connection.getresponse()
+        body = answer.read()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        return Reply(answer.status, found.get("content-type", ""), found, body)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class Site:
+    """The registrar behind the device port's own listener, and a manufacturer on disk."""
+
+    def __init__(self, world: World, port: int, listener: Listener, masa_port: int) -> None:
+        self.world = world
+        self.port = port
+        self.listener = listener
+        self.masa_port = masa_port
+
+    def make_device(self, serial: str) -> Identity:
+        world = self.world
+        device = world.factory.make_device(serial, masa=f"127.0.0.1:{self.masa_port}", now=BORN)
+        lab_factory.save_device(world.factory, world.folder / "maker", serial, device)
+        return device
+
+    async def client(self, identity: Identity | None, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> RawClient:
+        return await asyncio.to_thread(RawClient, self.port, identity, version)
+
+
+async def open_site(folder: Path, masa_port: int, maker: Factory, **settings: object) -> Site:
+    options = RegistrarSettings(masa_seconds=2.0)
+    world = await World.create(
+        folder,
+        born=BORN,
+        factory=maker,
+        masa=lambda maker, clock: HttpsMasa(options),
+        masa_url=f"https://127.0.0.1:{masa_port}/.well-known/brski",
+        masa_anchors=True,
+        **settings,
+    )
+    *_, server = campus_keys(BORN)
+    listener = Listener("device", world.app, tls=TlsFront(server.key, server.certificate, server.chain[:1]))
+    return Site(world, await listener.open_tcp("127.0.0.1", 0), listener, masa_port)
+
+
+def run_with_masa(tmp_path: Path, story: object, *broken: str, **settings: object) -> None:
+    maker_folder = tmp_path / "maker"
+    maker = lab_factory.load_or_create(maker_folder, now=BORN)
+
+    async def run(masa_port: int) -> None:
+        site = await open_site(tmp_path, masa_port, maker, **settings)
+        try:
+            await story(site)  # type: ignore[operator]
+        finally:
+            await site.listener.close(1.0)
+            await site.world.part.close()
+            site.world.close()
+
+    with masa_process(maker_folder, *broken) as masa_port:
+        asyncio.run(run(masa_port))
+
+
+@pytest.mark.lab
+@pytest.mark.req("B-133", "B-137", "B-201", "B-202", "B-204", "E-220", "B-356")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_device_bootstraps_on_one_connection_with_a_masa_in_another_process(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    async def story(site: Site) -> None:
+        world = site.world
+        device = site.make_device("PX-1")
+        pledge = Pledge(device.signer, device.chain, world.factory.masa_anchors)
+        client = await site.client(device, version)
+        send = partial(asyncio.to_thread, client.send)
+        assert client.server == world.registrar_certificate
+        asked = pledge.voucher_request(client.server, nonce=bytes(range(16)), now=datetime.now(UTC))
+        reply = await send(asked)
+        assert reply.status == 200, reply
+        received = pledge.accept_voucher(reply, asked, world.tls_chain, now=datetime.now(UTC))
+        assert received.assertion.value == "proximity"
+        assert (await send(pledge.voucher_status(True))).status == 200
+        assert (await send(Call("GET", "/.well-known/est/cacerts"))).status == 200
+        assert (await send(Call("GET", "/.well-known/est/csrattrs"))).status == 204
+        key = ec.generate_private_key(ec.SECP256R1())
+        reply = await send(enroll_call(csr.build(subject=x509.Name([]), key=key)))
+        assert reply.status == 200, reply
+        client.close()
+        ldevid = Identity(key, certificate_in(reply), world.ca.chain("devices")[:1])
+        again = await site.client(ldevid, version)
+        assert (await asyncio.to_thread(again.send, pledge.enroll_status(True))).status == 200
+        names = {"subject": ldevid.certificate.subject, "san": _san(ldevid.certificate)}
+        renewal = enroll_call(csr.build(key=key, **names), again=True)  # type: ignore[arg-type]
+        assert (await asyncio.to_thread(again.send, renewal)).status == 200
+        again.close()
+        row = await world.row()
+        assert row["state"] == "confirmed"
+        assert row["masa"] == f"https://127.0.0.1:{site.masa_port}/.well-known/brski/requestvoucher"
+
+    run_with_masa(tmp_path, story)
+
+
+@pytest.mark.lab
+@pytest.mark.req("T-04", "B-223")
+def test_after_a_request_for_another_registrar_the_server_closes_the_connection(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        device = site.make_device("PX-1")
+        pledge = Pledge(device.signer, device.chain, site.world.factory.masa_anchors)
+        client = await site.client(device)
+        other = site.world.factory.masa_tls.certificate
+        reply = await asyncio.to_thread(
+            client.send, pledge.voucher_request(other, nonce=bytes(range(16)), now=datetime.now(UTC))
+        )
+        assert reply.status == 401
+        with pytest.raises((http.client.HTTPException, OSError)):
+            await asyncio.to_thread(client.send, Call("GET", "/.well-known/est/cacerts"))
+
+    run_with_masa(tmp_path, story)
+
+
+@pytest.mark.lab
+@pytest.mark.req("T-30", "T-05", "T-28", "B-146", "B-332", "B-339")
+@pytest.mark.parametrize(
+    ("knob", "voucher_status", "enroll_status"),
+    [
+        ("http-500", 503, 403),
+        ("http-401", 502, 403),
+        ("html", 502, 403),
+        ("slow=6", 504, 403),
+        ("tampered", 502, 403),
+        ("wrong-serial", 502, 403),
+        ("wrong-nonce", 502, 403),
+        ("wrong-pin", 502, 403),
+        ("string-numbers", 200, 200),
+        ("foreign-history", 200, 403),
+        ("nonceless-history", 200, 403),
+    ],
+)
+def test_a_misbehaving_masa_leads_to_its_status_and_to_no_certificate(
+    tmp_path: Path, knob: str, voucher_status: int, enroll_status: int
+) -> None:
+    async def story(site: Site) -> None:
+        device = site.make_device("PX-1")
+        pledge = Pledge(device.signer, device.chain, site.world.factory.masa_anchors)
+        client = await site.client(device)
+        send = partial(asyncio.to_thread, client.send)
+        reply = await send(pledge.voucher_request(client.server, nonce=bytes(range(16)), now=datetime.now(UTC)))
+        assert reply.status == voucher_status, reply
+        assert (await send(pledge.voucher_status(True))).status == 200
+        key = ec.generate_private_key(ec.SECP256R1())
+        reply = await send(enroll_call(csr.build(subject=x509.Name([]), key=key)))
+        assert reply.status == enroll_status, reply
+        client.close()
+
+    run_with_masa(tmp_path, story, knob)
+
+
+@pytest.mark.lab
+@pytest.mark.req("B-224", "B-133")
+def test_strangers_and_people_without_a_certificate_get_an_answer_over_tls(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        stranger = Factory.create("Other", now=BORN).make_device("PX-1", now=BORN)
+        pledge = Pledge(stranger.signer, stranger.chain, site.world.factory.masa_anchors)
+        for identity, status in ((stranger, 403), (None, 401)):
+            client = await site.client(identity)
+            asked = pledge.voucher_request(client.server, nonce=bytes(range(16)), now=datetime.now(UTC))
+            assert (await asyncio.to_thread(client.send, asked)).status == status
+            client.close()
+        (row,) = await site.world.part.inventory.pledges()
+        assert not row["known"]
+
+    run_with_masa(tmp_path, story)
+
+
+def _san(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

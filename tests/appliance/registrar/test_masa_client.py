@@ -1,0 +1,283 @@
+"""HttpsMasa over real sockets: trust, address guard, deadlines, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from appliance.registrar.masa_client import MAX_ANSWER_BYTES, HttpsMasa, MasaDestination, check_address
+from appliance.settings import RegistrarSettings
+from brski.errors import BrskiError, MasaAnswerInvalid, MasaNotAllowed, MasaTimedOut, MasaUnreachable
+from est.exchange import Call, Reply
+from lab.factory import Domain, Factory
+
+CALL = Call("POST", "/.well-known/brski/requestvoucher", "application/voucher-cms+json", {"accept": "x/y"}, b"RVR")
+Serve = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@cache
+def factory() -> Factory:
+    return Factory.create(now=datetime.now(UTC))
+
+
+@cache
+def campus() -> Domain:
+    return Domain.create(now=datetime.now(UTC))
+
+
+def plain(status: str, body: bytes = b"", *headers: str) -> Serve:
+    async def serve(head: bytes, writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
+
+    return serve
+
+
+@asynccontextmanager
+async def masa(serve: Serve, tmp_path: Path, *, demand: bool = False) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A TLS server that answers every request by `serve`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name, pem in (("cert", factory().masa_tls.chain_pem), ("key", factory().masa_tls.key_pem)):
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    if demand:
+        context.load_verify_locations(cadata=campus().root.chain_pem.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+    heads: list[bytes] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(3)
+                heads.append(head)
+                await serve(head, writer)
+                await writer.drain()
+                if b"close" in head:
+                    break
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1], heads
+    finally:
+        server.close()
+
+
+def destination(port: int, *, host: str = "127.0.0.1", trusted: bool = True, listed: bool = True) -> MasaDestination:
+    anchors = factory().tls_root if trusted else factory().voucher_root
+    return MasaDestination(
+        f"https://{host}:{port}", anchors.chain_pem.decode(), False, frozenset({host}) if listed else frozenset()
+    )
+
+
+async def ask(to: MasaDestination, *, seconds: float = 3.0, calls: int = 1, **more: object) -> list[object]:
+    client = HttpsMasa(RegistrarSettings(masa_seconds=seconds, masa_concurrency=2), **more)  # type: ignore[arg-type]
+    try:
+        return await asyncio.gather(*(client.send(CALL, to) for _ in range(calls)), return_exceptions=True)
+    finally:
+        await client.close()
+
+
+def one(tmp_path: Path, serve: Serve, **more: object) -> object:
+    async def run() -> object:
+        async with masa(serve, tmp_path) as (port, _):
+            (found,) = await ask(destination(port, **more))  # type: ignore[arg-type]
+            return found
+
+    return asyncio.run(run())
+
+
+@pytest.mark.req("B-145")
+def test_a_call_goes_out_as_it_is_and_the_answer_comes_back_as_it_is(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with masa(plain("403 No", b"because", "content-type: text/plain"), tmp_path) as (port, heads):
+            (reply,) = await ask(destination(port))
+            assert isinstance(reply, Reply)
+            assert (reply.status, reply.media_type, reply.body) == (403, "text/plain", b"because")
+            (head,) = heads
+            assert head.startswith(b"POST /.well-known/brski/requestvoucher HTTP/1.1\r\n")
+            for line in (b"accept: x/y", b"content-type: application/voucher-cms+json", b"accept-encoding: identity"):
+                assert line in head.lower()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-144", "B-145")
+def test_only_the_manufacturers_tls_anchors_count_and_the_name_is_checked(tmp_path: Path) -> None:
+    assert isinstance(one(tmp_path, plain("200 OK")), Reply)
+    assert isinstance(one(tmp_path, plain("200 OK"), host="localhost"), Reply)
+    assert isinstance(one(tmp_path, plain("200 OK"), trusted=False), MasaUnreachable)
+    assert isinstance(one(tmp_path, plain("200 OK"), host="127.0.0.2"), MasaUnreachable)
+
+
+@pytest.mark.req("T-24", "B-158")
+def test_loopback_is_reached_only_when_it_is_listed_literally(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with masa(plain("200 OK"), tmp_path) as (port, heads):
+            for host in ("127.0.0.1", "localhost"):
+                (refusal,) = await ask(destination(port, host=host, listed=False))
+                assert isinstance(refusal, MasaNotAllowed)
+            assert heads == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-24", "B-158")
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("10.0.0.5", False),
+        ("192.168.1.1", False),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("169.254.169.254", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("100.64.0.1", False),
+    ],
+)
+def test_a_public_name_must_not_lead_to_an_address_inside(address: str, allowed: bool) -> None:
+    if allowed:
+        check_address(address, "masa.example", frozenset({"masa.example"}))
+        return
+    with pytest.raises(MasaNotAllowed):
+        check_address(address, "masa.example", frozenset({"masa.example"}))
+
+
+@pytest.mark.req("B-158")
+def test_a_private_address_passes_when_it_is_listed_and_link_local_never() -> None:
+    check_address("10.0.0.5", "masa.example", frozenset({"10.0.0.5"}))
+    check_address("127.0.0.1", "localhost", frozenset({"localhost"}))
+    with pytest.raises(MasaNotAllowed):
+        check_address("127.0.0.1", "masa.example", frozenset({"localhost"}))
+    with pytest.raises(MasaNotAllowed):
+        check_address("169.254.169.254", "169.254.169.254", frozenset({"169.254.169.254"}))
+
+
+@pytest.mark.req("B-158")
+def test_a_redirect_is_an_answer_and_not_a_way(tmp_path: Path) -> None:
+    reply = one(tmp_path, plain("307 There", b"", "location: https://127.0.0.1:1/"))
+    assert isinstance(reply, Reply) and reply.status == 307
+
+
+@pytest.mark.req("B-156")
+def test_http_is_never_used() -> None:
+    (refusal,) = asyncio.run(ask(MasaDestination("http://127.0.0.1:1", "", False, frozenset({"127.0.0.1"}))))
+    assert isinstance(refusal, MasaNotAllowed)
+
+
+async def _slow(head: bytes, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+async def _dribble(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+    for _ in range(100):
+        writer.write(b".")
+        await writer.drain()
+        await asyncio.sleep(0.2)
+
+
+async def _hang_up(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def _endless(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(40):
+        writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        await writer.drain()
+
+
+async def _cut(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+    writer.close()
+
+
+async def _rubbish(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\x00\x01\x02 not HTTP at all\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.req("T-30", "B-228", "T-23")
+@pytest.mark.parametrize(
+    ("serve", "refusal"),
+    [
+        (_slow, MasaTimedOut),
+        (_dribble, MasaTimedOut),
+        (_hang_up, MasaUnreachable),
+        (_endless, MasaAnswerInvalid),
+        (plain("200 OK", b"x" * (MAX_ANSWER_BYTES + 1)), MasaAnswerInvalid),
+        (_cut, MasaAnswerInvalid),
+        (_rubbish, MasaAnswerInvalid),
+    ],
+)
+def test_a_masa_that_does_not_speak_http_well_is_a_typed_refusal(
+    tmp_path: Path, serve: Serve, refusal: type[BrskiError]
+) -> None:
+    async def run() -> None:
+        async with masa(serve, tmp_path) as (port, _):
+            (found,) = await ask(destination(port), seconds=1.0)
+            assert type(found) is refusal, found
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-30")
+def test_a_dead_port_is_unreachable_and_says_when_to_come_back() -> None:
+    (found,) = asyncio.run(ask(destination(1)))
+    assert isinstance(found, MasaUnreachable)
+    assert found.fields["retry_after_seconds"] == 30
+
+
+def test_no_more_calls_at_once_than_allowed_and_connections_are_kept(tmp_path: Path) -> None:
+    async def run() -> None:
+        running, most = 0, 0
+
+        async def serve(head: bytes, writer: asyncio.StreamWriter) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.02)
+            running -= 1
+            await plain("200 OK")(head, writer)
+
+        async with masa(serve, tmp_path) as (port, heads):
+            replies = await ask(destination(port), calls=12)
+            assert all(isinstance(reply, Reply) for reply in replies)
+            assert len(heads) == 12
+            assert most == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-147")
+def test_the_registrars_certificate_is_shown_to_a_masa_that_asks(tmp_path: Path) -> None:
+    def load(context: ssl.SSLContext) -> None:
+        (tmp_path / "own.pem").write_bytes(campus().registrar.chain_pem + campus().registrar.key_pem)
+        context.load_cert_chain(tmp_path / "own.pem")
+
+    async def run() -> None:
+        async with masa(plain("200 OK"), tmp_path, demand=True) as (port, _):
+            (with_it,) = await ask(destination(port), load_identity=load)
+            (without,) = await ask(destination(port))
+            assert isinstance(without, MasaUnreachable)
+            assert isinstance(with_it, Reply)
+
+    asyncio.run(run())
