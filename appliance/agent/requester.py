@@ -100,6 +100,7 @@ class AgentRequester:
         options = self._options
         if options.owner is not None:
             read_kind(options.owner, Kind.OWNER)
+        _check_no_old_approval(options.wait_approval)
         options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         connector = aiohttp.UnixConnector(path=str(options.socket))
         timeout = aiohttp.ClientTimeout(total=options.call_seconds)
@@ -303,6 +304,12 @@ class AgentRequester:
             if not done:
                 for path in self._written:
                     path.unlink(missing_ok=True)
+
+
+def _check_no_old_approval(path: Path | None) -> None:
+    """A file that is there before the request is made cannot be its approval."""
+    if path is not None and path.exists():
+        raise ApprovalNotGiven(f"{path} exists already, from an earlier request: take it away first")
 
 
 def _read_token(path: Path) -> str | None:

@@ -110,7 +110,7 @@ SAME = [OWNER_PART, KEY_PART, MODEL_PART, APPROVAL_PART]
         "p521 key": tlv.sequence(OWNER_PART, _other_key(ec.SECP521R1()), *SAME[2:]),
         "compressed key": tlv.sequence(OWNER_PART, _compressed(), *SAME[2:]),
         "garbage key": tlv.sequence(OWNER_PART, tlv.sequence(tlv.integer(1)), *SAME[2:]),
-        "key with trailing byte": tlv.sequence(OWNER_PART, tlv.tlv(tlv.SEQUENCE, KEY_PART[2:] + b"\x05\x00"), *SAME[2:]),
+        "key and more": tlv.sequence(OWNER_PART, tlv.tlv(tlv.SEQUENCE, KEY_PART[2:] + b"\x05\x00"), *SAME[2:]),
         "model as integer": tlv.sequence(OWNER_PART, KEY_PART, tlv.integer(0), APPROVAL_PART),
         "unknown model": tlv.sequence(OWNER_PART, KEY_PART, tlv.tlv(0x0A, b"\x04"), APPROVAL_PART),
         "long model": tlv.sequence(OWNER_PART, KEY_PART, tlv.tlv(0x0A, b"\x00\x00"), APPROVAL_PART),

@@ -130,8 +130,9 @@ def test_sealing_writes_what_unsealing_reads() -> None:
 
 @pytest.mark.req("A-20", "A-23")
 def test_measured_facts_travel_typed() -> None:
-    facts = {"executable": "/usr/bin/agent", "executable_digest": {"alg": "sha-256", "hash": jws.s256(b"x")}, "uid": 1000,
-             "gid": 1000, "pid": 77, "cgroup": "/user.slice"}  # fmt: skip
+    digest = {"alg": "sha-256", "hash": jws.s256(b"x")}
+    facts = {"executable": "/usr/bin/agent", "executable_digest": digest, "uid": 1000, "gid": 1000, "pid": 77}
+    facts["cgroup"] = "/user.slice"
     found = _check(resign(TOKEN, "proxy", _agent(**facts)))
     assert {name: found.agent[name] for name in facts} == facts
 
