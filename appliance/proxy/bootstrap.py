@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
 from appliance.proxy.discover import Discovery
-from appliance.proxy.enrol import Enrolled, EnrolPhase, Line
+from appliance.proxy.enrol import Enrolled, EnrolPhase
 from appliance.proxy.errors import (
     BootstrapGaveUp,
     ConnectionClosed,
@@ -30,6 +30,7 @@ from appliance.proxy.errors import (
     PeerSilent,
     PeerUnreachable,
 )
+from appliance.proxy.line import Line
 from appliance.proxy.material import BrskiMaterial, EstMaterial, read_brski, read_est
 from appliance.proxy.report import BootstrapReport, Listener, Reporter
 from appliance.proxy.rounds import Timers, race

@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 
 from appliance.clock import Clock
-from appliance.proxy.errors import RequestNotYours
+from appliance.proxy.errors import ProxyStateDamaged, RequestNotYours
 from appliance.proxy.state import ProxyState
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,10 @@ class CallerBook:
         self._shrink(uid, now)
         # lost on power failure at worst, never half written: the server still holds the nonce to its key
         entries = {key: list(value) for key, value in self._owners.items()}
-        self._state.write(_FILE, json.dumps(entries, separators=(",", ":")).encode(), durable=False)
+        try:
+            self._state.write(_FILE, json.dumps(entries, separators=(",", ":")).encode(), durable=False)
+        except ProxyStateDamaged as refusal:
+            log.warning("whose keys are whose will not survive a restart: %s", refusal.detail)
 
     def _shrink(self, uid: int, now: float) -> None:
         for key in [key for key, (_, until) in self._owners.items() if until <= now]:

@@ -19,6 +19,7 @@ from appliance.binding import identifier
 from appliance.binding.errors import BindingError
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, open_verified
+from appliance.proxy.line import Line
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ProxyRecord, ProxyState
 from appliance.proxy.timing import Timing
@@ -29,19 +30,6 @@ from est.client import CaCertificates, EstClient, Pending
 from est.errors import EstError, ReplyNotAccepted
 from est.exchange import Call
 from est.paths import CSR_ATTRIBUTES, CSRATTRS, path
-
-
-@dataclass(slots=True)
-class Line:
-    """The connection of one enrolment, and how to get another to the very same server if a wait outlives it."""
-
-    connection: Connection
-    reopen: Callable[[], Awaitable[Connection]]
-
-    async def restore(self) -> None:
-        """Open again if the server has closed in the meantime."""
-        if not self.connection.usable:
-            self.connection = await self.reopen()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 ApplianceError
 └── ProxyError                    (abstract)
     ├── ProxyStateLocked          another proxy runs on this state folder
-    ├── ProxyStateDamaged         a file of the state folder does not read
+    ├── ProxyStateDamaged         a file of the state folder cannot be read or written
     ├── BootstrapNotConfigured    neither a usable IDevID nor a preconfigured server (A-82)
     ├── BootstrapGaveUp           no offer led to an LDevID within the configured time
     ├── EnrolmentSecretUnusable   the file with the one-time secret does not read
@@ -43,7 +43,7 @@ class ProxyStateLocked(ProxyError):
 
 
 class ProxyStateDamaged(ProxyError):
-    """A file of the state folder is missing, foreign or does not read."""
+    """A file of the state folder is missing, foreign, or cannot be read or written."""
 
     reason: ClassVar[str] = "proxy-state-damaged"
 

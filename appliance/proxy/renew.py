@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from appliance.clock import Clock
-from appliance.proxy.enrol import EnrolPhase, Line
+from appliance.proxy.enrol import EnrolPhase
+from appliance.proxy.line import Line
 from appliance.proxy.link import ServerLink
 from appliance.proxy.report import Listener
 from appliance.proxy.state import ProxyState

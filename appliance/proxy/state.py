@@ -84,6 +84,12 @@ class ProxyState:
 
         `durable` False survives the end of this process, not that of the machine.
         """
+        try:
+            self._replace(name, body, durable)
+        except OSError as cause:
+            raise ProxyStateDamaged(f"{name} cannot be written: {cause.strerror}", file=name) from cause
+
+    def _replace(self, name: str, body: bytes, durable: bool) -> None:
         temporary = self.folder / f".{name}.tmp"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, Trust, open_provisional
 from appliance.proxy.errors import ServerUntrusted
+from appliance.proxy.line import Line
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ClientFiles
 from appliance.proxy.timing import Timing
@@ -77,21 +78,22 @@ class VoucherPhase:
         voucher was at fault (RFC 8995, section 5.6.2).
         """
         connection = await open_provisional(target, self._client, seconds=self._timing.connect)
+        line = Line(connection, lambda: _reopen(target, self._client, connection, self._timing.connect))
         try:
             self._reporter.step("server-connected", server=target.authority, subject=_subject(connection))
             call = self._pledge.voucher_request(
                 connection.leaf, nonce=secrets.token_bytes(NONCE_BYTES), now=self._clock.now()
             )
             self._reporter.step("voucher-requested", server=target.authority)
-            return await self._converse(connection, target, call)
+            return await self._converse(line, target, call)
         except BaseException:
-            await connection.close()
+            await line.connection.close()
             raise
 
-    async def _converse(self, connection: Connection, target: Target, call: Call) -> Imprint:
+    async def _converse(self, line: Line, target: Target, call: Call) -> Imprint:
         first_sent = self._clock.now()
-        first = connection
         while True:
+            connection = line.connection
             reply = await connection.exchange(call, seconds=self._timing.voucher)
             now = self._clock.now()
             try:
@@ -104,8 +106,7 @@ class VoucherPhase:
                 wait = min(pending.retry_after_seconds, self._timing.longest_pending_wait)
                 self._reporter.step("voucher-pending", "voucher-pending", server=target.authority, wait_seconds=wait)
                 await self._sleep(wait)
-                if not connection.usable:
-                    connection = await _reopen(target, self._client, first, self._timing.connect)
+                await line.restore()
             except RegistrarRefused:
                 raise
             except Refusal as refusal:
