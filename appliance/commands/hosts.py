@@ -47,7 +47,8 @@ def proxy_run(
 ) -> None:
     """Bootstrap if needed, keep the LDevID fresh, serve the Agent API; in the foreground, SIGTERM stops it."""
     from appliance.clock import SystemClock
-    from appliance.compose_proxy import run_proxy
+    from appliance.log import set_up_logging
+    from appliance.proxy.run import run_proxy
     from appliance.settings import load_settings
 
     found = load_settings(state, invocation().assignments, file=settings_file)
@@ -59,7 +60,8 @@ def proxy_run(
             line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
         print(line, flush=True)
 
-    asyncio.run(run_proxy(found.settings, state, SystemClock(), tell))
+    set_up_logging(found.settings.log)
+    asyncio.run(run_proxy(found.settings.proxy, state, SystemClock(), tell))
 
 
 @owner.command("keygen")
@@ -81,7 +83,7 @@ def owner_keygen(
             "statement": str(made.statement_file),
             "jkt": made.jkt,
             "encrypted": made.is_encrypted,
-            "next": f"give the statement to your administrator: appliance owners add-key {ref} {made.statement_file.name}",
+            "next": f"give the statement to your administrator: appliance owners add-key {ref} owner-key.jwt",
         }
     )
 

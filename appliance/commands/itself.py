@@ -19,10 +19,12 @@ def init(
     org: Annotated[str, typer.Option(help="Organization name for the CAs' subjects.")] = "Campus",
 ) -> None:
     """Create keys, CAs, store and settings file; print what to do next."""
-    from appliance.compose import initialise
+    from appliance.clock import SystemClock
+    from appliance.initialise import initialise
 
     result = initialise(
         home(),
+        SystemClock(),
         trust_domain=trust_domain,
         organization=org,
         assignments=invocation().assignments,
@@ -51,9 +53,10 @@ def run_everything() -> None:
 @app.command()
 def check() -> None:
     """Validate settings, files, keys, chains, store and policy without starting."""
-    from appliance.compose import check_home
+    from appliance.checks import check_home
+    from appliance.clock import SystemClock
 
-    rows = check_home(loaded(), passphrase_file=invocation().passphrase_file)
+    rows = check_home(loaded(), SystemClock(), passphrase_file=invocation().passphrase_file)
     show(rows, ("check", "level", "message", "fix"))
     if any(row["level"] == "error" for row in rows):
         raise typer.Exit(1)
@@ -90,6 +93,7 @@ def backup(file: Annotated[Path, typer.Argument(help="Where the backup goes; it 
 @app.command()
 def restore(file: Annotated[Path, typer.Argument(help="A backup file.")]) -> None:
     """Make the home anew from a backup."""
-    from appliance.compose import restore_home
+    from appliance.backup import restore_backup
+    from appliance.initialise import need_passphrase
 
-    show(restore_home(home(), file, passphrase_file=invocation().passphrase_file))
+    show(restore_backup(home(), file, need_passphrase(home(), invocation().passphrase_file)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from appliance.errors import NotFound, RequestMalformed
 
@@ -53,7 +53,7 @@ def _check(function: Operation, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in parameters:
             raise RequestMalformed(f"unknown argument {name[:40]!r}")
-        wanted = hints[name]
+        wanted = get_origin(hints[name]) or hints[name]
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             continue
         if type(value) is not wanted:

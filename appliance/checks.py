@@ -1,0 +1,132 @@
+"""What `check`, `doctor` and /readyz look at; a row is {check, level, message, fix}, level ok, warning or error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from appliance.access.service import AccessService
+from appliance.clock import Clock
+from appliance.errors import ApplianceError
+from appliance.hierarchy import ROLES, SEALING, SERVERS, key_file, read_issuing, read_server
+from appliance.identity.assemble import load_policy
+from appliance.initialise import need_passphrase
+from appliance.keys import read_key
+from appliance.settings import FILE_NAME, LoadedSettings
+from appliance.store import policies
+from appliance.store.store import Store
+from est.errors import Refusal
+from radius import read_policy
+
+Row = dict[str, Any]
+WARN_DAYS = (1, 7, 14, 30)
+
+
+def row(check: str, level: str, message: str, fix: str = "") -> Row:
+    """One line of `check` and `doctor`."""
+    return {"check": check, "level": level, "message": message, "fix": fix}
+
+
+def expiry(name: str, certificate: x509.Certificate, clock: Clock) -> Row:
+    """How long a certificate lives: an error when it does not, a warning 30, 14, 7 and 1 days before."""
+    left = certificate.not_valid_after_utc - clock.now()
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    if left <= timedelta():
+        return row(f"expiry-{name}", "error", f"expired {until}", "make a new home or restore a backup")
+    for days in WARN_DAYS:
+        if left < timedelta(days=days):
+            return row(f"expiry-{name}", "warning", f"less than {days} days left, until {until}", "plan its renewal")
+    return row(f"expiry-{name}", "ok", f"until {until}")
+
+
+def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | None) -> list[Row]:
+    """Validates a home without starting anything: settings, files, keys against certificates, store, policies."""
+    settings, home, rows = loaded.settings, loaded.settings.home, []
+
+    def attempt(name: str, look: Callable[[], str], fix: str) -> bool:
+        try:
+            rows.append(row(name, "ok", look()))
+        except Refusal as refused:
+            rows.append(row(name, "error", f"{refused.reason}: {refused.detail}", fix))
+            return False
+        return True
+
+    def settings_file() -> str:
+        if not (home / FILE_NAME).exists():
+            raise ApplianceMissing(f"{home} has no {FILE_NAME}")
+        return f"{sum(origin != 'default' for origin in loaded.origins.values())} settings differ from their defaults"
+
+    if not attempt("settings", settings_file, f"appliance init --home {home}"):
+        return rows
+
+    passphrase: list[bytes] = []
+
+    def find() -> str:
+        passphrase.append(need_passphrase(home, passphrase_file))
+        return "found"
+
+    if attempt("passphrase", find, "give --passphrase-file"):
+
+        def keys() -> str:
+            root, issuing = read_issuing(home, settings, passphrase[0])
+            rows.extend(expiry(name, one, clock) for name, one in (("root", root), *_certificates(issuing)))
+            for name in SERVERS:
+                server = read_server(home, name, passphrase[0])
+                rows.append(expiry(name, server.certificate, clock))
+            read_key(key_file(home, SEALING), passphrase[0])
+            return f"{len(ROLES) + len(SERVERS) + 1} keys open and match their certificates"
+
+        attempt("keys", keys, "restore the files from a backup; modes must be 0600")
+    found: list[policies.PolicyRow | None] = []
+
+    def store() -> str:
+        opened = Store.open(settings.store_url, clock)
+        try:
+            found.append(opened.read_sync(policies.newest))
+        finally:
+            opened.close()
+        return "opens, tables are current"
+
+    attempt("store", store, "restore a backup: an empty store would have forgotten every revocation")
+
+    def policy() -> str:
+        newest = found[0] if found else None
+        if newest is None:
+            return "none published yet: every login is rejected"
+        return f"revision {newest.revision}, {len(read_policy(newest.text).rules)} rules"
+
+    attempt("policy", policy, "appliance policy publish FILE")
+    attempt(
+        "appraisal-policy",
+        lambda: f"{len(load_policy(settings.identity.appraisal_policy).classes)} agent classes",
+        "mend the file that identity.appraisal_policy names",
+    )
+    return rows
+
+
+class ApplianceMissing(ApplianceError):
+    """The folder is no appliance's home."""
+
+    reason = "home-missing"
+
+
+def _certificates(issuing: Mapping[Any, Any]) -> list[tuple[str, x509.Certificate]]:
+    return [(str(role), one.certificate) for role, one in issuing.items()]
+
+
+def of_access(access: AccessService, stale_seconds: float) -> list[Row]:
+    """What decisions rest on: the snapshot's age, the policy."""
+    age = access.snapshot_age_seconds
+    seen = f"{age:.1f} s old, {len(access.snapshot.credentials)} credentials"
+    fresh = (
+        row("snapshot", "ok", seen) if age <= stale_seconds else row("snapshot", "error", seen, "see the store check")
+    )
+    policy = access.snapshot.policy
+    if policy is None:
+        missing = "none published: every login is rejected"
+        return [fresh, row("policy", "warning", missing, "appliance policy publish FILE")]
+    return [fresh, row("policy", "ok", f"revision {policy.revision}, {len(policy.rules)} rules")]

@@ -1,0 +1,427 @@
+"""The composition root: the only place that builds everything, for `run`, for single operations, and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from appliance import cascade
+from appliance.access.directory import OwnerDirectory
+from appliance.access.freeradius import FreeRadius, RadiusFiles, supervise
+from appliance.access.nas import NasService
+from appliance.access.policies import PolicyService
+from appliance.access.routes import AccessRoutes
+from appliance.access.service import AccessService
+from appliance.audit import APPLIANCE, Actor, AuditEvent, append
+from appliance.audit_reader import AuditReader
+from appliance.backup import write_backup
+from appliance.ca import CertificateAuthority
+from appliance.checks import expiry, of_access, row
+from appliance.clock import Clock, SystemClock
+from appliance.console.devices import EstOperations, ManufacturerOperations, PledgeOperations, ProxyOperations
+from appliance.console.itself import HomeOperations
+from appliance.console.network import (
+    AccessOperations,
+    AuditOperations,
+    NasOperations,
+    PolicyOperations,
+    RadiusOperations,
+)
+from appliance.console.operations import Operations
+from appliance.console.pages import ConsolePages
+from appliance.console.people import AgentOperations, OwnerOperations
+from appliance.console.routes import AdminRoutes, PkiRoutes
+from appliance.crl import CrlKeeper
+from appliance.errors import ApplianceError
+from appliance.hierarchy import ROLES, SEALING, ServerIdentity, key_file, read_issuing, read_server
+from appliance.home import admin_socket, locked
+from appliance.identity.assemble import build_identity
+from appliance.identity.registry import AgentRegistry
+from appliance.identity.routes import TrustInfo
+from appliance.identity.routes import endpoints as identity_endpoints
+from appliance.initialise import need_passphrase
+from appliance.keys import SealingBox, read_key
+from appliance.log import set_up_logging
+from appliance.registrar.announce import Announcer
+from appliance.registrar.assemble import assemble as assemble_registrar
+from appliance.registrar.masa_client import HttpsMasa, MasaTransport
+from appliance.settings import LoadedSettings, Settings
+from appliance.store.proxies import ProxyRow
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from appliance.web.app import build_app
+from appliance.web.health import Health
+from appliance.web.limits import Bucket, Limits
+from appliance.web.server import Listener, Timing
+from appliance.web.tls import TlsFront, https_context
+from brski.registrar import Registrar, RegistrarPolicy
+from est.signer import KeySigner
+from radius import handshake
+from radius.server import Nas, RadiusServer
+
+_log = logging.getLogger(__name__)
+
+
+class PortUnavailable(ApplianceError):
+    """A port that the settings name cannot be opened: taken, or not allowed."""
+
+    reason: ClassVar[str] = "port-unavailable"
+
+
+IDENTITY_BUCKET = Bucket(per_second=50.0, burst=200)
+
+
+class Appliance:
+    """Everything of one home, wired. start() opens it to the world, stop() drains it; operations need neither."""
+
+    def __init__(
+        self, settings: Settings, *, clock: Clock, passphrase: bytes, masa_transport: MasaTransport | None
+    ) -> None:
+        """Opens store and keys; raises what they refuse. Call on a running event loop."""
+        home = settings.home
+        self.settings = settings
+        self.clock = clock
+        self.store = Store.open(settings.store_url, clock, free_bytes=settings.store.free_bytes)
+        try:
+            root, issuing = read_issuing(home, settings, passphrase)
+            self.ca = CertificateAuthority(
+                root=root,
+                issuing=issuing,
+                store=self.store,
+                clock=clock,
+                backdate_seconds=settings.ca.backdate_seconds,
+            )
+            self._servers: dict[str, ServerIdentity] = {
+                "registrar": read_server(home, "registrar", passphrase),
+                "radius": read_server(home, "radius", passphrase),
+                "https": read_server(home, "https", passphrase),
+            }
+            self._https = https_context(
+                self._servers["https"].certificate_file, self._servers["https"].key_file, passphrase
+            )
+            sealing = SealingBox(read_key(key_file(home, SEALING), passphrase))
+            self._build(sealing, passphrase, masa_transport)
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _build(self, sealing: SealingBox, passphrase: bytes, masa_transport: MasaTransport | None) -> None:
+        settings, store, clock, ca = self.settings, self.store, self.clock, self.ca
+        own = self._servers["registrar"]
+        owner_id_oid = f"{settings.identity.oid_arc}.2"
+        self.crls = CrlKeeper(ca, store, clock, life_hours=settings.ca.crl_hours)
+        self.access = AccessService(settings.access, store, clock)
+        self.nas = NasService(store, sealing)
+        self.directory = OwnerDirectory(
+            origin=settings.origin, store=store, clock=clock, skew_seconds=settings.identity.skew_seconds
+        )
+        self.policies = PolicyService(store, self.access, owner_id_oid=owner_id_oid)
+        self.identity = build_identity(
+            settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
+        )
+        registrar = Registrar(
+            KeySigner(own.key),
+            own.certificate,
+            own.chain,
+            RegistrarPolicy(settings.registrar.accept_nonceless, settings.registrar.accept_id_data),
+        )
+
+        def present(context: ssl.SSLContext) -> None:
+            context.load_cert_chain(own.certificate_file, own.key_file, passphrase.decode())
+
+        self.registrar = assemble_registrar(
+            settings.registrar,
+            origin=settings.origin,
+            ldevid_days=settings.ca.ldevid_days,
+            store=store,
+            clock=clock,
+            ca=ca,
+            registrar=registrar,
+            masa=masa_transport or HttpsMasa(settings.registrar, load_identity=present),
+            on_proxy_revoked=(revoke_agents_behind,),
+        )
+        self.agents = AgentRegistry(origin=settings.origin, store=store)
+        self.health = Health(store=store, clock=clock, ca=ca, crls=self.crls, settings=settings)
+        self._passphrase = passphrase
+        self.operations = self._operations()
+        self.listeners: dict[str, str | None] = {}
+        self._decision_port = settings.web.decision_port
+        self._open: list[Listener] = []
+        self._radius: RadiusServer | None = None
+        self._announcer: Announcer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- the parts
+
+    def _radius_files(self) -> RadiusFiles:
+        radius = self._servers["radius"]
+        key_pem = radius.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        return RadiusFiles(
+            certificate_chain_pem=_pem(radius.certificate, radius.chain[0]),
+            key_pem=key_pem,
+            agents_ca_pem=_pem(self.ca.issuing("agents").certificate),
+            decision_ca_pem=_pem(self.ca.root),
+            decision_url=self._decision_url,
+        )
+
+    def _decision_url(self) -> str:
+        """Where FreeRADIUS finds us: a name that stands in the server certificate."""
+        web = self.settings.web
+        host = web.decision_host if web.decision_host in web.names else web.names[0]
+        return f"https://{_address(host, self._decision_port)}/v1/decide"
+
+    def _operations(self) -> Operations:
+        actor = Actor("administrator", "local")
+        issuers: dict[str, x509.Certificate] = {role: self.ca.issuing(role).certificate for role in ROLES}
+        self.freeradius = FreeRadius(
+            self.settings.radius,
+            self.nas,
+            self._radius_files(),
+            owner_id_oid=f"{self.settings.identity.oid_arc}.2",
+        )
+        return Operations(
+            {
+                "": HomeOperations(self.doctor, self.backup),
+                "manufacturers": ManufacturerOperations(self.registrar.manufacturers, actor),
+                "pledges": PledgeOperations(self.registrar.inventory, actor),
+                "proxies": ProxyOperations(self.registrar.inventory, actor),
+                "est": EstOperations(self.registrar.inventory, actor),
+                "owners": OwnerOperations(self.directory, actor),
+                "agents": AgentOperations(self.agents, actor),
+                "policy": PolicyOperations(self.policies, actor, issuers),
+                "nas": NasOperations(self.nas, actor),
+                "access": AccessOperations(self.access),
+                "radius": RadiusOperations(self.freeradius, actor),
+                "audit": AuditOperations(AuditReader(self.store)),
+            }
+        )
+
+    # -- life
+
+    async def prepare(self) -> None:
+        """What operations need: the facts in memory."""
+        await self.access.start()
+        await self.nas.start()
+
+    async def start(self) -> dict[str, str | None]:
+        """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
+        settings, web = self.settings, self.settings.web
+        await self.crls.build_missing()
+        limits = Limits(
+            self.clock,
+            Bucket(web.address_rate, web.address_burst),
+            IDENTITY_BUCKET,
+            is_known=lambda peer: peer.certificate is not None and self.ca.issuer_of(peer.certificate) is not None,
+        )
+        pages = ConsolePages()
+        health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
+        trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
+        pki = PkiRoutes(self.ca, self.crls)
+        access = AccessRoutes(
+            self.access, owner_id_oid=f"{settings.identity.oid_arc}.2", reply_message=settings.access.reply_message
+        )
+        own = self._servers["registrar"]
+        device_tls = TlsFront(own.key, own.certificate, own.chain)
+        device = {**self.registrar.endpoints, **identity_endpoints(self.identity, trust)}
+        console = {
+            **health,
+            "console.problem": pages.problem,
+            "console.docs": pages.docs,
+            "console.openapi": pages.openapi,
+        }
+        decision = {**health, "access.decide": access.decide}
+        timing = Timing.of(web)
+        plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
+            ("device", web.host, web.device_port, device, device_tls, limits),
+            ("console", web.host, web.console_port, console, self._https, None),
+            ("decision", web.decision_host, web.decision_port, decision, self._https, None),
+            ("pki", web.host, web.pki_port, {"pki.crl": pki.crl, "pki.ca": pki.ca}, None, None),
+        ]
+        for name, host, port, endpoints, tls, bucket in plan:
+            app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
+            listener = Listener(name, app, timing=timing, tls=tls)
+            found = await _listen(listener, host, port)
+            self._open.append(listener)
+            self.listeners[name] = _address(host, found)
+            if name == "decision":
+                self._decision_port = found
+        admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
+        await admin.open_unix(admin_socket(settings.home), 0o600)
+        self._open.append(admin)
+        self.listeners["radius"] = await self._start_radius()
+        self._tasks += [asyncio.create_task(self.crls.run()), asyncio.create_task(self.registrar.run())]
+        if settings.registrar.announce:
+            self._announcer = Announcer(
+                interfaces=settings.registrar.announce_interfaces,
+                host=web.host,
+                port=int((self.listeners["device"] or "").rpartition(":")[2]),
+                instance=f"{settings.domain.trust_domain.replace('.', '-')[:40]}-{os.getpid()}",
+            )
+            await self._announcer.start()
+        await self.store.write(lambda tx: append(tx, AuditEvent("appliance-started", APPLIANCE)))
+        return self.listeners
+
+    async def _start_radius(self) -> str | None:
+        settings = self.settings.radius
+        if settings.engine == "none":
+            return None
+        if settings.engine == "freeradius":
+            port = settings.port or _free_udp_port(settings.host)
+            folder = self.settings.home / "radius"
+            await self.freeradius.render(folder, APPLIANCE, port=port)
+            ready = asyncio.Event()
+            task = asyncio.create_task(supervise(folder, on_ready=ready.set))
+            self._tasks.append(task)
+            waiting = asyncio.create_task(ready.wait())
+            await asyncio.wait((task, waiting), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if task.done():
+                task.result()
+            return _address(settings.host, port)
+        own = self._servers["radius"]
+        self._radius = RadiusServer(
+            identity=handshake.ServerIdentity(own.certificate, own.chain[:1], own.key),
+            anchors=(self.ca.issuing("agents").certificate,),
+            nas=self._find_nas,
+            authorize=self.access.authorize,
+            on_failure=self.access.failed,
+            owner_id_oid=f"{self.settings.identity.oid_arc}.2",
+            tls_min=settings.tls_min,
+            tls_max=settings.tls_max,
+            session_seconds=settings.session_seconds,
+            max_sessions=settings.max_sessions,
+            fragment_bytes=settings.fragment_bytes,
+            reply_message=self.settings.access.reply_message,
+        )
+        return _address(settings.host, await self._radius.start(settings.host, settings.port))
+
+    def _find_nas(self, address: str) -> Nas | None:
+        found = self.nas.lookup(address)
+        return None if found is None else Nas(*found)
+
+    async def doctor(self) -> list[dict[str, Any]]:
+        """What /readyz sees, and how long every certificate lives."""
+        rows = [
+            row(name, "ok" if seen["ok"] else "error", f"{seen['reason']} {seen['seen']}".strip())
+            for name, seen in (await self.health.look()).items()
+        ]
+        rows += of_access(self.access, self.settings.access.stale_seconds)
+        certificates = {"root": self.ca.root}
+        certificates |= {role: self.ca.issuing(role).certificate for role in ROLES}
+        certificates |= {name: server.certificate for name, server in self._servers.items()}
+        return rows + [expiry(name, certificate, self.clock) for name, certificate in certificates.items()]
+
+    async def backup(self, file: Path) -> dict[str, Any]:
+        """Write an encrypted backup and audit it."""
+        settings = self.settings
+        done = await asyncio.to_thread(write_backup, settings.home, settings.store_url, file, self._passphrase)
+        actor = Actor("administrator", "local")
+        await self.store.write(lambda tx: append(tx, AuditEvent("backup-made", actor, object=file.name)))
+        return done
+
+    async def stop(self) -> None:
+        """Withdraw the announcement, finish what is under way, close everything; safe after a failed start."""
+        if self._announcer is not None:
+            await self._announcer.stop()
+        await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
+        if self._radius is not None:
+            await self._radius.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.registrar.close()
+        await self.access.stop()
+        self.store.close()
+
+
+def create_appliance(
+    settings: Settings, *, clock: Clock | None = None, passphrase: bytes, masa_transport: MasaTransport | None = None
+) -> Appliance:
+    """An appliance over an initialised home; call on a running event loop, then prepare() and start()."""
+    return Appliance(settings, clock=clock or SystemClock(), passphrase=passphrase, masa_transport=masa_transport)
+
+
+async def run_appliance(
+    loaded: LoadedSettings, *, passphrase_file: Path | None, on_ready: Callable[[dict[str, Any]], None]
+) -> None:
+    """Everything in the foreground until SIGTERM or SIGINT, then drain."""
+    settings = loaded.settings
+    set_up_logging(settings.log)
+    with locked(settings.home):
+        appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
+        try:
+            with _signals() as stopped:
+                await appliance.prepare()
+                listeners = await appliance.start()
+                on_ready(
+                    {"event": "ready", "pid": os.getpid(), "home": str(settings.home), "listeners": dict(listeners)}
+                )
+                await stopped.wait()
+            _log.info("event=stopping")
+            await appliance.store.write(lambda tx: append(tx, AuditEvent("appliance-stopped", APPLIANCE)))
+        finally:
+            await appliance.stop()
+
+
+def ask_home(settings: Settings, operation: str, arguments: Mapping[str, Any], *, passphrase_file: Path | None) -> Any:
+    """Result of one operation on a home that nobody runs on; holds its lock meanwhile."""
+
+    async def ask() -> Any:
+        appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
+        try:
+            await appliance.prepare()
+            return await appliance.operations.call(operation, arguments)
+        finally:
+            await appliance.stop()
+
+    with locked(settings.home):
+        return asyncio.run(ask())
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(one)
+
+
+def revoke_agents_behind(tx: Tx, row: ProxyRow, actor: Actor) -> None:
+    """What ends with a proxy besides its own certificates: the agents that it alone vouched for (A-102)."""
+    cascade.revoke_behind_proxy(tx, row.identifier, actor=actor)
+
+
+async def _listen(listener: Listener, host: str, port: int) -> int:
+    try:
+        return await listener.open_tcp(host, port)
+    except OSError as cause:
+        raise PortUnavailable(f"cannot listen on {_address(host, port)} ({listener.name}): {cause.strerror}") from cause
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _free_udp_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _pem(*certificates: x509.Certificate) -> str:
+    return "".join(one.public_bytes(Encoding.PEM).decode() for one in certificates)

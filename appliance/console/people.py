@@ -1,0 +1,67 @@
+"""Operations about owners and agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.access.directory import OwnerDirectory
+from appliance.audit import Actor
+from appliance.identity.registry import AgentRegistry
+
+
+class OwnerOperations:
+    """appliance owners ..."""
+
+    def __init__(self, directory: OwnerDirectory, actor: Actor) -> None:
+        self._directory = directory
+        self._actor = actor
+
+    async def import_(self, csv: str, confirm: bool = False, dry_run: bool = False) -> Any:
+        return await self._directory.import_csv(csv, actor=self._actor, confirm=confirm, dry_run=dry_run)
+
+    async def add(self, ref: str, name: str = "", kind: str = "person", department: str = "") -> Any:
+        return await self._directory.add(ref, name=name or ref, kind=kind, department=department, actor=self._actor)
+
+    async def move(self, ref: str, department: str) -> Any:
+        return await self._directory.set_department(ref, department, actor=self._actor)
+
+    async def add_key(self, ref: str, statement: str) -> Any:
+        return await self._directory.add_key(ref, statement, actor=self._actor)
+
+    async def rotate_key(self, ref: str, statement: str) -> Any:
+        return await self._directory.rotate_key(ref, statement, actor=self._actor)
+
+    async def list_(self) -> Any:
+        return await self._directory.list()
+
+    async def show(self, ref: str) -> Any:
+        return await self._directory.show(ref)
+
+    async def suspend(self, ref: str) -> Any:
+        return await self._directory.suspend(ref, actor=self._actor)
+
+    async def resume(self, ref: str) -> Any:
+        return await self._directory.resume(ref, actor=self._actor)
+
+    async def revoke(self, ref: str) -> Any:
+        return await self._directory.revoke(ref, actor=self._actor)
+
+
+class AgentOperations:
+    """appliance agents ..."""
+
+    def __init__(self, registry: AgentRegistry, actor: Actor) -> None:
+        self._registry = registry
+        self._actor = actor
+
+    async def add(self, owner: str, proxy: str, jkt: str, agent_class: str = "") -> Any:
+        return await self._registry.add(owner=owner, proxy=proxy, jkt=jkt, agent_class=agent_class, actor=self._actor)
+
+    async def list_(self, owner: str = "") -> Any:
+        return await self._registry.list(owner=owner)
+
+    async def show(self, agent: str) -> Any:
+        return await self._registry.show(agent)
+
+    async def revoke(self, agent: str, reason: str = "") -> Any:
+        return await self._registry.revoke(agent, why=reason, actor=self._actor)
