@@ -96,15 +96,11 @@ def read_json(body: bytes, *, max_bytes: int = MAX_BODY, max_depth: int = 16) ->
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BodyMalformed("the JSON is not UTF-8") from error
-    _check_depth(text, max_depth)
+    # so few brackets cannot nest too deeply: most bodies are spared the walk
+    if text.count("[") + text.count("{") > max_depth:
+        _check_depth(text, max_depth)
     try:
-        value: object = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_no_constant,
-            parse_int=_integer,
-            parse_float=_float,
-        )
+        value: object = _DECODER.decode(text)
     except ValueError as error:
         raise BodyMalformed("the body is not JSON") from error
     if "\\u" in text:
@@ -145,3 +141,8 @@ def _float(digits: str) -> float:
     if not math.isfinite(number):
         raise BodyMalformed("the JSON has a number that is out of range")
     return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer, parse_float=_float
+)
