@@ -188,9 +188,13 @@ def after(
 
 
 def diagram(table: Mapping[tuple[_S, _E], _S]) -> str:
-    """The table as a Mermaid state diagram, for the manual."""
-    rows = (f"    {old.value} --> {new.value}: {event.value}" for (old, event), new in table.items())
+    """The table as a Mermaid state diagram, for the manual; Mermaid's ids take no hyphen, so they have `_` instead."""
+    rows = (f"    {_id(old)} --> {_id(new)}: {event.value}" for (old, event), new in table.items())
     return "\n".join(["stateDiagram-v2", *rows])
+
+
+def _id(state: Enum) -> str:
+    return str(state.value).replace("-", "_")
 
 
 def _step(table: Mapping[tuple[_S, _E], _S], state: _S, event: _E) -> _S:

@@ -1,0 +1,344 @@
+"""Writes the generated pages of the manual: `python -m tests.reference`; test_docs.py compares them with the code.
+
+Everything comes from the tables that the code itself runs on, in their order, so a page changes only when they do. What
+a table cannot say (what an endpoint is for) stands here beside its name, and a missing entry stops the generator.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from appliance import audit
+from appliance.cli import app
+from appliance.commands.invocation import EVERYWHERE
+from appliance.proxy import agent_api
+from appliance.settings import Settings, describe_settings, sample_file
+from appliance.web import routes
+from appliance.web.problems import all_leaves, status_of
+from appliance.web.routes import Route
+from brski import states
+from est.errors import Refusal
+from lab.misbehave import MISBEHAVIOURS
+from tests import reference_radius
+from tests.markdown import head, table
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "appliance" / "docs"
+
+PURPOSES: Mapping[str, str] = {
+    "est.cacerts": "the CA certificates, as certs-only CMS (RFC 7030, section 4.1)",
+    "est.simpleenroll": "first LDevID: by a pledge after its voucher, or with a one-time enrolment secret",
+    "est.simplereenroll": "renewal of an LDevID, over TLS with the old one, names unchanged",
+    "registrar.csrattrs": "204: the registrar asks for no particular CSR attributes",
+    "registrar.request_voucher": "a pledge's voucher-request in, the MASA's voucher out; 202 while it waits",
+    "registrar.voucher_status": "the pledge says whether it took the voucher; after a yes its history is judged",
+    "registrar.enroll_status": "the pledge or proxy says how its enrolment ended",
+    "identity.nonce": "a nonce for an agent key, and the agent identifier that goes with it",
+    "identity.enroll": "a composite request in, certificate and WIT out",
+    "identity.request_status": "how a request stands; the same result as often as it is asked",
+    "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
+    "access.decide": "one EAP-TLS login as rlm_rest's JSON in, reply attributes out",
+    "health.healthz": "200 while the process serves",
+    "health.readyz": "200 while it can do its work, 503 with the checks that fail",
+    "pki.crl": "the revocation list of an issuing CA, DER",
+    "pki.ca": "a CA certificate, DER; roles: root, devices, agents, infrastructure",
+    "console.openapi": "this table as OpenAPI 3.1",
+    "console.problem": "what a reason means; the `type` of every problem document leads here",
+    "console.docs": "this manual",
+    "console.operation": "one administrative operation, for the command line beside a running appliance",
+    "agent.nonce": "a nonce for the caller's key, and its agent identifier",
+    "agent.enroll": "the agent's request and its owner's approval in; the proxy adds evidence and passes them on",
+    "agent.trust": "the campus root and the RADIUS server's name, for the agent's supplicant",
+}
+
+_LISTENERS: Mapping[str, str] = {
+    "device": "TCP `web.device_port`, TLS 1.2 or 1.3; a client certificate is asked for and judged per route",
+    "decision": "TCP `web.decision_host`:`web.decision_port`, HTTPS",
+    "pki": "TCP `web.pki_port`, plain HTTP: everything it answers is signed",
+    "console": "TCP `web.console_port`, HTTPS",
+    "admin": "Unix socket `HOME/run/admin.sock`, mode 0600, while the appliance runs",
+    "agent": "Unix socket of the identity proxy, `proxy.socket`",
+}
+
+_TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] = (
+    (
+        "The pledge about itself",
+        states.PLEDGE,
+        "Lives in memory on the proxy. Only `enrolled` survives a restart; anything before it begins again with a new "
+        "nonce.",
+        states.PledgeState,
+    ),
+    (
+        "The registrar about a pledge",
+        states.RECORD,
+        "Stored in table `pledges`, keyed by IDevID issuer and serial number, written in the transaction of its audit "
+        "entry. EST answers the pledge only in "
+        + ", ".join(f"`{state.value}`" for state in states.RecordState if state in states.EST_OPEN)
+        + ".",
+        states.RecordState,
+    ),
+    (
+        "The MASA about a device",
+        states.DEVICE,
+        "Kept by the manufacturer's service (in the laboratory: the mock MASA). It says whether the device may be "
+        "claimed; its audit log forgets nothing.",
+        states.DeviceState,
+    ),
+)
+
+
+# -- settings
+
+
+def settings_page() -> str:
+    """One table per section, and what each setting takes."""
+    parts = [
+        head("Settings", "the models in `appliance/settings.py`"),
+        "Precedence: `--set section.key=value`, environment `APPLIANCE_<SECTION>__<KEY>`, the file "
+        "`HOME/appliance.toml`, default. Lists are written with commas on the command line and in the environment. An "
+        "unknown key stops the start. `appliance settings` shows each value with its origin; `appliance check` "
+        "validates them. A complete file to start from: [appliance.toml](appliance.toml).\n",
+    ]
+    sections: dict[str, list[Sequence[str]]] = {}
+    for dotted, default, meaning in describe_settings():
+        section, _, key = dotted.partition(".")
+        row = (f"`{dotted}`", takes(field(section, key)), f"`{default}`" if default else "", meaning)
+        sections.setdefault(section, []).append(row)
+    for section, rows in sections.items():
+        parts.append(f"## [{section}]\n\n" + table(("setting", "takes", "default", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def field(section: str, key: str) -> FieldInfo:
+    """A setting's field in its model."""
+    model = Settings.model_fields[section].annotation
+    assert model is not None
+    found: FieldInfo = model.model_fields[key]
+    return found
+
+
+def takes(info: FieldInfo) -> str:
+    """What values a setting takes, in words."""
+    kind = info.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{one}`" for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "list"
+    words = {bool: "true, false", int: "whole number", float: "number", str: "text", Path: "path"}[kind]  # type: ignore[index]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(one, name)}" for one in info.metadata for name, sign in signs.items() if hasattr(one, name)
+    ]
+    return " ".join([words, ", ".join(limits)]).strip()
+
+
+# -- commands
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with its words, in the order of `--help`."""
+
+    def walk(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield words, command
+            return
+        for name, one in inner.items():
+            yield from walk((*words, name), one)
+
+    yield from walk((), typer.main.get_command(app))
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    parts = [
+        head("Commands", "the Typer application in `appliance/cli.py`"),
+        f"{EVERYWHERE}\n\n`--home` is `$APPLIANCE_HOME` where it is not given, then a per-user state folder. While "
+        "`appliance run` holds a home, administrative commands reach it through `HOME/run/admin.sock`; otherwise they "
+        "open the home themselves. Exit status: 0 done, 1 refused or failed (one line on standard error), 2 usage. "
+        "`-o json` prints the result as JSON.\n",
+    ]
+    group = ""
+    for words, command in commands():
+        noun = words[0] if len(words) > 1 else ""
+        if noun != group:
+            group = noun
+            nouns = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+            parts.append(f"## appliance {noun}\n\n{nouns[noun].help}\n")
+        parts.append(_command(words, command))
+    return "\n".join(parts)
+
+
+def _command(words: Sequence[str], command: Any) -> str:
+    shown = [one for one in command.params if one.name != "help"]
+    usage = ["appliance", *words]
+    rows = []
+    for one in shown:
+        is_option = one.opts[0].startswith("-")
+        name = one.opts[0] if is_option else (one.metavar or one.name.upper())
+        value = "" if not is_option or one.is_flag else f" {one.metavar or _value_of(one)}"
+        usage.append(f"{name}{value}" if one.required else f"[{name}{value}]")
+        default = "required" if one.required else "" if one.default in (None, "", False) else f"`{one.default}`"
+        rows.append((f"`{name}`", one.help or "", default))
+    options = "\n" + table(("argument or option", "meaning", "default"), rows) if rows else ""
+    return f"### appliance {' '.join(words)}\n\n    {' '.join(usage)}\n\n{command.help}\n{options}"
+
+
+def _value_of(option: Any) -> str:
+    return "N" if isinstance(option.default, int | float) else option.opts[0].strip("-").replace("-", "_").upper()
+
+
+# -- HTTP
+
+
+def http_page() -> str:
+    """The route tables of the appliance and of the proxy's socket."""
+    parts = [
+        head("HTTP API", "`ROUTES` in `appliance/web/routes.py` and `appliance/proxy/agent_api.py`"),
+        "Refusals are RFC 9457 problem documents (`application/problem+json`) with a stable `reason` and a "
+        "`request_id`; below `/.well-known/` they are one line of text. All reasons: [problems](problems.md). Paths "
+        "that are not here are 404, other methods 405 with `Allow`. 202, 429 and 503 carry `Retry-After`. `{name}` "
+        "stands for one path segment, `{name*}` for the rest of the path.\n\n"
+        "Who: *anyone* needs nothing; *certificate* needs a client certificate that the service then judges; *token* "
+        "needs `Authorization: Bearer`; *uid* is whoever may open the socket. Rate: *address* counts per address until "
+        "the certificate is one of ours and per certificate then; *identity* counts per caller; *none* is unlimited.\n",
+    ]
+    every: tuple[Route, ...] = (*routes.ROUTES, *agent_api.ROUTES)
+    for listener, where in _LISTENERS.items():
+        rows = [
+            (
+                f"`{one.method} {one.path}`",
+                PURPOSES[one.endpoint],
+                one.who,
+                ", ".join(f"`{kind}`" for kind in sorted(one.media_types)) or "any",
+                f"{one.max_body // 1024} KiB" if one.max_body else "none",
+                one.rate,
+                f"{one.seconds:g} s",
+            )
+            for one in every
+            if one.listener == listener
+        ]
+        names = ("route", "what it does", "who", "media types", "body", "rate", "deadline")
+        parts.append(f"## {listener}\n\n{where}.\n\n" + table(names, rows))
+    return "\n".join(parts)
+
+
+# -- refusals
+
+
+def problems_page() -> str:
+    """Every refusal with its status, by package."""
+    parts = [
+        head("Problems", "the refusal classes and the status table in `appliance/web/problems.py`"),
+        "Every refusal has a stable reason: in the `reason` of a problem document, in the audit log, and on standard "
+        "error. A running appliance explains each at `/problems/<reason>` of its console port. Statuses are those of "
+        "the appliance's own HTTP ports; refusals of pledge, agent and owner tool never travel over HTTP, and their "
+        "status says only of which kind they are.\n",
+    ]
+    groups: dict[str, list[Sequence[str]]] = {}
+    for leaf in sorted(all_leaves(), key=lambda leaf: leaf.reason):
+        place = ".".join(leaf.__module__.split(".")[: 2 if leaf.__module__.startswith("appliance.") else 1])
+        status = status_of(leaf)
+        row = (f"`{leaf.reason}`", "none" if status is None else str(status), summary(leaf))
+        groups.setdefault(place, []).append(row)
+    for place in sorted(groups):
+        parts.append(f"## {place}\n\n" + table(("reason", "status", "meaning"), groups[place]))
+    return "\n".join(parts)
+
+
+def summary(leaf: type[Refusal]) -> str:
+    """The first paragraph of a class's docstring on one line."""
+    return re.sub(r"\s+", " ", inspect.cleandoc(leaf.__doc__ or "").partition("\n\n")[0])
+
+
+# -- audit
+
+
+def audit_page() -> str:
+    """Every audit event."""
+    return "\n".join(
+        [
+            head("Audit events", "`EVENTS` in `appliance/audit.py`"),
+            "`appliance audit list | verify | export` read the log. An entry is canonical JSON with the members `seq`, "
+            "`time`, `event`, `actor` (`kind`, `identifier`, `fingerprint`, `address`), `object`, `outcome` (`done`, "
+            "`refused`, `failed`), `reason`, `request_id`, `fields`; its hash is SHA-256 over the previous hash and "
+            "that JSON. It is written in the transaction of the change that it tells of. CSRs, vouchers and tokens "
+            "appear by their SHA-256; secrets never do.\n",
+            table(("event", "meaning"), [(f"`{name}`", text) for name, text in audit.EVENTS.items()]),
+        ]
+    )
+
+
+# -- laboratory and states
+
+
+def misbehaviours_page() -> str:
+    """The knobs of the lab's MASA."""
+    rows = [
+        (f"`{one.name}`", one.effect, f"`{one.default}`" if one.default else "takes none", one.requirement)
+        for one in MISBEHAVIOURS
+    ]
+    return "\n".join(
+        [
+            head("Misbehaviours", "`MISBEHAVIOURS` in `lab/misbehave.py`"),
+            "Knobs that make the laboratory's MASA wrong on purpose: `python -m lab masa --dir DIR --break KNOB,KNOB`. "
+            "`python -m lab break` lists them. For laboratories only.\n",
+            table(("knob", "effect", "value", "requirement shown"), rows),
+        ]
+    )
+
+
+def states_page() -> str:
+    """The three state tables, drawn."""
+    parts = [
+        head("States", "the tables in `brski/states.py`"),
+        "A record moves only along an arrow; anything else is refused as `out-of-order` and changes nothing. Events "
+        "are facts that were checked before. A hyphen in a name is an underscore in the picture's source.\n",
+    ]
+    for title, moves, text, kinds in _TABLES:
+        first = next(iter(kinds))
+        aliases = [
+            f'    state "{one.value}" as {one.value.replace("-", "_")}' for one in kinds if "-" in str(one.value)
+        ]
+        kind, *rows = states.diagram(moves).splitlines()
+        start = f"    [*] --> {str(first.value).replace('-', '_')}"
+        parts.append(f"## {title}\n\n{text}\n\n```mermaid\n" + "\n".join([kind, *aliases, start, *rows]) + "\n```\n")
+    return "\n".join(parts)
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "reference/settings.md": settings_page,
+    "reference/appliance.toml": sample_file,
+    "reference/cli.md": cli_page,
+    "reference/http-api.md": http_page,
+    "reference/problems.md": problems_page,
+    "reference/audit-events.md": audit_page,
+    "reference/radius-attributes.md": reference_radius.attributes_page,
+    "reference/reason-codes.md": reference_radius.reasons_page,
+    "reference/misbehaviours.md": misbehaviours_page,
+    "explanation/states.md": states_page,
+}
+"""Every generated file by its path below appliance/docs, and what makes it."""
+
+
+def main() -> None:
+    """Writes every page."""
+    for name, make in PAGES.items():
+        path = DOCS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
