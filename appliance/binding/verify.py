@@ -33,6 +33,7 @@ from appliance.binding.errors import (
     ApprovalWrongAudience,
     ApprovalWrongOwner,
     CertificateNamesWrong,
+    CertificateUsageWrong,
     DualIdentityMissing,
     EarDigestMismatch,
     IssuedOutsideApproval,
@@ -58,6 +59,18 @@ Owners = Callable[[str], OwnerRecord | None]
 
 AGENT = EndEntityPolicy(all_eku=frozenset({chains.CLIENT_AUTH, chains.SERVER_AUTH}))
 """An agent's certificate names both purposes, as an X509-SVID with an extended key usage must."""
+
+_SIGNS_ONLY = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +144,9 @@ def verify_certificate(
     limits = limits or Limits()
     steps = _Steps()
     with steps.step("chain") as find:
-        find(" <- ".join(one.subject.rfc4514_string() for one in _check_chain(leaf, intermediates, domain, at)))
+        path = _check_chain(leaf, intermediates, domain, at)
+        _check_usage(leaf)
+        find(" <- ".join(one.subject.rfc4514_string() for one in path))
     with steps.step("name") as find:
         agent_id = agent_id_of(leaf)
         read_kind(agent_id, Kind.AGENT, origin=domain.origin)
@@ -267,6 +282,13 @@ def _check_chain(
         if not any(_is_signed_by(leaf, issuer) for issuer in issuers):
             raise SignatureInvalid("no CA that counts here signed this certificate") from refusal
         raise
+
+
+def _check_usage(leaf: x509.Certificate) -> None:
+    """digitalSignature and nothing else; an X509-SVID also must not sign CRLs."""
+    found = [one.value for one in chains.extensions_of(leaf) if isinstance(one.value, x509.KeyUsage)]
+    if found != [_SIGNS_ONLY]:
+        raise CertificateUsageWrong("the key usage is not exactly digitalSignature")
 
 
 def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -190,6 +190,7 @@ BINDING = {
     "ear-nonce-mismatch": 403,
     "ear-inconsistent": 403,
     "certificate-names-wrong": 403,
+    "certificate-usage-wrong": 403,
     "dual-identity-missing": 403,
     "owner-ids-differ": 403,
     "approval-not-inside": 403,

@@ -8,7 +8,7 @@ BindingError (abstract)
 ├── Request..., Nonce..., Csr..., ModelNotOffered, Renewal..., KeyReused, AgentOwnerMismatch         agent request
 ├── Approval..., SelfApproval, Owner..., ProxyNotAllowed                                             owner approval
 ├── Evidence..., Ear...                                                                              attestation
-├── DualIdentityMissing, OwnerIdsDiffer, CertificateNamesWrong, IssuedOutsideApproval, LifetimeNotApproved,
+├── Certificate..., DualIdentityMissing, OwnerIdsDiffer, IssuedOutsideApproval, LifetimeNotApproved,
 │   ProfileNotApproved, ApprovalNotInside, ApprovalDigestMismatch, EarDigestMismatch                 credentials
 ├── Wit...                                                                                           tokens
 └── Statement...                                                                                     owner key statement
@@ -91,6 +91,7 @@ from appliance.binding.errors.credentials import (
     ApprovalDigestMismatch,
     ApprovalNotInside,
     CertificateNamesWrong,
+    CertificateUsageWrong,
     DualIdentityMissing,
     EarDigestMismatch,
     IssuedOutsideApproval,
@@ -151,6 +152,7 @@ __all__ = [
     "ApprovalWrongOwner",
     "BindingError",
     "CertificateNamesWrong",
+    "CertificateUsageWrong",
     "ClaimMalformed",
     "ClaimMissing",
     "ClaimUnknown",

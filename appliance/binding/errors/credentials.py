@@ -11,6 +11,12 @@ class CertificateNamesWrong(BindingError):
     reason = "certificate-names-wrong"
 
 
+class CertificateUsageWrong(BindingError):
+    """The key usage of the certificate is not exactly digitalSignature."""
+
+    reason = "certificate-usage-wrong"
+
+
 class DualIdentityMissing(BindingError):
     """The credential has no owner data: it is a single identity, which never counts as any owner's."""
 

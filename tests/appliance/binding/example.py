@@ -100,6 +100,8 @@ def certificate(
     purposes: tuple[x509.ObjectIdentifier, ...] = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH),
     ca: str = "ca",
     usage_ca: bool = False,
+    crl_sign: bool = False,
+    has_usage: bool = True,
 ) -> x509.Certificate:
     """The example's certificate made again by its CA, with `dual` fields or anything else changed."""
     found = dual_identity.of_certificate(LEAF)
@@ -109,6 +111,7 @@ def certificate(
         extensions = [
             one for one, _ in dual_identity.extensions(dual_identity.DualIdentity(**{**fields, **(dual or {})}))
         ]
+    usage = x509.KeyUsage(not usage_ca, False, False, False, False, usage_ca, crl_sign, False, False)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agent")]))
@@ -118,12 +121,11 @@ def certificate(
         .not_valid_before(not_before or LEAF.not_valid_before_utc)
         .not_valid_after(not_after or LEAF.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=usage_ca, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(not usage_ca, False, False, False, False, usage_ca, False, False, False), critical=True
-        )
         .add_extension(x509.SubjectAlternativeName(names or [x509.UniformResourceIdentifier(AGENT)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(private(ca).public_key()), critical=False)
     )
+    if has_usage:
+        builder = builder.add_extension(usage, critical=True)
     if purposes:
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     for extension in extensions:

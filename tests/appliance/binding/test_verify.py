@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from appliance.binding import dual_identity, jws, verify
 from appliance.binding.errors import Malformed, SignatureInvalid
 from appliance.binding.facts import Limits, Model, OwnerKey, OwnerRecord
-from est.chains import TrustAnchors
+from est.chains import EndEntityPolicy, TrustAnchors, check_end_entity
 from est.errors import Refusal
 from tests.appliance.binding.example import (
     AGENT,
@@ -31,6 +31,7 @@ from tests.appliance.binding.example import (
     OWNER,
     OWNER_RECORD,
     PROXY,
+    VECTORS,
     certificate,
     owners,
     resign,
@@ -184,12 +185,42 @@ def test_certificate_names_exactly_one_agent_of_this_origin(names: list[x509.Gen
         ({"purposes": (ExtendedKeyUsageOID.CLIENT_AUTH,)}, "certificate-purpose-wrong"),
         ({"purposes": ()}, "certificate-purpose-wrong"),
         ({"usage_ca": True}, "certificate-purpose-wrong"),
+        ({"crl_sign": True}, "certificate-usage-wrong"),
+        ({"has_usage": False}, "certificate-usage-wrong"),
         ({"ca": "stranger"}, "signature-invalid"),
     ],
     ids=str,
 )
 def test_each_field_of_the_certificate_changed_and_issued_again(changes: dict, reason: str) -> None:
     assert _refusal(certificate(**changes)).reason == reason
+
+
+SVIDS = VECTORS / "wit" / "go-spiffe" / "x509svid"
+
+
+@pytest.mark.parametrize("name", ["ca-true", "cert-sign", "no-digital-signature"])
+def test_published_wrong_svid_is_no_end_entity(name: str) -> None:
+    leaf = x509.load_pem_x509_certificate((SVIDS / f"wrong-leaf-{name}.pem").read_bytes())
+    with pytest.raises(Refusal) as refusal:
+        check_end_entity(leaf, EndEntityPolicy())
+    assert refusal.value.reason == "certificate-purpose-wrong"
+
+
+@pytest.mark.req("W-3")
+def test_published_svid_without_a_name_is_refused() -> None:
+    leaf = x509.load_pem_x509_certificate((SVIDS / "wrong-leaf-empty-id.pem").read_bytes())
+    with pytest.raises(Refusal) as refusal:
+        verify.agent_id_of(leaf)
+    assert refusal.value.reason == "certificate-names-wrong"
+
+
+@pytest.mark.req("W-3")
+def test_published_svid_names_its_one_identity() -> None:
+    for name in ("good-leaf-only", "good-cert-and-key", "good-leaf-and-intermediate"):
+        leaf = x509.load_pem_x509_certificates((SVIDS / f"{name}.pem").read_bytes())[0]
+        assert verify.agent_id_of(leaf) == "spiffe://example.org/workload-1"
+    with pytest.raises(Malformed):
+        verify.read_certificate((SVIDS / "corrupt-cert.pem").read_bytes())
 
 
 @pytest.mark.req("A-94")
