@@ -92,12 +92,13 @@ class Issuer:
         *,
         actor: Actor,
         request_id: str,
-        on_pending: Callable[[Tx], None],
+        on_pending: Callable[[Tx, int | None], None],
         on_issued: Callable[[Tx, dict[str, Any]], None],
     ) -> dict[str, Any]:
         """Issue what is granted; returns the answer for the agent.
 
-        `on_pending` spends and records inside the first transaction, and what it refuses leaves nothing behind;
+        `on_pending` (with the certificate's row, None for a WIT alone) spends and records inside the first transaction,
+        and what it refuses leaves nothing behind;
         `on_issued` is given the result, to be kept, inside the second. Raises what they raise, IssuanceFailed, and the
         CA's and the store's refusals.
         """
@@ -110,7 +111,7 @@ class Issuer:
         grant: Grant,
         actor: Actor,
         request_id: str,
-        on_pending: Callable[[Tx], None],
+        on_pending: Callable[[Tx, int | None], None],
         on_issued: Callable[[Tx, dict[str, Any]], None],
     ) -> dict[str, Any]:
         request, is_dual = grant.request, grant.owner is not None
@@ -147,7 +148,7 @@ class Issuer:
             event="dual-identity-issued" if is_dual else "single-identity-issued",
             request_id=request_id,
             fields=grant.hashes,
-            on_pending=lambda tx, _: on_pending(tx),
+            on_pending=lambda tx, pending: on_pending(tx, pending.id),
             on_signed=check,
             on_issued=record,
         )
@@ -166,13 +167,13 @@ class Issuer:
         grant: Grant,
         actor: Actor,
         request_id: str,
-        on_pending: Callable[[Tx], None],
+        on_pending: Callable[[Tx, int | None], None],
         on_issued: Callable[[Tx, dict[str, Any]], None],
     ) -> dict[str, Any]:
         def spend(tx: Tx) -> int:
             event = AuditEvent("wit-pending", actor, grant.request.sub, request_id=request_id, fields=grant.hashes)
             log_index = audit.append(tx, event)
-            on_pending(tx)
+            on_pending(tx, None)
             return log_index
 
         log_index = await self.store.write(spend)

@@ -176,15 +176,18 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
     )
 
 
-def take_up(tx: Tx, row: Request, grant: Grant, agent: Agent, submitter: Submitter) -> None:
+def take_up(
+    tx: Tx, row: Request, grant: Grant, agent: Agent, submitter: Submitter, certificate_row: int | None
+) -> None:
     """Take up a request whose yes is on record and whose credential was never finished.
 
-    What was about to be signed for it may exist somewhere: it is revoked. Raises as spend(), for what has changed.
+    What was about to be signed for it may exist somewhere: it is revoked, unlike `certificate_row`, which is about to
+    be signed now. Raises as spend(), for what has changed.
     """
     requests.take(tx, row, evidence=grant.evidence, ear=grant.ear)
     _check_still_stands(tx, grant, agent, submitter)
     for orphan in certificates.live(tx, "agent_id", row.agent_id, tx.now):
-        if orphan.state == certificates.PENDING and orphan.txn == row.txn and orphan.created_at < tx.now:
+        if orphan.state == certificates.PENDING and orphan.txn == row.txn and orphan.id != certificate_row:
             revoke_certificate(
                 tx, orphan.issuer_aki, int(orphan.serial, 16), reason="superseded", actor=submitter.actor
             )

@@ -252,12 +252,12 @@ class IdentityService:
         if earlier is not None:
             grant = replace(grant, txn=earlier.txn)
 
-        def on_pending(tx: Tx) -> None:
+        def on_pending(tx: Tx, row_id: int | None) -> None:
             if earlier is None:
                 records.spend(tx, grant, agent, submitter)
                 records.tell_decision(tx, grant, agent, submitter.actor, request_id)
             else:
-                records.take_up(tx, earlier, grant, agent, submitter)
+                records.take_up(tx, earlier, grant, agent, submitter, row_id)
             records.tell_appraisal(tx, grant, appraisal.tier, submitter.actor, request_id)
 
         self._under_way.add(rqh)

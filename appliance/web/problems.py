@@ -238,7 +238,27 @@ REGISTRAR = {
     "manufacturer-unusable": 400,
 }
 
-IDENTITY: dict[str, int] = {}
+IDENTITY = {
+    "submitter-foreign": 403,
+    "submitter-wrong-role": 403,
+    "submitter-not-a-proxy": 403,
+    "submitter-not-live": 403,
+    "proxy-not-active": 403,
+    "agent-unknown": 404,
+    "agent-revoked": 403,
+    "key-already-agent": 409,
+    "reservations-full": 429,
+    "evidence-contraindicated": 403,
+    "single-identity-not-offered": 403,
+    "approvers-not-distinct": 403,
+    "request-replayed": 409,
+    "lifetime-not-possible": 403,
+    "request-abandoned": 409,
+    "appraisal-policy-invalid": 500,
+    "owner-text-refused": 400,
+    "owner-file-refused": 400,
+    "confirmation-needed": 409,
+}
 
 ACCESS: dict[str, int] = {}
 

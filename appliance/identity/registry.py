@@ -34,7 +34,7 @@ class AgentRegistry:
         self._origin = origin
         self._store = store
 
-    async def add(self, *, owner: str, proxy: str, jkt: str, agent_class: str = "", actor: Actor) -> Json:
+    async def add(self, owner: str, proxy: str, jkt: str, agent_class: str = "", *, actor: Actor) -> Json:
         """Register an agent before it asks: its owner (ref or identifier), proxy (identifier), key and class are fixed.
 
         Raises NotFound, RequestMalformed, KeyAlreadyAgent, Conflict for an owner or proxy that is not active.
@@ -69,7 +69,7 @@ class AgentRegistry:
 
         return await self._store.write(write)
 
-    async def list(self, *, owner: str = "") -> list[Json]:
+    async def list(self, owner: str = "") -> list[Json]:
         """Agents with their newest live credential; with `owner` (ref or identifier), only that one's."""
 
         def read(tx: Tx) -> list[Json]:
@@ -100,12 +100,12 @@ class AgentRegistry:
 
         return await self._store.read(read)
 
-    async def revoke(self, agent: str, *, actor: Actor, reason: str = "") -> Json:
+    async def revoke(self, agent: str, *, actor: Actor, why: str = "") -> Json:
         """Revoke an agent and its credentials for good; raises NotFound, Conflict if it is revoked already."""
 
         def write(tx: Tx) -> Json:
             found = self._find(tx, agent)
-            count = cascade.revoke_agent(tx, found, actor=actor, why=reason[:200])
+            count = cascade.revoke_agent(tx, found, actor=actor, why=why[:200])
             return {"identifier": found.identifier, "state": agents.REVOKED, "credentials_revoked": count}
 
         return await self._store.write(write, essential=True)
