@@ -1,0 +1,327 @@
+"""The store: groups commit together, a failing function is undone alone, nobody is answered before COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import bindparam, insert, select, text, update
+
+from appliance import audit
+from appliance.audit import APPLIANCE, AuditEvent
+from appliance.errors import (
+    Conflict,
+    DiskFull,
+    NotFound,
+    StoreBusy,
+    StoreForeign,
+    StoreMissing,
+    StoreUnavailable,
+)
+from appliance.store import OutboxRow, Store, Tx, meta, schema
+from tests.support import FixedClock
+
+INSERT = insert(schema.meta)
+ALL = select(schema.meta).order_by(schema.meta.c.key)
+
+
+def put(key: str, value: str = "v"):
+    return lambda tx: tx.execute(INSERT, {"key": key, "value": value})
+
+
+def keys(store: Store) -> list[str]:
+    return [row.key for row in store.read_sync(lambda tx: tx.all(ALL))]
+
+
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'appliance.db'}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(url(tmp_path), FixedClock(), create=True)
+    yield opened
+    opened.close()
+
+
+def test_what_was_answered_is_there_after_reopening(tmp_path: Path) -> None:
+    first = Store.open(url(tmp_path), FixedClock(), create=True)
+    first.write_sync(put("a"))
+    first.close()
+    second = Store.open(url(tmp_path), FixedClock())
+    assert keys(second) == ["a"]
+    second.close()
+
+
+def test_the_database_files_are_only_the_owners(store: Store, tmp_path: Path) -> None:
+    store.write_sync(put("a"))
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_every_commit_is_synchronised_to_disk(store: Store) -> None:
+    assert store.write_sync(lambda tx: tx.scalar(text("PRAGMA synchronous"))) == 2
+    assert store.write_sync(lambda tx: tx.scalar(text("PRAGMA journal_mode"))) == "wal"
+
+
+def test_a_missing_database_is_never_made_again_silently(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissing):
+        Store.open(url(tmp_path), FixedClock())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_database_is_never_made_anew(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        Store.open(url(tmp_path), FixedClock(), create=True)
+
+
+def test_a_foreign_or_empty_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "appliance.db").touch()
+    with pytest.raises(StoreForeign):
+        Store.open(url(tmp_path), FixedClock())
+    (tmp_path / "appliance.db").write_bytes(b"not a database at all, " * 100)
+    with pytest.raises(StoreUnavailable):
+        Store.open(url(tmp_path), FixedClock())
+
+
+def test_a_database_of_a_later_version_is_refused(store: Store, tmp_path: Path) -> None:
+    store.close()
+    with sqlite3.connect(tmp_path / "appliance.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreForeign):
+        Store.open(url(tmp_path), FixedClock())
+
+
+def group_of(store: Store, functions: list) -> list:
+    """Run the functions in one commit group: the writer is held up until all of them wait."""
+
+    async def run() -> list:
+        gate = threading.Event()
+        first = asyncio.ensure_future(store.write(lambda tx: gate.wait(5)))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.ensure_future(store.write(function)) for function in functions]
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_a_failing_function_is_undone_alone_and_its_group_commits(store: Store) -> None:
+    def half(tx: Tx) -> None:
+        put("half")(tx)
+        raise NotFound("no")
+
+    results = group_of(store, [put("a"), half, put("b"), lambda tx: 1 / 0, put("c")])
+    assert [type(result).__name__ for result in results] == [
+        "Result",
+        "NotFound",
+        "Result",
+        "ZeroDivisionError",
+        "Result",
+    ]
+    assert keys(store) == ["a", "b", "c"]
+
+
+def test_a_duplicate_key_is_a_conflict_and_the_rest_of_the_group_commits(store: Store) -> None:
+    results = group_of(store, [put("a"), put("a"), put("b")])
+    assert isinstance(results[1], Conflict)
+    assert keys(store) == ["a", "b"]
+
+
+def test_a_function_that_ends_the_transaction_fails_its_whole_group(store: Store) -> None:
+    store.write_sync(put("a"))
+    rollback = text("INSERT OR ROLLBACK INTO meta (key, value) VALUES ('a', 'v')")
+    results = group_of(store, [put("b"), lambda tx: tx.execute(rollback), put("c")])
+    assert all(isinstance(result, Exception) for result in results)
+    assert keys(store) == ["a"]
+    store.write_sync(put("d"))
+    assert keys(store) == ["a", "d"]
+
+
+def test_functions_cannot_reach_commit_or_the_connection(store: Store) -> None:
+    names = store.write_sync(dir)
+    assert not {"commit", "rollback", "connection", "begin", "close"} & set(names)
+
+
+def test_the_audit_head_is_restored_with_the_savepoint(store: Store) -> None:
+    def audited(fail: bool):
+        def function(tx: Tx) -> int:
+            seq = audit.append(tx, AuditEvent("appliance-started", APPLIANCE))
+            if fail:
+                raise NotFound("no")
+            return seq
+
+        return function
+
+    results = group_of(store, [audited(False), audited(True), audited(False), audited(True), audited(False)])
+    assert [result for result in results if isinstance(result, int)] == [1, 2, 3]
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 3
+
+
+def test_outbox_rows_reach_subscribers_in_order_and_before_the_writer_is_answered(store: Store) -> None:
+    async def run() -> None:
+        seen: list[OutboxRow] = []
+        store.subscribe(seen.extend)
+        for number in range(5):
+            await store.write(lambda tx, n=number: tx.emit("topic", str(n), {"n": n}))
+            assert [row.key for row in seen] == [str(n) for n in range(number + 1)]
+        assert [row.id for row in seen] == [1, 2, 3, 4, 5]
+        assert seen[3].body == {"n": 3}
+
+    asyncio.run(run())
+
+
+def test_what_was_rolled_back_is_not_emitted(store: Store) -> None:
+    seen: list[OutboxRow] = []
+    store.subscribe(seen.extend)
+
+    def fails(tx: Tx) -> None:
+        tx.emit("topic", "no", {})
+        raise NotFound("no")
+
+    with pytest.raises(NotFound):
+        store.write_sync(fails)
+    store.write_sync(lambda tx: tx.emit("topic", "yes", {}))
+    assert [row.key for row in seen] == ["yes"]
+
+
+def test_a_failing_subscriber_disturbs_nobody(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[OutboxRow] = []
+
+    def broken(rows: list[OutboxRow]) -> None:
+        raise RuntimeError("subscriber")
+
+    store.subscribe(broken)
+    store.subscribe(seen.extend)
+    store.write_sync(lambda tx: tx.emit("topic", "a", {}))
+    assert len(seen) == 1
+    assert "subscriber-failed" in caplog.text
+
+
+def test_a_one_time_value_is_spent_once_by_64_racing_writers(store: Store) -> None:
+    store.write_sync(put("token", "fresh"))
+    spend = (
+        update(schema.meta)
+        .where(schema.meta.c.key == bindparam("k"), schema.meta.c.value == "fresh")
+        .values(value="spent")
+    )
+
+    async def run() -> int:
+        results = await asyncio.gather(
+            *(store.write(lambda tx: tx.execute(spend, {"k": "token"}).rowcount) for _ in range(64))
+        )
+        return sum(results)
+
+    assert asyncio.run(run()) == 1
+
+
+def test_readers_see_a_snapshot_and_cannot_write(store: Store) -> None:
+    store.write_sync(put("a"))
+
+    def read(tx: Tx) -> int:
+        before = len(tx.all(ALL))
+        writer = threading.Thread(target=lambda: store.write_sync(put("b")))
+        writer.start()
+        writer.join()
+        assert len(tx.all(ALL)) == before
+        return before
+
+    assert store.read_sync(read) == 1
+    assert keys(store) == ["a", "b"]
+    with pytest.raises((StoreUnavailable, sqlite3.OperationalError)):
+        store.read_sync(put("c"))
+
+
+def test_below_the_watermark_nothing_is_written_but_revocations_are(tmp_path: Path) -> None:
+    store = Store.open(url(tmp_path), FixedClock(), create=True, free_bytes=1 << 60)
+    with pytest.raises(DiskFull) as refused:
+        store.write_sync(put("a"))
+    assert refused.value.fields["retry_after_seconds"] > 0
+    store.write_sync(put("b"), essential=True)
+    assert keys(store) == ["b"]
+    store.close()
+
+
+def test_a_removed_or_replaced_database_stops_writing(store: Store, tmp_path: Path) -> None:
+    store.write_sync(put("a"))
+    file = tmp_path / "appliance.db"
+    shutil.move(file, tmp_path / "moved.db")
+    with pytest.raises(StoreUnavailable):
+        store.write_sync(put("b"))
+    file.touch()
+    with pytest.raises(StoreUnavailable):
+        store.write_sync(put("b"))
+    file.unlink()
+    shutil.move(tmp_path / "moved.db", file)
+    store.write_sync(put("c"))
+    assert keys(store) == ["a", "c"]
+
+
+def test_a_database_held_by_another_process_is_busy_and_recovers(store: Store, tmp_path: Path) -> None:
+    store.write_sync(put("a"))
+    other = sqlite3.connect(tmp_path / "appliance.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusy):
+        store.write_sync(put("b"))
+    other.execute("ROLLBACK")
+    other.close()
+    store.write_sync(put("c"))
+    assert keys(store) == ["a", "c"]
+
+
+def test_the_audit_head_follows_another_process(store: Store, tmp_path: Path) -> None:
+    def append(tx: Tx) -> int:
+        return audit.append(tx, AuditEvent("appliance-started", APPLIANCE))
+
+    other = Store.open(url(tmp_path), FixedClock())
+    assert [store.write_sync(append), other.write_sync(append), store.write_sync(append)] == [1, 2, 3]
+    other.close()
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 3
+
+
+def test_a_closed_store_refuses(store: Store) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        store.write_sync(put("a"))
+
+
+def test_a_full_disk_under_the_database_refuses_and_recovers(tmp_path: Path) -> None:
+    store = Store.open(url(tmp_path), FixedClock(), create=True)
+    pages = store.write_sync(lambda tx: tx.scalar(text("PRAGMA page_count")))
+    store.write_sync(lambda tx: tx.execute(text(f"PRAGMA max_page_count = {pages + 4}")))
+    with pytest.raises(DiskFull):
+        for number in range(100):
+            store.write_sync(put(f"k{number}", "v" * 2000))
+    kept = keys(store)
+    store.write_sync(lambda tx: tx.execute(text("PRAGMA max_page_count = 1000000")))
+    store.write_sync(put("after"))
+    assert keys(store) == ["after", *kept]
+    store.close()
+
+
+def test_meta_values_are_replaced(store: Store) -> None:
+    store.write_sync(lambda tx: meta.put(tx, "k", "1"))
+    store.write_sync(lambda tx: meta.put(tx, "k", "2"))
+    assert store.read_sync(lambda tx: meta.get(tx, "k")) == "2"
+    assert store.read_sync(lambda tx: meta.get(tx, "other")) is None
+
+
+def test_open_files_do_not_grow(store: Store) -> None:
+    async def run() -> None:
+        await asyncio.gather(*(store.write(put(f"k{n}")) for n in range(50)))
+        await asyncio.gather(*(store.read(lambda tx: tx.all(ALL)) for _ in range(50)))
+
+    asyncio.run(run())
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(asyncio.wait_for(store.read(lambda tx: tx.all(ALL)), 5))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
