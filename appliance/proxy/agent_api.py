@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from appliance.binding import composite, identifier
+from appliance.binding import composite, identifier, jws
 from appliance.binding import request as agent_request
 from appliance.binding.facts import PURPOSES
 from appliance.clock import Clock
@@ -35,7 +34,6 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 _JSON = frozenset({JSON})
 _ENROLL = frozenset({JSON, composite.MEDIA_TYPE})
-_JKT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _RELAYED_HEADERS = ("retry-after",)
 MAX_NONCE_BYTES = 4096
 
@@ -130,14 +128,15 @@ class AgentApi:
 
 
 def read_nonce_call(body: bytes) -> dict[str, str]:
-    """`{"jkt", "purpose", "sub"?}`, checked. Raises AgentCallMalformed, Identifier... leaves."""
+    """`{"jkt", "purpose", "sub"?}`, checked. Raises AgentCallMalformed, Malformed, Identifier... leaves."""
     try:
         value = read_json(body, max_bytes=MAX_NONCE_BYTES, max_depth=2)
     except EstError as cause:
         raise AgentCallMalformed(f"the body does not read: {cause.detail}") from cause
     if not isinstance(value, dict) or not {"jkt", "purpose"} <= value.keys() <= {"jkt", "purpose", "sub"}:
         raise AgentCallMalformed("the body has the members jkt, purpose and perhaps sub")
-    if not isinstance(value["jkt"], str) or not _JKT.fullmatch(value["jkt"]):
+    jkt = value["jkt"]
+    if not isinstance(jkt, str) or len(jkt) > 64 or len(jws.unbase64url(jkt, "jkt")) != 32:
         raise AgentCallMalformed("jkt is not the thumbprint of a key (RFC 7638)")
     if value["purpose"] not in PURPOSES:
         raise AgentCallMalformed(f"purpose is one of {', '.join(PURPOSES)}")
