@@ -1,0 +1,143 @@
+"""CRLs: numbered upwards for ever, rebuilt after a revocation, accepted by OpenSSL."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from appliance.crl import CrlKeeper
+from appliance.errors import NotFound
+from appliance.hierarchy import certificate_file
+from appliance.store import crls
+from tests.appliance.authority import ACTOR, authority, home, issue_ldevid
+from tests.support import NOW, FixedClock
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+def test_there_is_no_crl_before_the_first_one(tmp_path: Path) -> None:
+    with authority(tmp_path) as (ca, store):
+        keeper = CrlKeeper(ca, store, FixedClock(), life_hours=24)
+        with pytest.raises(NotFound):
+            asyncio.run(keeper.crl("devices"))
+        assert asyncio.run(keeper.age_seconds("devices")) is None
+
+
+def test_a_revocation_is_on_the_list_within_seconds(tmp_path: Path) -> None:
+    clock = FixedClock()
+
+    async def run(keeper: CrlKeeper, ca) -> x509.CertificateRevocationList:
+        task = asyncio.create_task(keeper.run())
+        issued = await issue_ldevid(ca)
+        await until(lambda: has_list(keeper))
+        await ca.revoke("devices", issued.serial, reason="keyCompromise", actor=ACTOR)
+
+        async def listed() -> bool:
+            return read(await keeper.crl("devices")).get_revoked_certificate_by_serial_number(issued.serial) is not None
+
+        await until(listed)
+        task.cancel()
+        return read(await keeper.crl("devices"))
+
+    async def has_list(keeper: CrlKeeper) -> bool:
+        return await keeper.age_seconds("infrastructure") is not None
+
+    def read(der: bytes) -> x509.CertificateRevocationList:
+        return x509.load_der_x509_crl(der)
+
+    with authority(tmp_path, clock) as (ca, store):
+        crl = asyncio.run(run(CrlKeeper(ca, store, clock, life_hours=24), ca))
+        assert crl.is_signature_valid(ca.issuing("devices").signer.public_key())
+        (entry,) = crl
+        assert entry.extensions.get_extension_for_class(x509.CRLReason).value.reason == x509.ReasonFlags.key_compromise
+        assert crl.next_update_utc == NOW + timedelta(hours=24)
+
+
+def test_numbers_grow_also_when_the_clock_stands_or_goes_back(tmp_path: Path) -> None:
+    clock = FixedClock()
+
+    async def run(keeper: CrlKeeper) -> list[int]:
+        numbers = [await keeper.build("agents"), await keeper.build("agents")]
+        clock.advance(-3600)
+        numbers.append(await keeper.build("agents"))
+        clock.advance(7200)
+        numbers.append(await keeper.build("agents"))
+        return numbers
+
+    with authority(tmp_path, clock) as (ca, store):
+        numbers = asyncio.run(run(CrlKeeper(ca, store, clock, life_hours=24)))
+    assert numbers == sorted(set(numbers))
+
+
+def test_after_a_restored_backup_numbers_still_go_on(tmp_path: Path) -> None:
+    clock = FixedClock()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with authority(tmp_path / "new", clock) as (ca, store):
+        keeper = CrlKeeper(ca, store, clock, life_hours=24)
+        last = [asyncio.run(keeper.build("agents")) for _ in range(3)][-1]
+    clock.advance(60)
+    with authority(tmp_path / "old", clock) as (ca, store):  # a store that knows of no list
+        assert asyncio.run(CrlKeeper(ca, store, clock, life_hours=24).build("agents")) > last
+
+
+def test_lists_past_half_their_life_are_made_anew(tmp_path: Path) -> None:
+    clock = FixedClock()
+    with authority(tmp_path, clock) as (ca, store):
+        keeper = CrlKeeper(ca, store, clock, life_hours=24)
+        asyncio.run(keeper.build_missing())
+        first = store.read_sync(lambda tx: crls.get(tx, "agents")).number
+        clock.advance(11 * 3600)
+        asyncio.run(keeper.build_missing())
+        assert store.read_sync(lambda tx: crls.get(tx, "agents")).number == first
+        clock.advance(2 * 3600)
+        asyncio.run(keeper.build_missing())
+        assert store.read_sync(lambda tx: crls.get(tx, "agents")).number > first
+
+
+@pytest.mark.interop
+def test_openssl_accepts_the_list_and_sees_the_revocation(tmp_path: Path) -> None:
+    clock = FixedClock()
+
+    async def run(ca, keeper: CrlKeeper) -> tuple[bytes, bytes]:
+        issued = await issue_ldevid(ca)
+        await ca.revoke("devices", issued.serial, actor=ACTOR)
+        await keeper.build("devices")
+        return await keeper.crl("devices"), issued.der
+
+    with authority(tmp_path, clock) as (ca, store):
+        der, certificate = asyncio.run(run(ca, CrlKeeper(ca, store, clock, life_hours=24)))
+    (tmp_path / "crl.der").write_bytes(der)
+    (tmp_path / "leaf.pem").write_text(_pem(certificate))
+    shown = subprocess.run(
+        ["openssl", "crl", "-inform", "DER", "-in", tmp_path / "crl.der", "-noout", "-text", "-CAfile",
+         certificate_file(home(), "devices")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "verify OK" in shown.stderr
+    subprocess.run(
+        ["openssl", "crl", "-inform", "DER", "-in", tmp_path / "crl.der", "-out", tmp_path / "crl.pem"], check=True
+    )
+    checked = subprocess.run(
+        ["openssl", "verify", "-crl_check", "-attime", str(int(NOW.timestamp()) + 60), "-CAfile",
+         certificate_file(home(), "root"), "-untrusted", certificate_file(home(), "devices"),
+         "-CRLfile", tmp_path / "crl.pem", tmp_path / "leaf.pem"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "certificate revoked" in checked.stderr
+
+
+def _pem(der: bytes) -> str:
+    import ssl
+
+    return ssl.DER_cert_to_PEM_cert(der)
