@@ -79,9 +79,6 @@ class PortUnavailable(ApplianceError):
     reason: ClassVar[str] = "port-unavailable"
 
 
-IDENTITY_BUCKET = Bucket(per_second=50.0, burst=200)
-
-
 class Appliance:
     """Everything of one home, wired. start() opens it to the world, stop() drains it; operations need neither."""
 
@@ -221,7 +218,7 @@ class Appliance:
         limits = Limits(
             self.clock,
             Bucket(web.address_rate, web.address_burst),
-            IDENTITY_BUCKET,
+            Bucket(web.identity_rate, web.identity_burst),
             is_known=lambda peer: peer.certificate is not None and self.ca.issuer_of(peer.certificate) is not None,
         )
         pages = ConsolePages()

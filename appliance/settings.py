@@ -66,6 +66,10 @@ class WebSettings(_Section):
         5.0, gt=0, description="Requests per second that an address may make without a known certificate."
     )
     address_burst: int = Field(20, gt=0, description="Burst for address_rate.")
+    identity_rate: float = Field(
+        50.0, gt=0, description="Requests per second that one certificate of ours, or one local user, may make."
+    )
+    identity_burst: int = Field(200, gt=0, description="Burst for identity_rate.")
 
 
 class StoreSettings(_Section):
