@@ -51,11 +51,12 @@ class Rogue:
             connection.close()
         return answer.status, body
 
-    def ask(self) -> Asked:
-        """Key, nonce and request."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def ask(self, key: ec.EllipticCurvePrivateKey | None = None, agent_id: str = "") -> Asked:
+        """A request with a fresh nonce: for a new agent, or for a known one with this key."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         signer = KeySigner(key)
-        status, granted = self.post("/v1/nonce", {"jkt": jws.jkt(key.public_key()), "purpose": "issue"})
+        named = {"sub": agent_id} if agent_id else {}
+        status, granted = self.post("/v1/nonce", {"jkt": jws.jkt(key.public_key()), "purpose": "issue", **named})
         if status != 200:
             raise ValueError(f"no nonce: {status} {granted}")
         san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(granted["sub"])])
@@ -95,18 +96,33 @@ class Rogue:
         return self.submit(asked, self.approve(asked, asked.signer))
 
     def approval_for_other_key(self) -> tuple[int, dict[str, Any]]:
-        """The owner approved one key; the agent presents the approval with another."""
-        approved, other = self.ask(), self.ask()
+        """The owner approved one key of an agent; it presents the approval with another key of its own."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        first = self.ask(key)
+        status, issued = self.submit(first, self.approve(first, self._owner))
+        if status != 201:
+            return status, {"reason": f"the honest request was refused: {issued.get('reason')}"}
+        approved = self.ask(key, first.request.sub)
+        other = self.ask(agent_id=first.request.sub)
         return self.submit(other, self.approve(approved, self._owner))
 
     def approval_replay(self) -> tuple[int, dict[str, Any]]:
-        """An approval that was good once is sent again."""
-        asked = self.ask()
+        """An approval that was good once: sent again with the same bytes, then with a new request of the same agent.
+
+        The same bytes give the same certificate (a lost answer is fetched so), never a second one.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        asked = self.ask(key)
         token = self.approve(asked, self._owner)
         status, first = self.submit(asked, token)
         if status != 201:
             return status, {"reason": f"the first use was refused: {first.get('reason')}"}
-        return self.submit(asked, token)
+        status, again = self.submit(asked, token)
+        if status in (200, 201) and again.get("certificate") != first["certificate"]:
+            return status, {"reason": "a second certificate for one approval"}
+        if status not in (200, 201) and again.get("reason") != "approval-spent":
+            return status, again
+        return self.submit(self.ask(key, asked.request.sub), token)
 
 
 TRICKS: Mapping[str, Callable[[Rogue], tuple[int, dict[str, Any]]]] = {
