@@ -35,7 +35,6 @@ from appliance.store.transaction import Tx
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
 from brski.errors import (
-    ClientCertificateMissing,
     FormatNotAcceptable,
     ManufacturerUnknown,
     MasaAuthenticationRequired,
@@ -44,6 +43,7 @@ from brski.errors import (
     RegistrarCertificateUnfit,
 )
 from brski.idevid import IDevID
+from brski.manufacturer import KnownPledge, identify
 from brski.registrar import MasaExchange, Registrar
 from brski.states import RecordEvent, RecordState
 from brski.voucher import Voucher
@@ -110,11 +110,15 @@ class RegistrarService:
                 tls_certificate=_presented(peer),
                 now=self._clock.now(),
             )
-            async with self._turns.of(exchange.idevid.device):
-                return await self._transact(exchange, caller)
         except Refusal as refusal:
             await self._note_refusal(refusal, peer, caller)
             raise
+        async with self._turns.of(exchange.idevid.device):
+            try:
+                return await self._transact(exchange, caller)
+            except Refusal as refusal:
+                await self._audit_refusal(refusal, exchange.pledge, caller)
+                raise
 
     async def _transact(self, exchange: MasaExchange, caller: Caller) -> Reply:
         manufacturer = await self._manufacturers.entry(exchange.pledge.manufacturer)
@@ -140,7 +144,7 @@ class RegistrarService:
     def _open(self, exchange: MasaExchange, manufacturer: KnownManufacturer, caller: Caller, tx: Tx) -> _Opened:
         issuer, serial = exchange.idevid.device
         found = pledges.by_device(tx, issuer, serial)
-        record = found or _new_record(exchange, manufacturer, caller, tx.now)
+        record = found or _new_record(exchange.idevid, manufacturer, caller, tx.now)
         _check_same_device(tx, record, manufacturer)
         if records.state_of(record) is RecordState.REFUSED:
             raise PledgeNotAuthorized("this device was refused; an administrator can admit it")
@@ -207,18 +211,30 @@ class RegistrarService:
         return record
 
     async def _note_refusal(self, refusal: Refusal, peer: Peer, caller: Caller) -> None:
-        """Refused pledges of known manufacturers stand in the audit log, strangers in the list of who knocked."""
-        if isinstance(refusal, MediaTypeUnsupported | FormatNotAcceptable | ClientCertificateMissing | RateLimited):
-            return
-        if peer.certificate is None:
+        """Who was refused before a transaction began: strangers in the list of who knocked, devices in their record."""
+        if peer.certificate is None or isinstance(refusal, MediaTypeUnsupported | FormatNotAcceptable):
             return
         if isinstance(refusal, ManufacturerUnknown):
             await self._strangers.note(peer.certificate, refusal, caller)
             return
+        try:
+            facts = await self._manufacturers.facts()
+            known = identify(peer.certificate, peer.chain[1:], facts, now=self._clock.now())
+        except Refusal:
+            log.warning("voucher-refused reason=%s address=%s", refusal.reason, caller.address)
+            return
+        await self._audit_refusal(refusal, known, caller, in_record=True)
+
+    async def _audit_refusal(
+        self, refusal: Refusal, known: KnownPledge, caller: Caller, *, in_record: bool = False
+    ) -> None:
         log.warning("voucher-refused reason=%s address=%s fields=%r", refusal.reason, caller.address, refusal.fields)
+        if isinstance(refusal, RateLimited):
+            return
         if self._noted_refusals.take(caller.fingerprint, self._clock.monotonic()):
             return
-        await self._store.write(partial(trail.refused, peer.certificate, refusal, caller))
+        manufacturer = await self._manufacturers.entry(known.manufacturer) if in_record else None
+        await self._store.write(partial(_keep_refusal, refusal, known, caller, manufacturer))
 
     def _check_rate(self, idevid: IDevID) -> None:
         wait = self._new_requests.take("/".join(idevid.device), self._clock.monotonic())
@@ -249,8 +265,8 @@ def _presented(peer: Peer) -> x509.Certificate:
     return peer.server_certificate
 
 
-def _new_record(exchange: MasaExchange, manufacturer: KnownManufacturer, caller: Caller, now: datetime) -> PledgeRecord:
-    issuer, serial = exchange.idevid.device
+def _new_record(idevid: IDevID, manufacturer: KnownManufacturer, caller: Caller, now: datetime) -> PledgeRecord:
+    issuer, serial = idevid.device
     return PledgeRecord(
         id=str(uuid.uuid4()),
         idevid_issuer=issuer,
@@ -290,3 +306,18 @@ def _restarted(
         assertion=None,
         audit_verdict=FORGIVEN if record.audit_verdict == FORGIVEN else None,
     )
+
+
+def _keep_refusal(
+    refusal: Refusal, known: KnownPledge, caller: Caller, manufacturer: KnownManufacturer | None, tx: Tx
+) -> None:
+    """Audit the refusal; with `manufacturer`, also show it in the device's record, which may begin with it."""
+    trail.refused(tx, known.idevid, refusal, caller)
+    if manufacturer is None:
+        return
+    record = pledges.by_device(tx, *known.idevid.device)
+    if record is None:
+        fresh = _new_record(known.idevid, manufacturer, caller, tx.now)
+        pledges.add(tx, records.noted(fresh, "request-refused", now=tx.now, code=refusal.reason))
+    elif record.idevid_sha256 == caller.fingerprint:
+        pledges.save(tx, records.noted(record, "request-refused", now=tx.now, code=refusal.reason), was=record.state)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cryptography import x509
-
 from appliance import audit
 from appliance.audit import AuditEvent
 from appliance.registrar.caller import Caller
 from appliance.store.pledges import PledgeRecord
 from appliance.store.transaction import Tx
-from brski.idevid import IDevID, idevid_issuer, read_serial_number
+from brski.idevid import IDevID
 from est.errors import Refusal
 
 Outcome = Literal["done", "refused", "failed"]
@@ -42,14 +40,10 @@ def about(
     _append(tx, event, record.idevid_issuer, record.serial, caller, outcome, reason, facts)
 
 
-def refused(certificate: x509.Certificate, refusal: Refusal, caller: Caller, tx: Tx) -> None:
-    """The entry of a refused voucher-request; the certificate's chain was checked, its facts may be missing."""
-    try:
-        serial = read_serial_number(certificate)
-    except Refusal:
-        serial = ""
+def refused(tx: Tx, idevid: IDevID, refusal: Refusal, caller: Caller) -> None:
+    """The entry of a refused voucher-request, with the facts that an administrator needs to put it right."""
+    issuer, serial = idevid.device
     facts = {name: value for name, value in refusal.fields.items() if name in _SHOWN}
-    issuer = idevid_issuer(certificate).hex()
     _append(tx, "voucher-refused", issuer, serial, caller, "refused", refusal.reason, facts)
 
 

@@ -154,8 +154,9 @@ def test_a_call_to_the_masa_that_a_crash_cut_short_is_made_again(tmp_path: Path)
         call = device.request()
         world.masa.gate = asyncio.Event()
         waiting = asyncio.create_task(world.handle(call, device.peer))
-        while not world.masa.calls:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            while not world.masa.calls:
+                await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert (await world.row())["state"] == "voucher-requested"
@@ -205,7 +206,12 @@ def test_a_masa_that_is_not_on_the_list_is_never_asked(tmp_path: Path, named: st
         assert (await world.handle(device.request(), device.peer)).status == 403
         assert world.masa.calls == []
         (refused,) = await world.audited("voucher-refused")
-        assert refused["reason"] == "masa-not-allowed"
+        assert (refused["reason"], refused["fields"]["authority"].split(":")[0]) == (
+            "masa-not-allowed",
+            named.split(":")[0],
+        )
+        row = await world.row()
+        assert (row["state"], row["timeline"][-1]["code"]) == ("seen", "masa-not-allowed")
 
     play(tmp_path, story)
 
