@@ -130,7 +130,7 @@ class HttpConnection(BaseProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        return None
+        return None  # closes the transport: a client that stops sending does not wait for answers
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -332,6 +332,8 @@ class HttpConnection(BaseProtocol):
         if request.match is not None and request.payload.is_eof():
             transport.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
+            if transport.can_write_eof():
+                transport.write_eof()
             self.deadline = self._loop.time() + _LINGER_SECONDS
 
     def _who(self) -> Peer:
@@ -362,6 +364,8 @@ def _check_head(headers: Mapping[str, str], message: Any) -> None:
         raise ExpectationRefused("Expect, Upgrade and CONNECT are not done here")
     if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
         raise MediaTypeNotAccepted("compressed bodies are not read here", expected=["identity"])
+    if "transfer-encoding" in headers and headers["transfer-encoding"].lower() != "chunked":
+        raise HttpMalformed("this transfer coding is not read here")
     if not message.path.startswith("/"):
         raise HttpMalformed("the request target must be a path")
     if "host" not in headers and message.version != HttpVersion10:

@@ -219,7 +219,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         released = _Release(self, address)
         connection = HttpConnection(self, address, next(self._ids), released)
-        watched = None if self._tls is None else Watched(self._tls)
+        watched = None if self._tls is None else Watched(self._tls, lambda: loop.call_soon(_hang_up, accepted))
         try:
             await loop.connect_accepted_socket(
                 lambda: connection,
@@ -299,6 +299,12 @@ class _Release:
         if not self._done:
             self._done = True
             self._listener.release(self._address)
+
+
+def _hang_up(accepted: socket.socket) -> None:
+    """Read no more from a connection whose TLS has failed: asyncio then sees its end, and the alert still goes out."""
+    with contextlib.suppress(OSError):
+        accepted.shutdown(socket.SHUT_RD)
 
 
 def _why(error: Exception, watched: Watched | None) -> str:

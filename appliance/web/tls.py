@@ -9,7 +9,7 @@ route by our code. TLS 1.2 and 1.3; a session is never resumed, so the certifica
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,17 @@ class TlsFront:
 class Watched:
     """A context for one connection, which keeps hold of its TlsSide so that a refused handshake can be explained."""
 
-    def __init__(self, front: TlsFront | ssl.SSLContext) -> None:
+    def __init__(self, front: TlsFront | ssl.SSLContext, on_refusal: Callable[[], object]) -> None:
+        """`on_refusal` is called when TLS has failed and its alert is about to be sent."""
         self._front = front
+        self._on_refusal = on_refusal
         self._side: Any = None
 
     def wrap_bio(self, *args: Any, **named: Any) -> Any:
         """What asyncio calls for the new connection."""
         self._side = self._front.wrap_bio(*args, **named)
+        if isinstance(self._side, TlsSide):
+            self._side.on_refusal = self._on_refusal
         return self._side
 
     @property
@@ -94,7 +98,7 @@ def _accept(connection: SSL.Connection, certificate: Any, error: int, depth: int
 class TlsSide:
     """One connection's TLS state between two memory buffers; the duck that asyncio takes for an ssl.SSLObject."""
 
-    __slots__ = ("_connection", "_doomed", "_incoming", "_outgoing", "server_certificate")
+    __slots__ = ("_connection", "_doomed", "_incoming", "_outgoing", "on_refusal", "server_certificate")
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class TlsSide:
         self._incoming = incoming
         self._outgoing = outgoing
         self._doomed: ssl.SSLError | None = None
+        self.on_refusal: Callable[[], object] | None = None
         self.server_certificate = server_certificate
         connection.set_accept_state()
 
@@ -123,10 +128,7 @@ class TlsSide:
             self._drain()
             raise ssl.SSLWantReadError from None
         except SSL.Error as error:
-            self._drain()
-            self._doomed = _mapped(error)
-            # asyncio sends nothing after an error; one more round lets our alert out, so that the client sees why.
-            raise ssl.SSLWantReadError from None
+            raise self._doom(error) from None
         self._drain()
 
     def read(self, n: int = _RECORD, buffer: memoryview | None = None) -> bytes | int:
@@ -143,9 +145,7 @@ class TlsSide:
         except SSL.ZeroReturnError:
             return b"" if buffer is None else 0
         except SSL.Error as error:
-            self._drain()
-            self._doomed = _mapped(error)
-            raise ssl.SSLWantReadError from None
+            raise self._doom(error) from None
 
     def write(self, data: bytes | memoryview) -> int:
         """Encrypt all of `data`; one record at a time, or asyncio would copy the rest again and again."""
@@ -213,6 +213,14 @@ class TlsSide:
     def is_resumed(self) -> bool:
         """Whether the session was resumed; it never should be."""
         return bool(SSL._lib.SSL_session_reused(self._connection._ssl))  # type: ignore[attr-defined]
+
+    def _doom(self, error: SSL.Error) -> ssl.SSLWantReadError:
+        """asyncio sends nothing after an error; asking for more lets our alert out, the next call raises the error."""
+        self._drain()
+        self._doomed = _mapped(error)
+        if self.on_refusal is not None:
+            self.on_refusal()
+        return ssl.SSLWantReadError()
 
     def _feed(self) -> None:
         if self._incoming.pending:

@@ -1,0 +1,477 @@
+"""The device port's TLS: any client certificate is seen, none is trusted, sessions are never resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from appliance.web.peer import Peer
+from appliance.web.server import Listener, Timing
+from appliance.web.tls import demand_client_certificate, https_context
+from est.chains import REGISTRAR, SERVER, TrustAnchors, check, check_pin
+from tests.appliance.authority import PASSPHRASE, home, issuing
+from tests.appliance.web.front import (
+    Client,
+    Seen,
+    app,
+    certify,
+    client_context,
+    front,
+    get,
+    identity,
+    listening,
+    post,
+)
+from tests.support import NOW, key
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+QUICK = Timing(handshake_seconds=0.5)
+
+
+def ask(context: ssl.SSLContext) -> Peer:
+    """One request over one connection; who the endpoint saw."""
+
+    async def run() -> Peer:
+        seen = Seen()
+        async with listening(tls=True, seen=seen) as (_, port):
+            client = await Client.connect(port, context)
+            assert (await client.ask(get("/who"))).status == 200
+            assert (await client.ask(get("/who"))).status == 200
+            await client.close()
+        assert seen.peers[0] is seen.peers[1]
+        return seen.peers[0]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_without_certificate_gets_in_and_is_nobody(version: ssl.TLSVersion) -> None:
+    peer = ask(client_context(version=version))
+    assert (peer.certificate, peer.chain, peer.certificate_der, peer.address) == (None, (), None, "127.0.0.1")
+    assert peer.tls_version == ("TLSv1.2" if version == ssl.TLSVersion.TLSv1_2 else "TLSv1.3")
+    assert peer.server_certificate == identity().certificate
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_certificate_of_an_unknown_maker_is_seen(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    own = certify("stranger")
+    peer = ask(client_context(tmp_path, own, version))
+    assert peer.certificate == own[0]
+    assert peer.chain == (own[0],)
+    assert peer.certificate_der == own[0].public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize(("age_days", "days"), [(30, 1), (-30, 60)], ids=["expired", "not yet valid"])
+def test_an_expired_or_future_certificate_is_seen(tmp_path: Path, age_days: int, days: int) -> None:
+    own = certify("stranger", age_days=age_days, days=days)
+    assert ask(client_context(tmp_path, own)).certificate == own[0]
+
+
+def odd(
+    extensions: list[tuple[x509.ExtensionType, bool]], private: Any = None, years: int = 1
+) -> tuple[x509.Certificate, Any]:
+    private = private or key("odd")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, "1")]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Maker")]))
+        .public_key(private.public_key())
+        .serial_number(5)
+        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+        .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    )
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical)
+    from cryptography.hazmat.primitives import hashes
+
+    return builder.sign(key("maker"), hashes.SHA256()), private
+
+
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.9"), b"\x05\x00")
+ODD = {
+    "no extensions, year 9999": [],
+    "server purpose only": [(x509.ExtendedKeyUsage([x509.ObjectIdentifier("1.3.6.1.5.5.7.3.1")]), True)],
+    "unknown critical extension": [(UNKNOWN, True)],
+    "key agreement only": [
+        (x509.KeyUsage(False, False, False, False, True, False, False, False, False), True),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_odd_device_certificates_are_seen(tmp_path: Path, name: str, version: ssl.TLSVersion) -> None:
+    own = odd(ODD[name])
+    assert ask(client_context(tmp_path, own, version)).certificate == own[0]
+
+
+def test_a_weak_rsa_certificate_is_seen(tmp_path: Path) -> None:
+    own = odd([], rsa.generate_private_key(65537, 1024))
+    context = client_context()
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    pem = own[0].public_bytes(Encoding.PEM)
+    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
+
+    pem += own[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "weak.pem").write_bytes(pem)
+    context.load_cert_chain(tmp_path / "weak.pem")
+    assert ask(context).certificate == own[0]
+
+
+def test_the_chain_that_the_client_sent_is_given_leaf_first(tmp_path: Path) -> None:
+    from tests.appliance.authority import authority, issue_ldevid
+
+    with authority(tmp_path) as (ca, _):
+        issued = asyncio.run(issue_ldevid(ca, "device"))
+    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
+
+    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (issued.certificate, *issued.chain))
+    pem += key("device").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "chain.pem").write_bytes(pem)
+    context = client_context()
+    context.load_cert_chain(tmp_path / "chain.pem")
+    assert ask(context).chain == (issued.certificate, *issued.chain)
+
+
+@cache
+def pyopenssl_context(version: int) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(version)
+    context.set_max_proto_version(version)
+    certificate, private = certify("stranger")
+    context.use_certificate(certificate)
+    context.use_privatekey(private)
+    return context
+
+
+def connection(port: int, version: int, *, session: SSL.Session | None = None) -> SSL.Connection:
+    raw = socket.create_connection(("127.0.0.1", port))
+    made = SSL.Connection(pyopenssl_context(version), raw)
+    if session is not None:
+        made.set_session(session)
+    made.set_connect_state()
+    made.do_handshake()
+    return made
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_resuming_gives_a_full_handshake_with_the_certificate(version: int) -> None:
+    def talk(port: int) -> None:
+        first = connection(port, version)
+        first.sendall(get("/who"))
+        assert b"200 OK" in first.recv(4096)
+        session = first.get_session()
+        first.shutdown()
+        assert session is not None
+        second = connection(port, version, session=session)
+        second.sendall(get("/who"))
+        assert b"200 OK" in second.recv(4096)
+        assert not SSL._lib.SSL_session_reused(second._ssl)  # type: ignore[attr-defined]
+        second.shutdown()
+
+    async def run() -> list[Peer]:
+        seen = Seen()
+        async with listening(tls=True, seen=seen) as (_, port):
+            await asyncio.to_thread(talk, port)
+        return seen.peers
+
+    first, second = asyncio.run(run())
+    assert first.connection_id != second.connection_id
+    assert first.certificate is not None
+    assert first.certificate == second.certificate
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_both_ends_export_the_same_keying_material(version: int) -> None:
+    label = b"EXPORTER-Channel-Binding"
+
+    def talk(port: int) -> bytes:
+        client = connection(port, version)
+        client.sendall(get("/who"))
+        assert b"200 OK" in client.recv(4096)
+        exported = client.export_keying_material(label, 32, b"" if version == SSL.TLS1_3_VERSION else None)
+        client.shutdown()
+        return exported
+
+    async def run() -> None:
+        seen = Seen()
+        exported: list[bytes | None] = []
+        original = seen.peers
+
+        class Recorder(list):  # type: ignore[type-arg]
+            def append(self, peer: Peer) -> None:
+                exported.append(peer.exporter(label, 32))
+                super().append(peer)
+
+        seen.peers = Recorder(original)
+        async with listening(tls=True, seen=seen) as (_, port):
+            assert await asyncio.to_thread(talk, port) == exported[0]
+
+    asyncio.run(run())
+
+
+def test_the_server_presents_a_chain_that_leads_to_the_root_and_to_a_pin() -> None:
+    async def run() -> tuple[x509.Certificate, ...]:
+        async with listening(tls=True) as (_, port):
+            client = await Client.connect(port, client_context())
+            side = client.writer.get_extra_info("ssl_object")
+            raw = side._sslobj.get_unverified_chain()
+            chain = tuple(x509.load_der_x509_certificate(ssl.PEM_cert_to_DER_cert(one.public_bytes(1))) for one in raw)
+            await client.close()
+            return chain
+
+    chain = asyncio.run(run())
+    root, cas = issuing()
+    assert chain == (identity().certificate, cas["devices"].certificate)
+    check(chain[0], chain[1:], TrustAnchors((root,)), at=NOW, policy=SERVER)
+    check(chain[0], chain[1:], TrustAnchors((root,)), at=NOW, policy=REGISTRAR)
+    for pin in (root, *chain):
+        check_pin(chain, pin, at=NOW)
+
+
+def test_a_rotated_certificate_serves_new_connections_and_old_ones_keep_theirs() -> None:
+    from appliance.hierarchy import read_server
+
+    other = read_server(home(), "https", PASSPHRASE)
+
+    async def run() -> list[x509.Certificate | None]:
+        seen = Seen()
+        tls = front()
+        listener = Listener("device", app(seen), tls=tls)
+        port = await listener.open_tcp("127.0.0.1", 0)
+        old = await Client.connect(port, client_context())
+        assert (await old.ask(get("/who"))).status == 200
+        tls.rotate(other.key, other.certificate, other.chain[:1])
+        new = await Client.connect(port, client_context())
+        assert (await new.ask(get("/who"))).status == 200
+        assert (await old.ask(get("/who"))).status == 200
+        assert new.writer.get_extra_info("ssl_object").getpeercert(True) == other.certificate.public_bytes(Encoding.DER)
+        await old.close()
+        await new.close()
+        await listener.close()
+        return [peer.server_certificate for peer in seen.peers]
+
+    own = identity().certificate
+    assert asyncio.run(run()) == [own, other.certificate, own]
+
+
+def test_a_refused_handshake_is_told_to_the_client_and_logged_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    def talk(port: int) -> str:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        context.set_cipher_list(b"AES128-SHA256")
+        raw = socket.create_connection(("127.0.0.1", port))
+        client = SSL.Connection(context, raw)
+        client.set_connect_state()
+        try:
+            client.do_handshake()
+        except SSL.Error as error:
+            return str(error)
+        finally:
+            raw.close()
+        return "no error"
+
+    async def run() -> str:
+        async with listening(tls=True) as (listener, port):
+            told = await asyncio.to_thread(talk, port)
+            async with asyncio.timeout(5):
+                while listener.connections:
+                    await asyncio.sleep(0.02)
+            return told
+
+    caplog.set_level(logging.INFO)
+    assert "handshake failure" in asyncio.run(run())
+    assert "handshake-refused" in caplog.text and "no shared cipher" in caplog.text and "127.0.0.1" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(5), bytes(500)],
+    ids=["nothing", "plain HTTP", "broken record", "zeroes"],
+)
+def test_what_is_not_tls_is_dropped_by_the_deadline(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with listening(tls=True, timing=QUICK) as (listener, port):
+            begun = time.monotonic()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            assert time.monotonic() - begun < 4
+            async with asyncio.timeout(5):
+                while listener.connections:
+                    await asyncio.sleep(0.02)
+            client = await Client.connect(port, client_context())
+            assert (await client.ask(get("/who"))).status == 200
+            await client.close()
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(run())
+    assert "handshake-refused" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_large_answer_does_not_block_the_loop() -> None:
+    async def run() -> float:
+        async with listening(tls=True) as (_, port):
+            client = await Client.connect(port, client_context())
+            longest = 0.0
+
+            async def watch() -> None:
+                nonlocal longest
+                while True:
+                    begun = time.monotonic()
+                    await asyncio.sleep(0.001)
+                    longest = max(longest, time.monotonic() - begun)
+
+            watcher = asyncio.create_task(watch())
+            assert len((await client.ask(get("/big"))).body) == 8_000_000
+            watcher.cancel()
+            await client.close()
+            return longest
+
+    assert asyncio.run(run()) < 0.4
+
+
+def test_a_large_upload_arrives_whole() -> None:
+    async def run() -> None:
+        async with listening(tls=True) as (_, port):
+            client = await Client.connect(port, client_context())
+            body = bytes(range(256)) * 256
+            assert (await client.ask(post("/echo", body))).body == body
+            assert (await client.ask(post("/echo", bytes(65_537)))).status == 413
+            await client.close()
+
+    asyncio.run(run())
+
+
+def test_bad_tls_and_broken_connections_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def bad(port: int, number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x16\x03\x01" + bytes((number % 256,)) * 60)
+        if number % 2:
+            writer.transport.abort()  # type: ignore[attr-defined]
+        else:
+            writer.close()
+
+    async def reset(port: int) -> None:
+        client = await Client.connect(port, client_context())
+        await client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nab")
+        client.writer.transport.abort()  # type: ignore[attr-defined]
+
+    async def run() -> None:
+        async with listening(tls=True) as (listener, port):
+            await asyncio.gather(*(bad(port, number) for number in range(60)), *(reset(port) for _ in range(40)))
+            async with asyncio.timeout(15):
+                while listener.connections:
+                    await asyncio.sleep(0.02)
+            client = await Client.connect(port, client_context())
+            assert (await client.ask(get("/who"))).status == 200
+            await client.close()
+
+    asyncio.run(run())
+    assert "Traceback" not in caplog.text
+
+
+def test_the_console_context_takes_no_client_certificates_and_no_old_tls(tmp_path: Path) -> None:
+    context = https_context(home() / "certificates" / "https.pem", home() / "keys" / "https.key", PASSPHRASE)
+
+    async def run() -> Peer:
+        seen = Seen()
+        listener = Listener("console", app(seen), tls=context)
+        port = await listener.open_tcp("127.0.0.1", 0)
+        client = await Client.connect(port, client_context(tmp_path, certify("stranger")))
+        assert (await client.ask(get("/who"))).status == 200
+        await client.close()
+        await listener.close()
+        return seen.peers[0]
+
+    peer = asyncio.run(run())
+    assert peer.certificate is None and peer.tls_version == "TLSv1.3"
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_a_remote_decision_client_needs_a_certificate_of_its_issuing_ca(tmp_path: Path) -> None:
+    context = https_context(home() / "certificates" / "https.pem", home() / "keys" / "https.key", PASSPHRASE)
+    demand_client_certificate(context, (issuing()[1]["infrastructure"].certificate,))
+
+    async def refused(client: ssl.SSLContext) -> None:
+        listener = Listener("decision", app(), tls=context)
+        port = await listener.open_tcp("127.0.0.1", 0)
+        try:
+            with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                connected = await Client.connect(port, client)
+                await connected.ask(get("/who"))
+        finally:
+            await listener.close()
+
+    asyncio.run(refused(client_context()))
+    asyncio.run(refused(client_context(tmp_path, certify("stranger"))))
+
+
+def test_a_unix_socket_tells_uid_and_pid(tmp_path: Path) -> None:
+    import os
+    import stat
+
+    path = tmp_path / "admin.sock"
+
+    async def run() -> Peer:
+        seen = Seen()
+        listener = Listener("admin", app(seen))
+        await listener.open_unix(path, 0o600)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        client = Client(*await asyncio.open_unix_connection(str(path)))
+        assert (await client.ask(get("/who"))).status == 200
+        from appliance.errors import Conflict
+
+        with pytest.raises(Conflict):
+            await Listener("again", app()).open_unix(path)
+        await client.close()
+        await listener.close()
+        assert not path.exists()
+        return seen.peers[0]
+
+    peer = asyncio.run(run())
+    assert (peer.uid, peer.pid, peer.certificate) == (os.getuid(), os.getpid(), None)
+
+
+def test_a_unix_socket_left_behind_by_a_killed_process_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+
+    async def run() -> None:
+        listener = Listener("admin", app())
+        await listener.open_unix(path)
+        client = Client(*await asyncio.open_unix_connection(str(path)))
+        assert (await client.ask(get("/who"))).status == 200
+        await client.close()
+        await listener.close()
+
+    asyncio.run(run())
+
+
+def test_a_port_that_is_taken_is_an_os_error() -> None:
+    async def run() -> None:
+        async with listening() as (_, port):
+            other = Listener("other", app())
+            with pytest.raises(OSError, match="in use"):
+                await other.open_tcp("127.0.0.1", port)
+            await other.close()
+
+    asyncio.run(run())
