@@ -1,4 +1,4 @@
-"""What the appliance itself refuses, as classes; the HTTP status of each stands in appliance/web/problems.py.
+"""What the appliance itself refuses, as classes; the HTTP status of each stands in appliance/web/statuses.py.
 
 Refusal
 └── ApplianceError          (abstract; never raised bare)

@@ -240,7 +240,7 @@ def http_page() -> str:
 def problems_page() -> str:
     """Every refusal with its status, by package."""
     parts = [
-        head("Problems", "the refusal classes and the status table in `appliance/web/problems.py`"),
+        head("Problems", "the refusal classes and the status table in `appliance/web/statuses.py`"),
         "Every refusal has a stable reason: in the `reason` of a problem document, in the audit log, and on standard "
         "error. A running appliance explains each at `/problems/<reason>` of its console port. Statuses are those of "
         "the appliance's own HTTP ports; refusals of pledge, agent and owner tool never travel over HTTP, and their "

@@ -16,7 +16,7 @@ LEAVES = all_leaves()
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: f"{leaf.__module__}.{leaf.__qualname__}")
 def test_every_refusal_has_a_status(leaf: type[Refusal]) -> None:
     status = status_of(leaf)
-    assert status is not None, f"{leaf.reason}: add a row to appliance/web/problems.py"
+    assert status is not None, f"{leaf.reason}: add a row to appliance/web/statuses.py"
     assert status == 202 or 400 <= status <= 599
 
 

@@ -1,6 +1,7 @@
 """Refusals on the wire: every error becomes an answer here, and its status comes from one table (RFC 9457).
 
-A leaf takes the row of its reason in statuses.py, or that of its nearest ancestor that has one. Whatever is no Refusal is our own fault: 500, without any detail. Fields of a refusal that become headers:
+A leaf takes the row of its reason in statuses.py, or that of its nearest ancestor that has one. Whatever is no Refusal
+is our own fault: 500, without any detail. Fields of a refusal that become headers:
 retry_after_seconds (202, 429, 503), allow (405), www_authenticate (401), close (true closes the connection after it).
 """
 
