@@ -11,7 +11,7 @@ from cryptography import x509
 
 from appliance.access.service import AccessService
 from appliance.clock import Clock
-from appliance.errors import ApplianceError
+from appliance.errors import HomeMissing
 from appliance.hierarchy import ROLES, SEALING, SERVERS, key_file, read_issuing, read_server
 from appliance.identity.assemble import load_policy
 from appliance.initialise import need_passphrase
@@ -57,7 +57,7 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
 
     def settings_file() -> str:
         if not (home / FILE_NAME).exists():
-            raise ApplianceMissing(f"{home} has no {FILE_NAME}")
+            raise HomeMissing(f"{home} has no {FILE_NAME}")
         return f"{sum(origin != 'default' for origin in loaded.origins.values())} settings differ from their defaults"
 
     if not attempt("settings", settings_file, f"appliance init --home {home}"):
@@ -106,12 +106,6 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         "mend the file that identity.appraisal_policy names",
     )
     return rows
-
-
-class ApplianceMissing(ApplianceError):
-    """The folder is no appliance's home."""
-
-    reason = "home-missing"
 
 
 def _certificates(issuing: Mapping[Any, Any]) -> list[tuple[str, x509.Certificate]]:

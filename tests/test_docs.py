@@ -190,7 +190,7 @@ def quoted_commands(text: str) -> list[str]:
 
 
 def misfit(line: str) -> str:
-    """What is wrong with a command line, "" if nothing. Bare verbs are mentions; `...`, `a | b` and `[a]` a synopsis."""
+    """What is wrong with a command line, or "". Bare verbs are mentions; `...`, `a | b` and `[a]` a synopsis."""
     try:
         words = shlex.split(line)
     except ValueError as wrong:
