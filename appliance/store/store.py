@@ -38,6 +38,7 @@ class Store:
         self._path = path
         self._writer = Writer(engine, clock, path, free_bytes)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._closed = False
         self._local = threading.local()
         self._open_readers: list[_Reader] = []
         self._lock = threading.Lock()
@@ -66,6 +67,7 @@ class Store:
 
     def close(self) -> None:
         """Finish queued transactions and close every connection; safe to call twice."""
+        self._closed = True
         self._writer.stop()
         self._pool.shutdown(wait=True)
         with self._lock:
@@ -85,7 +87,9 @@ class Store:
         return await future
 
     async def read(self, function: Callable[[Tx], T]) -> T:
-        """Run `function` on a reading connection in another thread."""
+        """Run `function` on a reading connection in another thread; StoreUnavailable after close()."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed", retry_after_seconds=5)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_sync, function)
 
     def write_sync(self, function: Callable[[Tx], T], *, essential: bool = False) -> T:
