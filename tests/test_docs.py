@@ -19,6 +19,7 @@ from appliance.commands.invocation import hoist
 from appliance.proxy import agent_api
 from appliance.settings import describe_settings, load_settings
 from appliance.web import routes
+from lab import demo
 from radius.reasons import REASONS
 from tests import reference
 
@@ -127,6 +128,40 @@ def test_every_quoted_command_line_is_one_that_the_program_takes(page: Path) -> 
 )
 def test_the_check_of_command_lines_finds_mistakes(line: str, fits: bool) -> None:
     assert bool(misfit(line)) is not fits
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_file_and_name_of_the_code_that_a_page_cites_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:est|brski|radius|appliance|lab|tests)/[\w/.-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    cited = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`(?:, `[\w.]+`)* in `([\w/]+\.py)`", text)
+    assert [(name, path) for name, path in cited if (ROOT / path).exists() and not _defines(ROOT / path, name)] == []
+
+
+def _defines(path: Path, name: str) -> bool:
+    """Whether a module has a class, function or constant of that name, or a class with that method."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for part in name.split("."):
+        found = [
+            node
+            for node in ast.walk(tree)
+            if getattr(node, "name", None) == part
+            or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == part)
+        ]
+        if not found:
+            return False
+        tree = found[0]  # type: ignore[assignment]
+    return True
+
+
+def test_the_tutorial_explains_every_check_of_the_demo() -> None:
+    source = (ROOT / "lab" / "demo.py").read_text(encoding="utf-8")
+    names = set(re.findall(r"story\.(?:check|eventually)\(\s*\"([a-z-]+)\"", source)) - {"story-told"}
+    names |= {f"{trick}-refused" for trick in demo.TRICKS}
+    tutorial = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    assert len(names) > 10
+    assert sorted(name for name in names if f"`{name}`" not in tutorial) == []
 
 
 @pytest.mark.parametrize("name", PACKAGES)
