@@ -17,9 +17,15 @@ _passed: dict[str, set[str]] = defaultdict(set)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", metavar="FILE", help="write the conformance table to FILE after the run")
+    parser.addoption("--full", action="store_true", help="run the slow tests too")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        later = pytest.mark.skip(reason="slow; runs with --full, as ./tests/run does")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(later)
     known = conformance.requirements()
     for item in items:
         ids = [str(id_) for mark in item.iter_markers("req") for id_ in mark.args]
