@@ -74,7 +74,6 @@ class PledgeApplicant:
 
     record: PledgeRecord
     proxy: ProxyRow
-    idevid: x509.Certificate
     caller: Caller
     event: str = "ldevid-issued"
 

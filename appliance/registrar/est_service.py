@@ -31,7 +31,6 @@ from appliance.registrar.errors import (
     EnrollmentNotOpen,
     EnrollmentSecretInvalid,
     KeyInUse,
-    ProxyRevoked,
 )
 from appliance.registrar.history import History
 from appliance.registrar.ldevids import ROLE, Ldevids
@@ -46,6 +45,7 @@ from appliance.store.transaction import Tx
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
 from brski.errors import ManufacturerUnknown
+from brski.idevid import IDevID
 from brski.manufacturer import identify
 from brski.states import EST_OPEN, RecordState
 from est import csr as requests
@@ -61,6 +61,14 @@ log = logging.getLogger(__name__)
 REPEAT_WINDOW = timedelta(minutes=10)
 EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 _NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
+
+
+class _IssuedBefore(Exception):
+    """Leaves the transaction that would issue a second certificate for one request; carries the first, DER."""
+
+    def __init__(self, der: bytes) -> None:
+        super().__init__()
+        self.der = der
 
 
 class EstService:
@@ -133,7 +141,7 @@ class EstService:
         try:
             if peer.certificate is None:
                 raise CertificateRequired("renewal needs the certificate to be renewed as TLS client certificate")
-            live = await self._ldevids.find(peer)
+            live = await self._ldevids.seen(peer)
             if live is None:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
             return await self._enroll(RenewalApplicant(live, self._est, caller), call, peer, caller)
@@ -146,53 +154,49 @@ class EstService:
         if ask.csr.challenge_password is not None:
             requests.check_linking(ask.csr, peer.exporter(EXPORTER_LABEL, 32))
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issued_before(applicant, ask)
-            if certificate is None:
-                applicant.check_names(ask.csr)
-                certificate = await self._issue(applicant, ask, caller)
+            certificate = await self._issue(applicant, ask, caller)
         return self._est.enroll_reply(certificate, ask)
 
     async def _issue(self, applicant: Applicant, ask: EnrollAsk, caller: Caller) -> x509.Certificate:
+        """The new certificate, or the one that this very request got a moment ago (E-126)."""
+        digest = hashlib.sha256(ask.csr.der).hexdigest()
+
         def begin(tx: Tx, pending: PendingRow) -> None:
+            before = proxies.ldevid_for(
+                tx, proxy_id=applicant.proxy_id, csr_sha256=digest, since=tx.now - REPEAT_WINDOW
+            )
+            if before is not None:
+                raise _IssuedBefore(before)
+            applicant.check_names(ask.csr)
             _check_key(tx, ask.csr, applicant)
             applicant.begin(tx, ask.csr, pending.id)
 
-        digest = hashlib.sha256(ask.csr.der).hexdigest()
-        issued = await self._ca.issue(
-            ROLE,
-            partial(self._shape, ask.csr, applicant.proxy_id, applicant.identifier),
-            row={
-                "profile": LDEVID,
-                "subject_id": applicant.identifier,
-                "proxy_id": applicant.proxy_id,
-                "pledge_id": applicant.pledge_id,
-                "csr_sha256": digest,
-            },
-            actor=applicant.actor,
-            event=applicant.event,
-            request_id=caller.request_id,
-            fields={"proxy": applicant.identifier, "csr_sha256": digest},
-            on_pending=begin,
-            on_issued=applicant.finish,
-        )
+        try:
+            issued = await self._ca.issue(
+                ROLE,
+                partial(self._shape, ask.csr, applicant),
+                row={
+                    "profile": LDEVID,
+                    "subject_id": applicant.identifier,
+                    "proxy_id": applicant.proxy_id,
+                    "pledge_id": applicant.pledge_id,
+                    "csr_sha256": digest,
+                },
+                actor=applicant.actor,
+                event=applicant.event,
+                request_id=caller.request_id,
+                fields={"proxy": applicant.identifier, "csr_sha256": digest},
+                on_pending=begin,
+                on_issued=applicant.finish,
+            )
+        except _IssuedBefore as before:
+            return read_certificate(before.der)
         log.info("%s proxy=%s serial=%x", applicant.event, applicant.identifier, issued.serial)
         return issued.certificate
 
-    def _shape(self, csr: Csr, proxy_id: str, identifier: str, slot: Slot) -> profiles.Shape:
-        terms = slot.terms(self._lifetime)
-        return profiles.ldevid(terms, profiles.name(f"proxy {proxy_id}"), csr.public_key, identifier=identifier)
-
-    async def _issued_before(self, applicant: Applicant, ask: EnrollAsk) -> x509.Certificate | None:
-        """The live certificate that this very request has got a moment ago (E-126)."""
-        since = self._clock.now() - REPEAT_WINDOW
-        find = partial(
-            proxies.ldevid_for,
-            proxy_id=applicant.proxy_id,
-            csr_sha256=hashlib.sha256(ask.csr.der).hexdigest(),
-            since=since,
-        )
-        der = await self._store.read(find)
-        return None if der is None else read_certificate(der)
+    def _shape(self, csr: Csr, applicant: Applicant, slot: Slot) -> profiles.Shape:
+        subject = profiles.name(f"proxy {applicant.proxy_id}")
+        return profiles.ldevid(slot.terms(self._lifetime), subject, csr.public_key, identifier=applicant.identifier)
 
     async def _pledge(self, peer: Peer, caller: Caller) -> PledgeApplicant:
         if peer.certificate is None:
@@ -204,15 +208,12 @@ class EstService:
         except ManufacturerUnknown as cause:
             raise EnrollmentCredentialsMissing("this client certificate is not known here") from cause
         async with self._turns.of(known.idevid.device):
-            record = await self._store.read(lambda tx: pledges.by_device(tx, *known.idevid.device))
-            if record is None:
-                raise EnrollmentNotOpen("no voucher was issued to this device")
-            if record.idevid_sha256 != caller.fingerprint:
-                raise EnrollmentNotOpen("this is not the certificate that asked for the voucher")
+            record, proxy = await self._store.read(partial(_pledge_and_proxy, known.idevid, caller))
             if records.state_of(record) is RecordState.VOUCHER_ACCEPTED:
                 record = await self._history.judge(record.id, caller)
-        proxy = await self._store.read(partial(_proxy_of, record))
-        return PledgeApplicant(record, proxy, peer.certificate, caller)
+        if records.state_of(record) not in EST_OPEN or proxy is None:
+            raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
+        return PledgeApplicant(record, proxy, caller)
 
     async def _secret_holder(self, authorization: str, caller: Caller) -> SecretApplicant:
         """Whoever sends NAME and SECRET of a live secret; a spent one serves only to fetch its certificate again."""
@@ -247,13 +248,14 @@ class EstService:
         await self._store.write(partial(audit.append, event=event))
 
 
-def _proxy_of(record: PledgeRecord, tx: Tx) -> ProxyRow:
-    if records.state_of(record) not in EST_OPEN or record.proxy_id is None:
-        raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
-    proxy = proxies.get(tx, record.proxy_id)
-    if proxy is None or not proxy.is_active:
-        raise ProxyRevoked("this identity proxy was revoked")
-    return proxy
+def _pledge_and_proxy(idevid: IDevID, caller: Caller, tx: Tx) -> tuple[PledgeRecord, ProxyRow | None]:
+    """The record of the device that asks, and its proxy identity if it was admitted; raises EnrollmentNotOpen."""
+    record = pledges.by_device(tx, *idevid.device)
+    if record is None:
+        raise EnrollmentNotOpen("no voucher was issued to this device")
+    if record.idevid_sha256 != caller.fingerprint:
+        raise EnrollmentNotOpen("this is not the certificate that asked for the voucher")
+    return record, proxies.get(tx, record.proxy_id) if record.proxy_id else None
 
 
 def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from est import chains
 from est.errors import EstError
 
 ROLE: Role = "devices"
+MAX_SEEN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ class Ldevids:
         self._store = store
         self._clock = clock
         self._ca = ca
+        self._seen: OrderedDict[int, LiveLdevid] = OrderedDict()
+
+    async def seen(self, peer: Peer) -> LiveLdevid | None:
+        """Like `find`, but a connection is looked at once: whoever uses this checks `require_live` in a transaction."""
+        seen = self._seen.get(peer.connection_id)
+        if seen is not None and seen.certificate is peer.certificate:
+            if self._clock.now() <= seen.certificate.not_valid_after_utc:
+                return seen
+            del self._seen[peer.connection_id]
+        found = await self.find(peer)
+        if found is not None:
+            self._seen[peer.connection_id] = found
+            if len(self._seen) > MAX_SEEN:
+                self._seen.popitem(last=False)
+        return found
 
     async def find(self, peer: Peer) -> LiveLdevid | None:
         """The peer's LDevID; None when its certificate is none of ours.

@@ -26,8 +26,6 @@ _LDEVID_FOR = (
     .where(certificates.c.proxy_id == bindparam("proxy_id"), certificates.c.csr_sha256 == bindparam("csr_sha256"))
     .where(certificates.c.profile == "ldevid", certificates.c.state == "issued")
     .where(certificates.c.created_at > bindparam("since"), certificates.c.not_after > bindparam("now"))
-    .order_by(certificates.c.id.desc())
-    .limit(1)
 )
 _REVOKE = (
     update(table)
