@@ -57,6 +57,7 @@ from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.settings import LoadedSettings, Settings
+from appliance.store.nas import TOPIC as NAS_TOPIC
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -277,9 +278,9 @@ class Appliance:
             port = settings.port or _free_udp_port(settings.host)
             folder = self.settings.home / "radius"
             await self.freeradius.render(folder, APPLIANCE, port=port)
-            ready = asyncio.Event()
-            task = asyncio.create_task(supervise(folder, on_ready=ready.set))
-            self._tasks.append(task)
+            ready, restart = asyncio.Event(), asyncio.Event()
+            task = asyncio.create_task(supervise(folder, on_ready=ready.set, restart=restart))
+            self._tasks += [task, asyncio.create_task(self._follow_nas(folder, restart))]
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait((task, waiting), timeout=20, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -302,6 +303,22 @@ class Appliance:
             reply_message=self.settings.access.reply_message,
         )
         return _address(settings.host, await self._radius.start(settings.host, settings.port))
+
+    async def _follow_nas(self, folder: Path, restart: asyncio.Event) -> None:
+        """FreeRADIUS reads its clients when it starts: when NAS change it gets a new configuration and a restart."""
+        changed = asyncio.Event()
+        self.store.subscribe(lambda rows: changed.set() if any(one.topic == NAS_TOPIC for one in rows) else None)
+        while True:
+            await changed.wait()
+            await asyncio.sleep(0.2)  # several NAS are often added one after the other
+            changed.clear()
+            try:
+                await self.nas.reload()
+                await self.freeradius.refresh(folder)
+            except ApplianceError as refused:
+                _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
+                continue
+            restart.set()
 
     def _find_nas(self, address: str) -> Nas | None:
         found = self.nas.lookup(address)

@@ -205,14 +205,11 @@ class Demo:
             begun = time.monotonic()
             proxy = self.proxy("proxy", "acme")
             found = proxy.wait_for("step", 30, {"step": "registrars-found"})
-            asked = proxy.wait_for("step", 30, {"step": "server-connected"})
             story.say(f"  {found['offers']} registrar(s) found by {found['how']} after {found['ms']:.0f} ms")
-            port = self.listeners["device"].rpartition(":")[2]
-            story.check(
-                "proxy-discovered", f"by mDNS, port {port}", f"by mDNS, port {asked['server'].rpartition(':')[2]}"
-            )
             ready = proxy.wait_for("ready", 60)
             self.socket = Path(ready["socket"])
+            where = ready["registrar"]
+            story.check("proxy-discovered", f"mdns, {self.listeners['device']}", f"{found['how']}, {where}")
             story.say(f"  from link up to LDevID: {time.monotonic() - begun:.1f} s")
             state, device = self.out / "proxy", self.device("acme")
             observed = credentials.voucher_facts(
@@ -296,13 +293,13 @@ class Demo:
         story = self.story
         with story.step("Two more pledges, whose vouchers were made by a stranger and changed on the way."):
             proxy = self.proxy("proxy-shady", "shady")
-            refused = proxy.wait_for("step", 30, {"step": "voucher-refused"})
+            refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": self.listeners["device"]})
             told = proxy.wait_for("step", 10, {"step": "voucher-status-sent"})
             proxy.stop()
             observed = f"proxy: {refused['code']}, status {str(told['status']).lower()}, {self.ldevid('proxy-shady')}"
             story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], observed)
             proxy = self.proxy("proxy-sloppy", "sloppy")
-            refused = proxy.wait_for("step", 30, {"step": "attempt-failed"})
+            refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "server": self.listeners["device"]})
             proxy.stop()
             timeline = self.admin("pledges", "show", "sloppy-0001")["timeline"]
             noticed = next((step["code"] for step in timeline if step["step"] == "masa-failed"), "nothing")

@@ -72,11 +72,20 @@ class FreeRadius:
         self._files = files
         self._owner_id_oid = owner_id_oid
         self._port = port or settings.port
+        self._token = ""
 
     async def render(self, folder: Path, actor: Actor, *, port: int = 0) -> dict[str, Any]:
         """Write a complete configuration to `folder`, with a fresh token; an older one of this folder dies with it."""
-        token = await self._nas.new_token(TOKEN_NAME, actor)
-        return self._write(folder, token, port or self._port or 1812)
+        self._token = await self._nas.new_token(TOKEN_NAME, actor)
+        self._port = port or self._port or 1812
+        return self._write(folder, self._token, self._port)
+
+    async def refresh(self, folder: Path) -> None:
+        """Write `folder` again with what changed since render(), if FreeRADIUS takes it; else leave it as it is."""
+        with tempfile.TemporaryDirectory(prefix="raddb-") as name:
+            self._write(Path(name), self._token, self._port)
+            await check_folder(Path(name))
+        self._write(folder, self._token, self._port)
 
     async def check(self, folder: Path | None, actor: Actor) -> dict[str, Any]:
         """FreeRADIUS' own check of a rendered folder, or of a throw-away rendering; raises what it refuses."""
@@ -141,21 +150,33 @@ def _last_word(output: bytes) -> str:
     return (errors or lines or ["no output"])[-1][:300]
 
 
-async def supervise(folder: Path, *, on_ready: Callable[[], None]) -> None:
-    """Check and run FreeRADIUS on a folder until cancelled; when it dies it is started again, ever more slowly."""
+async def supervise(folder: Path, *, on_ready: Callable[[], None], restart: asyncio.Event | None = None) -> None:
+    """Check and run FreeRADIUS on a folder until cancelled; when it dies it is started again, ever more slowly.
+
+    Setting `restart` starts it anew at once: it reads its clients only when it starts.
+    """
     await check_folder(folder)
-    program, pause = find_program(), 1.0
+    program, pause, wanted = find_program(), 1.0, restart or asyncio.Event()
     loop = asyncio.get_running_loop()
     while True:
+        wanted.clear()
         process = await asyncio.create_subprocess_exec(
             program, "-f", "-l", "stdout", "-d", str(folder), stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         begun = loop.time()
+        following = asyncio.create_task(_follow(process, on_ready))
+        asked = asyncio.create_task(wanted.wait())
         try:
-            await _follow(process, on_ready)
+            await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            asked.cancel()
             await _stop(process)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        if wanted.is_set():
+            _log.info("event=freeradius-restart why=configuration-changed")
+            continue
         pause = 1.0 if loop.time() - begun > 60 else min(pause * 2, MAX_PAUSE_SECONDS)
         _log.error("FreeRADIUS ended with status %s; it is started again in %.0f s", process.returncode, pause)
         await asyncio.sleep(pause)
