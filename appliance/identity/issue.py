@@ -7,9 +7,11 @@ before it is recorded as issued and leaves.
 from __future__ import annotations
 
 import secrets
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -40,7 +42,7 @@ from est.signer import Signer
 _RENEW_AT = 2 / 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grant:
     """A decision of yes: what is issued, to whom, and everything that stands behind it."""
 
@@ -54,7 +56,7 @@ class Grant:
     txn: str
     proxy_id: str
 
-    @property
+    @cached_property
     def hashes(self) -> Mapping[str, Any]:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
@@ -115,20 +117,18 @@ class Issuer:
         on_issued: Callable[[Tx, dict[str, Any]], None],
     ) -> dict[str, Any]:
         request, is_dual = grant.request, grant.owner is not None
-        wit: list[str] = []
+        told = dict(grant.hashes)
         result: dict[str, Any] = {}
 
         def check(issued: IssuedRow) -> None:
             self._check_certificate(grant, issued.certificate)
             if "wit" in grant.profiles:
-                wit.append(self._seal_wit(grant, self.clock.now()))
+                result["wit"] = wit = self._seal_wit(grant, self.clock.now())
+                told["wit_s256"] = jws.s256(wit)
 
         def record(tx: Tx, issued: IssuedRow) -> None:
             ends = issued.certificate.not_valid_after_utc
             result.update(self._result(grant, tx.now, ends, issued.log_index, serial_text(issued.serial)))
-            if wit:
-                result["wit"] = wit[0]
-                self._audit_wit(tx, grant, wit[0], actor, request_id)
             on_issued(tx, result)
 
         issued = await self.ca.issue(
@@ -147,7 +147,7 @@ class Issuer:
             actor=actor,
             event="dual-identity-issued" if is_dual else "single-identity-issued",
             request_id=request_id,
-            fields=grant.hashes,
+            fields=told,
             on_pending=lambda tx, pending: on_pending(tx, pending.id),
             on_signed=check,
             on_issued=record,
@@ -159,8 +159,8 @@ class Issuer:
         issuing CA's as PEM."""
         if der is None:
             return dict(result)
-        chain = (x509.load_der_x509_certificate(der), self.ca.issuing("agents").certificate)
-        return {**result, "certificate": "".join(one.public_bytes(Encoding.PEM).decode("ascii") for one in chain)}
+        issuing = self.ca.issuing("agents").certificate.public_bytes(Encoding.PEM).decode("ascii")
+        return {**result, "certificate": _pem(der) + issuing}
 
     async def _issue_wit_alone(
         self,
@@ -183,8 +183,10 @@ class Issuer:
         ends = now + timedelta(seconds=min(grant.ttl_seconds, self.wit_seconds))
         result = {**self._result(grant, now, ends, log_index, None), "wit": wit}
 
+        told = {**grant.hashes, "pending": log_index, "wit_s256": jws.s256(wit)}
+
         def record(tx: Tx) -> None:
-            self._audit_wit(tx, grant, wit, actor, request_id)
+            audit.append(tx, AuditEvent("wit-issued", actor, grant.request.sub, request_id=request_id, fields=told))
             on_issued(tx, result)
 
         await self.store.write(record)
@@ -288,19 +290,6 @@ class Issuer:
             raise IssuanceFailed("the finished WIT does not verify") from cause
         return wit
 
-    def _audit_wit(self, tx: Tx, grant: Grant, wit: str, actor: Actor, request_id: str) -> None:
-        fields = {"txn": grant.txn, "agent": grant.request.sub, "owner": grant.request.owner, "kid": self.wit_kid}
-        audit.append(
-            tx,
-            AuditEvent(
-                "wit-issued",
-                actor,
-                grant.request.sub,
-                request_id=request_id,
-                fields={**fields, "wit_s256": jws.s256(wit)},
-            ),
-        )
-
     def _result(
         self, grant: Grant, now: datetime, ends: datetime, log_index: int, serial: str | None
     ) -> dict[str, Any]:
@@ -322,3 +311,10 @@ def timestamp(at: datetime) -> str:
 
 def _time(seconds: int, like: datetime) -> datetime:
     return datetime.fromtimestamp(seconds, like.tzinfo)
+
+
+def _pem(der: bytes) -> str:
+    """PEM of a certificate that was read and checked already (RFC 7468)."""
+    text = b64encode(der).decode("ascii")
+    lines = (text[at : at + 64] for at in range(0, len(text), 64))
+    return "\n".join(("-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""))

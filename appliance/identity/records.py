@@ -6,27 +6,31 @@ asked again inside the transaction that spends the nonce, the request and the ap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding import jws
 from appliance.binding.ear import Tier
 from appliance.binding.errors import ApprovalSpent, KeyReused, NonceSpent, OwnerNotActive
 from appliance.binding.facts import NonceRecord, OwnerKey, OwnerRecord
 from appliance.binding.request import AgentRequest
 from appliance.ca import revoke as revoke_certificate
-from appliance.identity.errors import AgentRevoked, AgentUnknown, RequestReplayed
+from appliance.errors import Conflict
+from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive, RequestReplayed, SubmitterNotLive
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
-from appliance.identity.submitter import Submitter, check_state
-from appliance.store import agents, certificates, nonces, owners, requests
+from appliance.identity.submitter import Submitter
+from appliance.store import agents, certificates, nonces, owners, proxies, requests
 from appliance.store.agents import Agent
 from appliance.store.requests import Request
+from appliance.store.standing import is_approver, standing
 from appliance.store.transaction import Tx
 from est.chains import read_certificate
 from est.keys import public_key_of, spki_sha256
@@ -142,8 +146,26 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
     ProxyNotActive, Conflict: then nothing is spent.
     """
     request = grant.request
-    if requests.brief(tx, request.rqh) is not None:
-        raise ApprovalSpent("this request was decided before", rqh=request.rqh)
+    owner_id = None if grant.owner is None else grant.owner.owner_id
+    row = Request(
+        rqh=request.rqh,
+        txn=grant.txn,
+        agent_id=request.sub,
+        owner_id=owner_id,
+        proxy_id=grant.proxy_id,
+        state=requests.PENDING,
+        result=None,
+        request=request.token,
+        approval=" ".join(one.token for one in grant.approvals),
+        evidence=grant.evidence,
+        ear=grant.ear,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    try:
+        requests.add(tx, row)
+    except Conflict as cause:
+        raise ApprovalSpent("this request was decided before", rqh=request.rqh) from cause
     _check_still_stands(tx, grant, agent, submitter)
     if not nonces.spend(tx, request.nonce):
         raise NonceSpent("the nonce was used before")
@@ -154,26 +176,7 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
         kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
         if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
             raise ApprovalSpent("this approval was used before")
-    owner_id = None if grant.owner is None else grant.owner.owner_id
     agents.register(tx, agent, owner_id=owner_id, jkt=request.jkt)
-    requests.add(
-        tx,
-        Request(
-            rqh=request.rqh,
-            txn=grant.txn,
-            agent_id=request.sub,
-            owner_id=owner_id,
-            proxy_id=grant.proxy_id,
-            state=requests.PENDING,
-            result=None,
-            request=request.token,
-            approval=" ".join(one.token for one in grant.approvals),
-            evidence=grant.evidence,
-            ear=grant.ear,
-            created_at=tx.now,
-            updated_at=tx.now,
-        ),
-    )
 
 
 def take_up(
@@ -194,33 +197,53 @@ def take_up(
 
 
 def tell_decision(tx: Tx, grant: Grant, agent: Agent, actor: Actor, request_id: str) -> None:
-    """The audit entries of a yes: who asked, who approved, whom it registered."""
-    _tell(tx, "agent-request-received", grant.request.sub, grant, actor, request_id)
+    """The audit entries of a yes: who asked for what, who approved, whom it registered."""
+
+    def tell(event: str, what: str, fields: Mapping[str, Any]) -> None:
+        audit.append(tx, AuditEvent(event, actor, what, request_id=request_id, fields={"txn": grant.txn, **fields}))
+
+    tell("agent-request-received", grant.request.sub, grant.hashes)
     for approval in grant.approvals:
-        _tell(tx, "owner-approved", approval.iss, grant, actor, request_id, kid=approval.kid)
+        approved = {"agent": approval.sub, "rqh": approval.rqh, "approval_s256": jws.s256(approval.token)}
+        tell("owner-approved", approval.iss, {**approved, "kid": approval.kid})
     if agent.state != agents.REGISTERED:
-        _tell(tx, "agent-registered", agent.identifier, grant, actor, request_id)
+        tell("agent-registered", agent.identifier, {"owner": grant.request.owner, "proxy": grant.proxy_id})
 
 
 def tell_appraisal(tx: Tx, grant: Grant, tier: Tier, actor: Actor, request_id: str) -> None:
     """The audit entry of an appraisal."""
-    _tell(tx, "evidence-appraised", grant.request.sub, grant, actor, request_id, tier=str(tier))
-
-
-def _tell(tx: Tx, event: str, what: str, grant: Grant, actor: Actor, request_id: str, **fields: str) -> None:
-    audit.append(tx, AuditEvent(event, actor, what, request_id=request_id, fields={**grant.hashes, **fields}))
+    hashes = grant.hashes
+    fields = {name: hashes[name] for name in ("txn", "evidence_s256", "ear_s256")}
+    event = AuditEvent(
+        "evidence-appraised", actor, grant.request.sub, request_id=request_id, fields={**fields, "tier": str(tier)}
+    )
+    audit.append(tx, event)
 
 
 def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
-    check_state(tx, submitter.issuer_aki, submitter.serial, submitter.proxy_id)
-    check_agent(agents.by_identifier(tx, agent.identifier), submitter)
-    if owners.key(tx, grant.request.jkt) is not None:
-        raise KeyReused("the agent's key has become an owner's")
-    for approval in grant.approvals:
-        key = owners.key(tx, approval.kid)
-        owner = owners.by_identifier(tx, approval.iss)
-        if owner is None or owner.state != owners.ACTIVE or key is None or key.state != owners.ACTIVE:
-            raise OwnerNotActive("this owner or its key is not active any more")
+    request = grant.request
+    now = standing(
+        tx,
+        issuer_aki=submitter.issuer_aki,
+        serial=submitter.serial,
+        proxy_id=submitter.proxy_id,
+        agent_id=agent.identifier,
+        jkt=request.jkt,
+        spki_sha256=spki_sha256(request.key),
+        at=tx.now,
+    )
+    if now.ldevid != certificates.ISSUED:
+        raise SubmitterNotLive("the proxy's certificate was revoked meanwhile")
+    if now.proxy != proxies.ACTIVE:
+        raise ProxyNotActive("the proxy was revoked meanwhile")
+    if now.agent is None:
+        raise AgentUnknown("the agent's reservation was forgotten meanwhile")
+    if now.agent == agents.REVOKED:
+        raise AgentRevoked("the agent was revoked meanwhile")
+    if now.owner_keys or now.other_agents:
+        raise KeyReused("the agent's key has become somebody else's")
+    if not all(is_approver(tx, approval.iss, approval.kid) for approval in grant.approvals):
+        raise OwnerNotActive("this owner or its key is not active any more")
 
 
 def _live_key(tx: Tx, agent_id: str) -> ec.EllipticCurvePublicKey | None:

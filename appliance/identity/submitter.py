@@ -1,7 +1,7 @@
 """Who submits: a proxy with a live domain certificate of the devices CA, and nobody else (A-11).
 
-The path of a certificate is checked once and remembered; whether it is revoked, and whether its proxy is active, is
-asked at every request.
+The path of a certificate is checked once and remembered. That it is not revoked and its proxy active is remembered for
+seconds, until the outbox tells otherwise; the transaction that spends an approval asks the store again in any case.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from appliance.identity.errors import (
 )
 from appliance.store import certificates, proxies
 from appliance.store.store import Store
-from appliance.store.transaction import Tx
+from appliance.store.transaction import OutboxRow, Tx
 from appliance.web.peer import Peer
 from est import chains
 from est.errors import CertificateOutsideValidity, CertificatePurposeWrong, ChainNotTrusted
 from est.keys import public_key_of
 
 MAX_REMEMBERED = 4096
+FRESH_SECONDS = 5.0
+"""How long another process's revocation may go unnoticed here, before the last check finds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class Submitters:
         self._clock = clock
         self._origin = origin
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._live: dict[str, tuple[str, float]] = {}
+        self._changes = 0
+        store.subscribe(self._on_events)
 
     async def check(self, peer: Peer) -> Submitter:
         """The proxy behind a connection.
@@ -84,9 +89,34 @@ class Submitters:
         if peer.certificate is None:
             raise CertificateRequired("agent routes are for proxies with their domain certificate")
         known = self._know(peer.certificate, peer.certificate_der or b"")
-        method = await self._store.read(lambda tx: check_state(tx, known.issuer_aki, known.serial, known.proxy_id))
+        method = await self._method(known)
         actor = Actor("proxy", known.proxy_id, known.fingerprint, peer.address)
         return Submitter(known.proxy_id, method, known.key, known.not_after, known.issuer_aki, known.serial, actor)
+
+    async def _method(self, known: _Known) -> str:
+        """How the proxy came in, if proxy and certificate are in force."""
+        now = self._clock.monotonic()
+        method, asked_at = self._live.get(known.fingerprint, ("", float("-inf")))
+        if now - asked_at < FRESH_SECONDS:
+            return method
+        changes = self._changes
+        method = await self._store.read(lambda tx: check_state(tx, known.issuer_aki, known.serial, known.proxy_id))
+        if changes == self._changes:  # nothing was revoked while we read
+            if len(self._live) >= MAX_REMEMBERED:
+                self._live.clear()
+            self._live[known.fingerprint] = method, now
+        return method
+
+    def _on_events(self, events: list[OutboxRow]) -> None:
+        """Forget who is in force as soon as anything about proxies or devices' certificates is withdrawn."""
+        for event in events:
+            state = event.body.get("state")
+            is_device = event.topic == "certificate" and event.body.get("issuer_role") == "devices"
+            if (is_device and state != certificates.ISSUED) or (
+                event.topic == proxies.TOPIC and state != proxies.ACTIVE
+            ):
+                self._changes += 1
+                self._live.clear()
 
     def _know(self, certificate: x509.Certificate, der: bytes) -> _Known:
         digest = hashlib.sha256(der).digest()

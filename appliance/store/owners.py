@@ -58,7 +58,7 @@ _ALLOWED = select(_p.c.proxy_id).where(_p.c.owner_id == bindparam("owner")).orde
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One owner: `kind` is person, device or policy, `state` active, suspended or revoked; `department` may be empty."""
+    """One owner: `kind` is person, device or policy, `state` active, suspended or revoked; `department` may be ""."""
 
     id: str
     identifier: str

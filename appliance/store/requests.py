@@ -22,7 +22,6 @@ PENDING, ISSUED = "pending", "issued"
 _c = table.c
 _ADD = insert(table)
 _GET = select(table).where(_c.rqh == bindparam("rqh"))
-_BRIEF = select(_c.rqh, _c.state, _c.proxy_id).where(_c.rqh == bindparam("rqh"))
 _TAKE = (
     update(table)
     .where(_c.rqh == bindparam("key"), _c.state == PENDING, _c.updated_at == bindparam("was"))
@@ -55,15 +54,6 @@ class Request:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Brief:
-    """Where a request stands, and whose it is."""
-
-    rqh: str
-    state: str
-    proxy_id: str
-
-
 def add(tx: Tx, request: Request) -> None:
     """Insert; Conflict if the request hash is known."""
     tx.execute(
@@ -90,12 +80,6 @@ def get(tx: Tx, rqh: str) -> Request | None:
     """The request with this hash."""
     row = tx.one(_GET, {"rqh": rqh})
     return None if row is None else Request(*row)
-
-
-def brief(tx: Tx, rqh: str) -> Brief | None:
-    """Where the request with this hash stands."""
-    row = tx.one(_BRIEF, {"rqh": rqh})
-    return None if row is None else Brief(*row)
 
 
 def take(tx: Tx, request: Request, *, evidence: str, ear: str) -> None:

@@ -90,13 +90,14 @@ def test_one_txn_runs_through_audit_certificate_and_answer_and_only_hashes_are_a
         (row,) = await credentials(campus, ask.sub)
         assert answer["txn"] == row.txn == "flow-7"
         entries = {entry["event"]: entry for entry in await campus.audited()}
-        told = ("agent-request-received", "evidence-appraised", "owner-approved", "agent-registered", "wit-issued")
+        told = ("agent-request-received", "evidence-appraised", "owner-approved", "agent-registered")
         for event in (*told, "dual-identity-issued"):
             assert entries[event]["fields"]["txn"] == "flow-7", event
         pending, issued = entries["certificate-pending"], entries["dual-identity-issued"]
         assert pending["seq"] == answer["log_index"] == issued["fields"]["pending"] < issued["seq"]
         assert issued["fields"]["approvals_s256"] == [jws.s256(ask.approvals[0])]
         assert issued["fields"]["rqh"] == ask.request.rqh
+        assert issued["fields"]["wit_s256"] == jws.s256(answer["wit"])
         whole = json.dumps(await campus.audited())
         for secret in (ask.token, ask.approvals[0], answer["wit"], "notes agent"):
             assert secret not in whole

@@ -1,0 +1,88 @@
+"""Who still counts: what may have changed since a request was decided, asked in one statement over several tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import bindparam, exists, func, literal, select
+
+from appliance.store import certificates as certificate_rows
+from appliance.store.schema import agents, certificates, owner_keys, owners, proxies
+from appliance.store.transaction import Tx
+
+_STANDING = select(
+    select(certificates.c.state)
+    .where(certificates.c.issuer_aki == bindparam("aki"), certificates.c.serial == bindparam("number"))
+    .scalar_subquery()
+    .label("ldevid"),
+    select(proxies.c.state).where(proxies.c.identifier == bindparam("proxy")).scalar_subquery().label("proxy"),
+    select(agents.c.state)
+    .where(agents.c.identifier == bindparam("agent"), agents.c.proxy_id == bindparam("proxy"))
+    .scalar_subquery()
+    .label("agent"),
+    select(func.count())
+    .select_from(owner_keys)
+    .where(owner_keys.c.jkt == bindparam("jkt"))
+    .scalar_subquery()
+    .label("owner_keys"),
+    select(func.count())
+    .select_from(certificates)
+    .where(
+        certificates.c.spki_sha256 == bindparam("spki"),
+        certificates.c.agent_id != bindparam("agent"),
+        certificates.c.state != certificate_rows.REVOKED,
+        certificates.c.not_after > bindparam("at"),
+    )
+    .scalar_subquery()
+    .label("other_agents"),
+)
+_APPROVER = select(
+    exists(
+        select(literal(1))
+        .select_from(owner_keys.join(owners, owners.c.identifier == owner_keys.c.owner_id))
+        .where(
+            owner_keys.c.jkt == bindparam("kid"),
+            owner_keys.c.state == bindparam("state"),
+            owners.c.identifier == bindparam("owner"),
+            owners.c.state == bindparam("state"),
+        )
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """States of the proxy's certificate, the proxy and the agent (None: no such row), and who else has the key."""
+
+    ldevid: str | None
+    proxy: str | None
+    agent: str | None
+    owner_keys: int
+    other_agents: int
+
+
+def standing(
+    tx: Tx, *, issuer_aki: bytes, serial: int, proxy_id: str, agent_id: str, jkt: str, spki_sha256: bytes, at: datetime
+) -> Standing:
+    """How a submitter, an agent behind it and the agent's key stand now."""
+    row = tx.one(
+        _STANDING,
+        {
+            "aki": issuer_aki,
+            "number": certificate_rows.serial_text(serial),
+            "proxy": proxy_id,
+            "agent": agent_id,
+            "jkt": jkt,
+            "spki": spki_sha256,
+            "at": at,
+        },
+    )
+    if row is None:
+        raise LookupError("a select without FROM has one row")
+    return Standing(*row)
+
+
+def is_approver(tx: Tx, owner_id: str, kid: str) -> bool:
+    """Whether an active owner has this key, active too."""
+    return bool(tx.scalar(_APPROVER, {"kid": kid, "owner": owner_id, "state": "active"}))
