@@ -92,10 +92,10 @@ certificates = Table(
     _time("created_at"),
     _time("revoked_at", null=True),
     _text("revocation_reason", null=True),
-    UniqueConstraint("issuer_aki", "serial"),
+    UniqueConstraint("serial", "issuer_aki"),  # serial first: also found by role and serial
     Index("certificates_agent", "agent_id"),
     Index("certificates_owner", "owner_id"),
-    Index("certificates_proxy", "proxy_id"),
+    Index("certificates_proxy", "proxy_id", "csr_sha256"),
     Index("certificates_spki", "spki_sha256"),
     Index("certificates_revoked", "issuer_role", "revoked_at"),
 )

@@ -66,11 +66,11 @@ def upgrade() -> None:
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.Column("revocation_reason", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("issuer_aki", "serial"),
+        sa.UniqueConstraint("serial", "issuer_aki"),
     )
     op.create_index("certificates_agent", "certificates", ["agent_id"], unique=False)
     op.create_index("certificates_owner", "certificates", ["owner_id"], unique=False)
-    op.create_index("certificates_proxy", "certificates", ["proxy_id"], unique=False)
+    op.create_index("certificates_proxy", "certificates", ["proxy_id", "csr_sha256"], unique=False)
     op.create_index("certificates_revoked", "certificates", ["issuer_role", "revoked_at"], unique=False)
     op.create_index("certificates_spki", "certificates", ["spki_sha256"], unique=False)
     op.create_table(
