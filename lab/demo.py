@@ -292,6 +292,7 @@ class Demo:
     def refuse_bad_vouchers(self) -> None:
         story = self.story
         with story.step("Two more pledges, whose vouchers were made by a stranger and changed on the way."):
+            port = int(self.listeners["device"].rpartition(":")[2])
             proxy = self.proxy("proxy-shady", "shady")
             refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": self.listeners["device"]})
             told = proxy.wait_for("step", 10, {"step": "voucher-status-sent"})
@@ -299,7 +300,7 @@ class Demo:
             observed = f"proxy: {refused['code']}, status {str(told['status']).lower()}, {self.ldevid('proxy-shady')}"
             story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], observed)
             proxy = self.proxy("proxy-sloppy", "sloppy")
-            refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "server": self.listeners["device"]})
+            refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "port": port})
             proxy.stop()
             timeline = self.admin("pledges", "show", "sloppy-0001")["timeline"]
             noticed = next((step["code"] for step in timeline if step["step"] == "masa-failed"), "nothing")

@@ -1,4 +1,4 @@
-"""Requirement markers become appliance/docs/conformance.md: `pytest --conformance FILE` writes one row per requirement id.
+"""Requirement markers become appliance/docs/conformance.md (`pytest --conformance FILE`), one row per id.
 
 A test counts for an id only when it ran and passed. Ids travel in user_properties, so they survive pytest-xdist.
 """
@@ -18,6 +18,13 @@ _passed: dict[str, set[str]] = defaultdict(set)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", metavar="FILE", help="write the conformance table to FILE after the run")
     parser.addoption("--full", action="store_true", help="run the slow tests too")
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Functions by name, never by address: every worker of pytest-xdist must collect the same ids."""
+    if callable(val) and not isinstance(val, type):
+        return str(getattr(val, "__qualname__", type(val).__name__)).rpartition(".")[2].strip("<>")
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -407,7 +407,7 @@ def _set(name: str, value: object) -> Damage:
         ("trust", _set("radius_server_name", ""), "supplicant-value-unusable"),
         ("trust", _set("trust_domain", 'a"b'), "supplicant-value-unusable"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "damage",
 )
 def test_each_answer_that_is_not_as_agreed_is_refused_and_leaves_nothing(
     options: AgentOptions, where: str, damage: Damage, reason: str
