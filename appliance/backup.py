@@ -77,7 +77,7 @@ def restore_backup(home: Path, file: Path, passphrase: bytes) -> dict[str, Any]:
     fresh.mkdir(mode=0o700, parents=True)
     try:
         with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
-            tar.extractall(fresh, filter="data")
+            _unpack(tar, fresh)
         for path in fresh.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
         if home.exists():
@@ -91,6 +91,22 @@ def restore_backup(home: Path, file: Path, passphrase: bytes) -> dict[str, Any]:
         "passphrase": f"give it by --passphrase-file, a systemd credential, or {home / PASSPHRASE_FILE}",
         "note": "revocations made after this backup are not in it; compare `appliance audit list` with your log",
     }
+
+
+def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Plain files of the expected names only; extraction filters are newer than the oldest Python that we serve."""
+    for member in tar:
+        parts = Path(member.name).parts
+        expected = member.name in (DATABASE, FILE_NAME) or (len(parts) == 2 and parts[0] in _PARTS)
+        if member.isdir() and member.name in _PARTS:
+            continue
+        if not (member.isfile() and expected) or ".." in parts:
+            raise BackupMalformed(f"the backup holds {member.name[:80]!r}, which is no part of a home")
+        target = folder / member.name
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        content = tar.extractfile(member)
+        assert content is not None
+        write_private(target, content.read())
 
 
 def _copy_database(source: Path, target: Path) -> None:

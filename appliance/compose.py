@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,8 +66,9 @@ from appliance.web.app import build_app
 from appliance.web.health import Health
 from appliance.web.limits import Bucket, Limits
 from appliance.web.server import Listener, Timing
-from appliance.web.tls import TlsFront, https_context
+from appliance.web.tls import TlsFront, demand_client_certificate, https_context
 from brski.registrar import Registrar, RegistrarPolicy
+from est.keys import spki_sha256
 from est.signer import KeySigner
 from radius import handshake
 from radius.server import Nas, RadiusServer
@@ -108,6 +110,10 @@ class Appliance:
             self._https = https_context(
                 self._servers["https"].certificate_file, self._servers["https"].key_file, passphrase
             )
+            # RADIUS servers on other hosts come with a certificate of the infrastructure CA beside their token
+            https = self._servers["https"]
+            self._https_for_clients = https_context(https.certificate_file, https.key_file, passphrase)
+            demand_client_certificate(self._https_for_clients, self.ca.anchors("infrastructure").certificates)
             sealing = SealingBox(read_key(key_file(home, SEALING), passphrase))
             self._build(sealing, passphrase, masa_transport)
         except BaseException:
@@ -131,7 +137,7 @@ class Appliance:
         registrar = Registrar(
             KeySigner(own.key),
             own.certificate,
-            own.chain,
+            own.chain[:1],  # what a MASA may pin: us, or the domain's CA of devices (B-261)
             RegistrarPolicy(settings.registrar.accept_nonceless, settings.registrar.accept_id_data),
         )
 
@@ -230,7 +236,7 @@ class Appliance:
             self.access, owner_id_oid=f"{settings.identity.oid_arc}.2", reply_message=settings.access.reply_message
         )
         own = self._servers["registrar"]
-        device_tls = TlsFront(own.key, own.certificate, own.chain)
+        device_tls = TlsFront(own.key, own.certificate, own.chain[:1])
         device = {**self.registrar.endpoints, **identity_endpoints(self.identity, trust)}
         console = {
             **health,
@@ -238,12 +244,13 @@ class Appliance:
             "console.docs": pages.docs,
             "console.openapi": pages.openapi,
         }
+        decision_tls = self._https if _is_loopback(web.decision_host) else self._https_for_clients
         decision = {**health, "access.decide": access.decide}
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, None),
-            ("decision", web.decision_host, web.decision_port, decision, self._https, None),
+            ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
             ("pki", web.host, web.pki_port, {"pki.crl": pki.crl, "pki.ca": pki.ca}, None, None),
         ]
         for name, host, port, endpoints, tls, bucket in plan:
@@ -264,7 +271,7 @@ class Appliance:
                 interfaces=settings.registrar.announce_interfaces,
                 host=web.host,
                 port=int((self.listeners["device"] or "").rpartition(":")[2]),
-                instance=f"{settings.domain.trust_domain.replace('.', '-')[:40]}-{os.getpid()}",
+                instance=f"{settings.domain.trust_domain.replace('.', '-')[:40]}-{_tag(own.certificate)}",
             )
             await self._announcer.start()
         await self.store.write(lambda tx: append(tx, AuditEvent("appliance-started", APPLIANCE)))
@@ -429,6 +436,18 @@ async def _listen(listener: Listener, host: str, port: int) -> int:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tag(certificate: x509.Certificate) -> str:
+    """Names this appliance among others on a link, also after a restart."""
+    return spki_sha256(certificate).hex()[:8]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _free_udp_port(host: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +28,25 @@ def is_locked(home: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
         os.close(handle)
     return False
+
+
+def _lock(handle: int, home: Path) -> None:
+    """Takes the lock; a command that looks whether it is taken (is_locked) holds it for an instant, so try again."""
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.0):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            if not pause:
+                raise HomeLocked(f"another process runs on {home}") from cause
+            time.sleep(pause)
+        else:
+            return
 
 
 @contextlib.contextmanager
@@ -43,10 +57,7 @@ def locked(home: Path) -> Iterator[None]:
     (home / "run").mkdir(mode=0o700, exist_ok=True)
     handle = os.open(lock_file(home), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as cause:
-            raise HomeLocked(f"another process runs on {home}") from cause
+        _lock(handle, home)
         yield
     finally:
         os.close(handle)

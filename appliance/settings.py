@@ -337,7 +337,7 @@ def _from_text(section: str, key: str, value: str) -> Any:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """(dotted name, default as text, description) of every setting; the reference page and the sample file are made of it."""
+    """(dotted name, default as text, description) of every setting; reference page and sample file are made of it."""
     rows = []
     for section, model in _SECTIONS.items():
         for key, info in model.model_fields.items():
@@ -348,7 +348,7 @@ def describe_settings() -> list[tuple[str, str, str]]:
 
 
 def sample_file(chosen: Mapping[str, object] | None = None) -> str:
-    """A complete settings file: every setting with its meaning, commented out at its default unless `chosen` sets it."""
+    """A complete settings file: every setting with its meaning, commented out unless `chosen` sets it."""
     lines = ["# Settings of the appliance. Uncomment what you change; `appliance check` validates this file.", ""]
     for section, model in _SECTIONS.items():
         lines.append(f"[{section}]")

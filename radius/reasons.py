@@ -41,7 +41,7 @@ _ROWS: Final = (
            "A server's certificate was installed in the supplicant.", "appliance agents list"),
     Reason("tls-certificate-missing", "tls", "The supplicant presented no certificate.",
            "No client certificate is configured in the supplicant.",
-           "appliance agent request --socket PATH --out DIR --owner ID"),
+           "appliance agent request --socket PATH --out DIR --owner ID --wait-approval FILE"),
     Reason("tls-refused-by-supplicant", "tls", "The supplicant broke off the TLS handshake.",
            "It does not trust the RADIUS server: wrong campus root or wrong server name in its configuration.",
            "appliance radius check"),

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,7 +77,9 @@ class FreeRadius:
 
     async def render(self, folder: Path, actor: Actor, *, port: int = 0) -> dict[str, Any]:
         """Write a complete configuration to `folder`, with a fresh token; an older one of this folder dies with it."""
-        self._token = await self._nas.new_token(TOKEN_NAME, actor)
+        # one token per folder: rendering for another machine must not silence the FreeRADIUS that runs here
+        name = f"{TOKEN_NAME}-{sha256(str(folder).encode()).hexdigest()[:8]}"
+        self._token = await self._nas.new_token(name, actor)
         self._port = port or self._port or 1812
         return self._write(folder, self._token, self._port)
 

@@ -73,22 +73,26 @@ class AgentResult:
 
 
 Pause = Callable[[float], Awaitable[None]]
+Tell = Callable[[str], None]
 
 
 async def request_credential(
-    options: AgentOptions, *, clock: Clock | None = None, pause: Pause = asyncio.sleep
+    options: AgentOptions, *, clock: Clock | None = None, pause: Pause = asyncio.sleep, tell: Tell | None = None
 ) -> AgentResult:
     """Asks for one credential and writes it to `options.out`, which must not hold one yet.
 
+    `tell` gets a line for people: what is waited for, with the short code that the owner must see too (A-92).
+
     A failed attempt takes its private key away again. Raises AgentError leaves, KeyFileExists, binding's and est's.
     """
-    return await AgentRequester(options, clock or SystemClock(), pause).run()
+    return await AgentRequester(options, clock or SystemClock(), pause, tell).run()
 
 
 class AgentRequester:
     """One attempt to get a credential."""
 
-    def __init__(self, options: AgentOptions, clock: Clock, pause: Pause) -> None:
+    def __init__(self, options: AgentOptions, clock: Clock, pause: Pause, tell: Tell | None = None) -> None:
+        self._tell = tell or (lambda line: None)
         self._options = options
         self._clock = clock
         self._pause = pause
@@ -118,7 +122,7 @@ class AgentRequester:
         csr_der, token = self._ask(signer, agent_id, granted)
         request_file = self._write("request.jws", token.encode("ascii"))
         csr_file = self._write("csr.der", csr_der) if csr_der is not None else None
-        approval = await self._approval(request_file, csr_file)
+        approval = await self._approval(token, request_file, csr_file)
         approvals = (approval,) if approval is not None else ()
         body = composite.write(composite.Composite(token, csr_der, approvals))
         issued = await self._enroll(session, body)
@@ -157,13 +161,15 @@ class AgentRequester:
         request.unseal(token)
         return csr_der, token
 
-    async def _approval(self, request_file: Path, csr_file: Path | None) -> str | None:
+    async def _approval(self, token: str, request_file: Path, csr_file: Path | None) -> str | None:
         options = self._options
         if options.approval_command is not None:
             approval_file = options.out / "approval.jws"
             await self._run_command(options.approval_command, request_file, csr_file, approval_file)
         elif options.wait_approval is not None:
             approval_file = options.wait_approval
+            code = request.short_code(jws.s256(token))
+            self._tell(f"waiting for the owner's approval of {request_file} in {approval_file}; code {code}")
         else:
             return None
         while not (text := _read_token(approval_file)):
@@ -204,7 +210,7 @@ class AgentRequester:
     async def _enroll(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
         while True:
             status, headers, answer = await self._send(session, "POST", "/v1/enroll", body)
-            if status == 201:
+            if status in (200, 201):  # 200: the answer to this very request was lost before, the proxy fetched it again
                 return Answer(read_answer(answer))
             if status not in (202, 429, 503):
                 raise refusal_of(status, answer)

@@ -18,11 +18,12 @@ est_secrets = group("Plain EST: one-time enrolment secrets.")
 @manufacturers.command("add")
 def manufacturers_add(
     file: Annotated[Path, typer.Argument(help="CA certificates of its IDevIDs, PEM.")],
-    masa: Annotated[str, typer.Option(help="MASA URL, or host:port; default: from the IDevID, same authority.")] = "",
+    masa: Annotated[str, typer.Option(help="MASA URL, or the host:port that its IDevIDs may name.")] = "",
     name: Annotated[str, typer.Option(help="Name; default: from the certificate.")] = "",
     masa_anchors: Annotated[
         Path | None, typer.Option(help="Anchors of the MASA's TLS certificate; default: the CA file.")
     ] = None,
+    serials: Annotated[Path | None, typer.Option(help="File with the serial numbers to admit, one per line.")] = None,
     ignore_expiry: Annotated[bool, typer.Option(help="Accept expired IDevIDs of this manufacturer.")] = False,
 ) -> None:
     """Trust a manufacturer's IDevIDs."""
@@ -35,6 +36,7 @@ def manufacturers_add(
             name=name,
             masa_tls_anchors_pem=anchors,
             ignore_expiry=ignore_expiry,
+            serials=[line.strip() for line in read_text(serials).splitlines() if line.strip()] if serials else [],
         )
     )
 

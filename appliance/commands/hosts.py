@@ -189,4 +189,4 @@ def agent_request(
         approval_command=approval_command or None,
         wait_approval=wait_approval,
     )
-    show(asdict(asyncio.run(request_credential(options))))
+    show(asdict(asyncio.run(request_credential(options, tell=lambda line: print(line, file=sys.stderr, flush=True)))))

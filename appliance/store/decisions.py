@@ -22,7 +22,7 @@ def add(tx: Tx, rows: Iterable[Mapping[str, Any]]) -> None:
         tx.execute(_INSERT, row)
 
 
-def newest(tx: Tx, *, limit: int) -> list[Mapping[str, Any]]:
+def newest(tx: Tx, *, limit: int) -> list[dict[str, Any]]:
     """The newest rows, oldest of them first."""
     return [dict(row._mapping) for row in tx.all(_NEWEST, {"limit": limit})][::-1]
 
