@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from appliance.binding import request as requests
 from appliance.binding.composite import Composite
 from appliance.clock import SystemClock
 from appliance.console.client import UnixConnection, call
+from appliance.hierarchy import certificate_file, key_file
 from appliance.initialise import initialise
 from appliance.keys import read_key
 from est import csr
@@ -382,7 +383,11 @@ class Campus:
 
     def key_of(self, name: str) -> ec.EllipticCurvePrivateKey:
         """A key of the home, opened; `name` as in HOME/keys."""
-        return read_key(self.home / "keys" / f"{name}.key.pem", self.passphrase)
+        return read_key(key_file(self.home, name), self.passphrase)
+
+    def certificates_of(self, name: str) -> list[x509.Certificate]:
+        """A certificate of the home with what stands behind it; `name` as in HOME/certificates."""
+        return x509.load_pem_x509_certificates(certificate_file(self.home, name).read_bytes())
 
     @property
     def ldevid(self) -> x509.Certificate:
@@ -536,6 +541,3 @@ class Crowd:
         if self._failures:
             raise self._failures[0]
         assert not self.is_busy, "the crowd did not finish in time"
-
-
-__all__ = ["Answer", "Ask", "Campus", "Client", "Crowd", "OwnerHost", "Ran", "appliance", "replace"]
