@@ -35,7 +35,8 @@ from appliance.settings import Settings
 from appliance.store import Row, Store, Tx, certificates
 from appliance.store.columns import to_micros
 from est import profiles
-from est.chains import TrustAnchors, aki_of, read_certificate
+from est.certificates import load_certificate
+from est.chains import TrustAnchors, aki_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped
 from est.keys import spki, spki_sha256
 from est.profiles import Shape, Terms
@@ -202,10 +203,10 @@ class CertificateAuthority:
 
         `make_shape`, `on_pending` and `on_issued` run on the writer thread inside their transaction and must be quick;
         a Refusal from the first two leaves nothing behind. `on_signed` runs between the transactions, where the caller
-        checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the certificates table: `profile`
-        is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model, csr_sha256 may be given. `event`
-        names the final audit entry, `fields` are added to it. Raises what they raise, CaExpired, ClockWentBack,
-        IssuanceFailed, ShapeNotPossible, and the store's refusals.
+        checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the
+        certificates table: `profile` is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model,
+        csr_sha256 may be given. `event` names the final audit entry, `fields` are added to it. Raises what they raise,
+        CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
         """
         issuing = self._issuing[role]
         prepared = await self._store.write(
@@ -388,7 +389,7 @@ def _finish(prepared: _Prepared, signature: bytes, issuing: IssuingCa) -> tuple[
     """
     try:
         der = profiles.assemble(prepared.tbs, signature, issuing.signer.public_key())
-        certificate = read_certificate(der)
+        certificate = load_certificate(der)
         if certificate.tbs_certificate_bytes != prepared.tbs:
             raise IssuanceFailed("the finished certificate is not what was checked")
     except (CertificateNotAsShaped, CertificateMalformed) as error:

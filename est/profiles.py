@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from est import der as tlv
-from est.certificates import extensions_of, read_certificate, ski_of
+from est.certificates import extensions_of, load_certificate, ski_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, spki
 from est.revocation import Revoked, crl_to_be_signed
@@ -275,10 +275,10 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
             certificate.serial_number,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
-            spki(certificate),
-            [(one.oid, one.critical, one.value.public_bytes()) for one in extensions_of(certificate)],
+            certificate.public_key(),
+            [(one.value, one.critical) for one in extensions_of(certificate)],
         )
-    except (ValueError, EstError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, EstError) as error:
         raise CertificateNotAsShaped("the finished certificate cannot be read") from error
     wanted = (
         x509.Version.v3,
@@ -287,9 +287,11 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
         shape.serial,
         shape.not_before.astimezone(UTC).replace(microsecond=0),
         shape.not_after.astimezone(UTC).replace(microsecond=0),
-        spki(shape.public_key),
-        [(one.oid, critical, one.public_bytes()) for one, critical in shape.extensions],
+        shape.public_key,
+        list(shape.extensions),
     )
+    if found == wanted:
+        return
     names = ("version", "subject", "issuer", "serial number", "notBefore", "notAfter", "public key", "extensions")
     for what, is_, should_be in zip(names, found, wanted, strict=True):
         if is_ != should_be:
@@ -297,8 +299,8 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
 
 
 def check_der(der: bytes, shape: Shape) -> x509.Certificate:
-    """Re-read a finished certificate, compare it with its shape, and hand it over."""
-    certificate = read_certificate(der)
+    """Re-read a finished certificate, compare it with its shape, and hand it over; every field of it was read."""
+    certificate = load_certificate(der)
     check(certificate, shape)
     return certificate
 

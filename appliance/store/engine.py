@@ -1,7 +1,7 @@
-"""Engines over one database file: one that writes with BEGIN IMMEDIATE, one that only reads.
+"""Engines over one database file: for migrations, for the writer thread, for readers.
 
 The standard sqlite3 driver would open transactions on its own terms, and a RELEASE would then commit at once; so its
-autocommit is off (`isolation_level=None`) and the "begin" listener says BEGIN IMMEDIATE itself.
+autocommit is off (`isolation_level=None`) and BEGIN IMMEDIATE is said by us.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ def file_of(url: str) -> Path:
     return Path(parsed.database)
 
 
-def writer_engine(url: str) -> Engine:
+def migration_engine(url: str) -> Engine:
     """An engine whose every transaction is BEGIN IMMEDIATE on a WAL database with full synchronisation."""
-    engine = _engine(url, _WRITER_PRAGMAS)
+    engine = writer_engine(url)
     event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def writer_engine(url: str) -> Engine:
+    """The same without the BEGIN: the writer thread says BEGIN and COMMIT itself, on the driver's connection."""
+    return _engine(url, _WRITER_PRAGMAS)
 
 
 def reader_engine(url: str) -> Engine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import keyword
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy.engine import Connection, Dialect
@@ -73,28 +74,42 @@ class Statements:
 
 
 class _Prepared:
-    __slots__ = ("_binds", "_row", "_row_processors", "sql")
+    __slots__ = ("_defaults", "_get", "_processors", "_row", "_row_processors", "sql")
 
     def __init__(
         self,
         sql: str,
-        binds: tuple[tuple[str, Any, _Processor | None], ...],
+        names: tuple[str, ...],
+        defaults: Mapping[str, Any],
+        processors: tuple[_Processor | None, ...],
         row: Callable[..., Row] | None,
         row_processors: tuple[_Processor | None, ...],
     ) -> None:
         self.sql = sql
-        self._binds = binds
+        # One C call fetches every value; with a single name it gives the bare value, so that case is a lambda.
+        self._get: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+        if len(names) > 1:
+            self._get = itemgetter(*names)
+        elif names:
+            self._get = lambda values: (values[names[0]],)
+        else:
+            self._get = lambda values: ()
+        self._defaults = defaults
+        self._processors = tuple((at, one) for at, one in enumerate(processors) if one is not None)
         self._row = row
         self._row_processors = row_processors if any(row_processors) else ()
 
-    def bind(self, values: Mapping[str, Any]) -> list[Any]:
-        bound = []
-        for name, default, processor in self._binds:
-            value = values.get(name, default)
-            if value is _REQUIRED:
-                raise TypeError(f"the statement needs a value for {name!r}")
-            bound.append(processor(value) if processor is not None else value)
-        return bound
+    def bind(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        try:
+            bound = self._get({**self._defaults, **values} if self._defaults else values)
+        except KeyError as error:
+            raise TypeError(f"the statement needs a value for {error.args[0]!r}") from error
+        if not self._processors:
+            return bound
+        changed = list(bound)
+        for at, processor in self._processors:
+            changed[at] = processor(changed[at])
+        return changed
 
     def read(self, cursor: Any) -> Result:
         if cursor.description is None:
@@ -114,9 +129,6 @@ class _Prepared:
         return Result(rows, len(rows), None)
 
 
-_REQUIRED = object()
-
-
 def _prepare(statement: Executable, names: tuple[str, ...], dialect: Dialect) -> _Prepared | None:
     compiled = cast(
         SQLCompiler,
@@ -129,16 +141,18 @@ def _prepare(statement: Executable, names: tuple[str, ...], dialect: Dialect) ->
     if positions is None:
         return None
     by_name = {name: parameter for parameter, name in compiled.bind_names.items()}
-    binds = []
-    for name in positions:
-        parameter = by_name[name]
-        default: Any = _REQUIRED if parameter.required else parameter.effective_value
-        processor = processors.get(name)
-        binds.append((parameter.key, default, processor if callable(processor) else None))
+    parameters = [by_name[name] for name in positions]
+    binds = tuple(parameter.key for parameter in parameters)
+    defaults = {one.key: one.effective_value for one in parameters if not one.required}
+    bind_processors = tuple(_callable(processors.get(name)) for name in positions)
     entries = compiled._result_columns
     row_processors = tuple(_result_processor(entry.type, dialect) for entry in entries)
     row = _row_class([entry.keyname for entry in entries]) if entries else None
-    return _Prepared(compiled.string, tuple(binds), row, row_processors)
+    return _Prepared(compiled.string, binds, defaults, bind_processors, row, row_processors)
+
+
+def _callable(processor: Any) -> _Processor | None:
+    return processor if callable(processor) else None
 
 
 def _result_processor(kind: Any, dialect: Dialect) -> _Processor | None:

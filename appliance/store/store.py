@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from appliance.clock import Clock
 from appliance.errors import StoreMissing, StoreUnavailable
-from appliance.store.engine import file_of, reader_engine, writer_engine
+from appliance.store.engine import file_of, migration_engine, reader_engine, writer_engine
 from appliance.store.statements import Statements
 from appliance.store.transaction import OutboxRow, Tx, refusals
 from appliance.store.upgrade import upgrade
@@ -60,10 +60,9 @@ class Store:
                 raise StoreUnavailable("the database file cannot be made", path=str(path)) from error
         elif not path.is_file():
             raise StoreMissing("there is no database; restore a backup or initialise a new home", path=str(path))
-        engine = writer_engine(url)
         with refusals():
-            upgrade(engine, create=create)
-            return cls(engine, reader_engine(url), clock, path, free_bytes)
+            upgrade(migration_engine(url), create=create)
+            return cls(writer_engine(url), reader_engine(url), clock, path, free_bytes)
 
     def close(self) -> None:
         """Finish queued transactions and close every connection; safe to call twice."""

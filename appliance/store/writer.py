@@ -79,9 +79,12 @@ class Writer:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
         self._subscribers: tuple[Subscriber, ...] = ()
+        # SQLAlchemy believes in one long transaction of this connection; BEGIN and COMMIT are said to the driver.
         self._connection: Connection = engine.connect()
-        self._dbapi: Any = self._connection.connection.dbapi_connection
-        self._cursor: Any = self._dbapi.cursor()
+        self._connection.begin()
+        dbapi: Any = self._connection.connection.dbapi_connection
+        self._dbapi: Any = dbapi
+        self._cursor: Any = dbapi.cursor()
         self._statements = Statements(engine.dialect)
         self._inode = _inode(path)
         self._version = -1
@@ -152,7 +155,7 @@ class Writer:
 
     def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> None:
         execute = self._cursor.execute
-        transaction = self._connection.begin()
+        execute("BEGIN IMMEDIATE")
         try:
             version = execute("PRAGMA data_version").fetchone()[0]
             if version != self._version:  # another process wrote: our head of the audit log is old
@@ -169,9 +172,10 @@ class Writer:
             # and mean nothing.
             if not self._dbapi.in_transaction:
                 raise StoreUnavailable("the transaction was ended by the database", retry_after_seconds=5)
-            transaction.commit()
+            execute("COMMIT")
         except BaseException:
-            transaction.rollback()
+            if self._dbapi.in_transaction:
+                execute("ROLLBACK")
             raise
 
     def _run_one(self, job: Job, tx: Tx, emitted: list[OutboxRow]) -> None:

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from appliance.store import Store, schema
-from appliance.store.engine import writer_engine
+from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
 from tests.support import FixedClock
 
@@ -24,7 +24,7 @@ def test_the_named_head_is_the_newest_migration() -> None:
 def test_the_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
     Store.open(url, FixedClock(), create=True).close()
-    with writer_engine(url).connect() as connection:
+    with migration_engine(url).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
         assert compare_metadata(context, schema.metadata) == []
         tables = {row[0] for row in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type='table'")}
