@@ -34,6 +34,8 @@ _HEAD = (
 _MAX_GROUP = 128
 _MAX_WAITING = 10_000
 _DISK_CHECK_SECONDS = 1.0
+_OUTBOX_KEPT = 100_000
+_OUTBOX_SLACK = 5_000
 
 
 class Answerable(Protocol):
@@ -88,6 +90,7 @@ class Writer:
         self._statements = Statements(engine.dialect)
         self._inode = _inode(path)
         self._version = -1
+        self._outbox_due = _OUTBOX_KEPT
         self._chain = Chain(0, bytes(32), None)
         self._thread = threading.Thread(target=self._main, name="store-writer", daemon=True)
         self._thread.start()
@@ -168,6 +171,9 @@ class Writer:
                     job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
                     continue
                 self._run_one(job, Tx(self._run, now, self._chain), emitted)
+            if emitted and emitted[-1].id > self._outbox_due:
+                execute("DELETE FROM outbox WHERE id <= ?", (emitted[-1].id - _OUTBOX_KEPT,))
+                self._outbox_due = emitted[-1].id + _OUTBOX_SLACK
             # INSERT OR ROLLBACK, a full disk or an I/O error end the outer transaction; a commit would then succeed
             # and mean nothing.
             if not self._dbapi.in_transaction:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam, insert, select, text, update
+from sqlalchemy import bindparam, func, insert, select, text, update
 
 from appliance import audit
 from appliance.audit import APPLIANCE, AuditEvent
@@ -192,6 +192,19 @@ def test_what_was_rolled_back_is_not_emitted(store: Store) -> None:
         store.write_sync(fails)
     store.write_sync(lambda tx: tx.emit("topic", "yes", {}))
     assert [row.key for row in seen] == ["yes"]
+
+
+def test_the_outbox_keeps_its_last_rows_only(store: Store) -> None:
+    count = select(func.count()).select_from(schema.outbox)
+
+    def emit_many(tx: Tx) -> None:
+        tx.execute(text("INSERT INTO outbox (id, time, topic, key, body) VALUES (150000, 0, 't', 'k', '{}')"))
+        tx.execute(text("INSERT INTO outbox (id, time, topic, key, body) VALUES (1, 0, 't', 'k', '{}')"))
+
+    store.write_sync(emit_many)
+    assert store.read_sync(lambda tx: tx.scalar(count)) == 2
+    assert store.write_sync(lambda tx: tx.emit("t", "new", {})).id == 150_001
+    assert store.read_sync(lambda tx: tx.scalar(count)) == 2
 
 
 def test_a_failing_subscriber_disturbs_nobody(store: Store, caplog: pytest.LogCaptureFixture) -> None:
