@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,6 +56,7 @@ from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.settings import LoadedSettings, Settings
+from appliance.signals import stop_signals
 from appliance.store.nas import TOPIC as NAS_TOPIC
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
@@ -382,7 +381,7 @@ async def run_appliance(
     with locked(settings.home):
         appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
         try:
-            with _signals() as stopped:
+            with stop_signals() as stopped:
                 await appliance.prepare()
                 listeners = await appliance.start()
                 on_ready(
@@ -408,18 +407,6 @@ def ask_home(settings: Settings, operation: str, arguments: Mapping[str, Any], *
 
     with locked(settings.home):
         return asyncio.run(ask())
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(one)
 
 
 def revoke_agents_behind(tx: Tx, row: ProxyRow, actor: Actor) -> None:

@@ -434,7 +434,7 @@ Everything keeps running until Ctrl-C. Look around:
   .venv/bin/appliance --home {demo.home} access log
   .venv/bin/appliance --home {demo.home} policy explain --cert {demo.agents["notes"].chain}
   .venv/bin/appliance --home {demo.home} pledges show acme-0001
-  curl --cacert {demo.ca("root")} https://{demo.listeners["console"]}/docs/""")
+  curl --cacert {demo.agents["notes"].folder / "root.pem"} https://{demo.listeners["console"]}/docs/""")
     with contextlib.suppress(KeyboardInterrupt):
         while demo.cast.running():
             time.sleep(0.5)

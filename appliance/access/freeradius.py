@@ -164,7 +164,7 @@ async def supervise(folder: Path, *, on_ready: Callable[[], None], restart: asyn
     while True:
         wanted.clear()
         process = await asyncio.create_subprocess_exec(
-            program, "-f", "-l", "stdout", "-d", str(folder), stdout=asyncio.subprocess.PIPE,
+            *_ends_with_us(), program, "-f", "-l", "stdout", "-d", str(folder), stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         begun = loop.time()
@@ -183,6 +183,12 @@ async def supervise(folder: Path, *, on_ready: Callable[[], None], restart: asyn
         pause = 1.0 if loop.time() - begun > 60 else min(pause * 2, MAX_PAUSE_SECONDS)
         _log.error("FreeRADIUS ended with status %s; it is started again in %.0f s", process.returncode, pause)
         await asyncio.sleep(pause)
+
+
+def _ends_with_us() -> list[str]:
+    """Words before a command that make the kernel end it when we die, also by kill -9: it would hold the port."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 async def _follow(process: asyncio.subprocess.Process, on_ready: Callable[[], None]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from appliance.commands.invocation import ask, group, loaded, read_text, show
+from appliance.commands.invocation import ask, group, invocation, loaded, read_text, show
 
 policy = group("Who gets which VLAN.")
 radius = group("FreeRADIUS: render, run and check its configuration.")
@@ -77,14 +78,17 @@ def radius_run(
 ) -> None:
     """Render, check, start and supervise FreeRADIUS in the foreground; SIGTERM stops it."""
     from appliance.access.freeradius import supervise
+    from appliance.log import set_up_logging
+    from appliance.signals import until_signalled
 
+    set_up_logging(loaded().settings.log)
     rendered = ask("radius.render", folder=str((folder or loaded().settings.home / "radius").absolute()))
 
-    def ready(port: str) -> None:
-        show({"event": "ready", "radius": port, "folder": rendered["folder"]})
-        sys.stdout.flush()
+    def ready() -> None:
+        event = {"event": "ready", "radius": rendered["listen"], "folder": rendered["folder"]}
+        print(json.dumps(event) if invocation().output == "json" else f"ready: {rendered['listen']}", flush=True)
 
-    asyncio.run(supervise(Path(rendered["folder"]), on_ready=lambda: ready(rendered["listen"])))
+    asyncio.run(until_signalled(supervise(Path(rendered["folder"]), on_ready=ready)))
 
 
 @nas.command("add")
