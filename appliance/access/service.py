@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from appliance.access.decision_log import DecisionLog
-from appliance.access.snapshot import Snapshot, aged, credential_of, owner_of, with_events
+from appliance.access.snapshot import Credentials, Snapshot, aged, credential_of, owner_of, with_events
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
 from appliance.settings import AccessSettings
@@ -79,7 +79,7 @@ class AccessService:
         self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
         policy = rows.policy
         loaded = Snapshot(
-            credentials=dict(credential_of(row) for row in rows.certificates),
+            credentials=Credentials(dict(credential_of(row) for row in rows.certificates)),
             owners={row["identifier"]: owner_of(row) for row in rows.owners},
             agents={row["identifier"]: row["state"] for row in rows.agents},
             policy=None if policy is None else read_policy(policy.text, revision=policy.revision),

@@ -22,11 +22,38 @@ Key = tuple[str, int]
 CREDENTIAL_PROFILES = ("agent",)
 
 
+MAX_RECENT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Credentials by (AKI hex, serial number): many old ones, and the few that changed since those were gathered.
+
+    Nobody changes either part, so one more credential costs a copy of the few, not of a hundred thousand.
+    """
+
+    gathered: Mapping[Key, Credential] = field(default_factory=dict)
+    recent: Mapping[Key, Credential] = field(default_factory=dict)
+
+    def get(self, key: Key) -> Credential | None:
+        found = self.recent.get(key)
+        return self.gathered.get(key) if found is None else found
+
+    def __len__(self) -> int:
+        return len(self.gathered) + sum(key not in self.gathered for key in self.recent)
+
+    def with_changes(self, changes: Mapping[Key, Credential]) -> Credentials:
+        recent = {**self.recent, **changes}
+        if len(recent) <= MAX_RECENT:
+            return Credentials(self.gathered, recent)
+        return Credentials({**self.gathered, **recent})
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`credentials` by (AKI hex, serial), `owners` and `agents` by identifier, `checked_at` monotonic seconds."""
+    """`owners` and `agents` by identifier, `checked_at` monotonic seconds."""
 
-    credentials: Mapping[Key, Credential] = field(default_factory=dict)
+    credentials: Credentials = field(default_factory=Credentials)
     owners: Mapping[str, OwnerFact] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     policy: Policy | None = None
@@ -68,13 +95,12 @@ def _time(value: Any) -> datetime:
 
 def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
     """The snapshot after these events; the same object when none of them matters to decisions."""
-    credentials: dict[Key, Credential] | None = None
+    credentials: dict[Key, Credential] = {}
     owners: dict[str, OwnerFact] | None = None
     agents: dict[str, str] | None = None
     policy = snapshot.policy
     for event in events:
         if event.topic == "certificate":
-            credentials = dict(snapshot.credentials) if credentials is None else credentials
             key, credential = credential_of(event.body)
             credentials[key] = credential
         elif event.topic == "owner":
@@ -85,11 +111,11 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             agents[event.body["identifier"]] = event.body["state"]
         elif event.topic == policies.TOPIC:
             policy = read_policy(event.body["text"], revision=event.body["revision"])
-    if credentials is None and owners is None and agents is None and policy is snapshot.policy:
+    if not credentials and owners is None and agents is None and policy is snapshot.policy:
         return snapshot
     return replace(
         snapshot,
-        credentials=snapshot.credentials if credentials is None else credentials,
+        credentials=snapshot.credentials.with_changes(credentials) if credentials else snapshot.credentials,
         owners=snapshot.owners if owners is None else owners,
         agents=snapshot.agents if agents is None else agents,
         policy=policy,
