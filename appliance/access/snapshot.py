@@ -6,7 +6,7 @@ that stopped talking makes it stale and the site's written rule applies. Lookups
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -38,6 +38,11 @@ class Credentials:
     def get(self, key: Key) -> Credential | None:
         found = self.recent.get(key)
         return self.gathered.get(key) if found is None else found
+
+    def values(self) -> Iterator[Credential]:
+        """Every credential, each in its newest form."""
+        yield from self.recent.values()
+        yield from (one for key, one in self.gathered.items() if key not in self.recent)
 
     def __len__(self) -> int:
         return len(self.gathered) + sum(key not in self.gathered for key in self.recent)
