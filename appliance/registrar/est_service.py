@@ -151,13 +151,14 @@ class EstService:
 
     async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller) -> Reply:
         ask = self._est.read_enroll(call)
+        linked = False
         if ask.csr.challenge_password is not None:
-            requests.check_linking(ask.csr, peer.exporter(EXPORTER_LABEL, 32))
+            linked = requests.check_linking(ask.csr, peer.exporter(EXPORTER_LABEL, 32))
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issue(applicant, ask, caller)
+            certificate = await self._issue(applicant, ask, caller, linked=linked)
         return self._est.enroll_reply(certificate, ask)
 
-    async def _issue(self, applicant: Applicant, ask: EnrollAsk, caller: Caller) -> x509.Certificate:
+    async def _issue(self, applicant: Applicant, ask: EnrollAsk, caller: Caller, *, linked: bool) -> x509.Certificate:
         """The new certificate, or the one that this very request got a moment ago (E-126)."""
         digest = hashlib.sha256(ask.csr.der).hexdigest()
 
@@ -185,7 +186,7 @@ class EstService:
                 actor=applicant.actor,
                 event=applicant.event,
                 request_id=caller.request_id,
-                fields={"proxy": applicant.identifier, "csr_sha256": digest},
+                fields={"proxy": applicant.identifier, "csr_sha256": digest, "linked": linked},
                 on_pending=begin,
                 on_issued=applicant.finish,
             )

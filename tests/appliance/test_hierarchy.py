@@ -87,6 +87,7 @@ def test_each_generation_has_its_own_subjects(tmp_path: Path) -> None:
     assert len({load(name).subject for name in (ROOT, *ROLES)}) == 4
 
 
+@pytest.mark.req("E-36", "B-139", "B-140")
 def test_the_registrar_is_server_client_and_registration_authority() -> None:
     purposes = set(load("registrar").extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     cmc_ra = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
@@ -96,6 +97,7 @@ def test_the_registrar_is_server_client_and_registration_authority() -> None:
         assert purposes == {ExtendedKeyUsageOID.SERVER_AUTH}
 
 
+@pytest.mark.req("E-36")
 def test_server_certificates_carry_their_names_and_addresses() -> None:
     names = load("registrar").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode, encodebytes
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -196,6 +197,16 @@ def test_body_that_is_no_cms_is_refused(body: bytes) -> None:
     trio = Trio()
     with pytest.raises(VoucherRequestMalformed):
         trio.consider(replace(trio.ask(), body=body))
+
+
+@pytest.mark.req("E-28")
+def test_request_in_base64_is_no_request() -> None:
+    trio = Trio()
+    call = trio.ask()
+    trio.consider(call)
+    for encoded in (b64encode(call.body), encodebytes(call.body)):
+        with pytest.raises(VoucherRequestMalformed):
+            trio.consider(replace(call, body=encoded, headers={"content-transfer-encoding": "base64"}))
 
 
 @pytest.mark.req("B-402")
@@ -393,7 +404,7 @@ def granted(trio: Trio) -> tuple[Any, Reply, dict[str, Any]]:
     return exchange, reply, content_of(reply.body)
 
 
-@pytest.mark.req("B-221", "B-313")
+@pytest.mark.req("B-221", "B-313", "E-28")
 def test_voucher_passes_through_unchanged() -> None:
     trio = Trio()
     exchange, reply, _ = granted(trio)

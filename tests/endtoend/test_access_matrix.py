@@ -229,7 +229,6 @@ def test_the_decision_port_wants_its_token(place: Place, header: str) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.req("A-5")
 def test_the_decision_port_answers_its_token_and_no_certificate_replaces_it(place: Place) -> None:
     body = json.dumps(HOOK).encode()
     headers = {"Authorization": f"Bearer {place.decision_token}"}

@@ -54,7 +54,7 @@ def test_labels_are_decoded_once_and_matched_exactly(label: str) -> None:
         SERVER.operation(Call("GET", f"/.well-known/est/{label}/cacerts"))
 
 
-@pytest.mark.req("E-6", "E-140", "E-190", "E-192")
+@pytest.mark.req("E-6", "E-140", "E-190", "E-170")
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
     "path",

@@ -78,7 +78,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
         transfer.read_base64(b"A" * 65536)
 
 
-@pytest.mark.req("E-26")
+@pytest.mark.req("E-26", "E-23")
 @pytest.mark.parametrize("size", [1, 48, 700, 746, 747, 748, 3000])
 @pytest.mark.parametrize("wrapped", [True, False, None])
 def test_a_body_of_at_most_1000_bytes_is_one_line_and_a_longer_one_mirrors_the_request(

@@ -197,7 +197,6 @@ def test_every_reason_of_a_stage_has_all_its_columns() -> None:
         assert row.next_command.startswith("appliance ")
 
 
-@pytest.mark.req("A-33")
 def test_a_decision_costs_well_under_a_millisecond() -> None:
     """The goal is 20 us; ten times that allows for a busy machine."""
     best = min(timeit.repeat(ask, number=500, repeat=5)) / 500

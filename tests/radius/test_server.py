@@ -178,7 +178,6 @@ def test_a_version_that_the_site_does_not_allow_is_refused_in_words() -> None:
     assert [failure.reason_code for failure in desk.failures] == ["tls-handshake-failed"]
 
 
-@pytest.mark.req("A-33")
 def test_a_request_without_message_authenticator_gets_no_answer() -> None:
     desk, agent = Desk(), campus().agent()
     outcome = once(desk, agent, message_authenticator=False, seconds=0.5)

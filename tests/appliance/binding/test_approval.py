@@ -208,14 +208,12 @@ def test_narrower_approval_passes_and_bounds_what_is_issued() -> None:
     assert refusal.value.reason == "profile-not-approved"
 
 
-@pytest.mark.req("A-62")
 def test_answer_to_a_challenge_carries_the_challenge_s_nonce() -> None:
     challenge = "C" * 43
     assert _reason(nonce=challenge) == "approval-nonce-mismatch"
     _check(resign(TOKEN, "owner", {"nonce": challenge}), nonce=challenge)
 
 
-@pytest.mark.req("A-62")
 def test_denial_counts_only_if_it_is_about_this_request() -> None:
     denial = {"decision": "deny", "cnf": {"jkt": EXAMPLE["jkt"]["proxy"]}}
     assert _reason(resign(TOKEN, "owner", denial)) == "approval-for-other-key"

@@ -68,7 +68,6 @@ def test_sizes_stay_within_their_budget() -> None:
         dual_identity.write_owner_id(longest.replace("//", "//a", 1))
 
 
-@pytest.mark.req("A-107")
 def test_standing_model_holds_a_hash_and_only_a_hash() -> None:
     dual = replace(DUAL, model=Model.STANDING, approval=bytes(32))
     assert dual_identity.read(dual_identity.write(dual)) == dual

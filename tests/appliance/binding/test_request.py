@@ -163,7 +163,7 @@ def test_key_that_somebody_already_has_is_refused() -> None:
     assert _reason(key_holder="the proxy's key") == "key-reuse"
 
 
-@pytest.mark.req("A-96")
+@pytest.mark.req("A-96", "E-122")
 def test_registered_agent_keeps_its_owner() -> None:
     assert _reason(agent_owner=OTHER_OWNER) == "agent-owner-mismatch"
     _check(agent_owner=OWNER)

@@ -17,7 +17,7 @@ from tests.appliance.identity.campus import ADMIN, Campus, OwnerHost, Proxy, Tok
 from tests.appliance.identity.test_enroll import credentials, play
 
 
-@pytest.mark.req("A-100", "A-110")
+@pytest.mark.req("A-100")
 def test_sixteen_at_once_get_exactly_one_credential(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
         ask = (await proxy.ask(owner)).approved()

@@ -98,7 +98,6 @@ def test_agent_s_own_key_signs_no_approval() -> None:
     assert _reason(key="agent") == "self-approval"
 
 
-@pytest.mark.req("A-62")
 def test_denial_is_a_signed_answer() -> None:
     with pytest.raises(Refusal) as refusal:
         _accepted(_sign(deny=True))

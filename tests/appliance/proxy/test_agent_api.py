@@ -219,7 +219,7 @@ def test_a_caller_has_a_rate(server: Server, state: ProxyState) -> None:
 # -- enroll --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.req("A-14", "A-20", "A-23", "A-103", "B-358")
+@pytest.mark.req("A-14", "A-20", "A-23", "A-103")
 def test_the_request_goes_on_unchanged_with_evidence_about_the_caller(server: Server, state: ProxyState) -> None:
     server.answers["/v1/agents/enroll"] = ISSUED
     body, token = enroll_body()

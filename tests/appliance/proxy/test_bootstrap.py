@@ -70,7 +70,7 @@ def statuses(campus: Campus, name: str) -> list[bool]:
 
 
 @pytest.mark.req(
-    "B-137", "B-206", "B-207", "B-208", "B-221", "B-329", "B-351", "B-356", "B-372", "E-220", "E-221", "E-222"
+    "B-137", "B-206", "B-207", "B-208", "B-221", "B-329", "B-351", "B-356", "B-372", "E-220", "E-221", "E-222", "A-80"
 )
 def test_a_device_out_of_its_box_ends_with_an_ldevid(world: World, state: ProxyState) -> None:
     async def scenario(campus: Campus) -> None:

@@ -397,6 +397,7 @@ def test_urls_become_targets(url: str, target: Target, authority: str, sni: str 
     assert Target(target.host, target.port, named=False).server_name is None
 
 
+@pytest.mark.req("E-1")
 @pytest.mark.parametrize(
     "url", ["", "est.example", "http://est.example", "https://", "https://u@h", "https://h/p", "https://h?q", "https://h:x"]
 )  # fmt: skip

@@ -98,6 +98,24 @@ def test_an_announcement_becomes_an_offer_of_addresses_only() -> None:
     assert default.variations == {"est-tls"}
 
 
+@pytest.mark.req("B-123")
+def test_a_link_local_ipv6_address_is_tried_first_and_ipv4_will_do() -> None:
+    info = announcement("x", 1)
+    info.addresses = [socket.inet_aton("192.0.2.7")]
+    plain = read_offer(info)
+    assert plain is not None
+    assert plain.addresses == ("192.0.2.7",)
+    info.addresses = [
+        socket.inet_aton("192.0.2.7"),
+        socket.inet_pton(socket.AF_INET6, "2001:db8::7"),
+        socket.inet_pton(socket.AF_INET6, "fe80::7"),
+    ]
+    offer = read_offer(info)
+    assert offer is not None
+    assert offer.addresses[0].startswith("fe80::7")
+    assert set(offer.addresses[1:]) == {"192.0.2.7", "2001:db8::7"}
+
+
 @pytest.mark.parametrize("info", [announcement("x", 0), announcement("x", 1, address="0.0.0.0"),
                                   announcement("x", 1, address="224.0.0.251")])  # fmt: skip
 def test_an_announcement_that_leads_nowhere_is_no_offer(info: AsyncServiceInfo) -> None:

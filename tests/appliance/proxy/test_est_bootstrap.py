@@ -28,7 +28,7 @@ from appliance.proxy.report import BootstrapReport
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from appliance.settings import ProxySettings
-from est.errors import EnrollmentRefused
+from est.errors import EnrollmentRefused, Refusal
 from est.exchange import Reply
 from tests.appliance.proxy.campus import PROXY_ID, Campus, World, make_world, other_domain, server_identity
 
@@ -213,6 +213,22 @@ def test_a_confirmed_root_does_not_authenticate_a_server_of_another_ca(world: Wo
 
 
 # -- secrets and configuration -------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("E-14")
+@pytest.mark.parametrize("where", ["https://127.0.0.1:{port}/elsewhere", "/elsewhere", "https://elsewhere.example/"])
+@pytest.mark.parametrize("operation", ["cacerts", "simpleenroll"])
+def test_no_redirect_is_followed(world: World, state: ProxyState, operation: str, where: str) -> None:
+    async def scenario(campus: Campus) -> None:
+        location = where.format(port=campus.port)
+        campus.instead[f"/.well-known/est/{operation}"] = lambda *_: Reply(307, headers={"location": location})
+        with pytest.raises(Refusal):
+            await bootstrap(state, settings_for(world, campus, give_up_seconds=0.15))
+        assert set(campus.paths()) <= {"cacerts", "csrattrs", operation}
+        assert len(credentials(campus)) == campus.paths().count("simpleenroll")
+        assert not state.configured
+
+    with_campus(world, scenario)
 
 
 @pytest.mark.req("E-142")

@@ -154,7 +154,7 @@ def renewal_of(state: ProxyState, link: ServerLink, events: list[dict[str, objec
     return Renewal(state, link, enrol, clock, QUICK, after=link.renewed, on_event=events.append, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.req("E-98", "E-117", "E-121")
+@pytest.mark.req("E-98", "E-117", "E-121", "E-42")
 def test_renewal_takes_a_new_key_keeps_the_names_and_drops_old_connections(world: World) -> None:
     async def scenario(campus: Campus, state: ProxyState) -> None:
         link, events = link_to(state), list[dict[str, object]]()

@@ -66,7 +66,7 @@ def test_bad_bytes_are_a_typed_4xx_and_change_nothing(tmp_path: Path, path: str)
     play(tmp_path, story)
 
 
-@pytest.mark.req("B-212", "B-227", "B-226", "E-111")
+@pytest.mark.req("B-212", "B-227", "B-226", "E-111", "E-141")
 def test_media_types_and_accept_are_negotiated(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()

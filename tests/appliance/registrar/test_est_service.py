@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from appliance.registrar.applicants import RenewalApplicant
@@ -28,7 +30,7 @@ def san_of(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
     return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
-@pytest.mark.req("E-58", "E-91", "E-92", "E-93", "B-206")
+@pytest.mark.req("E-58", "E-91", "E-92", "E-93", "B-206", "E-59")
 def test_anybody_gets_the_ca_certificates(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         reply = await world.handle(Call("GET", "/.well-known/est/cacerts"), world.peer())
@@ -41,7 +43,7 @@ def test_anybody_gets_the_ca_certificates(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-@pytest.mark.req("B-208", "B-371", "B-374", "E-43", "E-123", "E-124", "E-220", "E-224")
+@pytest.mark.req("B-208", "B-371", "B-374", "E-43", "E-123", "E-124", "E-220", "E-224", "E-45")
 def test_a_pledge_after_brski_gets_a_client_certificate_with_its_proxy_identifier(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()
@@ -154,7 +156,7 @@ def test_a_key_of_another_subject_is_refused(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-@pytest.mark.req("E-73", "E-77", "E-80")
+@pytest.mark.req("E-73", "E-77", "E-80", "E-83")
 def test_a_challenge_password_must_be_the_channel_binding(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()
@@ -162,9 +164,37 @@ def test_a_challenge_password_must_be_the_channel_binding(tmp_path: Path) -> Non
         await device.status()
         bound = world.peer(device.identity, export=lambda label, length: label[:1] * length)
         right = csr.binding_text(EXPORTER_LABEL[:1] * 32)
-        assert (await device.enroll(device.csr(challenge_password=b"guess"), peer=bound)).status == 400
+        refused = await device.enroll(device.csr(challenge_password=b"guess"), peer=bound)
+        assert (refused.status, b"challengePassword is not the channel binding" in refused.body) == (400, True)
         assert (await device.enroll(device.csr(challenge_password=right))).status == 400
         assert (await device.enroll(device.csr(challenge_password=right), peer=bound)).status == 200
+        (issued,) = await world.audited("ldevid-issued")
+        assert issued["fields"]["linked"] is True
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("E-206")
+def test_the_audit_log_says_who_enrolled_how_and_with_what_result(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        refused = await device.enroll()
+        assert refused.status == 403
+        await device.voucher()
+        await device.status()
+        der = device.csr()
+        certificate = certificate_in(await device.enroll(der))
+        (no,), (yes,) = await world.audited("enrolment-refused"), await world.audited("ldevid-issued")
+        fingerprint = hashlib.sha256(device.identity.certificate.public_bytes(Encoding.DER)).hexdigest()
+        assert no["actor"]["fingerprint"] == yes["actor"]["fingerprint"] == fingerprint
+        assert no["actor"]["address"] == yes["actor"]["address"] == device.peer.address
+        assert (no["reason"], no["outcome"]) == ("enrollment-not-open", "refused")
+        assert len(no["fields"]["body_sha256"]) == 64
+        assert (yes["actor"]["kind"], yes["actor"]["identifier"]) == ("pledge", "PX-1")
+        assert yes["object"] == format(certificate.serial_number, "x")
+        assert yes["fields"]["csr_sha256"] == hashlib.sha256(der).hexdigest()
+        (uri,) = san_of(certificate).get_values_for_type(x509.UniformResourceIdentifier)
+        assert (yes["fields"]["proxy"], yes["fields"]["linked"], bool(yes["time"])) == (uri, False, True)
 
     play(tmp_path, story)
 
@@ -181,7 +211,7 @@ def test_who_shows_nothing_is_asked_for_credentials(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-@pytest.mark.req("E-49", "E-51", "E-223")
+@pytest.mark.req("E-49", "E-51", "E-223", "E-50")
 def test_a_one_time_secret_gives_one_certificate(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         made = await world.part.inventory.new_est_secret("rack-7", actor=ADMIN)
@@ -311,7 +341,7 @@ def test_a_proxy_renews_with_its_certificate_and_the_same_names(tmp_path: Path) 
     play(tmp_path, story)
 
 
-@pytest.mark.req("E-117", "E-118")
+@pytest.mark.req("E-117", "E-118", "E-41")
 def test_renewal_needs_equal_names_and_a_live_certificate_of_ours(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()

@@ -102,7 +102,7 @@ def test_a_device_of_an_unknown_manufacturer_is_refused_and_stands_in_the_list_o
     play(tmp_path, story, known=False)
 
 
-@pytest.mark.req("T-15", "B-222", "B-234")
+@pytest.mark.req("T-15", "B-222", "B-234", "B-235")
 def test_a_request_retried_a_hundred_times_while_it_waits_is_one_transaction(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()
@@ -118,11 +118,15 @@ def test_a_request_retried_a_hundred_times_while_it_waits_is_one_transaction(tmp
         assert {reply.status for reply in replies} == {200}
         assert len({reply.body for reply in replies}) == 1
         assert world.masa.count("requestvoucher") == 1
+        # another nonce never gets the stored voucher
+        other = await world.handle(device.request(), device.peer)
+        assert (other.status, other.body == replies[0].body) == (200, False)
+        assert world.masa.count("requestvoucher") == 2
 
     play(tmp_path, story, admission="manual")
 
 
-@pytest.mark.req("B-234")
+@pytest.mark.req("B-234", "B-235")
 def test_a_waiting_transaction_survives_a_restart(tmp_path: Path) -> None:
     async def story() -> None:
         world = await World.create(tmp_path, admission="manual")

@@ -73,6 +73,16 @@ def test_what_is_not_in_the_table_is_404(path: str, method: str) -> None:
     assert reply.status == 404
 
 
+@pytest.mark.req("E-1", "E-16")
+def test_nothing_is_redirected_however_a_path_is_spelled() -> None:
+    built = build_app("device", all_endpoints())
+    for route in (route for route in ROUTES if route.listener == "device"):
+        for path in (route.path, route.path + "/", "/" + route.path, route.path.upper(), route.path.rpartition("/")[0]):
+            for method in ("GET", "POST"):
+                reply = handle(built, Call(method, path, "application/pkcs10"))
+                assert not 300 <= reply.status < 400 and "location" not in reply.headers, path
+
+
 @pytest.mark.req("E-11")
 def test_est_methods_are_fixed_with_and_without_a_label() -> None:
     built = build_app("device", all_endpoints())
@@ -84,6 +94,7 @@ def test_est_methods_are_fixed_with_and_without_a_label() -> None:
             assert reply.media_type.startswith("text/plain")
 
 
+@pytest.mark.req("E-1")
 def test_no_route_of_another_port_is_reachable() -> None:
     for listener in LISTENERS:
         built = build_app(listener, all_endpoints())  # type: ignore[arg-type]
@@ -128,6 +139,7 @@ def test_the_request_id_of_the_caller_is_not_taken_over() -> None:
     assert "mine" not in seen and len(set(seen)) == 2
 
 
+@pytest.mark.req("E-203")
 def test_limits_count_strangers_by_address_and_ours_by_key() -> None:
     clock = FixedClock()
     known = certify("known")[0]

@@ -20,6 +20,7 @@ from tests.support import FixedClock
 QUICK = Timing(header_seconds=0.4, keepalive_seconds=0.6, handshake_seconds=0.5, stall_seconds=0.6)
 
 
+@pytest.mark.req("E-12")
 def test_requests_on_a_kept_connection_are_answered_in_order() -> None:
     async def run() -> None:
         seen = Seen()
@@ -116,6 +117,7 @@ def test_an_unknown_method_is_405_with_allow() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.req("E-138")
 def test_refusals_are_problem_json_here_and_plain_text_under_well_known() -> None:
     async def run() -> None:
         async with listening() as (_, port):
@@ -326,6 +328,7 @@ def test_header_blocks_of_answers_are_short() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.req("E-202")
 def test_a_dripped_header_is_cut_at_its_deadline() -> None:
     async def run() -> None:
         async with listening(timing=QUICK) as (listener, port):
@@ -345,6 +348,7 @@ def test_a_dripped_header_is_cut_at_its_deadline() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.req("E-202")
 def test_a_silent_or_idle_connection_is_closed() -> None:
     async def run() -> None:
         async with listening(timing=QUICK) as (listener, port):
@@ -395,6 +399,7 @@ def test_a_client_that_never_reads_its_answer_is_cut() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.req("E-202")
 def test_connections_are_capped_per_address_and_in_total() -> None:
     async def run() -> None:
         for timing in (Timing(max_connections_per_address=3), Timing(max_connections=3)):
@@ -430,6 +435,7 @@ def test_stalled_strangers_do_not_slow_others_down() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.req("E-203")
 def test_a_stranger_is_limited_and_told_when_to_come_back() -> None:
     async def run() -> None:
         clock = FixedClock()

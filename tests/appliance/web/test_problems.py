@@ -33,6 +33,7 @@ def test_a_refusal_shows_its_reason_detail_and_public_fields() -> None:
     }
 
 
+@pytest.mark.req("E-138")
 def test_well_known_paths_get_one_line_of_text() -> None:
     reply = answer(NotFound("two\r\nlines \x1b[31m"), "/.well-known/est/cacerts")
     assert reply.media_type.startswith("text/plain")

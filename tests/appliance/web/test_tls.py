@@ -132,6 +132,7 @@ def test_a_weak_rsa_certificate_is_seen(tmp_path: Path) -> None:
     assert ask(context).certificate == own[0]
 
 
+@pytest.mark.req("E-40")
 def test_the_chain_that_the_client_sent_is_given_leaf_first(tmp_path: Path) -> None:
     from tests.appliance.authority import authority, issue_ldevid
 
@@ -168,6 +169,7 @@ def connection(port: int, version: int, *, session: SSL.Session | None = None) -
     return made
 
 
+@pytest.mark.req("E-40")
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
 def test_resuming_gives_a_full_handshake_with_the_certificate(version: int) -> None:
     def talk(port: int) -> None:
@@ -195,6 +197,7 @@ def test_resuming_gives_a_full_handshake_with_the_certificate(version: int) -> N
     assert first.certificate == second.certificate
 
 
+@pytest.mark.req("E-77", "E-82")
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
 def test_both_ends_export_the_same_keying_material(version: int) -> None:
     label = b"EXPORTER-Channel-Binding"
@@ -299,6 +302,7 @@ def test_a_refused_handshake_is_told_to_the_client_and_logged_in_words(caplog: p
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.req("E-1", "E-202")
 @pytest.mark.parametrize(
     "data",
     [b"", b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(5), bytes(500)],
@@ -323,6 +327,83 @@ def test_what_is_not_tls_is_dropped_by_the_deadline(data: bytes, caplog: pytest.
     caplog.set_level(logging.INFO)
     asyncio.run(run())
     assert "handshake-refused" in caplog.text and "Traceback" not in caplog.text
+
+
+def hello(version: int, *suites: int) -> bytes:
+    """A ClientHello without the extension that names TLS 1.3, so that `version` is the most it offers."""
+    groups, hashes = b"\0\x0a\0\x04\0\x02\0\x17", b"\0\x0d\0\x08\0\x06\x04\x03\x02\x03\x08\x04"
+    offered = b"".join(suite.to_bytes(2, "big") for suite in suites)
+    body = version.to_bytes(2, "big") + bytes(32) + b"\0" + len(offered).to_bytes(2, "big") + offered + b"\1\0"
+    body += len(groups + hashes).to_bytes(2, "big") + groups + hashes
+    message = b"\1" + len(body).to_bytes(3, "big") + body
+    return b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message
+
+
+async def told(port: int, data: bytes) -> tuple[int, int]:
+    """The first record of the answer: its type (21 alert, 22 handshake) and the alert's description or the message."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(5):
+        record = await reader.readexactly(7)
+    writer.close()
+    return record[0], record[6] if record[0] == 21 else record[5]
+
+
+SERVER_HELLO = (22, 2)
+PROTOCOL_VERSION = (21, 70)
+HANDSHAKE_FAILURE = (21, 40)
+GOOD_SUITE, OLD_SUITE = 0xC02B, 0xC009  # ECDHE-ECDSA with AES-128-GCM; the same with CBC, which older versions have
+
+
+@pytest.mark.req("E-2", "B-132")
+def test_tls_before_1_2_is_refused() -> None:
+    async def run() -> None:
+        async with listening(tls=True) as (_, port):
+            assert await told(port, hello(0x0303, GOOD_SUITE)) == SERVER_HELLO
+            for version in (0x0300, 0x0301, 0x0302):
+                assert await told(port, hello(version, GOOD_SUITE, OLD_SUITE)) == PROTOCOL_VERSION
+
+    asyncio.run(run())
+
+
+NO_AUTHENTICATION = [0x0018, 0x0034, 0x006C, 0x00A6, 0xC018, 0x00A8, 0x008C, 0xC035, 0xC01D, 0xC020]  # DH, PSK, SRP
+NO_SECRECY = [0x0001, 0x0002, 0x003B, 0xC006, 0xC010, 0xC02D, 0x00B0]
+EXPORT_AND_DES = [0x0003, 0x0006, 0x0008, 0x0009, 0x000A, 0x0014, 0x0015, 0x0016, 0xC008, 0xC012]
+
+
+@pytest.mark.req("E-3", "E-53")
+@pytest.mark.parametrize("suites", [NO_AUTHENTICATION, NO_SECRECY, EXPORT_AND_DES], ids=["auth", "null", "des"])
+def test_suites_without_authentication_or_secrecy_are_refused(suites: list[int]) -> None:
+    async def run() -> None:
+        async with listening(tls=True) as (_, port):
+            assert await told(port, hello(0x0303, *suites)) == HANDSHAKE_FAILURE
+            assert await told(port, hello(0x0303, *suites, GOOD_SUITE)) == SERVER_HELLO
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-34", "B-142")
+@pytest.mark.parametrize("name", [b"", b"192.0.2.7", b"nobody.example", b"..%00..", b"x" * 255, b"\xff\xfe"])
+def test_a_server_name_of_any_kind_is_ignored(name: bytes) -> None:
+    def talk(port: int) -> x509.Certificate:
+        raw = socket.create_connection(("127.0.0.1", port))
+        made = SSL.Connection(pyopenssl_context(SSL.TLS1_3_VERSION), raw)
+        if name:
+            made.set_tlsext_host_name(name)
+        made.set_connect_state()
+        made.do_handshake()
+        shown = made.get_peer_certificate(as_cryptography=True)
+        made.sendall(get("/who"))
+        assert b"200 OK" in made.recv(4096)
+        made.shutdown()
+        assert shown is not None
+        return shown
+
+    async def run() -> x509.Certificate:
+        async with listening(tls=True) as (_, port):
+            return await asyncio.to_thread(talk, port)
+
+    assert asyncio.run(run()) == identity().certificate
 
 
 def test_a_large_answer_does_not_block_the_loop() -> None:
