@@ -149,7 +149,7 @@ def check(
             raise CertificateOutsideValidity("the certificate or its chain is not valid at this time") from refusal
         path = good_once
     for issuer in path[1:]:
-        _check_use(issuer, _ISSUER)
+        _check_issuer(issuer)
     return path
 
 
@@ -183,6 +183,15 @@ def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
             raise CertificatePurposeWrong("the extended key usage is missing")
     elif (policy.any_eku is not None and not policy.any_eku & purposes) or not policy.all_eku <= purposes:
         raise CertificatePurposeWrong("the extended key usage does not include this use")
+
+
+def _check_issuer(certificate: x509.Certificate) -> None:
+    """The library, given a permissive policy, looks at basicConstraints and the path length, not at the key usage."""
+    _check_use(certificate, _ISSUER)
+    for extension in extensions_of(certificate):
+        # RFC 5280, section 6.1.4 (n)
+        if isinstance(extension.value, x509.KeyUsage) and not extension.value.key_cert_sign:
+            raise CertificatePurposeWrong("an issuer in the chain may not sign certificates")
 
 
 def check_pin(

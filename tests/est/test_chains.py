@@ -172,6 +172,17 @@ def test_extensions_that_cannot_be_read_are_refused(
         chains.check(idevid(*extensions), [FACTORY], anchors(MAKER), at=NOW, policy=chains.IDEVID)
 
 
+@pytest.mark.parametrize("place", ["intermediate", "anchor"])
+def test_an_issuer_whose_key_usage_has_no_certificate_signing_ends_the_path(place: str) -> None:
+    """RFC 5280, section 6.1.4 (n); cA alone is not enough."""
+    bits = {one: usage("crl_sign") if one == place else usage("key_cert_sign") for one in ("intermediate", "anchor")}
+    top = odd("top", key("maker"), key("maker"), extensions=[CA, bits["anchor"]])
+    between = odd("between", key("factory"), key("maker"), issuer=top, extensions=[CA, bits["intermediate"]])
+    device = odd("device", key("device"), key("factory"), issuer=between)
+    with pytest.raises(CertificatePurposeWrong):
+        chains.check(device, [between], anchors(top), at=NOW, policy=chains.IDEVID)
+
+
 def test_path_length_is_kept_also_under_an_anchor_that_is_a_sub_ca() -> None:
     world = campus()
     below = sign(
