@@ -122,12 +122,12 @@ class HttpConnection(BaseProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         # An endpoint that is running is not cancelled: what it began, it finishes; only the answer has nowhere to go.
-        self._owner.lost(self)
-        self._released()
+        # Until then it keeps its deadline and its place in the caps, or hanging up would be a way around both.
         self._waiting.clear()
+        super().connection_lost(exc)
         if self._task is None:
             self._request = None
-        super().connection_lost(exc)
+            self._end()
 
     def eof_received(self) -> None:
         return None  # closes the transport: a client that stops sending does not wait for answers
@@ -272,6 +272,8 @@ class HttpConnection(BaseProtocol):
         except asyncio.CancelledError:
             if not self._overran:
                 self._task = self._request = None
+                if self.transport is None:
+                    self._end()
                 self.abort()
                 raise
             reply = refuse(too_slow(), request.method, request.path, self._who(), request.id)
@@ -279,8 +281,16 @@ class HttpConnection(BaseProtocol):
             reply = refuse(error, request.method, request.path, self._who(), request.id)
         self._task = None
         self._overran = False
+        if self.transport is None:  # the client has hung up
+            self._request = None
+            self._end()
+            return
         self._write(request, reply)
         self._advance()
+
+    def _end(self) -> None:
+        self._owner.lost(self)
+        self._released()
 
     def _refuse(self, error: Refusal) -> None:
         """Answer the request under way without its endpoint."""

@@ -21,8 +21,7 @@ class Peer:
     """One connection's other end; the same object for every request on it.
 
     `chain` is what the peer sent, its own certificate first, unverified. `connection_id` is unique while the process
-    lives. `uid` and `pid` are set on Unix sockets only. `known` is set by the server when the certificate is one that
-    the rate limits know (limits.py).
+    lives. `uid` and `pid` are set on Unix sockets only.
     """
 
     address: str = ""

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 _ACCEPT_AT_ONCE = 64
 _SWEEP_SECONDS = 0.25
+_PAUSE_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 
 
@@ -142,7 +143,7 @@ class Listener:
         self._connections.add(connection)
 
     def lost(self, connection: HttpConnection) -> None:
-        """A connection has ended."""
+        """A connection has ended, and what it had under way."""
         self._connections.discard(connection)
         self._stalled.pop(connection, None)
         if self._drained is not None and not self._connections:
@@ -169,7 +170,7 @@ class Listener:
                 der = side.getpeercert(True)
                 own = x509.load_der_x509_certificate(der) if der else None
                 return Peer(address, connection_id, own, (own,) if own else (), side.version() or "")
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family == socket.AF_UNIX:
@@ -194,6 +195,7 @@ class Listener:
                 return
             except OSError as error:  # out of descriptors: those that are open go on
                 _log.error("event=accept-failed listener=%s error=%s", self.name, error)
+                self._pause(listening)
                 return
             address = where[0] if where else "unix"
             refused = self._cap(address)
@@ -207,6 +209,16 @@ class Listener:
             task = asyncio.create_task(self._greet(accepted, address))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
+
+    def _pause(self, listening: socket.socket) -> None:
+        """The connection still waits, so the loop would call again at once, and for ever; look again in a second."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening.fileno())
+        loop.call_later(_PAUSE_SECONDS, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening.fileno(), self._accept, listening)
 
     def _cap(self, address: str) -> str:
         if self._open >= self.timing.max_connections:
