@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from datetime import datetime, timedelta
+from functools import partial
 
 from appliance import audit
 from appliance.audit import APPLIANCE, AuditEvent
@@ -27,6 +28,8 @@ _SETTLE_SECONDS = 0.2
 _RETRY_SECONDS = 5.0
 # A revoked certificate stays listed a little past its expiry, so that it was on one list at least (RFC 5280, 3.3).
 _LINGER = timedelta(days=1)
+# A transaction dates a revocation when it begins, so one may be committed after a list that bears a later time.
+_OVERLAP = timedelta(minutes=1)
 
 
 class CrlKeeper:
@@ -79,10 +82,15 @@ class CrlKeeper:
             await self.build(role)
 
     async def build_missing(self) -> None:
-        """Make the lists that do not exist or are past half their life."""
+        """Make the lists that do not exist, are past half their life, or lack a revocation.
+
+        One may be lacking when a command revoked while nobody ran here, or when a kill came before the new list.
+        """
         for role in ROLES:
-            age = await self.age_seconds(role)
-            if age is None or age < 0 or age > self._life.total_seconds() / 2:
+            listed, last = await self._store.read(partial(_listed_and_last_revoked, role=role))
+            age = float("inf") if listed is None else (self._clock.now() - listed).total_seconds()
+            lacks = listed is not None and last is not None and last > listed - _OVERLAP
+            if age < 0 or age > self._life.total_seconds() / 2 or lacks:
                 await self.build(role)
 
     async def run(self) -> None:
@@ -131,3 +139,8 @@ class CrlKeeper:
             ),
         )
         return assemble(tbs, issuing.signer.sign(tbs), key)
+
+
+def _listed_and_last_revoked(tx: Tx, role: str) -> tuple[datetime | None, datetime | None]:
+    row = crls.get(tx, role)
+    return None if row is None else row.this_update, certificates.last_revoked(tx, role)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
@@ -40,6 +40,7 @@ _REVOKED = (
     .where(_c.issuer_role == bindparam("role"), _c.revoked_at.is_not(None), _c.not_after > bindparam("at"))
     .order_by(_c.revoked_at, _c.id)
 )
+_LAST_REVOKED = select(func.max(_c.revoked_at)).where(_c.issuer_role == bindparam("role"))
 _LIVE = {
     column: select(_t)
     .where(_c[column] == bindparam("value"), _c.state != REVOKED, _c.not_after > bindparam("at"))
@@ -137,6 +138,12 @@ def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
 def revoked(tx: Tx, role: str, at: datetime) -> list[Row]:
     """Serial, time and reason of a role's revoked certificates that expire after `at`, oldest first."""
     return tx.all(_REVOKED, {"role": role, "at": at})
+
+
+def last_revoked(tx: Tx, role: str) -> datetime | None:
+    """When the latest revocation of a role was, or None."""
+    found: datetime | None = tx.scalar(_LAST_REVOKED, {"role": role})
+    return found
 
 
 def page(tx: Tx, *, after: int = 0, count: int = 1000) -> list[Row]:

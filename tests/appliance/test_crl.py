@@ -141,3 +141,28 @@ def _pem(der: bytes) -> str:
     import ssl
 
     return ssl.DER_cert_to_PEM_cert(der)
+
+
+def test_a_revocation_that_nobody_was_there_to_list_is_listed_at_the_next_start(tmp_path: Path) -> None:
+    """A command revoked while no appliance ran, or a kill came between the revocation and its list."""
+    clock = FixedClock()
+
+    async def run(keeper: CrlKeeper, ca) -> tuple[int, int, int]:
+        issued = await issue_ldevid(ca)
+        await keeper.build_all()
+        clock.advance(3600)
+        before = entries(await keeper.crl("devices"))
+        await ca.revoke("devices", issued.serial, actor=ACTOR)
+        clock.advance(600)
+        await keeper.build_missing()
+        after = await keeper.crl("devices")
+        clock.advance(600)
+        await keeper.build_missing()
+        assert await keeper.crl("devices") == after
+        return before, entries(after), entries(await keeper.crl("agents"))
+
+    def entries(der: bytes) -> int:
+        return len(list(x509.load_der_x509_crl(der)))
+
+    with authority(tmp_path, clock) as (ca, store):
+        assert asyncio.run(run(CrlKeeper(ca, store, clock, life_hours=24), ca)) == (0, 1, 0)
