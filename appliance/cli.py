@@ -6,6 +6,7 @@ the commands, so that `--help` and completion stay quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,15 @@ def run(arguments: Sequence[str]) -> int:
     except Refusal as refused:
         reason = refused.fields.get("reason", refused.reason)
         print(f"appliance: {reason}: {refused.detail}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # whoever read our output has gone; nothing may be written there any more, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as failed:
+        # a folder that cannot be made, a full disk: the system's own words, in one line
+        place = f"{failed.filename}: " if failed.filename is not None else ""
+        print(f"appliance: failed: {place}{failed.strerror or failed}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from appliance.setting_types import HostName, OidArc, Organization, ServerId, TrustDomain
 from est.errors import Refusal
 
 
@@ -31,10 +32,10 @@ class _Section(BaseModel):
 class DomainSettings(_Section):
     """[domain]"""
 
-    trust_domain: str = Field(
+    trust_domain: TrustDomain = Field(
         "campus.example", description="Trust domain: the authority part of every identifier issued here."
     )
-    organization: str = Field("Campus", description="Organization name in the subjects of the CAs.")
+    organization: Organization = Field("Campus", description="Organization name in the subjects of the CAs.")
     scheme: Literal["spiffe", "wimse"] = Field(
         "spiffe", description="URI scheme of identifiers; one per trust domain, never both."
     )
@@ -125,8 +126,10 @@ class RegistrarSettings(_Section):
 class IdentitySettings(_Section):
     """[identity]"""
 
-    server_id: str = Field("", description="Audience of requests and approvals; empty = https://ids.<trust domain>/v1.")
-    oid_arc: str = Field(
+    server_id: ServerId = Field(
+        "", description="Audience of requests and approvals; empty = https://ids.<trust domain>/v1."
+    )
+    oid_arc: OidArc = Field(
         "1.3.6.1.4.1.32473.2026.1",
         description="OID arc of the two private extensions; replace the documentation number by your own.",
     )
@@ -164,7 +167,9 @@ class RadiusSettings(_Section):
     )
     host: str = Field("127.0.0.1", description="Address RADIUS listens on.")
     port: int = Field(1812, ge=0, le=65535, description="Authentication port, UDP (0 = pick one and say which).")
-    server_name: str = Field("", description="dNSName of the RADIUS server certificate; empty = radius.<trust domain>.")
+    server_name: HostName = Field(
+        "", description="dNSName of the RADIUS server certificate; empty = radius.<trust domain>."
+    )
     tls_min: Literal["1.2", "1.3"] = Field("1.2", description="Lowest TLS version of EAP-TLS.")
     tls_max: Literal["1.2", "1.3"] = Field("1.3", description="Highest TLS version of EAP-TLS.")
     session_seconds: float = Field(30.0, gt=0, description="Life of an unfinished EAP conversation.")

@@ -48,7 +48,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "radius": ("radius", "est"),
     "appliance": ("appliance", "est", "brski", "radius"),
     "appliance.binding": ("appliance.binding", "est"),
-    "appliance.settings": ("est",),
+    "appliance.settings": ("appliance.setting_types", "est"),
+    "appliance.setting_types": (),
     "appliance.errors": ("est",),
     "appliance.clock": ("appliance.errors", "est"),
     "appliance.web": (

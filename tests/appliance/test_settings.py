@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from appliance.binding.identifier import Kind, read_kind
 from appliance.settings import SettingsInvalid, describe_settings, load_settings, sample_file
 
 
@@ -49,3 +50,33 @@ def test_the_sample_file_is_valid_and_names_every_setting(tmp_path):
 
 def test_lists_are_comma_separated_on_the_command_line(tmp_path):
     assert load_settings(tmp_path, ["web.names=a.example, 192.0.2.1"]).settings.web.names == ("a.example", "192.0.2.1")
+
+
+@pytest.mark.req("W-1", "W-10", "W-12")
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        'domain.trust_domain=Campus Example"',
+        "domain.trust_domain=CAMPUS.example",
+        "domain.trust_domain=10.1.2.3",
+        "domain.trust_domain=campus_1.example",
+        f"domain.trust_domain={'a' * 61}.example",
+        "domain.trust_domain=",
+        f"domain.organization={'o' * 65}",
+        "identity.oid_arc=2.25.7",
+        "identity.oid_arc=1.3.06",
+        "identity.oid_arc=none",
+        "identity.server_id=https://a b",
+        "radius.server_name=radius example",
+    ],
+)
+def test_a_name_that_no_identifier_or_certificate_could_hold_stops_the_start(tmp_path, assignment):
+    with pytest.raises(SettingsInvalid, match=assignment.partition("=")[0]):
+        load_settings(tmp_path, [assignment])
+
+
+def test_the_longest_trust_domain_leaves_room_for_an_owner(tmp_path):
+    trust_domain = f"{'a' * 60}.example"
+    origin = load_settings(tmp_path, [f"domain.trust_domain={trust_domain}"]).settings.origin
+    owner = f"{origin}/owner/00000000-0000-4000-8000-000000000000"
+    assert len(owner) == 120 and read_kind(owner, Kind.OWNER).uri == owner

@@ -1,0 +1,42 @@
+"""Texts that settings may hold, as pydantic types: what identifiers and certificates are made of, checked at once."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, StringConstraints
+
+MAX_TRUST_DOMAIN = 68
+"""So that an owner's identifier, spiffe://<trust domain>/owner/<uuid>, has at most 120 characters (W-12)."""
+_HOST = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_OID_ARC = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,9})){2,20}")
+
+
+def _check_host(name: str, longest: int) -> str:
+    is_address = name.replace(".", "").isdigit()
+    if len(name) > longest or is_address or not _HOST.fullmatch(name):
+        raise ValueError(f"a host name in lower case is wanted, of at most {longest} characters")
+    return name
+
+
+def _check_address(text: str) -> str:
+    if len(text) > 255 or not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("at most 255 printable characters of ASCII without blanks are wanted")
+    return text
+
+
+def _check_arc(arc: str) -> str:
+    # some X.509 parsers refuse a whole certificate for an arc made of a UUID (W-10)
+    if not _OID_ARC.fullmatch(arc) or arc.startswith("2.25."):
+        raise ValueError("a dotted object identifier is wanted, and none below 2.25")
+    return arc
+
+
+# an identifier could hold more than a host name, but names of servers are made of the trust domain, too
+TrustDomain = Annotated[str, AfterValidator(lambda name: _check_host(name, MAX_TRUST_DOMAIN))]
+HostName = Annotated[str, AfterValidator(lambda name: name and _check_host(name, 253))]
+"""A host name, or nothing."""
+ServerId = Annotated[str, AfterValidator(_check_address)]
+OidArc = Annotated[str, AfterValidator(_check_arc)]
+Organization = Annotated[str, StringConstraints(min_length=1, max_length=64)]
