@@ -77,6 +77,7 @@ class AccessService:
         finally:
             self._missed = None
         self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
+        self._take_tokens(missed)
         policy = rows.policy
         loaded = Snapshot(
             credentials=Credentials(dict(credential_of(row) for row in rows.certificates)),
@@ -157,6 +158,9 @@ class AccessService:
         self._snapshot = with_events(self._snapshot, events)
         if self._missed is not None:
             self._missed += events
+        self._take_tokens(events)
+
+    def _take_tokens(self, events: list[OutboxRow]) -> None:
         for event in events:
             if event.topic == "radius-server":
                 self._tokens[event.key] = bytes.fromhex(event.body["token_sha256"])

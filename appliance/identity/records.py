@@ -156,7 +156,7 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
         state=requests.PENDING,
         result=None,
         request=request.token,
-        approval=" ".join(one.token for one in grant.approvals),
+        approval=_approvals(grant),
         evidence=grant.evidence,
         ear=grant.ear,
         created_at=tx.now,
@@ -185,8 +185,11 @@ def take_up(
     """Take up a request whose yes is on record and whose credential was never finished.
 
     What was about to be signed for it may exist somewhere: it is revoked, unlike `certificate_row`, which is about to
-    be signed now. Raises as spend(), for what has changed.
+    be signed now. Raises as spend(), for what has changed, and ApprovalSpent for approvals other than those on record:
+    nobody has spent or audited them.
     """
+    if row.approval != _approvals(grant):
+        raise ApprovalSpent("this request was decided with other approvals", rqh=row.rqh)
     requests.take(tx, row, evidence=grant.evidence, ear=grant.ear)
     _check_still_stands(tx, grant, agent, submitter)
     for orphan in certificates.live(tx, "agent_id", row.agent_id, tx.now):
@@ -218,6 +221,10 @@ def tell_appraisal(tx: Tx, grant: Grant, tier: Tier, actor: Actor, request_id: s
         "evidence-appraised", actor, grant.request.sub, request_id=request_id, fields={**fields, "tier": str(tier)}
     )
     audit.append(tx, event)
+
+
+def _approvals(grant: Grant) -> str:
+    return " ".join(one.token for one in grant.approvals)
 
 
 def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:

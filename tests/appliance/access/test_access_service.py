@@ -382,3 +382,45 @@ def test_a_new_token_replaces_the_old_one_at_once(tmp_path):
                 service.check_token(first)
 
     asyncio.run(story())
+
+
+def test_a_token_that_is_replaced_while_everything_is_read_anew_counts(tmp_path):
+    class Slow:
+        """A store whose answer about RADIUS servers is on its way when a token is replaced."""
+
+        def __init__(self, store):
+            self.store, self.between = store, None
+
+        def subscribe(self, callback):
+            self.store.subscribe(callback)
+
+        async def write(self, function):
+            return await self.store.write(function)
+
+        async def read(self, function):
+            found = await self.store.read(function)
+            if function is nas.servers and self.between is not None:
+                await self.between()
+            return found
+
+    async def story():
+        store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+        slow, box = Slow(store), NasService(store, Box())
+        service = AccessService(AccessSettings(), slow, FixedClock())
+        try:
+            await service.start()
+            tokens = [await box.new_token("local", ADMIN)]
+
+            async def replaced():
+                tokens.append(await box.new_token("local", ADMIN))
+
+            slow.between = replaced
+            await service.reload()
+            assert service.check_token(tokens[1]) == "local"
+            with pytest.raises(TokenRequired):
+                service.check_token(tokens[0])
+        finally:
+            await service.stop()
+            store.close()
+
+    asyncio.run(story())

@@ -125,6 +125,27 @@ def test_a_request_interrupted_after_its_yes_is_finished_when_it_comes_again(tmp
     play(tmp_path, story, ca_token=token)
 
 
+@pytest.mark.req("A-112", "A-113")
+def test_an_interrupted_request_is_finished_with_the_approval_that_is_on_record_only(tmp_path: Path) -> None:
+    token = ca_token()
+
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        ask = (await proxy.ask(owner)).approved()
+        token.is_out = True
+        await ask.submit()
+        token.is_out = False
+        other = replace(ask, approvals=(owner.approve(ask.token),))
+        status, answer = await other.submit()
+        assert (status, answer["reason"]) == (409, "approval-spent")
+        assert [row.state for row in await credentials(campus, ask.sub)] == [certificates.PENDING]
+        assert (await ask.submit())[0] == 201
+        (entry,) = await campus.audited("owner-approved")
+        (issued,) = await campus.audited("dual-identity-issued")
+        assert issued["fields"]["approvals_s256"] == [entry["fields"]["approval_s256"]] == [jws.s256(ask.approvals[0])]
+
+    play(tmp_path, story, ca_token=token)
+
+
 @pytest.mark.req("A-110")
 def test_an_interrupted_request_is_not_finished_for_an_owner_who_was_suspended_meanwhile(tmp_path: Path) -> None:
     token = ca_token()
