@@ -18,7 +18,14 @@ HEADER = """# Conformance
 
 Written by the test run; do not edit. Levels: brski M/S/O as in RFC 8995 (brackets: the project's own rule), est as in
 RFC 7030 (LOCAL: the project's own), A and W: the project's own reading of the agent identity draft, T: attacks.
+A test counts when it ran and passed; slow tests run with `--full`. Reasons, and what is shown only in part:
+[not supported](not-supported.md).
 
+"""
+COUNTS = """| letter | requirements | shown | not supported | not shown by this run |
+|---|---|---|---|---|
+"""
+ROWS = """
 | id | level | tests, or "not supported: why" |
 |---|---|---|
 """
@@ -53,12 +60,21 @@ def table(passed: Mapping[str, set[str]]) -> str:
     """The whole conformance page."""
     why = reasons()
     rows = []
+    counts: dict[str, list[int]] = {}
     for id_, level in requirements().items():
+        count = counts.setdefault(id_[0], [0, 0, 0, 0])
+        count[0] += 1
         shown = sorted(passed.get(id_, ()))
         if shown:
             names = ", ".join(f"`{name.removeprefix('tests/')}`" for name in shown[:4])
             text = names + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+            count[1] += 1
+        elif id_ in why:
+            text = f"not supported: {why[id_]}"
+            count[2] += 1
         else:
-            text = f"not supported: {why.get(id_, 'no test shows it yet')}"
+            text = "not shown: its tests did not run"
+            count[3] += 1
         rows.append(f"| {id_} | {level} | {text} |\n")
-    return HEADER + "".join(rows)
+    sums = [f"| {letter} | {' | '.join(map(str, count))} |\n" for letter, count in counts.items()]
+    return HEADER + COUNTS + "".join(sums) + ROWS + "".join(rows)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import stat
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -24,6 +27,10 @@ from appliance.hierarchy import (
     read_server,
 )
 from appliance.settings import CaSettings, DomainSettings, Settings, WebSettings
+from appliance.web.app import build_app
+from appliance.web.peer import Peer
+from appliance.web.routes import ROUTES
+from est.exchange import Call, Reply
 from tests.appliance.authority import PASSPHRASE, SETTINGS, home
 from tests.support import NOW
 
@@ -123,6 +130,20 @@ def test_certificates_say_where_their_crl_and_issuer_are() -> None:
 )
 def test_addresses_follow_the_settings(settings: Settings, url: str) -> None:
     assert addresses(settings, "agents")[0] == url
+
+
+@pytest.mark.req("E-208")
+@pytest.mark.parametrize("role", ROLES)
+def test_addresses_in_certificates_are_answered_by_the_pki_port(role: str) -> None:
+    async def nothing(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        return Reply(200)
+
+    settings = Settings(web=WebSettings(names=("campus.example",)))
+    pki = build_app("pki", {route.endpoint: nothing for route in ROUTES if route.listener == "pki"})
+    for address in addresses(settings, role):
+        url = urlsplit(address)
+        assert (url.scheme, url.hostname, url.port) == ("http", "campus.example", settings.web.pki_port)
+        assert asyncio.run(pki.handle(Call("GET", url.path), Peer("192.0.2.7"))).status == 200
 
 
 def test_a_long_organization_and_trust_domain_still_make_names(tmp_path: Path) -> None:

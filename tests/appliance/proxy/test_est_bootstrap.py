@@ -215,6 +215,28 @@ def test_a_confirmed_root_does_not_authenticate_a_server_of_another_ca(world: Wo
 # -- secrets and configuration -------------------------------------------------------------------------------------
 
 
+UNKNOWN_ATTRIBUTES = [
+    # RFC 7030, section 4.5.2, malformed extension request and all; twice an unknown OID; nothing; no DER at all
+    b"MEEGCSqGSIb3DQEJBzASBgcqhkjOPQIBMQcGBSuBBAAiMBYGCSqGSIb3DQEJDjEJBgcrBgEBAQEWBggqhkjOPQQDAw==",
+    b"MBgGCisGAQQBgf1ZhGkGCisGAQQBgf1ZhGk=",
+    b"MAA=",
+    b"?" * 5000,
+]
+
+
+@pytest.mark.req("E-152")
+@pytest.mark.parametrize("attributes", UNKNOWN_ATTRIBUTES, ids=["rfc7030", "unknown twice", "empty", "rubbish"])
+def test_attributes_that_the_client_does_not_know_are_ignored(
+    world: World, state: ProxyState, attributes: bytes
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        campus.instead["/.well-known/est/csrattrs"] = lambda *_: Reply(200, "application/csrattrs", body=attributes)
+        report = await bootstrap(state, settings_for(world, campus))
+        assert (report.outcome, state.configured) == ("ok", True)
+
+    with_campus(world, scenario)
+
+
 @pytest.mark.req("E-14")
 @pytest.mark.parametrize("where", ["https://127.0.0.1:{port}/elsewhere", "/elsewhere", "https://elsewhere.example/"])
 @pytest.mark.parametrize("operation", ["cacerts", "simpleenroll"])
