@@ -18,7 +18,6 @@ from est.errors import EstError
 from est.keys import spki
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_QUOTABLE = re.compile(r"[\x20\x21\x23-\x7e]+")
 
 
 def check_chain(
@@ -52,7 +51,8 @@ def supplicant_block(radius_server_name: str, trust_domain: str, *, root: Path, 
         if not _HOST.fullmatch(value):
             raise SupplicantValueUnusable(f"{name} is not a host name", name=name)
     for name, path in (("ca_cert", root), ("client_cert", chain), ("private_key", key)):
-        if not _QUOTABLE.fullmatch(str(path)):
+        # wpa_supplicant takes the octets between the outer quotes as they are
+        if '"' in str(path) or not str(path).isprintable():
             raise SupplicantValueUnusable(f"the path of {name} has a character that cannot stand there", name=name)
     lines = (
         "ap_scan=0",

@@ -33,6 +33,7 @@ from est import csr
 from est.signer import KeySigner
 
 POLL_SECONDS = 0.2
+KEY_FILE, CHAIN_FILE, ROOT_FILE = "agent.key.pem", "chain.pem", "root.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,9 @@ class AgentRequester:
         granted = Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
         agent_id = granted.text("sub")
         read_kind(agent_id, Kind.AGENT)
+        trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
+        # before anybody is asked to approve: an approval is good for one credential, and that must be usable
+        block = self._supplicant_block(trust) if "x509" in self._options.profiles else ""
         csr_der, token = self._ask(signer, agent_id, granted)
         request_file = self._write("request.jws", token.encode("ascii"))
         csr_file = self._write("csr.der", csr_der) if csr_der is not None else None
@@ -126,12 +130,21 @@ class AgentRequester:
         approvals = (approval,) if approval is not None else ()
         body = composite.write(composite.Composite(token, csr_der, approvals))
         issued = await self._enroll(session, body)
-        trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
-        return self._keep(key, agent_id, token, issued, trust)
+        return self._keep(agent_id, token, issued, trust.text("root"), block)
+
+    def _supplicant_block(self, trust: Answer) -> str:
+        folder = self._options.out.absolute()
+        return supplicant_block(
+            trust.text("radius_server_name"),
+            trust.text("trust_domain"),
+            root=folder / ROOT_FILE,
+            chain=folder / CHAIN_FILE,
+            key=folder / KEY_FILE,
+        )
 
     def _new_key(self) -> ec.EllipticCurvePrivateKey:
         key = ec.generate_private_key(ec.SECP256R1())
-        self._write("agent.key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+        self._write(KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
         return key
 
     def _ask(self, signer: KeySigner, agent_id: str, granted: Answer) -> tuple[bytes | None, str]:
@@ -219,27 +232,17 @@ class AgentRequester:
                 raise refusal_of(status, answer)
             await self._pause(wait)
 
-    def _keep(
-        self, key: ec.EllipticCurvePrivateKey, agent_id: str, token: str, issued: Answer, trust: Answer
-    ) -> AgentResult:
+    def _keep(self, agent_id: str, token: str, issued: Answer, root_pem: str, block: str) -> AgentResult:
         options = self._options
         asked = request.unseal(token)
-        root_pem = trust.text("root")
-        files = {"key": options.out / "agent.key.pem", "root": self._write("root.pem", root_pem.encode("ascii"))}
+        files = {"key": options.out / KEY_FILE, "root": self._write(ROOT_FILE, root_pem.encode("ascii"))}
         serial = ""
         if "x509" in options.profiles:
             chain_pem = issued.text("certificate")
             leaf = check_chain(chain_pem, root_pem, key=asked.key, agent_id=agent_id, at=self._clock.now())
             serial = f"{leaf.serial_number:x}"
-            files["chain"] = self._write("chain.pem", chain_pem.encode("ascii"))
-            block = supplicant_block(
-                trust.text("radius_server_name"),
-                trust.text("trust_domain"),
-                root=files["root"].absolute(),
-                chain=files["chain"].absolute(),
-                key=files["key"].absolute(),
-            )
-            files["supplicant"] = self._write("wpa_supplicant.conf", block.encode("ascii"))
+            files["chain"] = self._write(CHAIN_FILE, chain_pem.encode("ascii"))
+            files["supplicant"] = self._write("wpa_supplicant.conf", block.encode())
         if "wit" in options.profiles:
             wit = issued.text("wit")
             check_wit(wit, asked)

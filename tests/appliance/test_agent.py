@@ -217,7 +217,7 @@ def test_agent_gets_its_credential_with_an_approval_that_somebody_puts_in_place(
     assert jws.jkt(own.public_key()) == api.jkt
     assert json.loads((options.out / "result.json").read_text())["serial"] == "beef"
     assert (options.out / "wit.txt").read_text().count(".") == 2
-    assert api.calls == ["nonce", "enroll", "trust"] and len(api.seen[0].approvals) == 1
+    assert api.calls == ["nonce", "trust", "enroll"] and len(api.seen[0].approvals) == 1
 
 
 @pytest.mark.req("A-16")
@@ -289,7 +289,7 @@ def test_approval_command_without_an_approval_gives_no_credential(
 ) -> None:
     api = AgentApi()
     assert _reason(lambda: _run(api, _command(options, *words))) == "approval-not-given"
-    assert api.calls == ["nonce"]
+    assert api.calls == ["nonce", "trust"]
 
 
 def test_approval_command_with_an_open_quote_is_refused(options: AgentOptions) -> None:
@@ -463,7 +463,7 @@ def test_slow_answer_ends_at_the_call_s_deadline(options: AgentOptions) -> None:
     assert _reason(lambda: _run(api, replace(options, call_seconds=0.3))) == "agent-api-unreachable"
 
 
-@pytest.mark.parametrize("path", ['/tmp/a"b', "/tmp/a\nb", "/tmp/ä", "/tmp/a\tb"])
+@pytest.mark.parametrize("path", ['/tmp/a"b', "/tmp/a\nb", "/tmp/a\u202eb", "/tmp/a\udce4b", "/tmp/a\tb"])
 def test_path_that_cannot_be_quoted_is_refused(path: str) -> None:
     good = Path("/tmp/x")
     for name in ("root", "chain", "key"):
@@ -471,6 +471,21 @@ def test_path_that_cannot_be_quoted_is_refused(path: str) -> None:
         assert _reason(lambda paths=paths: supplicant_block("r.example", "campus.example", **paths)) == (
             "supplicant-value-unusable"
         )
+
+
+def test_folder_with_letters_of_any_script_is_written_as_it_is(options: AgentOptions, tmp_path: Path) -> None:
+    elsewhere = replace(options, out=tmp_path / "Jos\u00e9 s agents")
+    _with_owner(AgentApi(), elsewhere)
+    assert f'client_cert="{elsewhere.out.absolute()}/chain.pem"' in (elsewhere.out / "wpa_supplicant.conf").read_text()
+
+
+def test_folder_that_no_supplicant_could_use_is_refused_before_anybody_is_asked(
+    options: AgentOptions, tmp_path: Path
+) -> None:
+    api = AgentApi()
+    elsewhere = replace(options, out=tmp_path / 'a "b"')
+    assert _reason(lambda: _with_owner(api, elsewhere)) == "supplicant-value-unusable"
+    assert api.calls == ["nonce", "trust"]
 
 
 def test_wit_alone_needs_no_csr_and_no_supplicant(options: AgentOptions) -> None:
