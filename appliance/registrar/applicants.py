@@ -40,8 +40,7 @@ from est.server import EstServer
 class Applicant(Protocol):
     """Somebody who may have an LDevID.
 
-    `proxy_id` is the UUID, `identifier` the URI; `turn` is what its requests queue on; `event` names the audit entry;
-    `pledge_id` is None without BRSKI.
+    `proxy_id` is the UUID, `identifier` the URI; `event` names the audit entry; `pledge_id` is None without BRSKI.
     """
 
     @property
@@ -57,6 +56,10 @@ class Applicant(Protocol):
 
     def check_names(self, csr: Csr) -> None:
         """Refuse names that this applicant has no right to; raises NamesNotJustified or NamesChanged."""
+        ...
+
+    def is_served(self, tx: Tx) -> bool:
+        """Whether a repeated request gets the certificate that it got before, and not one of its own (E-126)."""
         ...
 
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
@@ -99,6 +102,10 @@ class PledgeApplicant:
             if attribute.value != self.record.serial:
                 raise NamesNotJustified("the request's serialNumber is not that of the IDevID")
         _check_uris(csr, self.identifier)
+
+    def is_served(self, tx: Tx) -> bool:
+        """A request that the device kept over a new bootstrap gets the certificate of that bootstrap."""
+        return records.state_of(pledges.require(tx, self.record.id)) in (RecordState.ENROLLED, RecordState.CONFIRMED)
 
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         record = pledges.require(tx, self.record.id)
@@ -157,6 +164,9 @@ class SecretApplicant:
         """The secret stands for no name but the one that we give."""
         _check_uris(csr, self.identifier)
 
+    def is_served(self, tx: Tx) -> bool:
+        return True
+
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         """Spend the secret, once, in the transaction that begins the issuance."""
         if est_secrets.spend(tx, self.secret):
@@ -213,6 +223,10 @@ class RenewalApplicant:
     def check_names(self, csr: Csr) -> None:
         """Names as in the certificate being renewed, byte for byte (E-117)."""
         self.est.check_reenroll(csr, self.live.certificate)
+
+    def is_served(self, tx: Tx) -> bool:
+        require_live(self.live.certificate, tx)
+        return True
 
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         """The old certificate may have been revoked since the connection was opened."""

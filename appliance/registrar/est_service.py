@@ -166,7 +166,7 @@ class EstService:
             before = proxies.ldevid_for(
                 tx, proxy_id=applicant.proxy_id, csr_sha256=digest, since=tx.now - REPEAT_WINDOW
             )
-            if before is not None:
+            if before is not None and applicant.is_served(tx):
                 raise _IssuedBefore(before)
             applicant.check_names(ask.csr)
             _check_key(tx, ask.csr, applicant)
