@@ -26,7 +26,8 @@ from appliance.store.transaction import Tx
 from brski import audit_log, paths, voucher_request
 from brski.audit_log import Appraisal, AuditPolicy, Concern
 from brski.errors import BrskiError, DeviceHistoryRefused, OutOfOrder
-from brski.manufacturer import identify
+from brski.idevid import read_idevid, read_masa_address
+from brski.manufacturer import KnownPledge
 from brski.registrar import MasaExchange, Registrar
 from brski.states import RecordEvent, RecordState
 from est.exchange import Call, Reply
@@ -127,10 +128,11 @@ class History:
         prior, opened = voucher_request.unseal(
             asked.prior_signed_voucher_request or b"", paths.VOUCHER_CMS_JSON, accept_id_data=self._accept_id_data
         )
-        known = identify(
-            opened.signer, opened.certificates[1:], await self._manufacturers.facts(), now=self._clock.now()
-        )
-        masa = known.manufacturer.masa_of(known.idevid)
+        # The device's chain and the MASA's address were checked when this very request came. They are not sought again
+        # in it: intermediates may have come in TLS alone.
+        manufacturer = await self._manufacturers.by_id(record.manufacturer_id or "")
+        known = KnownPledge(read_idevid(opened.signer), manufacturer.facts, (opened.signer,))
+        masa = read_masa_address((record.masa_url or "").removesuffix("/requestvoucher"))
         call = Call("POST", f"{masa.path}/requestvoucher", paths.VOUCHER_CMS_JSON, {}, record.rvr)
         return MasaExchange(known, masa, call, prior, record.pvr_sha256 or "", ())
 

@@ -113,6 +113,13 @@ class Manufacturers:
                 return one
         raise ManufacturerUnknown("the manufacturer was removed meanwhile", name=facts.name)
 
+    async def by_id(self, identifier: str) -> KnownManufacturer:
+        """The entry with this id; raises ManufacturerUnknown when it was removed."""
+        for one in await self.known():
+            if one.id == identifier:
+                return one
+        raise ManufacturerUnknown("the manufacturer was removed meanwhile")
+
     async def add(
         self,
         *,

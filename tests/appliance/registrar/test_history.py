@@ -1,0 +1,55 @@
+"""The device's history is found by the record, whatever the pledge put into its request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from brski import Pledge
+from brski.masa import Masa
+from est.chains import TrustAnchors
+from tests.appliance.registrar.world import ADMIN, Device_, World, play
+
+
+@dataclass
+class Terse(Device_):
+    """Sends its intermediate in TLS, and its own certificate alone in the request, as RFC 8366 lets it."""
+
+    @property
+    def pledge(self) -> Pledge:
+        return Pledge(self.identity.signer, self.identity.chain[:1], self.world.factory.masa_anchors)
+
+
+def terse(world: World) -> Terse:
+    factory = world.factory
+    known = TrustAnchors([factory.device_root.certificate, factory.device_ca.certificate])
+    world.masa.masa = Masa(factory.masa_signer, factory.masa_chain, known)
+    device = world.device()
+    return Terse(world, device.identity, device.peer)
+
+
+@pytest.mark.req("B-338", "B-408")
+def test_a_request_without_intermediates_is_no_obstacle_to_the_history(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await terse(world).bootstrap()
+        (appraised,) = await world.audited("audit-log-appraised")
+        assert appraised["outcome"] == "done"
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("B-340")
+def test_a_manufacturer_removed_meanwhile_is_not_asked(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        device = terse(world)
+        assert (await device.voucher()).status == 200
+        world.clock.advance(120)
+        await world.part.manufacturers.remove("Acme", actor=ADMIN)
+        asked = len(world.masa.calls)
+        await world.part.history.review_silent()
+        assert len(world.masa.calls) == asked
+        assert (await world.row())["audit_verdict"] == "unavailable"
+
+    play(tmp_path, story)
