@@ -31,7 +31,9 @@ _TEMPLATES: Final = (
     "sites-enabled/check-eap-tls",
 )
 _MARK: Final = re.compile(r"@([a-z_]+)@")
-_PATH: Final = re.compile(r"/[A-Za-z0-9._/+-]{1,200}\Z")
+_PATH: Final = re.compile(
+    r"/[A-Za-z0-9._/+-](?:[A-Za-z0-9._/+ -]{0,198}[A-Za-z0-9._/+-])?\Z"
+)  # always written in quotes
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _SECRET: Final = re.compile(r"[A-Za-z0-9._~+/=:-]{8,128}\Z")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")

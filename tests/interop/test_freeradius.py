@@ -37,7 +37,7 @@ def run(tmp_path: Path, desk: Desk, act: Act, **values: object) -> None:
     async def bounded() -> None:
         port = free_udp_port()
         async with decision_service(desk, tmp_path) as service:
-            async with freeradius(raddb_values(tmp_path / "raddb", service.port, port, **values)) as log:
+            async with freeradius(raddb_values(tmp_path / "rad db", service.port, port, **values)) as log:
                 async with asyncio.timeout(60):
                     await act(service, port, log)
 
