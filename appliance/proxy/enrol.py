@@ -7,6 +7,7 @@ in the same state: explicit trust anchors, a client certificate, its key.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +31,8 @@ from est.client import CaCertificates, EstClient, Pending
 from est.errors import EstError, ReplyNotAccepted
 from est.exchange import Call
 from est.paths import CSR_ATTRIBUTES, CSRATTRS, path
+
+JITTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +161,10 @@ class EnrolPhase:
             got = self._client.read_enrolled(reply, key.public_key(), csr_der=request, trust=trust, at=self._at())
             if not isinstance(got, Pending):
                 break
-            wait = min(float(got.retry_after_seconds), self._timing.longest_enrol_wait)
-            self._reporter.step("enrolment-pending", "enrolment-pending", wait_seconds=wait)
+            # never sooner than asked, and not all proxies in the same second
+            later = got.retry_after_seconds * (1 + JITTER * random.SystemRandom().random())
+            wait = min(later, self._timing.longest_enrol_wait)
+            self._reporter.step("enrolment-pending", "enrolment-pending", wait_seconds=round(wait, 1))
             await self._sleep(wait)
             await line.restore()
         chains.check_end_entity(got, chains.CLIENT)

@@ -300,7 +300,7 @@ def test_a_certificate_issued_beforehand_serves_instead_of_a_secret(world: World
     with_campus(world, scenario)
 
 
-@pytest.mark.req("A-82")
+@pytest.mark.req("A-82", "E-54")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -318,6 +318,7 @@ def test_random_bytes_never_harm_the_server(caplog: pytest.LogCaptureFixture) ->
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.req("E-17")
 def test_header_blocks_of_answers_are_short() -> None:
     async def run() -> None:
         async with listening() as (_, port):
