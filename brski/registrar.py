@@ -140,7 +140,7 @@ class MasaExchange:
             raise MasaAnswerInvalid("the audit log's location cannot be read") from cause
         own = urlsplit(self.audit_log_url)
         is_own = parts.scheme == "https" and "@" not in parts.netloc and authority == f"{own.hostname}:{own.port}"
-        if not location.isascii() or not location.isprintable() or not parts.path.startswith("/"):
+        if not all("!" <= char <= "~" for char in location) or not parts.path.startswith("/"):
             raise MasaAnswerInvalid("the audit log's location cannot be read")
         if (parts.scheme or parts.netloc) and not is_own:
             raise MasaAnswerInvalid("the audit log is offered at another host")

@@ -34,6 +34,10 @@ MAX_SESSIONS = 32
 RETRY_AFTER_SECONDS = 30
 # Shorter than any server's keep-alive, so that a kept connection is seldom a dead one.
 KEEPALIVE_SECONDS = 4.0
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Global to the library, not to us: IPv4-compatible, local-use NAT64 (RFC 8215), site-local.
+_INSIDE = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b:1::/48", "fec0::/10")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,23 @@ def check_address(address: str, host: str, listed: frozenset[str]) -> None:
     Global unicast addresses pass; any other passes only when it, or the name `localhost`, stands literally on the list.
     Raises MasaNotAllowed.
     """
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
+    found = _reached(ipaddress.ip_address(address.partition("%")[0]))
     if found.is_multicast or found.is_unspecified or found.is_link_local:
         raise MasaNotAllowed("the MASA's address is not a unicast address of a server", host=host, address=address)
-    if found.is_global:
+    if found.is_global and not any(found in inside for inside in _INSIDE):
         return
     if str(found) in listed or (found.is_loopback and host == "localhost" and "localhost" in listed):
         return
     raise MasaNotAllowed("the MASA's name leads to a private address that is not listed", host=host, address=address)
+
+
+def _reached(address: IPAddress) -> IPAddress:
+    """The address that a packet ends at: IPv4 inside IPv6 (mapped, NAT64, 6to4) is taken out."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 class _CheckedResolver(AbstractResolver):
@@ -191,6 +202,7 @@ class HttpsMasa:
     def _context(self, to: MasaDestination) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.hostname_checks_common_name = False  # the name is a DNS-ID (RFC 8995, section 5.4; RFC 9525)
         if to.public_anchors:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         if to.tls_anchors_pem:
@@ -212,7 +224,7 @@ async def _post(session: aiohttp.ClientSession, url: URL, call: Call) -> Reply:
     headers = {**call.headers, "accept-encoding": "identity", "user-agent": "campus-appliance"}
     if call.media_type:
         headers["content-type"] = call.media_type
-    target = url.with_path(call.path)
+    target = URL(f"{url.origin()}{call.path}", encoded=True)  # as it stands: a query and its escapes are the MASA's
     async with session.request(call.method, target, data=call.body, headers=headers, allow_redirects=False) as answer:
         if (answer.content_length or 0) > MAX_ANSWER_BYTES:
             answer.close()

@@ -537,6 +537,7 @@ def test_log_offered_at_the_same_masa_is_fetched(location: str, path: str) -> No
         "log",
         "",
         "/log\r\nhost: x",
+        "/log HTTP/1.1",
         "https://[::1/log",
     ],
 )

@@ -150,6 +150,13 @@ def test_loopback_is_reached_only_when_it_is_listed_literally(tmp_path: Path) ->
         ("224.0.0.1", False),
         ("255.255.255.255", False),
         ("100.64.0.1", False),
+        ("64:ff9b::5db8:d822", True),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("2002:a00:5::1", False),
+        ("::10.0.0.5", False),
+        ("fec0::1", False),
     ],
 )
 def test_a_public_name_must_not_lead_to_an_address_inside(address: str, allowed: bool) -> None:
@@ -174,6 +181,22 @@ def test_a_private_address_passes_when_it_is_listed_and_link_local_never() -> No
 def test_a_redirect_is_an_answer_and_not_a_way(tmp_path: Path) -> None:
     reply = one(tmp_path, plain("307 There", b"", "location: https://127.0.0.1:1/"))
     assert isinstance(reply, Reply) and reply.status == 307
+
+
+@pytest.mark.req("B-204")
+def test_the_query_and_the_escapes_of_an_audit_logs_address_are_kept(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with masa(plain("200 OK"), tmp_path) as (port, heads):
+            client = HttpsMasa(RegistrarSettings(masa_seconds=3))
+            try:
+                # three octets of body: what the server of these tests waits for
+                call = Call("GET", "/log/5f%2Fc?slug=a%20b&n=1", headers={"accept": "application/json"}, body=b"RVR")
+                await client.send(call, destination(port))
+            finally:
+                await client.close()
+            assert heads[0].startswith(b"GET /log/5f%2Fc?slug=a%20b&n=1 HTTP/1.1\r\n")
+
+    asyncio.run(run())
 
 
 @pytest.mark.req("B-156")
@@ -246,6 +269,7 @@ def test_a_dead_port_is_unreachable_and_says_when_to_come_back() -> None:
     assert found.fields["retry_after_seconds"] == 30
 
 
+@pytest.mark.req("T-36")
 def test_no_more_calls_at_once_than_allowed_and_connections_are_kept(tmp_path: Path) -> None:
     async def run() -> None:
         running, most = 0, 0
