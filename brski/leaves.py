@@ -18,6 +18,7 @@ from typing import TypeVar
 from cryptography import x509
 
 from brski.errors import BrskiError
+from est import certificates, keys
 from est.errors import EstError
 from est.transfer import read_json
 
@@ -133,9 +134,11 @@ def nonce_octets(nonce: str) -> int:
 def read_certificate(der: bytes, leaf: str, malformed: type[BrskiError]) -> x509.Certificate:
     """The certificate in a binary leaf; raises `malformed`."""
     try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as cause:
+        found = certificates.read_certificate(der)
+        keys.spki(found)  # what every reader of these leaves compares
+    except EstError as cause:
         raise malformed(f"{leaf} is not a certificate", leaf=leaf) from cause
+    return found
 
 
 class Members:

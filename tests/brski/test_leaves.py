@@ -5,8 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import leaves
+from brski.errors import VoucherMalformed
+from lab.certificates import make_root
+from tests.support import NOW
 
 DATES = [
     ("2026-01-15T08:00:00Z", datetime(2026, 1, 15, 8, tzinfo=UTC)),
@@ -99,3 +103,18 @@ def test_only_json_booleans_are_booleans(value: object) -> None:
 def test_serials_that_do_not_fit_one_log_line_are_refused(text: object) -> None:
     with pytest.raises(ValueError):
         leaves.read_string(text)
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        pytest.param(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", id="impossible version"),
+        pytest.param(b"\x2a\x86\x48\xce\x3d\x03\x01\x07", b"\x2a\x86\x48\xce\x3d\x03\x01\x77", id="unknown curve"),
+        pytest.param(b"", b"\x30", id="no certificate at all"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_the_artefacts_fault(sound: bytes, damaged: bytes) -> None:
+    der = make_root("odd", now=NOW).certificate.public_bytes(Encoding.DER)
+    assert sound in der
+    with pytest.raises(VoucherMalformed):
+        leaves.read_certificate(der.replace(sound, damaged, 1), "pinned-domain-cert", VoucherMalformed)
