@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from appliance.errors import ApplianceError, PassphraseWrong
+from appliance.errors import ApplianceError, KeyFileExists, PassphraseWrong
 from appliance.initialise import PASSPHRASE_FILE, HomeExists
 from appliance.keys import write_private
 from appliance.settings import FILE_NAME
@@ -59,7 +59,7 @@ def write_backup(home: Path, store_url: str, file: Path, passphrase: bytes) -> d
 
 def restore_backup(home: Path, file: Path, passphrase: bytes) -> dict[str, Any]:
     """Make a home out of a backup; nothing may be there yet. Raises HomeExists, BackupMalformed, PassphraseWrong."""
-    if home.exists() and any(home.iterdir()):
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise HomeExists(f"{home} exists and is not empty; move it away first")
     try:
         content = file.read_bytes()
@@ -83,9 +83,11 @@ def restore_backup(home: Path, file: Path, passphrase: bytes) -> dict[str, Any]:
         if home.exists():
             home.rmdir()
         fresh.rename(home)
-    except (tarfile.TarError, OSError) as cause:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise BackupMalformed(f"the backup cannot be unpacked: {cause}") from cause
+    except BaseException as cause:
+        shutil.rmtree(fresh, ignore_errors=True)  # keys must not lie about where nobody looks for them
+        if isinstance(cause, tarfile.TarError | OSError | KeyFileExists):
+            raise BackupMalformed(f"the backup cannot be unpacked: {cause}") from cause
+        raise
     return {
         "home": str(home),
         "passphrase": f"give it by --passphrase-file, a systemd credential, or {home / PASSPHRASE_FILE}",
