@@ -21,6 +21,8 @@ from appliance.web.peer import Peer
 
 _BLOCK_BYTES = 1 << 20
 MAX_CGROUP_BYTES = 4096
+MAX_PROGRAM_BYTES = 1 << 30
+"""Larger programs are not measured: a file with holes could keep every measuring thread busy for hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,16 @@ def check_alive(caller: Caller) -> None:
 
 
 def measure(caller: Caller) -> Measurement:
-    """Hash and describe the caller's program. Blocking (reads the whole executable). Raises CallerGone."""
+    """Hash and describe the caller's program. Raises CallerGone, CallerNotAllowed.
+
+    Blocking: reads the whole executable.
+    """
     digest = hashlib.sha256()
     try:
         with Path(f"/proc/{caller.pid}/exe").open("rb", buffering=0) as program:
             path = str(Path(f"/proc/self/fd/{program.fileno()}").readlink())
+            if os.fstat(program.fileno()).st_size > MAX_PROGRAM_BYTES:
+                raise CallerNotAllowed(f"the calling program is larger than {MAX_PROGRAM_BYTES >> 20} MiB")
             while block := program.read(_BLOCK_BYTES):
                 digest.update(block)
         cgroups = _proc_text(caller.pid, "cgroup")[:MAX_CGROUP_BYTES]

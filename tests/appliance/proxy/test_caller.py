@@ -45,6 +45,25 @@ def test_the_running_program_is_measured(sleeper: subprocess.Popen[bytes]) -> No
     assert not seen.traced
 
 
+def test_a_program_with_a_huge_hole_is_not_measured(tmp_path: Path) -> None:
+    """Any local user can make one; hashing it would keep a thread busy for hours."""
+    program = tmp_path / "agent"
+    program.write_bytes(Path("/bin/sleep").resolve().read_bytes())
+    program.chmod(0o755)
+    os.truncate(program, 1 << 36)
+    with subprocess.Popen([str(program), "60"]) as process:
+        try:
+            while b"agent" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                pass
+            with (
+                caller_of(Peer(uid=os.getuid(), pid=process.pid), allow_root=True) as caller,
+                pytest.raises(CallerNotAllowed),
+            ):
+                measure(caller)
+        finally:
+            process.kill()
+
+
 @pytest.mark.req("A-12")
 def test_a_program_replaced_on_disk_is_still_measured_as_it_runs(tmp_path: Path) -> None:
     program = tmp_path / "agent"
