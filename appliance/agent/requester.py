@@ -29,6 +29,7 @@ from appliance.binding import composite, jws, request
 from appliance.binding.identifier import Kind, read_kind
 from appliance.clock import Clock, SystemClock
 from appliance.errors import KeyFileExists
+from appliance.web.unix_path import short_path
 from est import csr
 from est.signer import KeySigner
 
@@ -107,9 +108,9 @@ class AgentRequester:
             read_kind(options.owner, Kind.OWNER)
         _check_no_old_approval(options.wait_approval)
         options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connector = aiohttp.UnixConnector(path=str(options.socket))
         timeout = aiohttp.ClientTimeout(total=options.call_seconds)
-        with self._undone_on_failure():
+        with self._undone_on_failure(), short_path(options.socket) as socket:
+            connector = aiohttp.UnixConnector(path=socket)
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
                 return await self._run(session)
 

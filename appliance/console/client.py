@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from appliance.errors import ApplianceError
+from appliance.web.unix_path import short_path
 
 
 class OperationRefused(ApplianceError):
@@ -33,7 +34,8 @@ class UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with short_path(self._path) as short:
+            self.sock.connect(short)
 
 
 def call(path: Path, name: str, arguments: dict[str, Any], *, timeout_seconds: float = 60.0) -> Any:

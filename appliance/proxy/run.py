@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 AGENT_RATE = Bucket(per_second=20.0, burst=100)
 """Requests of one local user at the Agent API."""
 _DRAIN_SECONDS = 5.0
-_MAX_SOCKET_BYTES = 107
 
 
 async def run_proxy(
@@ -104,7 +103,7 @@ async def _run(settings: ProxySettings, state: ProxyState, clock: Clock, tell: L
         build_app("agent", api.endpoints(), routes=ROUTES, limits=limits),
         timing=WebTiming(max_connections=256),
     )
-    socket = _socket_path(settings, state)
+    socket = settings.socket or state.path("agent.sock")
     await listener.open_unix(socket, settings.socket_mode)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -163,15 +162,6 @@ class _Attesters:
 
     def current(self) -> Attester:
         return self._attester
-
-
-def _socket_path(settings: ProxySettings, state: ProxyState) -> Path:
-    path = settings.socket or state.path("agent.sock")
-    if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
-        raise ProxyStateDamaged(
-            f"the path of the agent socket is over {_MAX_SOCKET_BYTES} octets: set proxy.socket to a shorter one"
-        )
-    return path
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ from appliance.web.app import App
 from appliance.web.http import HttpConnection
 from appliance.web.peer import Peer
 from appliance.web.tls import TlsFront, TlsSide, Watched
+from appliance.web.unix_path import short_path
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 1024
@@ -279,7 +280,8 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1.0)
             try:
-                probe.connect(str(path))
+                with short_path(path) as short:
+                    probe.connect(short)
             except OSError:
                 path.unlink()  # left behind by a process that was killed
             else:
@@ -287,7 +289,8 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o777 & ~mode)
     try:
-        listening.bind(str(path))
+        with short_path(path) as short:
+            listening.bind(short)
         path.chmod(mode)
     except BaseException:
         listening.close()
