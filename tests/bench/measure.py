@@ -1,0 +1,121 @@
+"""CPU time of processes, the cost of a signature, and a figure as a ratio to a reference of the same run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+TBS_BYTES = 600
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of every thread of a process so far (nanoseconds of schedstat; threads that ended are not in it)."""
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Primitives:
+    """CPU microseconds of one P-256 signature and one verification, as the product's own library makes them."""
+
+    sign: float
+    verify: float
+
+    @classmethod
+    def measure(cls, count: int = 300) -> Primitives:
+        """In this process, on 600 bytes, which is about a certificate."""
+        key, algorithm, data = ec.generate_private_key(ec.SECP256R1()), ec.ECDSA(hashes.SHA256()), bytes(TBS_BYTES)
+        public, signature = key.public_key(), key.sign(data, algorithm)
+        return cls(
+            _microseconds(lambda: key.sign(data, algorithm), count),
+            _microseconds(lambda: public.verify(signature, data, algorithm), count),
+        )
+
+
+def _microseconds(work: Callable[[], object], count: int) -> float:
+    for _ in range(count // 10 + 1):
+        work()
+    begun = time.thread_time()
+    for _ in range(count):
+        work()
+    return (time.thread_time() - begun) / count * 1e6
+
+
+@dataclass(slots=True)
+class Bench:
+    """One figure: CPU microseconds per operation and the reference beside it, repetition by repetition.
+
+    `at_least` True: ratio = reference / CPU, more is better. False: ratio = CPU / reference, less is better.
+    """
+
+    id: str
+    what: str
+    against: str
+    must: float | None
+    at_least: bool = True
+    cpu: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    operations: int = 0
+
+    def add(self, *, cpu: float, reference: float, operations: int) -> None:
+        """One repetition, microseconds."""
+        self.cpu.append(cpu)
+        self.reference.append(reference)
+        self.operations += operations
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.cpu, self.reference, strict=True)
+        return [base / cpu if self.at_least else cpu / base for cpu, base in pairs]
+
+    @property
+    def ratio(self) -> float:
+        """The median, which is judged."""
+        return statistics.median(self.ratios)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the must is kept; True where there is none."""
+        if self.must is None:
+            return True
+        return self.ratio >= self.must if self.at_least else self.ratio <= self.must
+
+    @property
+    def is_noisy(self) -> bool:
+        """The reference moved by more than 15 % between repetitions: judge again on a quieter machine."""
+        middle = statistics.median(self.reference)
+        return max(abs(one - middle) for one in self.reference) > 0.15 * middle
+
+    def as_json(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "id": self.id,
+            "what": self.what,
+            "against": self.against,
+            "must": self.must,
+            "better": "more" if self.at_least else "less",
+            "ratio": round(self.ratio, 3),
+            "ratios": [round(one, 3) for one in self.ratios],
+            "cpu_us": [round(one, 1) for one in self.cpu],
+            "reference_us": [round(one, 1) for one in self.reference],
+            "operations": self.operations,
+            "holds": self.holds,
+            "noisy": self.is_noisy,
+            **self.notes,
+        }
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of them lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

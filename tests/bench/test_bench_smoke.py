@@ -1,0 +1,23 @@
+"""The benches with tiny counts: every reply right, every book balanced. How fast is not asked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.plan import Plan
+from tests.bench.run import measure, report, table
+
+IDS = ("a1", "a1s", "a2", "c", "d1")
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+def test_every_bench_gets_right_answers_and_balanced_books(tmp_path: Path) -> None:
+    plan = Plan(repetitions=1, operations=16, warm_up=8, agents=40, owners=4, only=IDS)
+    benches = measure(plan, tmp_path)
+    assert [bench.id for bench in benches] == list(IDS)
+    assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
+    assert all(bench.id in table(benches) for bench in benches)
+    assert len(report(benches)["benches"]) == len(IDS)
