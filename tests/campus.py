@@ -147,7 +147,9 @@ class Client:
         self._connection = connection
         sent = {"Content-Type": media_type} if media_type else {}
         try:
-            connection.request(method, path, body or None, {**sent, **(headers or {})})
+            # an answer may come before all of a large body went out
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body or None, {**sent, **(headers or {})})
             reply = connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException):
@@ -180,12 +182,12 @@ class Client:
         finally:
             opened.close()
 
-    def exchange(self, data: bytes) -> bytes:
-        """Sends bytes on a new connection and reads until the other end closes or falls silent for a second."""
+    def exchange(self, data: bytes, *, silence_seconds: float = 0.2) -> bytes:
+        """Sends bytes on a new connection and reads until the other end closes or falls silent."""
         with self.raw() as opened:
             with contextlib.suppress(OSError):
                 opened.sendall(data)
-            opened.settimeout(1.0)
+            opened.settimeout(silence_seconds)
             got = b""
             with contextlib.suppress(OSError):
                 while chunk := opened.recv(65_536):
@@ -325,7 +327,10 @@ class Campus:
 
     def start_proxy(self, serial: str = "acme-0001", *assignments: str) -> Process:
         """Starts the identity proxy against this appliance, told where it is; it bootstraps if it has to."""
-        device = self.device(serial)
+        device, record = self.device(serial), self.state / "proxy.json"
+        if record.exists():  # it came in when the appliance had another port
+            known = json.loads(record.read_text())
+            record.write_text(json.dumps({**known, "port": int(self.listeners["device"].rpartition(":")[2])}))
         chosen = [
             f"proxy.idevid_certificate={device / 'idevid.pem'}", f"proxy.idevid_key={device / 'idevid.key.pem'}",
             f"proxy.masa_anchors={device / 'masa-anchors.pem'}",

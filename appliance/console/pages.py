@@ -27,6 +27,10 @@ _STYLE = "body{font:16px/1.5 system-ui;max-width:50em;margin:2em auto;padding:0 
 class ConsolePages:
     """Endpoint functions; everything here is public and changes nothing."""
 
+    def __init__(self) -> None:
+        # What is asked for is looked up among what is there, so that no name reaches the file system.
+        self._files = {str(path.relative_to(DOCS)): path for path in (DOCS, *DOCS.rglob("*"))}
+
     async def problem(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         """GET /problems/{reason}: what a refusal means (the `type` of every problem document leads here)."""
         for leaf in all_leaves():
@@ -38,8 +42,8 @@ class ConsolePages:
     async def docs(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         """GET /docs/...: the manual, as the files are; a folder shows what it holds."""
         asked = params.get("path", "").strip("/")
-        path = (DOCS / asked).resolve()
-        if not path.is_relative_to(DOCS.resolve()) or not path.exists():
+        path = self._files.get(asked or ".")
+        if path is None:
             raise NotFound("the manual has no such page")
         if path.is_dir():
             rows = [

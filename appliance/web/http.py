@@ -192,7 +192,9 @@ class HttpConnection(BaseProtocol):
 
     def close(self) -> None:
         """Close after what is written has been sent."""
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
+            # asyncio never lets go of a TLS connection that its peer has left while reading is paused
+            self.transport.resume_reading()
             self.transport.close()
 
     def abort(self) -> None:
@@ -340,8 +342,9 @@ class HttpConnection(BaseProtocol):
         self._waiting.clear()
         self._discarded = 0
         if request.match is not None and request.payload.is_eof():
-            transport.close()
+            self.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
+            transport.resume_reading()  # a large body may have paused it, and nobody reads that any more
             if transport.can_write_eof():
                 transport.write_eof()
             self.deadline = self._loop.time() + _LINGER_SECONDS
