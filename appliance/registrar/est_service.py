@@ -33,7 +33,7 @@ from appliance.registrar.errors import (
     KeyInUse,
 )
 from appliance.registrar.history import History
-from appliance.registrar.ldevids import ROLE, Ldevids
+from appliance.registrar.ldevids import ROLE, Ldevids, LiveLdevid
 from appliance.registrar.manufacturers import Manufacturers
 from appliance.registrar.turns import Turns
 from appliance.store import certificates, est_secrets, pledges, proxies
@@ -119,15 +119,16 @@ class EstService:
         """
         self._est.operation(call)
         caller = caller_of(call, peer)
+        applicant: Applicant | None = None
         try:
             authorization = call.headers.get("authorization", "")
             if authorization:
-                applicant: Applicant = await self._secret_holder(authorization, caller)
+                applicant = await self._secret_holder(authorization, caller)
             else:
                 applicant = await self._pledge(peer, caller)
             return await self._enroll(applicant, call, peer, caller)
         except Refusal as refusal:
-            await self._note_refusal(refusal, call, caller)
+            await self._note_refusal(refusal, call, caller, is_known=applicant is not None)
             raise
 
     async def simplereenroll(self, call: Call, peer: Peer) -> Reply:
@@ -138,6 +139,7 @@ class EstService:
         """
         self._est.operation(call)
         caller = caller_of(call, peer)
+        live: LiveLdevid | None = None
         try:
             if peer.certificate is None:
                 raise CertificateRequired("renewal needs the certificate to be renewed as TLS client certificate")
@@ -146,7 +148,7 @@ class EstService:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
             return await self._enroll(RenewalApplicant(live, self._est, caller), call, peer, caller)
         except Refusal as refusal:
-            await self._note_refusal(refusal, call, caller)
+            await self._note_refusal(refusal, call, caller, is_known=live is not None)
             raise
 
     async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller) -> Reply:
@@ -232,11 +234,13 @@ class EstService:
             return now < row.spent_at + REPEAT_WINDOW
         return now < row.expires_at
 
-    async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller) -> None:
+    async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller, *, is_known: bool) -> None:
+        """In the audit log, so many per caller; a stranger counts by address, because certificates cost it nothing."""
         log.info("enrolment-refused reason=%s address=%s", refusal.reason, caller.address)
         if not caller.fingerprint and not isinstance(refusal, EnrollmentSecretInvalid):
             return
-        if self._noted_refusals.take(caller.fingerprint or caller.address, self._clock.monotonic()):
+        who = caller.fingerprint if is_known and caller.fingerprint else caller.address
+        if self._noted_refusals.take(who, self._clock.monotonic()):
             return
         event = AuditEvent(
             "enrolment-refused",

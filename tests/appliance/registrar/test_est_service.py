@@ -21,7 +21,7 @@ from est import csr, transfer
 from est.cms import read_certs_only
 from est.exchange import Call
 from est.server import EstServer
-from lab.factory import Domain, Identity, make_leaf
+from lab.factory import Domain, Identity, make_leaf, make_self_signed
 from tests.appliance.registrar.world import ADMIN, World, basic, certificate_in, enroll_call, play
 from tests.support import NOW
 
@@ -428,5 +428,19 @@ def test_nothing_leaves_when_the_issuance_fails_in_its_last_step(tmp_path: Path)
         assert (await world.row())["state"] == "audit-passed"
         world.token.is_broken = False
         assert (await device.enroll(der)).status == 200
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("E-203", "E-206")
+@pytest.mark.parametrize("guessing", [False, True])
+def test_a_stranger_with_ever_new_certificates_is_noted_as_one(tmp_path: Path, guessing: bool) -> None:
+    async def story(world: World) -> None:
+        der = world.device().csr()
+        call = enroll_call(der, headers=basic("somebody:guess") if guessing else {})
+        for number in range(50):
+            stranger = make_self_signed(f"stranger {number}", now=world.clock.now())
+            assert (await world.handle(call, world.peer(stranger))).status == 401
+        assert 1 <= len(await world.audited("enrolment-refused")) <= 20
 
     play(tmp_path, story)
