@@ -137,7 +137,7 @@ class Pledge:
         elif received.nonce != asked.nonce:
             raise VoucherForOtherRequest("the voucher's nonce is not the one of this attempt")
         if policy.clock_trusted:
-            self._check_dates(received, now)
+            self._check_dates(received, opened.signing_time, now)
         if received.assertion not in policy.assertions:
             raise AssertionNotAcceptable(
                 f"the MASA asserts {received.assertion.value} only", assertion=received.assertion.value
@@ -182,12 +182,15 @@ class Pledge:
         if received.idevid_issuer is not None and not is_same_issuer(received.idevid_issuer, self.idevid.certificate):
             raise VoucherForOtherDevice("the voucher's idevid-issuer is not this device's")
 
-    def _check_dates(self, received: Voucher, now: datetime) -> None:
+    def _check_dates(self, received: Voucher, signing_time: datetime | None, now: datetime) -> None:
+        """All of them, where there is a clock (RFC 8995, section 2.6.1)."""
         skew = timedelta(seconds=self._policy.skew_seconds)
         if received.expires_on is not None and received.expires_on <= now:
             raise VoucherExpired(f"the voucher expired on {leaves.write_date(received.expires_on)}")
         if received.created_on is not None and received.created_on > now + skew:
             raise VoucherNotYetValid(f"the voucher is dated {leaves.write_date(received.created_on)}")
+        if signing_time is not None and signing_time > now + skew:
+            raise VoucherNotYetValid(f"the voucher was signed on {leaves.write_date(signing_time)}")
 
     def _check_domain(
         self, received: Voucher, asked: VoucherRequest, tls_chain: Sequence[x509.Certificate], now: datetime

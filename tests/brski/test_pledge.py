@@ -47,6 +47,7 @@ from tests.brski.trio import (
     content_of,
     device,
     factory,
+    seal,
     with_leaf,
 )
 from tests.support import NOW
@@ -228,6 +229,21 @@ def test_nonceless_voucher_is_accepted_by_policy_until_it_expires() -> None:
     assert trio.accept(trio.voucher_reply(content)).nonce is None
     with pytest.raises(VoucherExpired):
         trio.accept(trio.voucher_reply(content), now=NOW + timedelta(days=31))
+
+
+@pytest.mark.req("B-148")
+@pytest.mark.parametrize("clock_trusted", [True, False])
+def test_voucher_signed_in_the_future_is_refused_by_whoever_has_a_clock(clock_trusted: bool) -> None:
+    trio = Trio(pledge_policy=PledgePolicy(clock_trusted=clock_trusted))
+    content = good(trio)
+    masa = trio.factory.masa
+    body = seal(json.dumps(content).encode(), masa, now=NOW + timedelta(seconds=61))
+    reply = Reply(200, "application/voucher-cms+json", body=body)
+    if clock_trusted:
+        with pytest.raises(VoucherNotYetValid):
+            trio.accept(reply)
+    else:
+        assert trio.accept(reply)
 
 
 @pytest.mark.req("B-148", "B-325")
