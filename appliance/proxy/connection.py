@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from appliance.proxy import http1
 from appliance.proxy.errors import (
@@ -265,15 +264,6 @@ def has_name(certificate: x509.Certificate, host: str) -> bool:
     parent = wanted.partition(".")[2]
     known = {name.lower().rstrip(".") for name in names.get_values_for_type(x509.DNSName)}
     return wanted in known or ("." in parent and f"*.{parent}" in known)
-
-
-def is_ra(certificate: x509.Certificate) -> bool:
-    """Whether a registrar's certificate carries serverAuth and id-kp-cmcRA (RFC 8995, section 5.5.4; cBRSKI)."""
-    try:
-        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
-        return False
-    return CMC_RA in usages and ExtendedKeyUsageOID.SERVER_AUTH in usages
 
 
 def _context() -> ssl.SSLContext:

@@ -210,10 +210,6 @@ class TlsSide:
         """Keying material of this session without a context (RFC 5705; on TLS 1.3 RFC 8446, section 7.5)."""
         return self._connection.export_keying_material(label, length)
 
-    def is_resumed(self) -> bool:
-        """Whether the session was resumed; it never should be."""
-        return bool(SSL._lib.SSL_session_reused(self._connection._ssl))  # type: ignore[attr-defined]
-
     def _doom(self, error: SSL.Error) -> ssl.SSLWantReadError:
         """asyncio sends nothing after an error; asking for more lets our alert out, the next call raises the error."""
         self._drain()
