@@ -1,6 +1,6 @@
 """From cable to VLAN, told as it happens: every step a real protocol between separate processes on loopback.
 
-The story is in `_Demo.tell`; what it promises are the checks. Each check's observation comes from the wire, from a
+The story is in `Demo.tell`; what it promises are the checks. Each check's observation comes from the wire, from a
 file that another program wrote, or from the supplicant, never from the appliance's own decision object alone.
 """
 
@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
-import os
-import secrets
 import shlex
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
+from est.errors import Refusal
 from lab import credentials
-from lab.logins import Login, log_in
-from lab.story import Cast, DemoFailed, Process, Story, versions
+from lab.stage import Agent, Stage, free_port
+from lab.story import DemoFailed, Story, versions
 
 POLICY = """\
 version = 1
@@ -68,84 +66,8 @@ MAKERS: Mapping[str, tuple[str, ...]] = {"acme": (), "shady": ("foreign-signer",
 """Manufacturers of the story, and how their MASAs misbehave."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """One AI agent of the story and where its files lie."""
-
-    name: str
-    owner: str
-    folder: Path
-
-    @property
-    def chain(self) -> Path:
-        return self.folder / "chain.pem"
-
-    @property
-    def key(self) -> Path:
-        return self.folder / "agent.key.pem"
-
-
-class Demo:
-    """One run: a folder, a cast of processes, a story."""
-
-    def __init__(self, out: Path, engine: str, supplicant: str, story: Story) -> None:
-        self.out = out
-        self.engine = engine
-        self.story = story
-        self.home = out / "appliance"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("APPLIANCE_")}
-        environment["PYTHONUNBUFFERED"] = "1"
-        self.environment = environment
-        self.cast = Cast(out / "logs", environment)
-        self.agents: dict[str, Agent] = {}
-        self.owner_ids: dict[str, str] = {}
-        self.listeners: dict[str, str] = {}
-        self.secret = secrets.token_urlsafe(32)
-        self.supplicant = supplicant
-        self.logins = 0
-        self.statements: dict[str, Path] = {}
-
-    # -- programs
-
-    def appliance(self, *arguments: str | Path, check: bool = True) -> Any:
-        """One command line of the appliance; its JSON answer."""
-        command = [sys.executable, "-m", "appliance", *map(str, arguments), "-o", "json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
-        if check and done.returncode != 0:
-            raise DemoFailed(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr.strip()}")
-        return json.loads(done.stdout) if done.stdout.strip() else {"error": done.stderr.strip()}
-
-    def admin(self, *arguments: str | Path) -> Any:
-        """An administrator's command at the appliance of this story."""
-        return self.appliance(*arguments, "--home", self.home)
-
-    def masa(self, factory: Path, name: str, port: int, *knobs: str) -> Process:
-        """Starts a MASA; knobs make it misbehave."""
-        command: list[str | Path] = [sys.executable, "-m", "lab", "masa", "--dir", factory, "--port", str(port)]
-        if knobs:
-            command += ["--break", ",".join(knobs)]
-        process = self.cast.start(name, command)
-        process.wait_for("ready", 20)
-        return process
-
-    def proxy(self, name: str, maker: str) -> Process:
-        """Starts an identity proxy with the IDevID that its manufacturer gave it."""
-        device = self.device(maker)
-        return self.cast.start(
-            name,
-            [
-                sys.executable, "-m", "appliance", "proxy", "run", "--state", self.out / name, "-o", "json",
-                "--set", f"proxy.idevid_certificate={device / 'idevid.pem'}",
-                "--set", f"proxy.idevid_key={device / 'idevid.key.pem'}",
-                "--set", f"proxy.masa_anchors={device / 'masa-anchors.pem'}",
-                "--set", "proxy.interfaces=127.0.0.1",
-                "--set", "proxy.socket_mode=438",
-                "--set", f"proxy.allow_root_agents={'true' if os.geteuid() == 0 else 'false'}",
-                "--set", "proxy.give_up_seconds=60",
-            ],
-        )  # fmt: skip
-
-    # -- the story
+class Demo(Stage):
+    """One run of the story."""
 
     def tell(self) -> None:
         """The whole way, then the attacks."""
@@ -261,8 +183,10 @@ class Demo:
             self.admin("owners", "move", "bob", "--department", "Astrology")
             story.eventually("unmapped-department-guest", "99", lambda: self.vlan("payroll"), CHANGE_SECONDS)
             self.admin("owners", "move", "bob", "--department", "HR")
+            self.must_get_in("travel")
             self.admin("agents", "revoke", credentials.uri(self.agents["travel"].chain), "--reason", "retired")
             story.eventually("revoked-agent-rejected", "reject", lambda: self.vlan("travel"), CHANGE_SECONDS)
+            self.must_get_in("screening")
             self.admin("owners", "suspend", "bob")
             story.eventually("suspended-owner-rejected", "reject", lambda: self.vlan("screening"), CHANGE_SECONDS)
             self.admin("owners", "resume", "bob")
@@ -321,81 +245,6 @@ class Demo:
         for row in rows:
             story.say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]))
 
-    # -- the parts of a step
-
-    def lab(self, *arguments: str | Path) -> Any:
-        """One `python -m lab` command; its JSON answer."""
-        command = [sys.executable, "-m", "lab", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
-        if done.returncode != 0:
-            raise DemoFailed(f"{' '.join(command[2:5])} ended with {done.returncode}: {done.stderr.strip()}")
-        return json.loads(done.stdout.splitlines()[-1])
-
-    def maker(self, name: str) -> Path:
-        return self.out / "makers" / name
-
-    def device(self, maker: str) -> Path:
-        return self.maker(maker) / "devices" / f"{maker}-0001"
-
-    def ldevid(self, proxy: str) -> str:
-        return "LDevID" if (self.out / proxy / "ldevid.pem").exists() else "no LDevID"
-
-    def secret_file(self) -> Path:
-        path = self.out / "radius-secret"
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(self.secret)
-        return path
-
-    def ca(self, role: str) -> Path:
-        """A CA certificate, fetched from the PKI port as anybody would."""
-        path = self.out / f"ca-{role}.cer"
-        if not path.exists():
-            with urllib.request.urlopen(f"http://{self.listeners['pki']}/ca/{role}.cer", timeout=10) as answer:
-                path.write_bytes(answer.read())
-        return path
-
-    def owner_command(self, owner: str) -> str:
-        """What an agent's host calls to have its owner look at a request and sign it."""
-        key = self.out / "owners" / owner / "owner.key.pem"
-        return shlex.join([
-            sys.executable, "-m", "appliance", "owner", "sign", "--key", str(key), "--owner", self.owner_ids[owner],
-            "--request", "{request}", "--csr", "{csr}", "--out", "{approval}", "--yes",
-        ])  # fmt: skip
-
-    def request(self, agent: Agent, approval_command: str) -> Any:
-        return self.appliance(
-            "agent", "request", "--socket", self.socket, "--out", agent.folder, "--owner", self.owner_ids[agent.owner],
-            "--approval-command", approval_command,
-        )  # fmt: skip
-
-    def login(self, chain: Path, key: Path) -> Login:
-        """One EAP-TLS login at the RADIUS server with eapol_test where it is installed, else with our own peer."""
-        self.logins += 1
-        return log_in(
-            self.supplicant,
-            self.listeners["radius"],
-            self.secret,
-            chain=chain,
-            key=key,
-            root=self.ca("root"),
-            server_name="radius.campus.example",
-            tls_version="1.3" if self.logins % 2 else "1.2",
-        )
-
-    def vlan(self, name: str) -> str:
-        agent = self.agents[name]
-        return self.login(agent.chain, agent.key).word
-
-
-def free_port() -> int:
-    """A TCP port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-    # -- the story
-
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m lab demo`: 0 only if every check is ok and none that the flags ask for was skipped."""
@@ -407,46 +256,77 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for everything (default: a new one under lab-output)")
     options = parser.parse_args(arguments)
-    out = (options.out or Path("lab-output") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")).absolute()
-    out.mkdir(parents=True, mode=0o755)
+    out = (options.out or Path("lab-output") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")).absolute()
+    try:
+        if options.report is not None:
+            options.report.touch()  # rather now than after the whole story
+        out.mkdir(parents=True, mode=0o755, exist_ok=True)
+        if any(out.iterdir()):
+            raise FileExistsError(errno.ENOTEMPTY, "the folder is not empty", str(out))
+    except OSError as refused:
+        print(f"lab/demo: {refused.filename}: {refused.strerror}", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, _interrupt)
     story = Story()
     supplicant = "eapol_test" if shutil.which("eapol_test") else "project"
     story.say(f"From cable to VLAN. RADIUS: {options.radius}; supplicant: {supplicant}; everything lies in {out}")
     if options.radius == "freeradius" and not shutil.which("freeradius"):
         story.skip("freeradius", "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest")
-        return _finish(story, options.report)
-    demo = Demo(out, options.radius, supplicant, story)
+        return _finish(story, options.report, supplicant)
+    return play(Demo(out, options.radius, supplicant, story), options.report, keep=options.keep)
+
+
+def play(demo: Demo, report: Path | None, *, keep: bool = False) -> int:
+    """Tell the story, report how it went, and end every process; answers the exit status."""
+    story = demo.story
     try:
-        demo.tell()
-        if options.keep:
+        try:
+            demo.tell()
+        except (DemoFailed, Refusal, OSError, ValueError, LookupError, subprocess.SubprocessError) as failed:
+            # whatever a program of the lab did: the report tells it, and how far the story came
+            story.check("story-told", "to its end", str(failed) or type(failed).__name__)
+        status = _finish(story, report, demo.supplicant)
+        if keep and demo.agents:
             _look_around(demo)
-    except DemoFailed as failed:
-        story.check("story-told", "to its end", str(failed))
+        return status
+    except KeyboardInterrupt:
+        story.say("\ninterrupted")
+        return 130
     finally:
         demo.cast.stop()
-    return _finish(story, options.report)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """SIGTERM ends the story like Ctrl-C: with all its processes."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _look_around(demo: Demo) -> None:
+    home, chain, root = (
+        shlex.quote(str(path)) for path in (demo.home, next(iter(demo.agents.values())).chain, demo.ca("root"))
+    )
     demo.story.say(f"""
 Everything keeps running until Ctrl-C. Look around:
-  .venv/bin/appliance --home {demo.home} owners list
-  .venv/bin/appliance --home {demo.home} access log
-  .venv/bin/appliance --home {demo.home} policy explain --cert {demo.agents["notes"].chain}
-  .venv/bin/appliance --home {demo.home} pledges show acme-0001
-  curl --cacert {demo.agents["notes"].folder / "root.pem"} https://{demo.listeners["console"]}/docs/""")
+  .venv/bin/appliance --home {home} owners list
+  .venv/bin/appliance --home {home} access log
+  .venv/bin/appliance --home {home} policy explain --cert {chain}
+  .venv/bin/appliance --home {home} pledges show acme-0001
+  curl --cacert {root} https://{demo.listeners["console"]}/docs/""")
     with contextlib.suppress(KeyboardInterrupt):
         while demo.cast.running():
             time.sleep(0.5)
 
 
-def _finish(story: Story, report: Path | None) -> int:
+def _finish(story: Story, report: Path | None, supplicant: str) -> int:
     freeradius = (
         subprocess.run(["freeradius", "-v"], capture_output=True, text=True, check=False).stdout
         if shutil.which("freeradius")
         else ""
     )
-    found = versions(("freeradius", freeradius.splitlines()[0] if freeradius else "not installed"))
+    found = versions(
+        ("freeradius", freeradius.splitlines()[0] if freeradius else "not installed"), ("supplicant", supplicant)
+    )
     if report is not None:
         report.write_text(json.dumps(story.report(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     failed = [check.name for check in story.checks if not check.ok]

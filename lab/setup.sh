@@ -28,7 +28,7 @@ ensure_venv() {
     if ! "$python" -m venv .venv 2>/dev/null; then
       rm -rf .venv
       can_install && ensure_packages python3-venv
-      "$python" -m venv .venv || { say "cannot make a virtual environment: install your system's python3-venv package"; return 1; }
+      "$python" -m venv .venv || { say "cannot make a virtual environment: install your system's venv package first (Debian: apt-get install python3-venv)"; return 1; }
     fi
   fi
   say "installing the project and its libraries ..."

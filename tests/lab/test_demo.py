@@ -1,0 +1,93 @@
+"""The demonstration's own behaviour: how it ends when its folder, its report or its lab is not as it should be."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab import demo
+from lab.stage import Stage
+from lab.story import DemoFailed, Story
+
+ROOT = Path(__file__).parents[2]
+
+
+class Short(demo.Demo):
+    """A story that ends early."""
+
+    fault: Exception = DemoFailed("gone")
+
+    def tell(self) -> None:
+        self.story.check("vlan-rnd", "20", "20")
+        raise self.fault
+
+
+class Port(Stage):
+    """A switch port at which one thing only happens."""
+
+    word = "20"
+
+    def vlan(self, name: str) -> str:
+        return self.word
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").touch()
+    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"lab/demo: {tmp_path}: the folder is not empty\n"
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_story(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "nowhere" / "r.json"
+    assert demo.main(["--out", str(tmp_path / "out"), "--report", str(report)]) == 1
+    assert str(report) in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", [DemoFailed("gone"), subprocess.TimeoutExpired("appliance", 60), KeyError("device")])
+def test_whatever_ends_the_story_early_the_report_tells_it(tmp_path: Path, fault: Exception) -> None:
+    short = Short(tmp_path, "embedded", "project", Story(io.StringIO()))
+    short.fault = fault
+    report = tmp_path / "r.json"
+    assert demo.play(short, report) == 1
+    checks = json.loads(report.read_text())["checks"]
+    assert [(check["name"], check["ok"]) for check in checks] == [("vlan-rnd", True), ("story-told", False)]
+
+
+def test_an_agent_that_never_got_in_proves_nothing_when_it_is_turned_away(tmp_path: Path) -> None:
+    port = Port(tmp_path, "embedded", "project", Story(io.StringIO()))
+    port.must_get_in("travel")
+    for word in ("reject", "timeout: no answer in time", "20, but the keys of server and supplicant differ"):
+        port.word = word
+        with pytest.raises(DemoFailed, match=word):
+            port.must_get_in("travel")
+
+
+def test_sigterm_ends_every_process_of_the_story(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lab", "demo", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        log = tmp_path / "out" / "logs" / "appliance.log"
+        deadline = time.monotonic() + 30
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = _children(running.pid)
+        assert children
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=30)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and "Traceback" not in errors
+    assert not [one for one in children if Path(f"/proc/{one}").exists()]
+
+
+def _children(parent: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
