@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from est import der as tlv
 from est.certificates import extension_value
@@ -35,6 +36,12 @@ _ECDSA = {"secp256r1": "1.2.840.10045.4.3.2", "secp384r1": "1.2.840.10045.4.3.3"
 _READ_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _SAN = x509.SubjectAlternativeName.oid
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_ECDSA_WITH = {
+    "sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+    "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+    "sha512": SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+}
+_ECDSA_OVER = {one.name: ec.ECDSA(one()) for one in _HASHES}
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
 
 
@@ -68,7 +75,7 @@ def read(der: bytes) -> Csr:
         request = x509.load_der_x509_csr(der)
         public_key = check_key(request.public_key())
         digest = request.signature_hash_algorithm
-        verified = request.is_signature_valid
+        verified = _is_signed(request, public_key, digest)
         subject, extensions = request.subject, request.extensions
     except UnsupportedAlgorithm as error:
         raise KeyNotAccepted("the key or signature algorithm of the request is not supported") from error
@@ -153,6 +160,18 @@ def check_linking(csr: Csr, channel_binding: bytes | None, *, required: bool = F
         raise LinkingFailed("this TLS session has no channel binding to compare challengePassword with")
     if not hmac.compare_digest(csr.challenge_password, binding_text(channel_binding)):
         raise LinkingFailed("challengePassword is not the channel binding of this TLS session")
+    return True
+
+
+def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey, digest: hashes.HashAlgorithm | None) -> bool:
+    """Whether the key in the request made its signature; the library's own answer reads the key a second time."""
+    name = "" if digest is None else digest.name
+    if not isinstance(key, ec.EllipticCurvePublicKey) or _ECDSA_WITH.get(name) != request.signature_algorithm_oid:
+        return request.is_signature_valid
+    try:
+        key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA_OVER[name])
+    except InvalidSignature:
+        return False
     return True
 
 

@@ -104,27 +104,39 @@ def check(der: bytes, *, max_depth: int = 32) -> None:
         _check_primitive(der, der[0], start, stop)
         return
     _check_constructed(der[0])
-    open_ends = [stop]
-    at, count = start, 0
-    while open_ends:
-        end = open_ends[-1]
-        if at == end:
-            open_ends.pop()
-            continue
-        tag, start, stop = read_tlv(der, at, end)
+    open_ends: list[int] = []
+    at, end, count = start, stop, 0
+    while True:
+        while at == end:
+            if not open_ends:
+                return
+            end = open_ends.pop()
+        # read_tlv() for elements below 128 octets, which most are
+        if end - at >= 2 and (length := der[at + 1]) < 0x80 and (tag := der[at]) & 0x1F != 0x1F:
+            start = at + 2
+            stop = start + length
+            if stop > end:
+                raise BodyMalformed("DER element is longer than its container")
+        else:
+            tag, start, stop = read_tlv(der, at, end)
         count += 1
         if count > MAX_ELEMENTS:
             raise BodyMalformed("DER has too many elements")
         if tag & 0x20:
-            _check_constructed(tag)
-            if len(open_ends) >= max_depth:
-                raise BodyMalformed("DER is nested too deeply")
-            open_ends.append(stop)
-            at = start
-        else:
             if tag < 0x40:
+                _check_constructed(tag)
+            if len(open_ends) + 1 >= max_depth:
+                raise BodyMalformed("DER is nested too deeply")
+            open_ends.append(end)
+            at, end = start, stop
+        else:
+            if tag in _CHECKED:
                 _check_primitive(der, tag, start, stop)
             at = stop
+
+
+_CHECKED = frozenset({0x00, BOOLEAN, INTEGER, BIT_STRING, NULL, OID, 0x10, 0x11})
+"""Primitive tags whose content has rules of its own, and tags that are never primitive."""
 
 
 def _check_constructed(tag: int) -> None:

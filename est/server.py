@@ -89,7 +89,7 @@ class EstServer:
         """
         if paths.essence(call.media_type) != paths.PKCS10:
             raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
-        request = csr.read(transfer.read_base64(call.body, max_bytes=self._max_body))
+        request = csr.read(transfer.decode_base64(call.body, max_bytes=self._max_body))
         _check_requested(request.extensions)
         return EnrollAsk(request, transfer.is_wrapped(call.body))
 

@@ -41,11 +41,17 @@ def read_base64(body: bytes, *, max_bytes: int = MAX_BODY) -> bytes:
     White space anywhere is dropped; a PEM-armoured CSR and raw DER are taken too, because clients send them. What is
     left must be canonical base64 of exactly one DER object. Raises BodyTooLarge or BodyMalformed.
     """
+    der = decode_base64(body, max_bytes=max_bytes)
+    check_der(der, max_bytes=max_bytes)
+    return der
+
+
+def decode_base64(body: bytes, *, max_bytes: int = MAX_BODY) -> bytes:
+    """`read_base64` for a reader that looks at the DER itself: `check_der` has still to follow."""
     if len(body) > max_bytes:
         raise BodyTooLarge(f"more than {max_bytes} bytes", limit=max_bytes)
     # 0x30 is SEQUENCE, and also the digit "0", with which no base64 of a SEQUENCE can begin.
     if body[:1] == b"\x30":
-        check_der(body, max_bytes=max_bytes)
         return body
     if body.lstrip()[:5] == b"-----":
         armoured = _ARMOUR.match(body)
@@ -61,7 +67,6 @@ def read_base64(body: bytes, *, max_bytes: int = MAX_BODY) -> bytes:
         raise BodyMalformed("the body is not base64") from error
     if binascii.b2a_base64(der, newline=False) != text:
         raise BodyMalformed("the base64 has stray bits in its last character")
-    check_der(der, max_bytes=max_bytes)
     return der
 
 
