@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding import approval as approvals
 from appliance.binding import dual_identity, jws, token
 from appliance.binding import verify as verification
 from appliance.binding.approval import OwnerApproval
@@ -195,12 +196,11 @@ class Issuer:
     def _shape(self, grant: Grant, slot: Slot) -> profiles.Shape:
         request = grant.request
         terms = slot.terms(timedelta(seconds=grant.ttl_seconds))
-        # not before the approval, less the clock difference that every verifier tolerates
-        earliest = [slot.not_before, slot.now - timedelta(seconds=self.limits.backdating_seconds)]
+        earliest = slot.now - timedelta(seconds=self.limits.backdating_seconds)
         extensions: tuple[tuple[x509.UnrecognizedExtension, bool], ...] = ()
         if grant.owner is not None:
             approval = grant.approvals[0]
-            earliest.append(_time(approval.iat - self.limits.skew_seconds, slot.now))
+            earliest = approvals.not_before(approval, slot.now, self.limits)
             registered = grant.owner.key(approval.kid)
             assert registered is not None  # approval.check found it
             dual = DualIdentity(
@@ -212,7 +212,7 @@ class Issuer:
                 log_index=dual_identity.log_index_of(slot.log_index),
             )
             extensions = dual_identity.extensions(dual, self.arc)
-        not_before = max(terms.not_before, *earliest)
+        not_before = max(terms.not_before, slot.not_before, earliest)
         if not_before.microsecond:
             not_before = not_before.replace(microsecond=0) + timedelta(seconds=1)
         return profiles.agent(
@@ -307,10 +307,6 @@ class Issuer:
 def timestamp(at: datetime) -> str:
     """RFC 3339, whole seconds, UTC."""
     return at.replace(microsecond=0).isoformat().replace("+00:00", "Z")
-
-
-def _time(seconds: int, like: datetime) -> datetime:
-    return datetime.fromtimestamp(seconds, like.tzinfo)
 
 
 def _pem(der: bytes) -> str:

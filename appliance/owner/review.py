@@ -17,6 +17,7 @@ from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.request import AgentRequest
 from est import csr
 
+MAX_SERVER = 255
 _PROFILES = {"x509": "X.509 certificate", "wit": "workload identity token (WIT)"}
 _PURPOSES = {"issue": "first credential", "renew": "renewal"}
 _MODELS = {
@@ -72,13 +73,17 @@ def review(
     """Decodes and verifies a request for the owner `owner_id`.
 
     `server_id` is the server that this owner works with (None: shown, not compared), `last` the last approval given to
-    this agent. Raises what requests.unseal raises, OwnerMismatch, RequestWrongAudience, Request..., Csr..., est's for a
-    bad CSR.
+    this agent. Raises what requests.unseal raises, OwnerMismatch, OriginMismatch, RequestWrongAudience, Request...,
+    Csr..., est's for a bad CSR.
     """
     request = requests.unseal(_text(token))
-    read_kind(owner_id, Kind.OWNER)
+    origin = read_kind(owner_id, Kind.OWNER).origin
     if request.owner != owner_id:
         raise OwnerMismatch("the request names another owner than you, or none")
+    read_kind(request.sub, Kind.AGENT, origin=origin)
+    if len(request.aud) > MAX_SERVER or " " in request.aud:
+        # the agent wrote it, and a line of it could look like another line of the card (A-91)
+        raise RequestWrongAudience("the request's server is no server's identifier")
     if server_id is not None and request.aud != server_id:
         raise RequestWrongAudience("the request is addressed to another server than yours")
     requests.check_times(request, now, limits or Limits())

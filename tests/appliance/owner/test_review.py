@@ -91,6 +91,21 @@ def test_a_digest_or_another_object_cannot_be_reviewed(text: str) -> None:
 
 @pytest.mark.req("A-91")
 @pytest.mark.parametrize(
+    ("claims", "reason"),
+    [
+        ({"aud": "https://ids.campus.example/v1" + " " * 60 + "longest life       5 min"}, "request-wrong-audience"),
+        ({"aud": "a" * 256}, "request-wrong-audience"),
+        ({"sub": AGENT.replace("campus.example", "elsewhere.example")}, "origin-mismatch"),
+    ],
+)
+def test_names_that_could_pass_for_other_lines_of_the_card_are_refused(claims: dict[str, str], reason: str) -> None:
+    with pytest.raises(BindingError) as refused:
+        _review(_changed(**claims), server_id=None, csr_der=None)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.req("A-91")
+@pytest.mark.parametrize(
     "label",
     [
         "\x1b[2Jcleared",
