@@ -164,6 +164,7 @@ class Appliance:
         self._radius: RadiusServer | None = None
         self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._has_started = False
 
     # -- the parts
 
@@ -274,6 +275,7 @@ class Appliance:
             )
             await self._announcer.start()
         await self.store.write(lambda tx: append(tx, AuditEvent("appliance-started", APPLIANCE)))
+        self._has_started = True
         return self.listeners
 
     async def _start_radius(self) -> str | None:
@@ -362,7 +364,12 @@ class Appliance:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.registrar.close()
         await self.access.stop()
-        self.store.close()
+        try:
+            if self._has_started:  # the last entry, after all that requests under way had to add
+                stopped = AuditEvent("appliance-stopped", APPLIANCE)
+                await self.store.write(lambda tx: append(tx, stopped), essential=True)
+        finally:
+            self.store.close()
 
 
 def create_appliance(
@@ -389,7 +396,6 @@ async def run_appliance(
                 )
                 await stopped.wait()
             _log.info("event=stopping")
-            await appliance.store.write(lambda tx: append(tx, AuditEvent("appliance-stopped", APPLIANCE)))
         finally:
             await appliance.stop()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import secrets
@@ -38,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 from appliance.binding import approval, composite, evidence, jws, possession
 from appliance.binding import request as requests
 from appliance.binding.composite import Composite
+from appliance.cli import run
 from appliance.clock import SystemClock
 from appliance.console.client import UnixConnection, call
 from appliance.hierarchy import certificate_file, key_file
@@ -88,6 +90,14 @@ def appliance(*arguments: str | Path, stdin: str = "", timeout: float = 60, **mo
         command, capture_output=True, text=True, env=environment(**more), timeout=timeout, input=stdin, check=False
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(*arguments: str | Path) -> Ran:
+    """One command line in this process: quicker, for commands that ask and answer."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run([str(part) for part in arguments])
+    return Ran(status, out.getvalue(), err.getvalue())
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,9 +371,9 @@ class Campus:
         """An administrator's operation at the running appliance."""
         return call(self.home / "run" / "admin.sock", operation, arguments)
 
-    def cli(self, *arguments: str | Path, **more: str) -> Ran:
+    def cli(self, *arguments: str | Path) -> Ran:
         """A command line on this home."""
-        return appliance(*arguments, "--home", self.home, "-o", "json", **more)
+        return run_here(*arguments, "--home", self.home, "-o", "json")
 
     def client(self, listener: str = "device", certificate: Path | None = None, key: Path | None = None) -> Client:
         """A client of a listener (device, console, decision, pki, admin, agent)."""
