@@ -19,7 +19,6 @@ from radius.decide import Credential, OwnerFact
 from radius.policy import read_policy
 
 Key = tuple[str, int]
-CREDENTIAL_PROFILES = ("agent",)
 
 
 MAX_RECENT = 512
