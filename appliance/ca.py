@@ -210,7 +210,7 @@ class CertificateAuthority:
         """
         issuing = self._issuing[role]
         prepared = await self._store.write(
-            lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending)
+            lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
         )
         failpoint("issue-pending")
         if isinstance(issuing.signer, KeySigner):
@@ -223,7 +223,8 @@ class CertificateAuthority:
         if on_signed is not None:
             on_signed(issued)
         await self._store.write(
-            lambda tx: self._record(tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued)
+            lambda tx: self._record(tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued),
+            quick=True,
         )
         failpoint("issue-issued")
         return Issued(certificate, der, self.chain(role), issued.serial, issued.log_index)

@@ -130,7 +130,7 @@ class IdentityService:
             nonces.add(tx, Nonce(value, jkt, purpose, agent.identifier, submitter.proxy_id, tx.now + life))
             return agent
 
-        agent = await self._store.write(write)
+        agent = await self._store.write(write, quick=True)
         return NonceGrant(value, agent.identifier, self._server_id, int(life.total_seconds()))
 
     async def request(self, body: bytes, peer: Peer, request_id: str = "") -> Finished | Unfinished:
@@ -173,7 +173,7 @@ class IdentityService:
     async def _decide(self, asked: Composite, submitter: Submitter, request_id: str) -> Finished | Unfinished:
         request = requests.unseal(asked.request)
         kids = [approvals.kid_of(one) for one in asked.approvals]
-        facts = await self._store.read(lambda tx: self._registry.gather(tx, request, kids))
+        facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, kids))
         earlier = facts.earlier
         if earlier is not None and earlier.proxy_id == submitter.proxy_id:
             if earlier.state == request_rows.ISSUED:

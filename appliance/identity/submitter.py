@@ -100,7 +100,7 @@ class Submitters:
         if now - asked_at < FRESH_SECONDS:
             return method
         changes = self._changes
-        method = await self._store.read(lambda tx: check_state(tx, known.issuer_aki, known.serial, known.proxy_id))
+        method = self._store.read_sync(lambda tx: check_state(tx, known.issuer_aki, known.serial, known.proxy_id))
         if changes == self._changes:  # nothing was revoked while we read
             if len(self._live) >= MAX_REMEMBERED:
                 self._live.clear()

@@ -83,7 +83,7 @@ class Ldevids:
             )
         except EstError as cause:
             raise LdevidNotAccepted(f"the certificate does not hold: {cause.detail}", because=cause.reason) from cause
-        return await self._store.read(partial(require_live, certificate))
+        return self._store.read_sync(partial(require_live, certificate))
 
     def _is_ours(self, certificate: x509.Certificate) -> bool:
         try:

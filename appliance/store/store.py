@@ -74,15 +74,16 @@ class Store:
         for reader in readers:
             reader.connection.close()
 
-    async def write(self, function: Callable[[Tx], T], *, essential: bool = False) -> T:
+    async def write(self, function: Callable[[Tx], T], *, essential: bool = False, quick: bool = False) -> T:
         """Run `function` in a transaction and answer after its COMMIT.
 
-        `essential` work (a revocation) is done even below the disk watermark. Raises what the function raises,
-        StoreBusy, DiskFull or StoreUnavailable.
+        `quick` is for a handful of point statements: they run on the event loop and save the way to another thread
+        and back. `essential` work (a revocation) is done even below the disk watermark. Raises what the function
+        raises, StoreBusy, DiskFull or StoreUnavailable.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._writer.submit(Job(function, loop, future, essential))
+        self._writer.submit(Job(function, loop, future, essential, quick))
         return await future
 
     async def read(self, function: Callable[[Tx], T]) -> T:
@@ -98,14 +99,16 @@ class Store:
         return future.result()
 
     def read_sync(self, function: Callable[[Tx], T]) -> T:
-        """read() on the calling thread."""
+        """read() on the calling thread; on the event loop only for a handful of point lookups."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed", retry_after_seconds=5)
         reader = self._reader()
         with refusals():
-            transaction = reader.connection.begin()
+            reader.begin()
             try:
                 return function(Tx(reader.run, self._clock.now(), None))
             finally:
-                transaction.rollback()
+                reader.end()
 
     def subscribe(self, callback: Callable[[list[OutboxRow]], None]) -> None:
         """Call back with every committed group's outbox rows, in order, before its writers are answered.
@@ -143,8 +146,19 @@ class _Reader:
     def __init__(self, engine: Engine) -> None:
         self.connection = engine.connect()
         dbapi: Any = self.connection.connection.dbapi_connection
+        self._dbapi = dbapi
         self._cursor = dbapi.cursor()
         self._statements = Statements(engine.dialect)
+        # SQLAlchemy believes in one long transaction of this connection; BEGIN and ROLLBACK are said to the driver.
+        self.connection.begin()
+        self._cursor.execute("ROLLBACK")
+
+    def begin(self) -> None:
+        self._cursor.execute("BEGIN")
+
+    def end(self) -> None:
+        if self._dbapi.in_transaction:
+            self._cursor.execute("ROLLBACK")
 
     def run(self, statement: Any, values: Any) -> Any:
         return self._statements.run(self.connection, self._cursor, statement, values)

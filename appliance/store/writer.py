@@ -1,8 +1,13 @@
-"""The writer thread: whole transactions queue up, are committed in groups, and are answered after their COMMIT.
+"""The writer: whole transactions queue up, are committed in groups, and are answered after their COMMIT.
 
 Each function runs between SAVEPOINT and RELEASE of one fixed name, directly on the driver's connection, so a failing
 one is undone alone and the rest of its group commits. Subscribers hear of a group before its callers do, so whoever
 was answered finds the in-memory copies up to date.
+
+There are two queues over the one connection. Ordinary functions run on the writer thread. Quick ones, a handful of
+point statements each, run on the event loop itself and only their COMMIT, which waits for the disk, goes to another
+thread: two threads that work in turns hand the interpreter over at every statement, which costs more than the
+statements do. A lock, held from BEGIN to COMMIT, keeps the two apart.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +62,7 @@ class Job:
     loop: asyncio.AbstractEventLoop | None
     future: Answerable
     essential: bool = False
+    quick: bool = False
     result: Any = None
     error: BaseException | None = None
 
@@ -68,8 +75,18 @@ class Subscriber:
     loop: asyncio.AbstractEventLoop | None
 
 
+@dataclass(slots=True)
+class _Open:
+    """A quick group whose functions have run and whose COMMIT is under way."""
+
+    group: list[Job]
+    emitted: list[OutboxRow]
+    head: tuple[int, bytes, Any]
+    loop: asyncio.AbstractEventLoop
+
+
 class Writer:
-    """The only thread that writes; started by the constructor, ended by stop()."""
+    """The only one that writes; started by the constructor, ended by stop()."""
 
     def __init__(self, engine: Engine, clock: Clock, path: Path, free_bytes: int) -> None:
         self._engine = engine
@@ -92,16 +109,29 @@ class Writer:
         self._version = -1
         self._outbox_due = _OUTBOX_KEPT
         self._chain = Chain(0, bytes(32), None)
+        self._lock = threading.Lock()
+        self._quick: deque[Job] = deque()
+        self._turn_loop: asyncio.AbstractEventLoop | None = None
+        self._calling: asyncio.AbstractEventLoop | None = None
+        self._commits: queue.SimpleQueue[_Open | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="store-writer", daemon=True)
+        self._committer = threading.Thread(target=self._commit_quick, name="store-committer", daemon=True)
         self._thread.start()
+        self._committer.start()
 
     def submit(self, job: Job) -> None:
         """Queue a function; StoreUnavailable after stop(), StoreBusy when too many wait."""
         if self._closed:
             raise StoreUnavailable("the store is closed", retry_after_seconds=5)
-        if self._jobs.qsize() >= _MAX_WAITING:
+        if self.waiting >= _MAX_WAITING:
             raise StoreBusy("too many transactions wait", retry_after_seconds=2)
-        self._jobs.put(job)
+        if not job.quick or job.loop is None:
+            self._jobs.put(job)
+            return
+        self._quick.append(job)
+        if self._turn_loop is None or self._turn_loop.is_closed():
+            self._turn_loop = job.loop
+            job.loop.call_soon(self._turn, job.loop)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Add a subscriber; it hears of every group committed from now on."""
@@ -110,7 +140,7 @@ class Writer:
     @property
     def waiting(self) -> int:
         """How many functions wait for their transaction."""
-        return self._jobs.qsize()
+        return self._jobs.qsize() + len(self._quick)
 
     def stop(self) -> None:
         """Finish what is queued, then end the thread and close its connection."""
@@ -119,6 +149,11 @@ class Writer:
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
+        self._commits.put(None)
+        self._committer.join()
+        while self._quick:  # the loop has no turn left for them
+            group = [self._quick.popleft() for _ in range(min(len(self._quick), _MAX_GROUP))]
+            self._commit(group, direct=True)
         self._connection.close()
 
     def _main(self) -> None:
@@ -138,7 +173,36 @@ class Writer:
             if job is None:
                 return
 
-    def _commit(self, group: list[Job]) -> None:
+    def _commit(self, group: list[Job], *, direct: bool = False) -> None:
+        """A whole group on this thread, from BEGIN to the answers."""
+        emitted: list[OutboxRow] = []
+        chain = self._chain
+        with self._lock:
+            head = (chain.seq, chain.hash, chain.time)
+            try:
+                with refusals():
+                    self._check_file()
+                    self._run_group(group, emitted)
+                    self._end()
+            except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
+                self._fail(group, emitted, head, error)
+        self._call_turn()
+        if direct:
+            _deliver([one.callback for one in self._subscribers] if emitted else [], emitted, group)
+        else:
+            self._answer(group, emitted)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the event loop: run the functions of one quick group and hand its COMMIT over."""
+        self._calling = loop
+        if not self._lock.acquire(blocking=False):
+            return  # whoever holds it calls back when it is done
+        self._calling = None
+        if self._closed or not self._quick:
+            self._turn_loop = None
+            self._lock.release()
+            return
+        group = [self._quick.popleft() for _ in range(min(len(self._quick), _MAX_GROUP))]
         emitted: list[OutboxRow] = []
         chain = self._chain
         head = (chain.seq, chain.hash, chain.time)
@@ -147,16 +211,57 @@ class Writer:
                 self._check_file()
                 self._run_group(group, emitted)
         except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
-            chain.seq, chain.hash, chain.time = head
-            self._version = -1
-            if not isinstance(error, (StoreBusy, DiskFull)):
-                _log.error("event=commit-failed transactions=%d error=%r", len(group), error, exc_info=error)
-            for job in group:
-                job.error = job.error or error
-            emitted.clear()
-        self._answer(group, emitted)
+            self._fail(group, emitted, head, error)
+            self._lock.release()
+            self._answered(group, emitted, loop)
+            return
+        self._commits.put(_Open(group, emitted, head, loop))
+
+    def _commit_quick(self) -> None:
+        """On its own thread: the COMMIT of quick groups."""
+        while (opened := self._commits.get()) is not None:
+            try:
+                with refusals():
+                    self._end()
+            except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
+                self._fail(opened.group, opened.emitted, opened.head, error)
+            self._lock.release()
+            try:
+                opened.loop.call_soon_threadsafe(self._answered, opened.group, opened.emitted, opened.loop)
+            except RuntimeError:  # the loop is closed: nobody is left to be told
+                _log.warning("event=answer-dropped transactions=%d", len(opened.group))
+
+    def _answered(self, group: list[Job], emitted: list[OutboxRow], loop: asyncio.AbstractEventLoop) -> None:
+        """On the event loop: tell subscribers and callers, then take the next quick group."""
+        mine = [one.callback for one in self._subscribers if one.loop is loop] if emitted else []
+        _deliver(mine, emitted, group)
+        if emitted and len(mine) < len(self._subscribers):
+            self._answer([], emitted, but=loop)
+        self._turn(loop)
+
+    def _call_turn(self) -> None:
+        """After a group of the other queue: a quick group may have found the lock taken."""
+        loop, self._calling = self._calling, None
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(self._turn, loop)
+            except RuntimeError:
+                _log.warning("event=turn-dropped transactions=%d", len(self._quick))
+
+    def _fail(
+        self, group: list[Job], emitted: list[OutboxRow], head: tuple[int, bytes, Any], error: BaseException
+    ) -> None:
+        chain = self._chain
+        chain.seq, chain.hash, chain.time = head
+        self._version = -1
+        if not isinstance(error, (StoreBusy, DiskFull)):
+            _log.error("event=commit-failed transactions=%d error=%r", len(group), error, exc_info=error)
+        for job in group:
+            job.error = job.error or error
+        emitted.clear()
 
     def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> None:
+        """BEGIN and the functions; rolled back whole when the database itself fails."""
         execute = self._cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
@@ -174,10 +279,19 @@ class Writer:
             if emitted and emitted[-1].id > self._outbox_due:
                 execute("DELETE FROM outbox WHERE id <= ?", (emitted[-1].id - _OUTBOX_KEPT,))
                 self._outbox_due = emitted[-1].id + _OUTBOX_SLACK
-            # INSERT OR ROLLBACK, a full disk or an I/O error end the outer transaction; a commit would then succeed
-            # and mean nothing.
-            if not self._dbapi.in_transaction:
-                raise StoreUnavailable("the transaction was ended by the database", retry_after_seconds=5)
+        except BaseException:
+            if self._dbapi.in_transaction:
+                execute("ROLLBACK")
+            raise
+
+    def _end(self) -> None:
+        """COMMIT; rolled back when it fails."""
+        execute = self._cursor.execute
+        # INSERT OR ROLLBACK, a full disk or an I/O error end the outer transaction; a commit would then succeed and
+        # mean nothing.
+        if not self._dbapi.in_transaction:
+            raise StoreUnavailable("the transaction was ended by the database", retry_after_seconds=5)
+        try:
             execute("COMMIT")
         except BaseException:
             if self._dbapi.in_transaction:
@@ -223,8 +337,11 @@ class Writer:
             self._disk_is_low = state.f_bavail * state.f_frsize < self._free_bytes
         return self._disk_is_low
 
-    def _answer(self, group: list[Job], emitted: list[OutboxRow]) -> None:
-        subscribers = self._subscribers if emitted else ()
+    def _answer(
+        self, group: list[Job], emitted: list[OutboxRow], *, but: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """Tell subscribers and callers, each on its loop; those of the loop `but` have been told."""
+        subscribers = [one for one in self._subscribers if but is None or one.loop is not but] if emitted else []
         loops = {subscriber.loop: None for subscriber in subscribers} | {job.loop: None for job in group}
         for loop in loops:
             callbacks = [subscriber.callback for subscriber in subscribers if subscriber.loop is loop]
