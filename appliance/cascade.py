@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding import dual_identity, jws
+from appliance.binding.errors import BindingError
 from appliance.ca import revoke as revoke_certificate
 from appliance.store import agents, certificates, owners
 from appliance.store.agents import Agent
 from appliance.store.owners import Owner
 from appliance.store.transaction import Tx
+from est.certificates import read_certificate
+from est.errors import EstError
 
 _AGENTS = "agents"
 
@@ -43,6 +47,30 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
         if agent.state != agents.REVOKED:
             count += revoke_agent(tx, agent, actor=actor, reason="privilegeWithdrawn", why="owner revoked")
     return count + _revoke_all(tx, "owner_id", owner.identifier, actor, "privilegeWithdrawn")
+
+
+def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor) -> int:
+    """Revoke the live credentials whose approval one key of an owner signed; returns how many.
+
+    The certificate itself holds the owner's key; one whose extension cannot be read falls too.
+    """
+    count = 0
+    for row in certificates.live(tx, "owner_id", owner.identifier, tx.now):
+        if row.issuer_role == _AGENTS and _approving_key(row.der, arc) in (jkt, None):
+            revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
+            count += 1
+    return count
+
+
+def _approving_key(der: bytes | None, arc: str) -> str | None:
+    """Thumbprint of the owner's key in a dual-identity certificate; None where there is none to be read."""
+    if der is None:
+        return None
+    try:
+        dual = dual_identity.of_certificate(read_certificate(der), arc)
+    except (BindingError, EstError):
+        return None
+    return None if dual is None else jws.jkt(dual.owner_key)
 
 
 def revoke_behind_proxy(tx: Tx, proxy_id: str, *, actor: Actor) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import ssl
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -17,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from appliance import cascade
 from appliance.access.directory import OwnerDirectory
-from appliance.access.freeradius import FreeRadius, RadiusFiles, supervise
+from appliance.access.engine import RadiusEngine, RadiusParts
+from appliance.access.freeradius import FreeRadius, RadiusFiles
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes
@@ -57,7 +57,6 @@ from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.settings import LoadedSettings, Settings
 from appliance.signals import stop_signals
-from appliance.store.nas import TOPIC as NAS_TOPIC
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -70,7 +69,6 @@ from brski.registrar import Registrar, RegistrarPolicy
 from est.keys import spki_sha256
 from est.signer import KeySigner
 from radius import handshake
-from radius.server import Nas, RadiusServer
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +125,11 @@ class Appliance:
         self.access = AccessService(settings.access, store, clock)
         self.nas = NasService(store, sealing)
         self.directory = OwnerDirectory(
-            origin=settings.origin, store=store, clock=clock, skew_seconds=settings.identity.skew_seconds
+            origin=settings.origin,
+            store=store,
+            clock=clock,
+            skew_seconds=settings.identity.skew_seconds,
+            oid_arc=settings.identity.oid_arc,
         )
         self.policies = PolicyService(store, self.access, owner_id_oid=owner_id_oid)
         self.identity = build_identity(
@@ -161,7 +163,21 @@ class Appliance:
         self.listeners: dict[str, str | None] = {}
         self._decision_port = settings.web.decision_port
         self._open: list[Listener] = []
-        self._radius: RadiusServer | None = None
+        radius = self._servers["radius"]
+        self._radius = RadiusEngine(
+            settings.radius,
+            folder=settings.home / "radius",
+            store=store,
+            access=self.access,
+            nas=self.nas,
+            freeradius=self.freeradius,
+            parts=RadiusParts(
+                handshake.ServerIdentity(radius.certificate, radius.chain[:1], radius.key),
+                ca.issuing("agents").certificate,
+                owner_id_oid,
+                settings.access.reply_message,
+            ),
+        )
         self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = False
@@ -264,7 +280,8 @@ class Appliance:
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
-        self.listeners["radius"] = await self._start_radius()
+        answering = await self._radius.start()
+        self.listeners["radius"] = None if answering is None else _address(*answering)
         self._tasks += [asyncio.create_task(self.crls.run()), asyncio.create_task(self.registrar.run())]
         if settings.registrar.announce:
             self._announcer = Announcer(
@@ -277,60 +294,6 @@ class Appliance:
         await self.store.write(lambda tx: append(tx, AuditEvent("appliance-started", APPLIANCE)))
         self._has_started = True
         return self.listeners
-
-    async def _start_radius(self) -> str | None:
-        settings = self.settings.radius
-        if settings.engine == "none":
-            return None
-        if settings.engine == "freeradius":
-            port = settings.port or _free_udp_port(settings.host)
-            folder = self.settings.home / "radius"
-            await self.freeradius.render(folder, APPLIANCE, port=port)
-            ready, restart = asyncio.Event(), asyncio.Event()
-            task = asyncio.create_task(supervise(folder, on_ready=ready.set, restart=restart))
-            self._tasks += [task, asyncio.create_task(self._follow_nas(folder, restart))]
-            waiting = asyncio.create_task(ready.wait())
-            await asyncio.wait((task, waiting), timeout=20, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if task.done():
-                task.result()
-            return _address(settings.host, port)
-        own = self._servers["radius"]
-        self._radius = RadiusServer(
-            identity=handshake.ServerIdentity(own.certificate, own.chain[:1], own.key),
-            anchors=(self.ca.issuing("agents").certificate,),
-            nas=self._find_nas,
-            authorize=self.access.authorize,
-            on_failure=self.access.failed,
-            owner_id_oid=f"{self.settings.identity.oid_arc}.2",
-            tls_min=settings.tls_min,
-            tls_max=settings.tls_max,
-            session_seconds=settings.session_seconds,
-            max_sessions=settings.max_sessions,
-            fragment_bytes=settings.fragment_bytes,
-            reply_message=self.settings.access.reply_message,
-        )
-        return _address(settings.host, await self._radius.start(settings.host, settings.port))
-
-    async def _follow_nas(self, folder: Path, restart: asyncio.Event) -> None:
-        """FreeRADIUS reads its clients when it starts: when NAS change it gets a new configuration and a restart."""
-        changed = asyncio.Event()
-        self.store.subscribe(lambda rows: changed.set() if any(one.topic == NAS_TOPIC for one in rows) else None)
-        while True:
-            await changed.wait()
-            await asyncio.sleep(0.2)  # several NAS are often added one after the other
-            changed.clear()
-            try:
-                await self.nas.reload()
-                await self.freeradius.refresh(folder)
-            except ApplianceError as refused:
-                _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
-                continue
-            restart.set()
-
-    def _find_nas(self, address: str) -> Nas | None:
-        found = self.nas.lookup(address)
-        return None if found is None else Nas(*found)
 
     async def doctor(self) -> list[dict[str, Any]]:
         """What /readyz sees, and how long every certificate lives."""
@@ -357,8 +320,7 @@ class Appliance:
         if self._announcer is not None:
             await self._announcer.stop()
         await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
-        if self._radius is not None:
-            await self._radius.close()
+        await self._radius.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -441,12 +403,6 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _free_udp_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _pem(*certificates: x509.Certificate) -> str:

@@ -30,7 +30,7 @@ from appliance.access.owner_rows import (
     read_csv,
 )
 from appliance.audit import Actor, AuditEvent
-from appliance.binding import possession
+from appliance.binding import dual_identity, possession
 from appliance.binding.errors import KeyReused
 from appliance.binding.facts import Limits
 from appliance.binding.possession import KeyStatement
@@ -49,8 +49,14 @@ _STATEMENT_KEPT = timedelta(days=62)
 class OwnerDirectory:
     """Owners, departments and keys, for administrators."""
 
-    def __init__(self, *, origin: str, store: Store, clock: Clock, skew_seconds: int = 60) -> None:
-        """`origin` is scheme and trust domain: the audience of key statements and the front of owner identifiers."""
+    def __init__(
+        self, *, origin: str, store: Store, clock: Clock, skew_seconds: int = 60, oid_arc: str = dual_identity.ARC
+    ) -> None:
+        """`origin` is scheme and trust domain: the audience of key statements and the front of owner identifiers.
+
+        `oid_arc` is the arc of the extensions in which a credential names the owner's key.
+        """
+        self._oid_arc = oid_arc
         self._origin = origin
         self._store = store
         self._clock = clock
@@ -142,7 +148,7 @@ class OwnerDirectory:
         return await self._take_key(name, statement, partial(_retire_others, actor=actor, overlap=overlap))
 
     async def revoke_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
-        """Revoke one key at once; approvals and credentials that rest on it count no more with our verifier.
+        """Revoke one key at once, with every live credential whose approval it signed.
 
         Raises NotFound, Conflict if it is revoked already.
         """
@@ -153,8 +159,10 @@ class OwnerDirectory:
             if key is None or key.owner_id != owner.identifier:
                 raise NotFound("this owner has no such key")
             owners.end_key(tx, key, state=owners.REVOKED, at=tx.now)
-            audit.append(tx, AuditEvent("owner-key-revoked", actor, owner.identifier, fields={"jkt": jkt}))
-            return views.with_keys(tx, owner)
+            count = cascade.revoke_approved_by(tx, owner, jkt, arc=self._oid_arc, actor=actor)
+            fields = {"jkt": jkt, "credentials": count}
+            audit.append(tx, AuditEvent("owner-key-revoked", actor, owner.identifier, fields=fields))
+            return {**views.with_keys(tx, owner), "credentials_revoked": count}
 
         return await self._store.write(write, essential=True)
 

@@ -65,6 +65,24 @@ def owners_rotate_key(ref: str, statement: Annotated[Path, typer.Argument(help="
     show(ask("owners.rotate_key", ref=ref, statement=read_text(statement).strip()))
 
 
+@owners.command("revoke-key")
+def owners_revoke_key(ref: str, jkt: Annotated[str, typer.Argument(help="Thumbprint of the key.")]) -> None:
+    """Revoke one approval key and every live credential that it approved."""
+    show(ask("owners.revoke_key", ref=ref, jkt=jkt))
+
+
+@owners.command("allow-proxy")
+def owners_allow_proxy(ref: str, proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")]) -> None:
+    """Name a proxy that may submit for an owner; from the first one on, only named ones may."""
+    show(ask("owners.allow_proxy", ref=ref, proxy=proxy))
+
+
+@owners.command("show")
+def owners_show(ref: str) -> None:
+    """One owner with keys, agents and everything that was issued in its name."""
+    show(ask("owners.show", ref=ref))
+
+
 @owners.command("list")
 def owners_list() -> None:
     """Owners."""

@@ -197,6 +197,27 @@ def test_a_rotated_key_keeps_what_it_signed_and_signs_nothing_more(tmp_path: Pat
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-95")
+def test_revoking_one_key_takes_the_credentials_that_it_approved_and_no_others(tmp_path: Path) -> None:
+    async def story(campus: Campus) -> None:
+        owner, proxy = await campus.owner(), await campus.proxy()
+        stolen = owner.jkt
+        lost = (await proxy.ask(owner)).approved()
+        assert (await lost.submit())[0] == 201
+        owner.signer = KeySigner(new_key())
+        await campus.directory.rotate_key("alice", owner.statement(), actor=ADMIN)
+        kept = (await proxy.ask(owner)).approved()
+        assert (await kept.submit())[0] == 201
+        result = await campus.directory.revoke_key("alice", stolen, actor=ADMIN)
+        assert result["credentials_revoked"] == 1
+        revoked = await campus.store.read(lambda tx: certificates.revoked(tx, "agents", campus.clock.now()))
+        rows = await campus.store.read(lambda tx: certificates.of(tx, "owner_id", owner.identifier))
+        assert {row.agent_id: row.state for row in rows} == {lost.sub: "revoked", kept.sub: "issued"}
+        assert len(revoked) == 1
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-110", "A-95", "A-113")
 def test_revoking_an_owner_takes_keys_agents_and_credentials_with_it_in_one_transaction(tmp_path: Path) -> None:
     async def story(campus: Campus) -> None:

@@ -1,0 +1,137 @@
+"""Who speaks RADIUS: the embedded server, a supervised FreeRADIUS, or nobody (setting radius.engine)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from appliance.access.freeradius import FreeRadius, supervise
+from appliance.access.nas import NasService
+from appliance.access.service import AccessService
+from appliance.audit import APPLIANCE
+from appliance.errors import ApplianceError
+from appliance.settings import RadiusSettings
+from appliance.store.nas import TOPIC
+from appliance.store.store import Store
+from radius.handshake import ServerIdentity
+from radius.server import Nas, RadiusServer
+
+_log = logging.getLogger(__name__)
+_START_SECONDS = 20.0
+_SETTLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RadiusParts:
+    """What the embedded server needs of our PKI: its identity, the agents CA alone, the OID of the OwnerId extension."""
+
+    identity: ServerIdentity
+    agents_ca: x509.Certificate
+    owner_id_oid: str
+    reply_message: bool
+
+
+class RadiusEngine:
+    """Starts and stops whatever the settings chose."""
+
+    def __init__(
+        self,
+        settings: RadiusSettings,
+        *,
+        folder: Path,
+        store: Store,
+        access: AccessService,
+        nas: NasService,
+        freeradius: FreeRadius,
+        parts: RadiusParts,
+    ) -> None:
+        """`folder` is where a FreeRADIUS configuration is rendered."""
+        self._settings = settings
+        self._folder = folder
+        self._store = store
+        self._access = access
+        self._nas = nas
+        self._freeradius = freeradius
+        self._parts = parts
+        self._server: RadiusServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> tuple[str, int] | None:
+        """Host and port that answer, None for nobody; raises OSError, FreeRadiusMissing, FreeRadiusRefused."""
+        match self._settings.engine:
+            case "none":
+                return None
+            case "freeradius":
+                return self._settings.host, await self._start_freeradius()
+            case _:
+                return self._settings.host, await self._start_embedded()
+
+    async def stop(self) -> None:
+        """Close the server, or end FreeRADIUS."""
+        if self._server is not None:
+            await self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _start_embedded(self) -> int:
+        settings = self._settings
+        self._server = RadiusServer(
+            identity=self._parts.identity,
+            anchors=(self._parts.agents_ca,),
+            nas=self._find_nas,
+            authorize=self._access.authorize,
+            on_failure=self._access.failed,
+            owner_id_oid=self._parts.owner_id_oid,
+            tls_min=settings.tls_min,
+            tls_max=settings.tls_max,
+            session_seconds=settings.session_seconds,
+            max_sessions=settings.max_sessions,
+            fragment_bytes=settings.fragment_bytes,
+            reply_message=self._parts.reply_message,
+        )
+        return await self._server.start(settings.host, settings.port)
+
+    def _find_nas(self, address: str) -> Nas | None:
+        found = self._nas.lookup(address)
+        return None if found is None else Nas(*found)
+
+    async def _start_freeradius(self) -> int:
+        port = self._settings.port or _free_udp_port(self._settings.host)
+        await self._freeradius.render(self._folder, APPLIANCE, port=port)
+        ready, restart = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(supervise(self._folder, on_ready=ready.set, restart=restart))
+        self._tasks += [task, asyncio.create_task(self._follow_nas(restart))]
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait((task, waiting), timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if task.done():
+            task.result()
+        return port
+
+    async def _follow_nas(self, restart: asyncio.Event) -> None:
+        """FreeRADIUS reads its clients when it starts: when NAS change it gets a new configuration and a restart."""
+        changed = asyncio.Event()
+        self._store.subscribe(lambda rows: changed.set() if any(one.topic == TOPIC for one in rows) else None)
+        while True:
+            await changed.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)  # several NAS are often added one after the other
+            changed.clear()
+            try:
+                await self._nas.reload()
+                await self._freeradius.refresh(self._folder)
+            except ApplianceError as refused:
+                _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
+                continue
+            restart.set()
+
+
+def _free_udp_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
