@@ -28,7 +28,7 @@ _SETTLE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class RadiusParts:
-    """What the embedded server needs of our PKI: its identity, the agents CA alone, the OID of the OwnerId extension."""
+    """What the embedded server needs of our PKI: identity, agents CA, the OID of the OwnerId extension."""
 
     identity: ServerIdentity
     agents_ca: x509.Certificate

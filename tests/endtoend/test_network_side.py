@@ -137,6 +137,7 @@ def impostors(host: Host) -> dict[str, Impostor]:
 
 
 @pytest.mark.lab
+@pytest.mark.slow
 def test_the_block_that_was_written_logs_in_at_the_real_server(host: Host) -> None:
     outcome = log_in_with(host.agent, host.campus.listeners["radius"])
     assert (outcome.code, outcome.vlan, outcome.msk_matches) == ("accept", "20", True), outcome
@@ -164,6 +165,7 @@ def test_no_other_campus_certificate_can_pose_as_the_radius_server(host: Host, w
 @pytest.mark.lab
 @pytest.mark.interop
 @WITHOUT_EAPOL_TEST
+@pytest.mark.slow
 def test_eapol_test_takes_the_block_and_refuses_an_agent_as_server(host: Host) -> None:
     is_in, output = eapol_test(host.agent, host.campus.listeners["radius"])
     assert is_in, output[-2000:]

@@ -55,6 +55,7 @@ def test_the_command_line_says_the_same_whether_or_not_the_appliance_runs(own_ca
 
 
 @pytest.mark.lab
+@pytest.mark.slow
 def test_a_second_process_on_a_home_is_refused_in_one_line(own_campus: Callable[[], Campus]) -> None:
     campus = own_campus()
     campus.start()
@@ -83,6 +84,7 @@ def test_a_home_in_use_by_one_command_is_refused_to_another_in_one_line(own_camp
 
 
 @pytest.mark.lab
+@pytest.mark.slow
 def test_a_socket_left_by_a_killed_process_is_no_obstacle(own_campus: Callable[[], Campus]) -> None:
     campus = own_campus()
     campus.start()
@@ -94,6 +96,7 @@ def test_a_socket_left_by_a_killed_process_is_no_obstacle(own_campus: Callable[[
 
 
 @pytest.mark.lab
+@pytest.mark.slow
 def test_a_taken_port_is_one_line_and_leaves_nothing_open(own_campus: Callable[[], Campus]) -> None:
     campus, other = own_campus(), own_campus()
     campus.start()

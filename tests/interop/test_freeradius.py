@@ -123,6 +123,7 @@ def test_refusals_are_a_clean_failure(tmp_path: Path, version: str) -> None:
 
 
 @VERSIONS
+@pytest.mark.slow
 def test_a_failing_decision_port_rejects_and_recovers_at_once(tmp_path: Path, version: str) -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)

@@ -151,6 +151,7 @@ for _ in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_renewals_leaves_a_matching_pair(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     configured(folder).close()

@@ -24,6 +24,7 @@ async def look(kind: str, instance: str, *, seconds: float = 3.0) -> AsyncServic
 
 
 @pytest.mark.req("B-102", "B-103", "B-114")
+@pytest.mark.slow
 def test_both_service_types_are_announced_with_our_port_and_variation() -> None:
     async def story() -> None:
         server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
@@ -46,6 +47,7 @@ def test_both_service_types_are_announced_with_our_port_and_variation() -> None:
 
 
 @pytest.mark.req("B-116")
+@pytest.mark.slow
 def test_the_announcement_is_withdrawn_while_the_port_takes_no_connections_and_comes_back() -> None:
     async def story() -> None:
         server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)

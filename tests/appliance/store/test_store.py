@@ -279,6 +279,7 @@ def test_a_removed_or_replaced_database_stops_writing(store: Store, tmp_path: Pa
     assert keys(store) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_a_database_held_by_another_process_is_busy_and_recovers(store: Store, tmp_path: Path) -> None:
     store.write_sync(put("a"))
     other = sqlite3.connect(tmp_path / "appliance.db", isolation_level=None)
