@@ -35,6 +35,7 @@ from appliance.proxy.errors import (
     TlsHandshakeFailed,
 )
 from appliance.proxy.state import ClientFiles
+from appliance.web.transports import abort
 from est import chains
 from est.exchange import Call, Reply
 
@@ -192,7 +193,7 @@ class Connection:
             with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
                 async with asyncio.timeout(0.2):
                     await self._writer.wait_closed()
-            self._writer.transport.abort()
+            abort(self._writer.transport)
 
 
 async def open_provisional(target: Target, client: ClientFiles, *, seconds: float) -> Connection:
@@ -308,7 +309,7 @@ async def _open(target: Target, context: ssl.SSLContext, trust: Trust, seconds: 
     try:
         chain = _peer_chain(writer.get_extra_info("ssl_object"))
     except (PeerReplyMalformed, ValueError) as cause:
-        writer.transport.abort()
+        abort(writer.transport)
         raise TlsHandshakeFailed(f"{target.authority} shows certificates that do not read") from cause
     return Connection(reader, writer, target, chain, trust)
 

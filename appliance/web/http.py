@@ -23,6 +23,7 @@ from appliance.errors import ExpectationRefused, HttpMalformed, RequestTooSlow
 from appliance.web.app import Match, new_request_id, refuse, too_slow
 from appliance.web.peer import Peer
 from appliance.web.problems import one_line
+from appliance.web.transports import abort
 from est.errors import BodyTooLarge, MediaTypeNotAccepted, Refusal
 from est.exchange import Call, Reply
 
@@ -200,7 +201,7 @@ class HttpConnection(BaseProtocol):
     def abort(self) -> None:
         """Close now."""
         if self.transport is not None:
-            self.transport.abort()
+            abort(self.transport)
 
     # one request after the other
 
