@@ -22,6 +22,7 @@ _ARMOUR = re.compile(
     rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----([^-]*)-----END (NEW )?CERTIFICATE REQUEST-----\s*\Z"
 )
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"[]{}", b"()()")
 
 
 def check_der(der: bytes, *, max_depth: int = 32, max_bytes: int = MAX_BODY) -> None:
@@ -123,9 +124,9 @@ def _check_depth(body: bytes, max_depth: int) -> None:
     """
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKET)
+    brackets = b"".join(body.split(b'"')[::2]).translate(_ONE_KIND, _NO_BRACKET)
     for _ in range(max_depth):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"()", b"")
         if not brackets:
             return
     raise BodyMalformed("the JSON is nested too deeply, or its brackets do not match")
