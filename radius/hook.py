@@ -39,7 +39,7 @@ def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
         raise HookMalformed("the body must be a JSON object of attributes")
     if len(document) > MAX_ATTRIBUTES:
         raise HookMalformed(f"more than {MAX_ATTRIBUTES} attributes")
-    values: dict[str, list[str]] = {name: _values(name, entry) for name, entry in document.items()}
+    values = _values(document)
     credential, defect = _credential(values)
     owner_hint: str | None = None
     hints = values.get(EXTENSION_PREFIX + owner_id_oid, [])
@@ -81,18 +81,23 @@ def _value(text: str) -> object:
     return {"op": ":=", "value": [text], "do_xlat": False}
 
 
-def _values(name: object, entry: object) -> list[str]:
-    if not isinstance(name, str) or not isinstance(entry, Mapping):
-        raise HookMalformed("each attribute must be an object with type and value")
-    found = entry.get("value")
-    if not isinstance(found, list):
-        found = [found]
-    texts: list[str] = []
-    for value in found:
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise HookMalformed(f"attribute {clean_text(name, 80)} has a value that is neither text nor number")
-        texts.append(str(value))
-    return texts
+def _values(document: dict[str, object]) -> dict[str, list[str]]:
+    """Every attribute's values as texts, in one loop: it runs for each of some thirty attributes of each login."""
+    values: dict[str, list[str]] = {}
+    for name, entry in document.items():
+        if not isinstance(name, str) or not isinstance(entry, dict):
+            raise HookMalformed("each attribute must be an object with type and value")
+        found = entry.get("value")
+        if not isinstance(found, list):
+            found = [found]
+        for at, value in enumerate(found):
+            if type(value) is str:
+                continue
+            if type(value) is not int:
+                raise HookMalformed(f"attribute {clean_text(name, 80)} has a value that is neither text nor number")
+            found = [*found[:at], str(value), *found[at + 1 :]]
+        values[name] = found
+    return values
 
 
 def _one(values: Mapping[str, list[str]], name: str) -> str:
