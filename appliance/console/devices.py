@@ -35,7 +35,7 @@ class ManufacturerOperations:
             name=name,
             masa_url=masa_url,
             masa_tls_anchors_pem=masa_tls_anchors_pem,
-            options=Options(ignore_expiry=ignore_expiry, serials=tuple(str(serial) for serial in serials)),
+            options=Options(ignore_expiry=ignore_expiry, serials=tuple(serials)),
         )
 
     async def list_(self) -> Any:

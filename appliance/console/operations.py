@@ -58,6 +58,8 @@ def _check(function: Operation, arguments: Mapping[str, Any]) -> None:
             continue
         if type(value) is not wanted:
             raise RequestMalformed(f"argument {name} must be {wanted.__name__}")
+        if wanted is list and any(type(one) is not str for one in value):
+            raise RequestMalformed(f"argument {name} must be a list of texts")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise RequestMalformed(f"argument {name} is missing")
