@@ -280,7 +280,11 @@ class Appliance:
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
-        answering = await self._radius.start()
+        try:
+            answering = await self._radius.start()
+        except OSError as cause:
+            radius = settings.radius
+            raise _unavailable("radius", radius.host, radius.port, cause) from cause
         self.listeners["radius"] = None if answering is None else _address(*answering)
         self._tasks += [asyncio.create_task(self.crls.run()), asyncio.create_task(self.registrar.run())]
         if settings.registrar.announce:
@@ -386,7 +390,11 @@ async def _listen(listener: Listener, host: str, port: int) -> int:
     try:
         return await listener.open_tcp(host, port)
     except OSError as cause:
-        raise PortUnavailable(f"cannot listen on {_address(host, port)} ({listener.name}): {cause.strerror}") from cause
+        raise _unavailable(listener.name, host, port, cause) from cause
+
+
+def _unavailable(name: str, host: str, port: int, cause: OSError) -> PortUnavailable:
+    return PortUnavailable(f"cannot listen on {_address(host, port)} ({name}): {cause.strerror}")
 
 
 def _address(host: str, port: int) -> str:
