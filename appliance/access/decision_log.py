@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import Mapping
@@ -20,10 +21,14 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 20_000
 BATCH_SECONDS = 0.2
 PRUNE_SECONDS = 3600.0
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def row_of(decision: Decision, time: datetime) -> dict[str, Any]:
-    """A decision as a row: the whole reason chain goes into `trace`."""
+    """A decision as a row: the whole reason chain goes into `trace`, as JSON text.
+
+    Nothing in a row is a container: thousands of them wait in memory, and the garbage collector must not walk them.
+    """
     request = decision.request
     return {
         "time": time,
@@ -39,14 +44,16 @@ def row_of(decision: Decision, time: datetime) -> dict[str, Any]:
         "department": decision.department,
         "serial": None if request.credential is None else f"{request.credential.serial:x}",
         "policy_revision": decision.policy_revision,
-        "trace": {
-            "steps": [step._asdict() for step in decision.steps],
-            "rule": decision.rule,
-            "hint": decision.hint,
-            "txn": decision.txn,
-            "user_name": request.user_name,
-            "tls": request.tls_version,
-        },
+        "trace": _encode(
+            {
+                "steps": [step._asdict() for step in decision.steps],
+                "rule": decision.rule,
+                "hint": decision.hint,
+                "txn": decision.txn,
+                "user_name": request.user_name,
+                "tls": request.tls_version,
+            }
+        ),
     }
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import Text, bindparam, delete, insert, select
 
 from appliance.store.schema import decisions as table
 from appliance.store.transaction import Tx
 
-_INSERT = insert(table)
+_INSERT = insert(table).values(trace=bindparam("trace", type_=Text()))
 _NEWEST = select(table).order_by(table.c.id.desc()).limit(bindparam("limit"))
 _PRUNE = delete(table).where(table.c.time < bindparam("before"))
 
 
-def add(tx: Tx, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert rows whose keys are the table's columns without id."""
-    for row in rows:
-        tx.execute(_INSERT, row)
+def add(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows whose keys are the table's columns without id; `trace` is JSON text already."""
+    tx.execute_many(_INSERT, rows)
 
 
 def newest(tx: Tx, *, limit: int) -> list[dict[str, Any]]:

@@ -63,6 +63,17 @@ class Statements:
         cursor.execute(prepared.sql, prepared.bind(values))
         return prepared.read(cursor)
 
+    def run_many(
+        self, connection: Connection, cursor: Any, statement: Executable, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Execute a statement that answers nothing once per row; every row has the names of the first."""
+        prepared = self._prepare(statement, tuple(rows[0]))
+        if prepared is None:
+            for row in rows:
+                _through_core(connection, statement, row)
+        else:
+            cursor.executemany(prepared.sql, [prepared.bind(row) for row in rows])
+
     def _prepare(self, statement: Executable, names: tuple[str, ...]) -> _Prepared | None:
         try:
             return self._cache[statement, names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
@@ -64,6 +64,15 @@ class Tx:
         """Run one statement; the result has rows, rowcount and lastrowid."""
         try:
             return self._run(statement, values)  # type: ignore[no-any-return]
+        except (sqlite3.Error, DBAPIError) as error:
+            raise_refusal(error)
+
+    def execute_many(self, statement: Executable, rows: Sequence[Mapping[str, Any]], /) -> None:
+        """Run one statement that answers nothing for each of the rows, which all have the same names."""
+        if not rows:
+            return
+        try:
+            self._run(statement, list(rows))
         except (sqlite3.Error, DBAPIError) as error:
             raise_refusal(error)
 

@@ -316,6 +316,8 @@ class Writer:
         execute("RELEASE t")
 
     def _run(self, statement: Any, values: Any) -> Any:
+        if isinstance(values, list):
+            return self._statements.run_many(self._connection, self._cursor, statement, values)
         return self._statements.run(self._connection, self._cursor, statement, values)
 
     def _load_head(self) -> None:
