@@ -40,6 +40,7 @@ from brski.states import DeviceEvent, DeviceState, after
 from brski.voucher import Voucher
 from brski.voucher_request import VoucherRequest
 from est import chains
+from est.certificates import check_readable
 from est.errors import EstError
 from est.exchange import Call, Reply
 from est.signer import Signer
@@ -301,7 +302,7 @@ def presented_path(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -
     Nothing is verified; what does not belong is left out.
     """
     path = [leaf]
-    left = [certificate for certificate in others if certificate != leaf]
+    left = [certificate for certificate in others if certificate != leaf and _is_readable(certificate)]
     while len(path) < chains.MAX_CHAIN:
         issuer = next((one for one in left if _names(path[-1], one)), None)
         if issuer is None:
@@ -309,6 +310,15 @@ def presented_path(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -
         path.append(issuer)
         left.remove(issuer)
     return tuple(path)
+
+
+def _is_readable(certificate: x509.Certificate) -> bool:
+    """A certificate is loaded by its outline only; one whose inside does not read belongs to no path."""
+    try:
+        check_readable(certificate)
+    except EstError:
+        return False
+    return True
 
 
 def _names(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -160,6 +160,8 @@ class Client:
             # an answer may come before all of a large body went out
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, body or None, {**sent, **(headers or {})})
+            if connection.sock is None:  # the server ended while the body went out, and there is nothing to read
+                raise http.client.RemoteDisconnected("the connection ended before an answer")
             reply = connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException):
