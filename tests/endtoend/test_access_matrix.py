@@ -35,6 +35,7 @@ from tests.campus import UNLIMITED, Answer, Ask, Campus, Client, new_ask
 from tests.endtoend import visitors
 from tests.endtoend.visitors import an_agent, clients, spare_key
 
+pytestmark = pytest.mark.xdist_group("access-matrix")  # one campus for the whole module
 Send = Callable[[Client], Answer]
 PKCS10 = "application/pkcs10"
 EST = "/.well-known/est"

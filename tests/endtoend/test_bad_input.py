@@ -23,6 +23,7 @@ from tests.campus import UNLIMITED, Answer, Campus, Client
 from tests.endtoend import visitors
 from tests.endtoend.test_access_matrix import HOOK
 
+pytestmark = pytest.mark.xdist_group("bad-input")  # one campus for the whole module
 GROWTH_BYTES = 20_000_000
 CALLERS = ("nobody", "self-signed", "idevid", "ldevid")
 OUR_FAULT = re.compile(r"Traceback|event=request-failed|BaseException|Task exception")

@@ -27,6 +27,7 @@ from radius.request import AccessRequest
 from radius.server import Nas, RadiusServer
 from tests.campus import NAS_SECRET, Campus, appliance, new_ask, write_identity
 
+pytestmark = pytest.mark.xdist_group("network-side")  # one campus for the whole module
 WITHOUT_EAPOL_TEST = pytest.mark.skipif(shutil.which("eapol_test") is None, reason="eapol_test is not installed")
 
 
