@@ -162,9 +162,9 @@ def _judge_credential(request: AccessRequest, credential: Credential, facts: Fac
         )
         return code, f"state {clean_text(credential.state)}"
     if facts.now < credential.not_before:
-        return "credential-not-yet-valid", f"valid from {credential.not_before:%Y-%m-%d %H:%M:%S}Z"
+        return "credential-not-yet-valid", f"valid from {_seconds(credential.not_before)}"
     if facts.now > credential.not_after:
-        return "credential-expired", f"valid until {credential.not_after:%Y-%m-%d %H:%M:%S}Z"
+        return "credential-expired", f"valid until {_seconds(credential.not_after)}"
     ref = request.credential
     if ref is None or ref.serial != credential.serial:
         return "credential-mismatch", "serial number of the row differs"
@@ -177,7 +177,7 @@ def _judge_credential(request: AccessRequest, credential: Credential, facts: Fac
         return code, f"agent {credential.agent_id} is {clean_text(facts.agent_state)}"
     return (
         "",
-        f"{credential.kind} credential of {credential.agent_id}, valid until {credential.not_after:%Y-%m-%d %H:%M:%S}Z",
+        f"{credential.kind} credential of {credential.agent_id}, valid until {_seconds(credential.not_after)}",
     )
 
 
@@ -191,6 +191,10 @@ def _judge_owner(credential: Credential, owner: OwnerFact | None) -> tuple[str, 
         code = {"suspended": "owner-suspended", "revoked": "owner-revoked"}.get(owner.state, "owner-not-active")
         return code, f"owner {owner.identifier} is {clean_text(owner.state)}"
     return "", f"{owner.identifier}, {owner.kind}, active, department {_department(owner) or '(none)'}"
+
+
+def _seconds(time: datetime) -> str:
+    return f"{time.isoformat(' ', 'seconds')[:19]}Z"
 
 
 def _department(owner: OwnerFact | None) -> str:

@@ -23,8 +23,8 @@ class AccessRoutes:
         self._owner_id_oid = owner_id_oid
         self._reply_message = reply_message
 
-    async def decide(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """POST /v1/decide, once per EAP-TLS login: rlm_rest's attributes in, reply attributes out."""
+    def decide(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        """POST /v1/decide, once per EAP-TLS login: rlm_rest's attributes in, reply attributes out; it never waits."""
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenRequired("the decision port wants a bearer token")

@@ -94,7 +94,8 @@ class App:
             self.admit(match, call.media_type, peer, len(call.body))
             tagged = replace(call, headers={**call.headers, "x-request-id": request_id})
             async with asyncio.timeout(match.entry.route.seconds):
-                return await match.entry.handler(tagged, peer, match.params)
+                reply = match.entry.handler(tagged, peer, match.params)
+                return reply if isinstance(reply, Reply) else await reply
         except TimeoutError:
             return refuse(too_slow(), call.method, call.path, peer, request_id)
         except Exception as error:  # noqa: BLE001 - the one door through which every error becomes an answer

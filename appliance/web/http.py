@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -267,11 +267,18 @@ class HttpConnection(BaseProtocol):
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         call = Call(request.method, request.path, media_type, headers, body)
         self.deadline = self._loop.time() + match.entry.route.seconds
-        self._task = self._loop.create_task(self._answer(request, match, call))
-
-    async def _answer(self, request: _Request, match: Match, call: Call) -> None:
         try:
-            reply = await match.entry.handler(call, self._who(), match.params)
+            reply = match.entry.handler(call, self._who(), match.params)
+        except Exception as error:  # noqa: BLE001 - the same door for endpoints that never wait and need no task
+            reply = refuse(error, request.method, request.path, self._who(), request.id)
+        if isinstance(reply, Reply):
+            self._write(request, reply)
+        else:
+            self._task = self._loop.create_task(self._answer(request, reply))
+
+    async def _answer(self, request: _Request, awaited: Awaitable[Reply]) -> None:
+        try:
+            reply = await awaited
         except asyncio.CancelledError:
             if not self._overran:
                 self._task = self._request = None

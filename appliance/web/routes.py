@@ -13,7 +13,7 @@ from typing import Literal
 from appliance.web.peer import Peer
 from est.exchange import Call, Reply
 
-Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply]]
+Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply] | Reply]
 """An endpoint: the call, who called, the path's parameters; raises Refusal or answers."""
 
 ListenerName = Literal["device", "decision", "pki", "console", "admin", "agent"]

@@ -296,12 +296,12 @@ def test_the_decision_port_answers_in_rlm_rests_words_and_nothing_is_expanded(tm
         async with access(tmp_path) as (service, store, _):
             await ready(service, store)
             routes = await with_port(service, store)
-            reply = await routes.decide(call(hook_body()), Peer(), {})
+            reply = routes.decide(call(hook_body()), Peer(), {})
             answer = json.loads(reply.body)
             assert answer["control:Auth-Type"]["value"] == ["Accept"]
             assert answer["reply:Tunnel-Private-Group-Id"]["value"] == ["20"]
             assert all(value["do_xlat"] is False for value in answer.values())
-            rejected = json.loads((await routes.decide(call(hook_body("dead")), Peer(), {})).body)
+            rejected = json.loads((routes.decide(call(hook_body("dead")), Peer(), {})).body)
             assert rejected["control:Auth-Type"]["value"] == ["Reject"]
             assert not any("Tunnel" in name for name in rejected)
 
@@ -314,7 +314,7 @@ def test_a_caller_without_the_token_learns_nothing(tmp_path, token):
         async with access(tmp_path) as (service, store, _):
             routes = await with_port(service, store)
             with pytest.raises(TokenRequired):
-                await routes.decide(call(hook_body(), token), Peer(), {})
+                routes.decide(call(hook_body(), token), Peer(), {})
 
     asyncio.run(story())
 
@@ -327,7 +327,7 @@ def test_a_bad_body_is_refused_with_a_type(tmp_path, body):
         async with access(tmp_path) as (service, store, _):
             routes = await with_port(service, store)
             with pytest.raises((EstError, HookMalformed)) as refused:
-                await routes.decide(call(body), Peer(), {})
+                routes.decide(call(body), Peer(), {})
             assert refused.value.reason
 
     asyncio.run(story())
