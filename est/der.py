@@ -199,9 +199,10 @@ def integer(value: int) -> bytes:
 def write_time(moment: datetime) -> bytes:
     """UTCTime until 2049, GeneralizedTime after (RFC 5280, section 4.1.2.5)."""
     utc = moment.astimezone(UTC)
+    rest = b"%02d%02d%02d%02d%02dZ" % (utc.month, utc.day, utc.hour, utc.minute, utc.second)
     if 1950 <= utc.year < 2050:
-        return tlv(UTC_TIME, utc.strftime("%y%m%d%H%M%SZ").encode())
-    return tlv(GENERALIZED_TIME, f"{utc.year:04d}{utc:%m%d%H%M%S}Z".encode())
+        return b"\x17\x0d%02d" % (utc.year % 100) + rest
+    return b"\x18\x0f%04d" % utc.year + rest
 
 
 @lru_cache(maxsize=256)

@@ -1,20 +1,24 @@
 """The shapes of the certificates and CRLs that we issue: shape, sign, check (RFC 5280, section 4 and 5).
 
-`to_be_signed` writes the bytes to be signed, has cryptography read them back and compares field by field, so what is
-signed is byte for byte what was checked; `assemble` puts the signature on and verifies it. Serial numbers, times and
-keys are arguments.
+`to_be_signed` writes the bytes to be signed and has cryptography read them back, so what is signed is byte for byte
+what was checked; `assemble` puts the signature on and verifies it. Extensions that many certificates share are encoded
+and compared once, when they are made. Serial numbers, times and keys are arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from est import der as tlv
@@ -25,6 +29,7 @@ from est.revocation import Revoked, crl_to_be_signed
 from est.signer import hash_for
 
 __all__ = [
+    "Extension",
     "Revoked",
     "Shape",
     "Terms",
@@ -49,7 +54,6 @@ SERVER_AUTH = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.1")
 CLIENT_AUTH = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.2")
 CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 
-Extension = tuple[x509.ExtensionType, bool]
 IPAddress = IPv4Address | IPv6Address
 
 _ECDSA = {
@@ -59,6 +63,43 @@ _ECDSA = {
 _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 _NO_SIGNATURE = b"\x03\x01\x00"
 _CRITICAL = b"\x01\x01\xff"
+_WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
+
+
+class Extension(NamedTuple):
+    """An extension of a shape. `settled` is its DER if that was encoded and read back before, else empty."""
+
+    value: x509.ExtensionType
+    critical: bool
+    settled: bytes = b""
+
+    def encode(self) -> bytes:
+        """DER Extension."""
+        return self.settled or tlv.sequence(
+            tlv.oid(self.value.oid.dotted_string),
+            _CRITICAL if self.critical else b"",
+            tlv.tlv(tlv.OCTET_STRING, self.value.public_bytes()),
+        )
+
+
+def settle(value: x509.ExtensionType, *, critical: bool = False) -> Extension:
+    """An extension for many certificates: encoded, read back by cryptography and compared, once and here.
+
+    Raises ShapeNotPossible for a value that cannot be encoded or reads back as another one.
+    """
+    try:
+        der = Extension(value, critical).encode()
+        algorithm, nothing = _ECDSA["secp256r1"], tlv.sequence()
+        key = tlv.sequence(algorithm, tlv.tlv(tlv.BIT_STRING, b"\x00\x04"))
+        tbs = tlv.sequence(
+            _VERSION_3, tlv.integer(1), algorithm, nothing, _WHENEVER, nothing, key, tlv.tlv(0xA3, tlv.sequence(der))
+        )
+        found = extensions_of(load_certificate(tlv.sequence(tbs, algorithm, _NO_SIGNATURE)))
+    except (CertificateMalformed, ValueError) as error:
+        raise ShapeNotPossible("an extension cannot be encoded") from error
+    if [(one.value, one.critical) for one in found] != [(value, critical)]:
+        raise ShapeNotPossible("an extension reads back as another one")
+    return Extension(value, critical, der)
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
@@ -75,10 +116,10 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-_CA_USAGE: Extension = (_usage(ca=True), True)
-_END_ENTITY: tuple[Extension, ...] = (
-    (x509.BasicConstraints(ca=False, path_length=None), True),
-    (_usage(ca=False), True),
+_CA_USAGE = settle(_usage(ca=True), critical=True)
+_END_ENTITY = (
+    settle(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+    settle(_usage(ca=False), critical=True),
 )
 
 
@@ -141,6 +182,9 @@ def name(common_name: str, organization: str | None = None, *, serial_number: st
 
 def key_identifier(key: PublicKey) -> bytes:
     """The subject key identifier that we give to a key (RFC 5280, section 4.2.1.2, method 1)."""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        return hashlib.sha1(point, usedforsecurity=False).digest()
     return x509.SubjectKeyIdentifier.from_public_key(key).digest
 
 
@@ -148,20 +192,20 @@ def root_ca(
     subject: x509.Name, key: PublicKey, *, serial: int, not_before: datetime, not_after: datetime, path_length: int = 1
 ) -> Shape:
     """The self-signed root: signs issuing CAs only."""
-    extensions: tuple[Extension, ...] = (
-        (x509.BasicConstraints(ca=True, path_length=path_length), True),
+    extensions = (
+        Extension(x509.BasicConstraints(ca=True, path_length=path_length), True),
         _CA_USAGE,
-        (x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
     )
     return Shape(subject, subject, serial, not_before, not_after, key, extensions)
 
 
 def issuing_ca(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:
     """A CA under the root that signs end entities only: path length 0."""
-    own: tuple[Extension, ...] = (
-        (x509.BasicConstraints(ca=True, path_length=0), True),
+    own = (
+        Extension(x509.BasicConstraints(ca=True, path_length=0), True),
         _CA_USAGE,
-        (x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
     )
     return _under(terms, subject, key, own)
 
@@ -211,22 +255,21 @@ def agent(
     key: PublicKey,
     *,
     identifier: str,
-    extra_extensions: Sequence[Extension] = (),
+    extra_extensions: Iterable[tuple[x509.ExtensionType, bool]] = (),
 ) -> Shape:
     """An agent's certificate, also an X509-SVID: one URI name, clientAuth and serverAuth, no host name.
 
     `extra_extensions` are the private ones of the dual identity; they must not be critical, because TLS libraries
     refuse what they do not know. No subject key identifier: the size budget of EAP-TLS is small.
     """
-    if any(critical for _, critical in extra_extensions):
+    extra = tuple(Extension(value, critical) for value, critical in extra_extensions)
+    if any(one.critical for one in extra):
         raise ShapeNotPossible("private extensions of an agent's certificate must not be critical")
-    return _end_entity(
-        terms, subject, key, (CLIENT_AUTH, SERVER_AUTH), _uri(identifier), extra=tuple(extra_extensions), small=True
-    )
+    return _end_entity(terms, subject, key, (CLIENT_AUTH, SERVER_AUTH), _uri(identifier), extra=extra, small=True)
 
 
 def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
-    """DER TBSCertificate of the shape for an issuer with this key, re-read by cryptography and compared.
+    """DER TBSCertificate of the shape for an issuer with this key, read back by cryptography.
 
     Raises ShapeNotPossible, KeyNotAccepted, CertificateNotAsShaped.
     """
@@ -240,10 +283,10 @@ def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> byte
         tlv.sequence(tlv.write_time(shape.not_before), tlv.write_time(shape.not_after)),
         shape.subject.public_bytes(),
         spki(shape.public_key),
-        tlv.tlv(0xA3, tlv.sequence(*(_extension(value, critical) for value, critical in shape.extensions))),
+        tlv.tlv(0xA3, tlv.sequence(*[one.encode() for one in shape.extensions])),
     )
     try:
-        check_der(tlv.sequence(tbs, algorithm, _NO_SIGNATURE), shape)
+        _check_written(load_certificate(tlv.sequence(tbs, algorithm, _NO_SIGNATURE)), shape)
     except CertificateMalformed as error:
         raise ShapeNotPossible("the certificate cannot be encoded") from error
     return tbs
@@ -270,32 +313,64 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
     try:
         found = (
             certificate.version,
-            certificate.subject,
             certificate.issuer,
-            certificate.serial_number,
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
             certificate.public_key(),
             [(one.value, one.critical) for one in extensions_of(certificate)],
         )
     except (ValueError, TypeError, UnsupportedAlgorithm, EstError) as error:
         raise CertificateNotAsShaped("the finished certificate cannot be read") from error
-    wanted = (
-        x509.Version.v3,
-        shape.subject,
-        shape.issuer,
-        shape.serial,
-        shape.not_before.astimezone(UTC).replace(microsecond=0),
-        shape.not_after.astimezone(UTC).replace(microsecond=0),
-        shape.public_key,
-        list(shape.extensions),
+    _check_own(certificate, shape)
+    _compare(
+        ("version", "issuer", "public key", "extensions"),
+        found,
+        (x509.Version.v3, shape.issuer, shape.public_key, [(one.value, one.critical) for one in shape.extensions]),
     )
-    if found == wanted:
-        return
-    names = ("version", "subject", "issuer", "serial number", "notBefore", "notAfter", "public key", "extensions")
+
+
+def _check_own(certificate: x509.Certificate, shape: Shape) -> None:
+    """The fields that are of this certificate alone."""
+    try:
+        found = (
+            certificate.serial_number,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            certificate.subject,
+        )
+    except (ValueError, TypeError) as error:
+        raise CertificateNotAsShaped("the finished certificate cannot be read") from error
+    _compare(
+        ("serial number", "notBefore", "notAfter", "subject"),
+        found,
+        (
+            shape.serial,
+            shape.not_before.astimezone(UTC).replace(microsecond=0),
+            shape.not_after.astimezone(UTC).replace(microsecond=0),
+            shape.subject,
+        ),
+    )
+
+
+def _compare(names: Sequence[str], found: Sequence[object], wanted: Sequence[object]) -> None:
     for what, is_, should_be in zip(names, found, wanted, strict=True):
         if is_ != should_be:
             raise CertificateNotAsShaped(f"the certificate's {what} is not the one shaped")
+
+
+def _check_written(certificate: x509.Certificate, shape: Shape) -> None:
+    """`check` for what `to_be_signed` has just put together.
+
+    Every extension is read again; of the settled ones only the name is compared, because the octets that stand here
+    were read and compared when they were settled. Issuer and key are cryptography's own encodings, copied.
+    """
+    _check_own(certificate, shape)
+    found = list(extensions_of(certificate))
+    if len(found) != len(shape.extensions):
+        raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
+    for one, wanted in zip(found, shape.extensions, strict=True):
+        if one.critical != wanted.critical or (
+            one.oid != wanted.value.oid if wanted.settled else one.value != wanted.value
+        ):
+            raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
 
 
 def check_der(der: bytes, shape: Shape) -> x509.Certificate:
@@ -320,14 +395,6 @@ def _algorithm(issuer_key: ec.EllipticCurvePublicKey) -> bytes:
         raise ShapeNotPossible("issuing keys are on P-256 or P-384") from error
 
 
-def _extension(value: x509.ExtensionType, critical: bool) -> bytes:
-    return tlv.sequence(
-        tlv.oid(value.oid.dotted_string),
-        _CRITICAL if critical else b"",
-        tlv.tlv(tlv.OCTET_STRING, value.public_bytes()),
-    )
-
-
 def _uri(identifier: str) -> x509.SubjectAlternativeName:
     try:
         return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identifier)])
@@ -350,32 +417,40 @@ def _end_entity(
     terms: Terms,
     subject: x509.Name,
     key: PublicKey,
-    purposes: Sequence[x509.ObjectIdentifier],
+    purposes: tuple[x509.ObjectIdentifier, ...],
     san: x509.SubjectAlternativeName,
     *,
     extra: tuple[Extension, ...] = (),
     small: bool = False,
 ) -> Shape:
-    own: tuple[Extension, ...] = (
-        *_END_ENTITY,
-        (x509.ExtendedKeyUsage(purposes), False),
-        (san, not list(subject)),
-    )
+    own: tuple[Extension, ...] = (*_END_ENTITY, _purposes(purposes), Extension(san, not len(subject.rdns)))
     if not small:
-        own += ((x509.SubjectKeyIdentifier(key_identifier(key)), False),)
+        own += (Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),)
     return _under(terms, subject, key, own, extra)
+
+
+@lru_cache(maxsize=16)
+def _purposes(purposes: tuple[x509.ObjectIdentifier, ...]) -> Extension:
+    return settle(x509.ExtendedKeyUsage(purposes))
 
 
 def _under(
     terms: Terms, subject: x509.Name, key: PublicKey, own: tuple[Extension, ...], extra: tuple[Extension, ...] = ()
 ) -> Shape:
-    issuer: tuple[Extension, ...] = ((x509.AuthorityKeyIdentifier(terms.issuer_key_identifier, None, None), False),)
-    if terms.crl_url is not None:
-        point = x509.DistributionPoint([x509.UniformResourceIdentifier(terms.crl_url)], None, None, None)
-        issuer += ((x509.CRLDistributionPoints([point]), False),)
-    if terms.issuer_url is not None:
-        access = x509.AccessDescription(
-            AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(terms.issuer_url)
-        )
-        issuer += ((x509.AuthorityInformationAccess([access]), False),)
+    issuer = _of_issuer(terms.issuer_key_identifier, terms.crl_url, terms.issuer_url)
     return Shape(subject, terms.issuer, terms.serial, terms.not_before, terms.not_after, key, (*own, *issuer, *extra))
+
+
+@lru_cache(maxsize=64)
+def _of_issuer(key_identifier: bytes, crl_url: str | None, issuer_url: str | None) -> tuple[Extension, ...]:
+    """What every certificate of one CA says of it."""
+    values: list[x509.ExtensionType] = [x509.AuthorityKeyIdentifier(key_identifier, None, None)]
+    if crl_url is not None:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
+        values.append(x509.CRLDistributionPoints([point]))
+    if issuer_url is not None:
+        access = x509.AccessDescription(
+            AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(issuer_url)
+        )
+        values.append(x509.AuthorityInformationAccess([access]))
+    return tuple(settle(value) for value in values)
