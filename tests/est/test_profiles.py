@@ -180,7 +180,7 @@ def test_no_certificate_outlives_its_issuer() -> None:
         pytest.param({"serial": 2**159}, id="serial of 160 bits"),
         pytest.param({"not_after": NOW - 2 * DAY}, id="dates out of order"),
         pytest.param({"not_before": NOW.replace(tzinfo=None)}, id="naive date"),
-        pytest.param({"extensions": (DUAL, DUAL)}, id="extension twice"),
+        pytest.param({"extensions": (profiles.Extension(*DUAL),) * 2}, id="extension twice"),
     ],
 )
 def test_shapes_that_must_not_be_are_refused(change: dict[str, object]) -> None:
