@@ -218,6 +218,7 @@ def oid(dotted: str) -> bytes:
     return tlv(OID, bytes(out))
 
 
+@lru_cache(maxsize=256)
 def dotted(value: bytes) -> str:
     """Dotted decimal from the content octets of an OBJECT IDENTIFIER; raises BodyMalformed."""
     arcs: list[int] = []

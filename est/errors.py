@@ -10,6 +10,8 @@ Refusal                          every refusal of the project: a stable reason, 
     ├── LabelNotUsable           a configured label that is an operation's name or not one path segment
     ├── MethodNotAllowed         GET where POST is meant, or the other way round; field `allow`
     ├── CsrMalformed             DER, but not an acceptable PKCS#10 request
+    ├── CsrAttributesMalformed   an answer to csrattrs that cannot be read
+    ├── CsrAttributeMissing      the request lacks what csrattrs asks for; field `item`
     ├── ProofOfPossessionFailed  the request is not signed by the key that it names
     ├── KeyNotAccepted           key type, curve, size or exponent outside the key policy
     ├── ExtensionNotGranted      the request asks for what is never given on request (CA, cmcRA)
@@ -102,6 +104,18 @@ class CsrMalformed(EstError):
     """DER, but not a PKCS#10 request that we accept (RFC 2986)."""
 
     reason = "csr-malformed"
+
+
+class CsrAttributesMalformed(EstError):
+    """The bytes are not CSR attributes (RFC 7030, section 4.5.2; RFC 9908)."""
+
+    reason = "csr-attributes-malformed"
+
+
+class CsrAttributeMissing(EstError):
+    """The request lacks something that csrattrs asks for (RFC 8995, section 5.9.2); field `item` names it."""
+
+    reason = "csr-attribute-missing"
 
 
 class ProofOfPossessionFailed(EstError):

@@ -18,6 +18,8 @@ EST = {
     "est-label-not-usable": 500,
     "method-not-allowed": 405,
     "csr-malformed": 400,
+    "csr-attributes-malformed": 502,
+    "csr-attribute-missing": 400,
     "proof-of-possession-failed": 400,
     "key-not-accepted": 400,
     "requested-extension-not-granted": 400,
