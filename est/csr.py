@@ -105,6 +105,35 @@ def read(der: bytes) -> Csr:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class UnprovenCsr:
+    """What a request asks for when its key and signature mean nothing (RFC 7030, section 4.4.1)."""
+
+    der: bytes
+    subject: x509.Name
+    san: x509.SubjectAlternativeName | None
+    extensions: x509.Extensions
+    attributes: Mapping[str, tuple[bytes, ...]]
+
+
+def read_unproven(der: bytes) -> UnprovenCsr:
+    """Read a request for serverkeygen: the key in it is a placeholder and its signature proves nothing.
+
+    Raises BodyTooLarge, BodyMalformed (not strict DER), CsrMalformed.
+    """
+    check_der(der, max_bytes=MAX_CSR)
+    try:
+        request = x509.load_der_x509_csr(der)
+        subject, extensions = request.subject, request.extensions
+        _, attributes = _read_parts(der)
+        san, _ = _read_san(extensions, attributes)
+    except BodyMalformed as error:
+        raise CsrMalformed(error.detail) from error
+    except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
+        raise CsrMalformed("the certification request cannot be read") from error
+    return UnprovenCsr(der, subject, san, extensions, attributes)
+
+
 def build(
     *,
     subject: x509.Name,
