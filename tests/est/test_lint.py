@@ -1,4 +1,4 @@
-"""Every certificate and CRL shape that we issue passes pkilint: no finding of warning or above but the accepted ones."""
+"""Every certificate and CRL shape that we issue passes pkilint: no warning and no error but the accepted ones."""
 
 from __future__ import annotations
 
