@@ -1,20 +1,33 @@
 """RFC 7030 and the certificates themselves; decides, never opens a socket, file or clock.
 
-der -> keys, certificates -> transfer, cms, csr -> chains -> profiles, revocation -> server, client. Read them in this
-order and each needs only what came before; exchange, signer, paths and errors are what all speak. An enrolment:
+der -> keys, certificates -> transfer, cms, csr, csrattrs, serverkeygen -> chains -> profiles, revocation -> server,
+client. Read them in this order and each needs only what came before; exchange, signer, paths and errors are what all
+speak. A client enrols with a server in memory:
 
+>>> from datetime import UTC, datetime, timedelta
+>>> from cryptography import x509
 >>> from cryptography.hazmat.primitives.asymmetric import ec
->>> from est import Call, EstClient, EstServer, csr, profiles
->>> key = ec.generate_private_key(ec.SECP256R1())
->>> call = EstClient().simpleenroll_call(csr.build(subject=profiles.name("proxy 1"), key=key))
->>> server = EstServer()
->>> server.operation(call).name, server.read_enroll(call).csr.subject.rfc4514_string()
-('simpleenroll', 'CN=proxy 1')
+>>> from est import EstClient, EstServer, KeySigner, csr, profiles
+>>> key, now = ec.generate_private_key(ec.SECP256R1()), datetime(2026, 9, 1, tzinfo=UTC)
+>>> ca = KeySigner(ec.generate_private_key(ec.SECP256R1()))
+>>> def issue(shape):
+...     tbs = profiles.to_be_signed(shape, issuer_key=ca.public_key())
+...     return x509.load_der_x509_certificate(profiles.assemble(tbs, ca.sign(tbs), ca.public_key()))
+>>> dates = {"not_before": now, "not_after": now + timedelta(days=90)}
+>>> root = issue(profiles.root_ca(profiles.name("Campus root"), ca.public_key(), serial=1, **dates))
+>>> client, server, request = EstClient(), EstServer(), csr.build(subject=profiles.name("proxy 1"), key=key)
+>>> trust = client.read_cacerts(server.cacerts_reply((root,), client.cacerts_call()))
+>>> ask = server.read_enroll(client.simpleenroll_call(request))
+>>> terms = profiles.Terms.under(root, serial=2, **dates)
+>>> uri = "spiffe://campus.example/proxy/1"
+>>> granted = issue(profiles.ldevid(terms, ask.csr.subject, ask.csr.public_key, identifier=uri))
+>>> client.read_enrolled(server.enroll_reply(granted, ask), key.public_key(), trust=trust, at=now) == granted
+True
 
 All refusals are EstError leaves with a stable `reason`; `est.errors` draws the tree.
 """
 
-from est import certificates, chains, cms, csr, paths, profiles, transfer
+from est import certificates, chains, cms, csr, csrattrs, paths, profiles, serverkeygen, transfer
 from est.chains import EndEntityPolicy, TrustAnchors
 from est.client import CaCertificates, EstClient, Pending
 from est.cms import SignedData
@@ -31,6 +44,8 @@ from est.errors import (
     CmsMalformed,
     CmsNotAccepted,
     CmsSignatureInvalid,
+    CsrAttributeMissing,
+    CsrAttributesMalformed,
     CsrMalformed,
     EnrollmentRefused,
     EstError,
@@ -71,6 +86,8 @@ __all__ = [
     "CmsNotAccepted",
     "CmsSignatureInvalid",
     "Csr",
+    "CsrAttributeMissing",
+    "CsrAttributesMalformed",
     "CsrMalformed",
     "EndEntityPolicy",
     "EnrollAsk",
@@ -105,7 +122,9 @@ __all__ = [
     "chains",
     "cms",
     "csr",
+    "csrattrs",
     "paths",
     "profiles",
+    "serverkeygen",
     "transfer",
 ]
