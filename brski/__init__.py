@@ -24,12 +24,14 @@ The whole dialogue in memory (`lab` makes the certificates that a manufacturer a
 ('PX-1', 'proximity')
 
 Map: voucher, voucher_request (artefacts) over leaves (YANG as JSON) and sealed (signed forms); idevid, manufacturer
-(who asks); pledge, registrar, masa (the roles); telemetry, audit_log (what follows); states, discovery, paths, errors.
+(who asks), dialect (what is tolerated for whom); pledge, registrar, masa (the roles); telemetry, audit_log (what
+follows); states, discovery, paths, errors.
 """
 
 from __future__ import annotations
 
 from brski.audit_log import Appraisal, AuditLog, AuditPolicy, Concern, LogEntry, appraise
+from brski.dialect import STRICT, Dialect, read_dialect, write_dialect
 from brski.errors import (
     AnnouncementInvalid,
     AssertionNotAcceptable,
@@ -41,6 +43,7 @@ from brski.errors import (
     DeviceHistoryRefused,
     DeviceSerialMissing,
     DeviceUnknown,
+    DialectUnknown,
     DomainNotPinned,
     FormatNotAcceptable,
     ManufacturerUnknown,
@@ -95,6 +98,7 @@ from brski.voucher import Voucher
 from brski.voucher_request import VoucherRequest
 
 __all__ = [
+    "STRICT",
     "AnnouncementInvalid",
     "Appraisal",
     "Assertion",
@@ -111,6 +115,8 @@ __all__ = [
     "DeviceHistoryRefused",
     "DeviceSerialMissing",
     "DeviceUnknown",
+    "Dialect",
+    "DialectUnknown",
     "DomainNotPinned",
     "EnrollStatus",
     "FormatNotAcceptable",
@@ -171,4 +177,6 @@ __all__ = [
     "VoucherStatus",
     "appraise",
     "identify",
+    "read_dialect",
+    "write_dialect",
 ]

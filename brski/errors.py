@@ -11,7 +11,8 @@ Refusal
     │   ├── VoucherSignatureInvalid     signature broken, or by somebody who is not the MASA
     │   ├── TelemetryMalformed
     │   ├── AuditLogMalformed
-    │   └── AnnouncementInvalid         a DNS-SD string that cannot be announced
+    │   ├── AnnouncementInvalid         a DNS-SD string that cannot be announced
+    │   └── DialectUnknown              a configured tolerance that does not exist
     ├── the registrar about a pledge
     │   ├── ClientCertificateMissing    no IDevID on the connection
     │   ├── DeviceSerialMissing         certificate without exactly one serialNumber attribute
@@ -114,6 +115,12 @@ class AnnouncementInvalid(BrskiError):
     """A service or variation string that DNS-SD cannot carry."""
 
     reason: ClassVar[str] = "announcement-invalid"
+
+
+class DialectUnknown(BrskiError):
+    """A dialect switch that does not exist; field `known` lists those that do."""
+
+    reason: ClassVar[str] = "dialect-unknown"
 
 
 class ClientCertificateMissing(BrskiError):

@@ -31,6 +31,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NONCE_OCTETS = range(8, 33)
 MAX_SERIAL = 255
 MAX_NONCE = 128
+LONG_NONCE_OCTETS = range(8, MAX_NONCE + 1)
 MAX_DEPTH = 8
 MAX_BYTES = 262_144
 
@@ -89,6 +90,15 @@ def read_date(value: object) -> datetime:
         return local.replace(tzinfo=timezone(offset if sign == "+" else -offset)).astimezone(UTC)
     except OverflowError as cause:
         raise ValueError("the time is out of range") from cause
+
+
+def read_loose_date(value: object) -> datetime:
+    """`read_date` for writers that put a blank for T, use lower case, or leave out the offset, which then is UTC."""
+    if isinstance(value, str) and len(value) >= 19:
+        value = f"{value[:10]}{'T' if value[10] in ' tT' else value[10]}{value[11:].upper()}"
+        if not re.search(r"(?:Z|[+-]\d{2}:\d{2})\Z", value, re.ASCII):
+            value += "Z"
+    return read_date(value)
 
 
 def write_date(moment: datetime | None) -> str | None:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from cryptography import x509
 
+from brski.dialect import STRICT, Dialect
 from brski.errors import ClientCertificateMissing, ManufacturerUnknown, MasaNotAllowed, MasaUnknown
 from brski.idevid import IDevID, MasaAddress, read_idevid, read_masa_address
 from est import chains
@@ -22,6 +23,7 @@ class Manufacturer:
     `anchors` end the IDevID chains. `masa` is the MASA of this manufacturer as configured ("" = none): it is asked when
     the IDevID names none, and it is on the list of allowed ones. `allowed_masas` are further authorities that an IDevID
     may name, exactly, as host:port. `ignores_expiry` takes IDevIDs outside their dates (RFC 8995, section 2.6.2).
+    `dialect` is what is tolerated of this manufacturer's devices and of its MASA.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Manufacturer:
     masa: str = ""
     allowed_masas: frozenset[str] = frozenset()
     ignores_expiry: bool = False
+    dialect: Dialect = STRICT
 
     def masa_of(self, idevid: IDevID) -> MasaAddress:
         """Where to ask for this device's voucher.

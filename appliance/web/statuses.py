@@ -50,6 +50,7 @@ BRSKI = {
     "telemetry-malformed": 400,
     "audit-log-malformed": 502,
     "announcement-invalid": 500,
+    "dialect-unknown": 400,
     # 403 where an administrator can put it right, 404 where the device's identity itself fails
     "client-certificate-missing": 401,
     "device-serial-missing": 404,
