@@ -54,6 +54,7 @@ from appliance.keys import SealingBox, read_key
 from appliance.log import set_up_logging
 from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
+from appliance.registrar.assemble import registrar_policy
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.settings import LoadedSettings, Settings
 from appliance.signals import stop_signals
@@ -65,7 +66,7 @@ from appliance.web.health import Health
 from appliance.web.limits import Bucket, Limits
 from appliance.web.server import Listener, Timing
 from appliance.web.tls import TlsFront, demand_client_certificate, https_context
-from brski.registrar import Registrar, RegistrarPolicy
+from brski.registrar import Registrar
 from est.keys import spki_sha256
 from est.signer import KeySigner
 from radius import handshake
@@ -139,7 +140,7 @@ class Appliance:
             KeySigner(own.key),
             own.certificate,
             own.chain[:1],  # what a MASA may pin: us, or the domain's CA of devices (B-261)
-            RegistrarPolicy(settings.registrar.accept_nonceless, settings.registrar.accept_id_data),
+            registrar_policy(settings.registrar),
         )
 
         def present(context: ssl.SSLContext) -> None:

@@ -118,6 +118,11 @@ class RegistrarSettings(_Section):
     accept_id_data: bool = Field(
         True, description="Accept voucher artefacts whose eContentType is id-data (every RFC 8995 example has it)."
     )
+    voucher_formats: tuple[Literal["cms", "jws"], ...] = Field(
+        ("cms", "jws"),
+        min_length=1,
+        description="Voucher formats that pledges may ask in: cms, jws. The MASA is asked in the pledge's.",
+    )
     audit_unknown_domains: Literal["refuse", "accept"] = Field(
         "refuse", description="What an audit-log entry of a foreign domain means."
     )
@@ -202,6 +207,9 @@ class ProxySettings(_Section):
     socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
     socket_mode: int = Field(0o660, description="File mode of the socket.")
     allow_root_agents: bool = Field(False, description="Serve callers with uid 0; only for laboratories.")
+    voucher_format: Literal["cms", "jws"] = Field(
+        "cms", description="Voucher format to ask in: JSON signed by CMS, or by JWS (method brski)."
+    )
     accept_nonceless: bool = Field(False, description="Accept a nonceless voucher.")
     trust_clock: bool = Field(True, description="The machine's clock is right, so check every date.")
     give_up_seconds: float = Field(0, ge=0, description="Stop discovery after this long; 0 = never.")

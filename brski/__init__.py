@@ -23,9 +23,9 @@ The whole dialogue in memory (`lab` makes the certificates that a manufacturer a
 >>> accepted.serial_number, accepted.assertion.value
 ('PX-1', 'proximity')
 
-Map: voucher, voucher_request (artefacts) over leaves (YANG as JSON) and sealed (signed forms); idevid, manufacturer
-(who asks), dialect (what is tolerated for whom); pledge, registrar, masa (the roles); telemetry, audit_log (what
-follows); states, discovery, paths, errors.
+Map: voucher, voucher_request (artefacts) over leaves (YANG as JSON) and sealed (signed forms; jws is one of them);
+idevid, manufacturer (who asks), dialect (what is tolerated for whom); pledge, registrar, masa (the roles); telemetry,
+audit_log (what follows); states, discovery, paths, errors.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ from brski.errors import (
     DialectUnknown,
     DomainNotPinned,
     FormatNotAcceptable,
+    JwsMalformed,
+    JwsNotAccepted,
+    JwsSignatureInvalid,
     ManufacturerUnknown,
     MasaAnswerInvalid,
     MasaAuthenticationRequired,
@@ -122,6 +125,9 @@ __all__ = [
     "FormatNotAcceptable",
     "Grant",
     "IDevID",
+    "JwsMalformed",
+    "JwsNotAccepted",
+    "JwsSignatureInvalid",
     "KnownPledge",
     "LogEntry",
     "Manufacturer",

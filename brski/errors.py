@@ -11,6 +11,7 @@ Refusal
     │   ├── VoucherSignatureInvalid     signature broken, or by somebody who is not the MASA
     │   ├── TelemetryMalformed
     │   ├── AuditLogMalformed
+    │   ├── JwsMalformed, JwsNotAccepted, JwsSignatureInvalid   why a JWS is none of the above
     │   ├── AnnouncementInvalid         a DNS-SD string that cannot be announced
     │   └── DialectUnknown              a configured tolerance that does not exist
     ├── the registrar about a pledge
@@ -76,7 +77,7 @@ class FormatNotAcceptable(BrskiError):
 
 
 class VoucherRequestMalformed(BrskiError):
-    """The body is not a voucher-request: CMS frame, JSON, keys or leaf types."""
+    """The body is not a voucher-request: CMS or JWS frame, JSON, keys or leaf types."""
 
     reason: ClassVar[str] = "voucher-request-malformed"
 
@@ -88,7 +89,7 @@ class VoucherRequestSignatureInvalid(BrskiError):
 
 
 class VoucherMalformed(BrskiError):
-    """The body is not a voucher: CMS frame, JSON, keys or leaf types."""
+    """The body is not a voucher: CMS or JWS frame, JSON, keys or leaf types."""
 
     reason: ClassVar[str] = "voucher-malformed"
 
@@ -109,6 +110,24 @@ class AuditLogMalformed(BrskiError):
     """The MASA's audit log does not have the shape of RFC 8995, section 5.8.1."""
 
     reason: ClassVar[str] = "audit-log-malformed"
+
+
+class JwsMalformed(BrskiError):
+    """Not the one JSON form of JWS that we read (RFC 7515, section 7.2.1)."""
+
+    reason: ClassVar[str] = "jws-malformed"
+
+
+class JwsNotAccepted(BrskiError):
+    """A JWS outside the profile: number of signatures, header parameters, algorithm, certificates."""
+
+    reason: ClassVar[str] = "jws-not-accepted"
+
+
+class JwsSignatureInvalid(BrskiError):
+    """The signature of a JWS does not verify with the key of its first certificate (RFC 7515, section 5.2)."""
+
+    reason: ClassVar[str] = "jws-signature-invalid"
 
 
 class AnnouncementInvalid(BrskiError):

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from cryptography import x509
 
+from brski.dialect import STRICT, Dialect
 from brski.errors import BrskiError
 from est import certificates, keys
 from est.errors import EstError
@@ -31,7 +32,6 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NONCE_OCTETS = range(8, 33)
 MAX_SERIAL = 255
 MAX_NONCE = 128
-LONG_NONCE_OCTETS = range(8, MAX_NONCE + 1)
 MAX_DEPTH = 8
 MAX_BYTES = 262_144
 
@@ -141,6 +141,11 @@ def nonce_octets(nonce: str) -> int:
         return len(nonce.encode())
 
 
+def nonce_lengths(dialect: Dialect) -> range:
+    """How many octets a nonce may have; the leaf itself bounds long ones."""
+    return range(NONCE_OCTETS.start, MAX_NONCE + 1) if dialect.long_nonces else NONCE_OCTETS
+
+
 def read_certificate(der: bytes, leaf: str, malformed: type[BrskiError]) -> x509.Certificate:
     """The certificate in a binary leaf; raises `malformed`."""
     try:
@@ -154,19 +159,23 @@ def read_certificate(der: bytes, leaf: str, malformed: type[BrskiError]) -> x509
 class Members:
     """The members of one artefact, read leaf by leaf; every fault is raised as the artefact's own refusal."""
 
-    def __init__(self, body: bytes, key: str, malformed: type[BrskiError]) -> None:
-        """`key` is the one top-level member.
+    def __init__(
+        self, body: bytes, key: str, malformed: type[BrskiError], *, dialect: Dialect = STRICT, legacy: str = ""
+    ) -> None:
+        """`key` is the one top-level member; in a dialect with legacy keys `legacy` is as good.
 
         Voucher and voucher-request differ by this key only, so a mix-up stops here (RFC 8995, section 3.3).
         """
         self._malformed = malformed
+        self._read_date = read_loose_date if dialect.loose_dates else read_date
         try:
             document = read_json(body, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
         except EstError as cause:
             raise malformed(f"the content is not JSON that can be accepted: {cause.detail}") from cause
-        if not isinstance(document, dict) or list(document) != [key]:
+        allowed = {key, legacy} if legacy and dialect.legacy_key else {key}
+        if not isinstance(document, dict) or len(document) != 1 or not allowed.issuperset(document):
             raise malformed(f"exactly one top-level member is allowed: {key}")
-        members = document[key]
+        (members,) = document.values()
         if not isinstance(members, dict):
             raise malformed(f"{key} is not an object")
         self._members = members
@@ -179,6 +188,10 @@ class Members:
             return read(self._members[name])
         except ValueError as cause:
             raise self._malformed(f"{name}: {cause}", leaf=name) from cause
+
+    def date(self, name: str) -> datetime | None:
+        """The date-and-time leaf `name`, in the form that the dialect allows."""
+        return self.optional(name, self._read_date)
 
     def required(self, name: str, read: Callable[[object], T]) -> T:
         """The leaf `name`, which must be there."""

@@ -8,7 +8,7 @@ one transaction with, the answer. Revocation of registrars is not checked here: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import audit_log, paths, sealed, voucher, voucher_request
 from brski.audit_log import AuditLog, LogEntry
+from brski.dialect import STRICT, Dialect
 from brski.errors import (
     BrskiError,
     DeviceBlocked,
@@ -77,16 +78,22 @@ class MasaPolicy:
 
     `override`: a device with a voucher out may be claimed by another domain (audit-only; False = the first registrar
     wins, RFC 8995, section 7.4.2). `demand_prior`: the pledge's own request must be inside a nonced one.
-    `demand_issuer`: idevid-issuer must be there, as RFC 8366bis says and the examples of RFC 8995 do not.
-    `serials_are_unique`: False = vouchers name the issuer too. `registrar_anchors`: who may ask without a nonce, where
-    the connection does not authenticate. `forbidden_pins`: SHA-256 of public keys never pinned (public CAs).
+    `demand_proximity`: the registrar that the pledge saw must be the one that asks; False = otherwise the voucher says
+    logged. `demand_issuer`: idevid-issuer must be there, as RFC 8366bis says and the examples of RFC 8995 do not.
+    `serials_are_unique`: False = vouchers name the issuer too. `formats`: media types of requests, and so of vouchers.
+    `dialect`: what is tolerated of registrars and of the devices behind them. `registrar_anchors`: who may ask without
+    a nonce, where the connection does not authenticate. `forbidden_pins`: SHA-256 of public keys never pinned (public
+    CAs).
     """
 
     override: bool = True
     demand_prior: bool = True
+    demand_proximity: bool = True
     demand_issuer: bool = False
     serials_are_unique: bool = True
     accept_id_data: bool = True
+    formats: frozenset[str] = sealed.EVERY_FORMAT
+    dialect: Dialect = STRICT
     registrar_anchors: chains.TrustAnchors | None = None
     forbidden_pins: frozenset[bytes] = frozenset()
     nonceless_lifetime: timedelta = timedelta(days=365)
@@ -111,7 +118,8 @@ class _Asked:
     request: VoucherRequest
     chain: tuple[x509.Certificate, ...]
     media_type: str
-    prior: VoucherRequest | None = None
+    is_base64: bool = False
+    is_proximate: bool = False
     device_certificate: x509.Certificate | None = None
 
 
@@ -141,7 +149,9 @@ class Masa:
         RegistrarChainBroken, RegistrarUnauthenticated, PriorRequestInvalid, ProximityMismatch, SerialNumberMismatch,
         NonceMismatch, DeviceUnknown, DeviceClaimed, DeviceBlocked, PinForbidden.
         """
-        media_type = sealed.read_media_type(call.media_type, call.headers.get("accept", ""))
+        media_type = sealed.read_media_type(
+            call.media_type, call.headers.get("accept", ""), formats=self._policy.formats
+        )
         asked = self._read(call, media_type, now)
         if asked.request.nonce is None and not is_authenticated and not self._is_known(asked, now):
             raise RegistrarUnauthenticated("a request without a nonce needs a registrar that is known here")
@@ -167,7 +177,7 @@ class Masa:
         # shape, sign, check: what leaves was read by the code that its receiver will use
         granted, _ = voucher.unseal(body, media_type)
         return Grant(
-            reply=Reply(200, media_type, body=body),
+            reply=Reply(200, media_type, body=sealed.wrap(body, media_type, in_base64=asked.is_base64)),
             voucher=granted,
             entry=LogEntry(now, audit_log.domain_id(pin), asked.request.nonce, granted.assertion.value),
             owner=owner,
@@ -191,7 +201,7 @@ class Masa:
 
         Raises what `issue` raises about the request, and NeverOwner.
         """
-        media_type = sealed.read_media_type(call.media_type)
+        media_type = sealed.read_media_type(call.media_type, formats=self._policy.formats)
         if not paths.is_acceptable(call.headers.get("accept", ""), paths.JSON):
             raise FormatNotAcceptable("an audit log is JSON", format=paths.JSON)
         asked = self._read(call, media_type, now)
@@ -201,10 +211,10 @@ class Masa:
         return Reply(200, paths.JSON, body=audit_log.write(audit_log.prune(device.log)))
 
     def _read(self, call: Call, media_type: str, now: datetime) -> _Asked:
-        request, opened = voucher_request.unseal(call.body, media_type, accept_id_data=self._policy.accept_id_data)
+        request, opened = self._unseal(call.body, media_type)
         if request.proximity_registrar_cert is not None:
             raise VoucherRequestMalformed("a registrar's request has no proximity-registrar-cert")
-        asked = _Asked(request, self._check_registrar(opened, now), media_type)
+        asked = _Asked(request, self._check_registrar(opened, now), media_type, opened.is_base64)
         if request.prior_signed_voucher_request is None:
             if self._policy.demand_prior and request.nonce is not None:
                 raise PriorRequestInvalid("the pledge's own request is missing")
@@ -234,7 +244,7 @@ class Masa:
 
     def _check_prior(self, asked: _Asked, body: bytes, now: datetime) -> _Asked:
         try:
-            prior, opened = voucher_request.unseal(body, asked.media_type, accept_id_data=self._policy.accept_id_data)
+            prior, opened = self._unseal(body, asked.media_type)
             path = chains.check(
                 opened.signer,
                 opened.certificates[1:],
@@ -253,12 +263,27 @@ class Masa:
             raise SerialNumberMismatch("idevid-issuer is not that of the device")
         if prior.nonce != asked.request.nonce:
             raise NonceMismatch("the nonces of the request and the pledge's request differ")
-        if prior.proximity_registrar_cert is None:
-            raise ProximityMismatch("the pledge's request names no registrar certificate")
-        seen = read_certificate(prior.proximity_registrar_cert, "proximity-registrar-cert", PriorRequestInvalid)
-        if chains.spki_sha256(seen) not in {chains.spki_sha256(certificate) for certificate in asked.chain}:
-            raise ProximityMismatch("the pledge asked for another registrar")
-        return _Asked(asked.request, asked.chain, asked.media_type, prior, opened.signer)
+        is_proximate = self._is_proximate(prior, asked)
+        return replace(asked, is_proximate=is_proximate, device_certificate=opened.signer)
+
+    def _is_proximate(self, prior: VoucherRequest, asked: _Asked) -> bool:
+        """Whether the pledge saw, in TLS, a key of the chain that asks (RFC 8995, section 5.5.5)."""
+        try:
+            if prior.proximity_registrar_cert is None:
+                raise ProximityMismatch("the pledge's request names no registrar certificate")
+            seen = read_certificate(prior.proximity_registrar_cert, "proximity-registrar-cert", PriorRequestInvalid)
+            if chains.spki_sha256(seen) not in {chains.spki_sha256(certificate) for certificate in asked.chain}:
+                raise ProximityMismatch("the pledge asked for another registrar")
+        except ProximityMismatch:
+            if self._policy.demand_proximity:
+                raise
+            return False
+        return prior.assertion is Assertion.PROXIMITY
+
+    def _unseal(self, body: bytes, media_type: str) -> tuple[VoucherRequest, sealed.Unsealed]:
+        return voucher_request.unseal(
+            body, media_type, accept_id_data=self._policy.accept_id_data, dialect=self._policy.dialect
+        )
 
     def _is_known(self, asked: _Asked, now: datetime) -> bool:
         if self._policy.registrar_anchors is None:
@@ -332,7 +357,4 @@ def _assertion(asked: _Asked, device: Device) -> Assertion:
     """What WE verified, never what was asked for (RFC 8995, section 5.5.5)."""
     if device.sold_to & {chains.spki_sha256(certificate) for certificate in asked.chain}:
         return Assertion.VERIFIED
-    # the prior request was checked against this registrar's chain before we get here
-    if asked.prior is not None and asked.prior.assertion is Assertion.PROXIMITY:
-        return Assertion.PROXIMITY
-    return Assertion.LOGGED
+    return Assertion.PROXIMITY if asked.is_proximate else Assertion.LOGGED

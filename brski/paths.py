@@ -1,6 +1,12 @@
-"""Well-known paths and media types of BRSKI (RFC 8995, section 8.3; RFC 8366, section 8.3)."""
+"""Well-known paths and media types of BRSKI (RFC 8995, section 8.3; RFC 8366, section 8.3).
+
+The media type of JWS vouchers: draft-ietf-anima-jws-voucher-16, section 6.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 WELL_KNOWN = "/.well-known/brski"
 
@@ -11,7 +17,11 @@ ENROLL_STATUS = f"{WELL_KNOWN}/enrollstatus"
 REQUEST_AUDIT_LOG = f"{WELL_KNOWN}/requestauditlog"
 
 VOUCHER_CMS_JSON = "application/voucher-cms+json"
+VOUCHER_JWS_JSON = "application/voucher-jws+json"
 JSON = "application/json"
+
+VOUCHER_FORMATS: Mapping[str, str] = MappingProxyType({"cms": VOUCHER_CMS_JSON, "jws": VOUCHER_JWS_JSON})
+"""Short names of the voucher formats, as settings have them, and their media types."""
 
 
 def bare(media_type: str) -> str:

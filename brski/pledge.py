@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import leaves, paths, sealed, telemetry, voucher, voucher_request
+from brski.dialect import STRICT, Dialect
 from brski.errors import (
     AssertionNotAcceptable,
     DomainNotPinned,
@@ -50,7 +51,7 @@ class PledgePolicy:
 
     `clock_trusted`: without it dates are not looked at (RFC 8995, section 2.6.1). `strict_registrar`: after a CA was
     pinned, the registrar's certificate must be meant for TLS servers and for registration authorities, so that another
-    certificate of that CA cannot play registrar.
+    certificate of that CA cannot play registrar. `dialect`: how a registrar must be spoken to.
     """
 
     assertions: frozenset[Assertion] = frozenset({Assertion.VERIFIED, Assertion.LOGGED, Assertion.PROXIMITY})
@@ -59,6 +60,7 @@ class PledgePolicy:
     clock_trusted: bool = True
     strict_registrar: bool = True
     skew_seconds: int = 60
+    dialect: Dialect = STRICT
 
 
 class Pledge:
@@ -106,13 +108,14 @@ class Pledge:
             proximity_registrar_cert=registrar_certificate.public_bytes(Encoding.DER),
         )
         body = sealed.seal(
-            voucher_request.write(request),
+            voucher_request.write(request, self._policy.dialect),
             media_type,
             signer=self._signer,
             certificate=self._chain[0],
             certificates=self._chain[1:],
             now=now,
         )
+        body = sealed.wrap(body, media_type, in_base64=self._policy.dialect.base64_bodies)
         return Call("POST", paths.REQUEST_VOUCHER, media_type, {"accept": media_type}, body)
 
     def accept_voucher(
@@ -125,12 +128,14 @@ class Pledge:
         VoucherForOtherRequest, VoucherNonceless, VoucherExpired, VoucherNotYetValid, AssertionNotAcceptable,
         PinMissing, DomainNotPinned.
         """
-        check_reply(reply, sent.media_type)
         policy = self._policy
-        received, opened = voucher.unseal(reply.body, sent.media_type, accept_id_data=policy.accept_id_data)
+        check_reply(reply, sent.media_type, policy.dialect)
+        received, opened = voucher.unseal(
+            reply.body, sent.media_type, accept_id_data=policy.accept_id_data, dialect=policy.dialect
+        )
         self._check_signer(opened, now)
         self._check_device(received)
-        asked, _ = voucher_request.unseal(sent.body, sent.media_type)
+        asked, _ = voucher_request.unseal(sent.body, sent.media_type, dialect=policy.dialect)
         if received.nonce is None:
             if not policy.accept_nonceless:
                 raise VoucherNonceless("the voucher has no nonce and this pledge takes none without")
@@ -217,7 +222,7 @@ class Pledge:
 _STRICT_REGISTRAR = chains.EndEntityPolicy(all_eku=frozenset({chains.SERVER_AUTH, chains.CMC_RA}))
 
 
-def check_reply(reply: Reply, media_type: str) -> None:
+def check_reply(reply: Reply, media_type: str, dialect: Dialect = STRICT) -> None:
     """Raise unless `reply` is a 200 in the format asked for: VoucherPending, RegistrarRefused, VoucherMalformed.
 
     Redirects are not followed at all: until the voucher stands, the other end is anybody (RFC 8995, section 5.6 allows
@@ -227,7 +232,7 @@ def check_reply(reply: Reply, media_type: str) -> None:
         raise VoucherPending("the registrar has not decided yet", retry_after_seconds=retry_after_seconds(reply))
     if reply.status != 200:
         raise RegistrarRefused(f"the registrar answered {reply.status}", status=reply.status)
-    if paths.bare(reply.media_type) != paths.bare(media_type):
+    if not dialect.untyped_answers and paths.bare(reply.media_type) != paths.bare(media_type):
         raise VoucherMalformed("the answer is not in the format that was asked for")
 
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import audit_log, leaves, paths, sealed, voucher, voucher_request
 from brski.audit_log import AuditLog
+from brski.dialect import Dialect
 from brski.errors import (
     MasaAnswerInvalid,
     MasaAuthenticationRequired,
@@ -45,10 +46,14 @@ from est.signer import Signer
 
 @dataclass(frozen=True, slots=True)
 class RegistrarPolicy:
-    """What a registrar takes from pledges; `accept_id_data` also reads CMS with eContentType id-data."""
+    """What a registrar takes from pledges.
+
+    `accept_id_data` also reads CMS with eContentType id-data; `formats` are the media types of voucher-requests.
+    """
 
     accept_nonceless: bool = False
     accept_id_data: bool = True
+    formats: frozenset[str] = sealed.EVERY_FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class MasaExchange:
 
     `call` goes to `masa` (url below) over HTTPS with the name checked, at most once per `transaction`: a pledge that
     repeats its request during 202 repeats the transaction (RFC 8995, section 5.6). Afterwards `audit_log_call` goes to
-    the same MASA.
+    the same MASA. `is_base64`: the pledge asked in base64 text and is answered so (a dialect).
     """
 
     pledge: KnownPledge
@@ -67,6 +72,7 @@ class MasaExchange:
     transaction: str
     own_chain: tuple[x509.Certificate, ...]
     accept_id_data: bool = True
+    is_base64: bool = False
 
     @property
     def idevid(self) -> IDevID:
@@ -101,8 +107,11 @@ class MasaExchange:
         dates nothing here but belongs to the two-step form. Raises MasaRefused, MasaFormatRefused,
         MasaAuthenticationRequired, MasaUnavailable, MasaAnswerInvalid, VoucherMalformed, VoucherSignatureInvalid.
         """
-        _check_masa_reply(reply, self.call.media_type)
-        received, _ = voucher.unseal(reply.body, self.call.media_type, accept_id_data=self.accept_id_data)
+        dialect = self.pledge.manufacturer.dialect
+        _check_masa_reply(reply, self.call.media_type, dialect)
+        received, _ = voucher.unseal(
+            reply.body, self.call.media_type, accept_id_data=self.accept_id_data, dialect=dialect
+        )
         if received.serial_number != self.request.serial_number:
             raise MasaAnswerInvalid("the MASA's voucher is for another device")
         if received.idevid_issuer is not None and not is_same_issuer(received.idevid_issuer, self.idevid.certificate):
@@ -118,11 +127,16 @@ class MasaExchange:
 
     def reply(self, granted: Voucher) -> Reply:
         """The answer to the pledge: the signed voucher, byte for byte."""
-        return Reply(200, self.call.media_type, body=granted.sealed)
+        return self.reply_with(granted.sealed)
+
+    def reply_with(self, artefact: bytes) -> Reply:
+        """`reply` for a voucher that was kept as its signed bytes."""
+        media_type = self.call.media_type
+        return Reply(200, media_type, body=sealed.wrap(artefact, media_type, in_base64=self.is_base64))
 
     def read_audit_log(self, reply: Reply) -> AuditLog:
         """The device's history; raises the MASA's refusals as `conclude` does, and AuditLogMalformed."""
-        _check_masa_reply(reply, paths.JSON)
+        _check_masa_reply(reply, paths.JSON, self.pledge.manufacturer.dialect)
         return audit_log.read(reply.body)
 
     def follow_audit_log(self, reply: Reply) -> Call | None:
@@ -200,9 +214,13 @@ class Registrar:
         ProximityMismatch (close the connection), NonceMissing, NonceInvalid, MasaUnknown, MasaNotAllowed,
         MasaUriInvalid, RegistrarCertificateUnfit.
         """
-        media_type = sealed.read_media_type(call.media_type, call.headers.get("accept", ""))
+        policy = self._policy
+        media_type = sealed.read_media_type(call.media_type, call.headers.get("accept", ""), formats=policy.formats)
         pledge = identify(peer_certificate, peer_chain, manufacturers, now=now)
-        asked, opened = voucher_request.unseal(call.body, media_type, accept_id_data=self._policy.accept_id_data)
+        dialect = pledge.manufacturer.dialect
+        asked, opened = voucher_request.unseal(
+            call.body, media_type, accept_id_data=policy.accept_id_data, dialect=dialect
+        )
         self._check_request(asked, opened, pledge, tls_certificate)
         masa = pledge.manufacturer.masa_of(pledge.idevid)
         request = VoucherRequest(
@@ -211,16 +229,17 @@ class Registrar:
             assertion=asked.assertion,
             created_on=now,
             idevid_issuer=pledge.idevid.issuer,
-            prior_signed_voucher_request=call.body,
+            prior_signed_voucher_request=asked.sealed,
         )
         body = sealed.seal(
-            voucher_request.write(request),
+            voucher_request.write(request, dialect),
             media_type,
             signer=self._signer,
             certificate=self._certificate,
             certificates=self._chain,
             now=now,
         )
+        body = sealed.wrap(body, media_type, in_base64=dialect.base64_bodies)
         return MasaExchange(
             pledge=pledge,
             masa=masa,
@@ -228,7 +247,8 @@ class Registrar:
             request=request,
             transaction=transaction_of(call),
             own_chain=(self._certificate, *self._chain),
-            accept_id_data=self._policy.accept_id_data,
+            accept_id_data=policy.accept_id_data,
+            is_base64=opened.is_base64,
         )
 
     def _check_request(
@@ -257,7 +277,7 @@ class Registrar:
         if asked.nonce is None:
             if not self._policy.accept_nonceless:
                 raise NonceMissing("the voucher-request has no nonce")
-        elif leaves.nonce_octets(asked.nonce) not in leaves.NONCE_OCTETS:
+        elif leaves.nonce_octets(asked.nonce) not in leaves.nonce_lengths(pledge.manufacturer.dialect):
             raise NonceInvalid("a nonce has 8 to 32 octets")
         # Otherwise the MASA finds the pledge's registrar certificate nowhere in our chain (RFC 8995, section 5.5.5).
         if chains.spki_sha256(tls_certificate) not in self._own_keys:
@@ -271,10 +291,10 @@ def transaction_of(call: Call) -> str:
     return hashlib.sha256(call.body).hexdigest()
 
 
-def _check_masa_reply(reply: Reply, media_type: str) -> None:
+def _check_masa_reply(reply: Reply, media_type: str, dialect: Dialect) -> None:
     status = reply.status
     if status == 200:
-        if paths.bare(reply.media_type) != media_type:
+        if not dialect.untyped_answers and paths.bare(reply.media_type) != media_type:
             raise MasaAnswerInvalid("the MASA answered in another format", media_type=paths.bare(reply.media_type)[:64])
         return
     if status == 401:

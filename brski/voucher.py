@@ -8,6 +8,7 @@ from datetime import datetime
 from cryptography import x509
 
 from brski import leaves, sealed
+from brski.dialect import STRICT, Dialect
 from brski.errors import PinMissing, VoucherMalformed, VoucherSignatureInvalid
 from brski.leaves import Assertion
 
@@ -19,7 +20,7 @@ class Voucher:
     """What the MASA vouches for.
 
     `pinned_domain_cert` is DER, `nonce` the exact string of the request, `idevid_issuer` the complete extnValue octets
-    of the IDevID's authority key identifier. `sealed` holds the signed bytes the voucher was read from, unchanged.
+    of the IDevID's authority key identifier. `sealed` holds the signed artefact the voucher was read from, unchanged.
     """
 
     serial_number: str
@@ -40,24 +41,24 @@ class Voucher:
         return leaves.read_certificate(self.pinned_domain_cert, "pinned-domain-cert", VoucherMalformed)
 
 
-def read(body: bytes) -> Voucher:
+def read(body: bytes, dialect: Dialect = STRICT) -> Voucher:
     """The voucher in a JSON document (the signed content).
 
     Unknown members are ignored (RFC 8995, section 5.6.1); so is prior-signed-voucher-request. What RFC 8366 forbids on
     sending (nonce together with expires-on) is read, because vouchers of later documents carry both.
     Raises VoucherMalformed.
     """
-    members = leaves.Members(body, KEY, VoucherMalformed)
+    members = leaves.Members(body, KEY, VoucherMalformed, dialect=dialect)
     return Voucher(
         serial_number=members.required("serial-number", leaves.read_string),
         assertion=members.required("assertion", leaves.read_assertion),
         pinned_domain_cert=members.optional("pinned-domain-cert", leaves.read_binary),
-        created_on=members.optional("created-on", leaves.read_date),
+        created_on=members.date("created-on"),
         nonce=members.optional("nonce", leaves.read_nonce),
-        expires_on=members.optional("expires-on", leaves.read_date),
+        expires_on=members.date("expires-on"),
         idevid_issuer=members.optional("idevid-issuer", leaves.read_binary),
         domain_cert_revocation_checks=members.optional("domain-cert-revocation-checks", leaves.read_bool),
-        last_renewal_date=members.optional("last-renewal-date", leaves.read_date),
+        last_renewal_date=members.date("last-renewal-date"),
     )
 
 
@@ -86,12 +87,19 @@ def write(voucher: Voucher) -> bytes:
     )
 
 
-def unseal(body: bytes, media_type: str, *, accept_id_data: bool = True) -> tuple[Voucher, sealed.Unsealed]:
+def unseal(
+    body: bytes, media_type: str, *, accept_id_data: bool = True, dialect: Dialect = STRICT
+) -> tuple[Voucher, sealed.Unsealed]:
     """A signed voucher and who signed it; the signature is verified, the signer's chain is the caller's business.
 
     Raises MediaTypeUnsupported, VoucherMalformed, VoucherSignatureInvalid.
     """
     opened = sealed.unseal(
-        body, media_type, malformed=VoucherMalformed, invalid=VoucherSignatureInvalid, accept_id_data=accept_id_data
+        body,
+        media_type,
+        malformed=VoucherMalformed,
+        invalid=VoucherSignatureInvalid,
+        accept_id_data=accept_id_data,
+        dialect=dialect,
     )
-    return replace(read(opened.content), sealed=body), opened
+    return replace(read(opened.content, dialect), sealed=opened.body), opened

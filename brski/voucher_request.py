@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from brski import leaves, sealed
+from brski import leaves, sealed, voucher
+from brski.dialect import STRICT, Dialect
 from brski.errors import VoucherRequestMalformed, VoucherRequestSignatureInvalid
 from brski.leaves import Assertion
 
 KEY = "ietf-voucher-request:voucher"
+LEGACY_KEY = voucher.KEY
+"""Of drafts and of implementations that stayed with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +34,24 @@ class VoucherRequest:
     sealed: bytes = field(default=b"", repr=False, compare=False)
 
 
-def read(body: bytes) -> VoucherRequest:
+def read(body: bytes, dialect: Dialect = STRICT) -> VoucherRequest:
     """The voucher-request in a JSON document (the signed content); raises VoucherRequestMalformed."""
-    members = leaves.Members(body, KEY, VoucherRequestMalformed)
+    members = leaves.Members(body, KEY, VoucherRequestMalformed, dialect=dialect, legacy=LEGACY_KEY)
     return VoucherRequest(
         serial_number=members.required("serial-number", leaves.read_string),
         nonce=members.optional("nonce", leaves.read_nonce),
         assertion=members.optional("assertion", leaves.read_assertion),
-        created_on=members.optional("created-on", leaves.read_date),
+        created_on=members.date("created-on"),
         idevid_issuer=members.optional("idevid-issuer", leaves.read_binary),
         proximity_registrar_cert=members.optional("proximity-registrar-cert", leaves.read_binary),
         prior_signed_voucher_request=members.optional("prior-signed-voucher-request", leaves.read_binary),
     )
 
 
-def write(request: VoucherRequest) -> bytes:
+def write(request: VoucherRequest, dialect: Dialect = STRICT) -> bytes:
     """The JSON document of a voucher-request; absent leaves are left out."""
     return leaves.write_members(
-        KEY,
+        LEGACY_KEY if dialect.legacy_key else KEY,
         {
             "created-on": leaves.write_date(request.created_on),
             "assertion": request.assertion.value if request.assertion is not None else None,
@@ -61,7 +64,9 @@ def write(request: VoucherRequest) -> bytes:
     )
 
 
-def unseal(body: bytes, media_type: str, *, accept_id_data: bool = True) -> tuple[VoucherRequest, sealed.Unsealed]:
+def unseal(
+    body: bytes, media_type: str, *, accept_id_data: bool = True, dialect: Dialect = STRICT
+) -> tuple[VoucherRequest, sealed.Unsealed]:
     """A signed voucher-request and who signed it; the signer's chain is the caller's business.
 
     Raises MediaTypeUnsupported, VoucherRequestMalformed, VoucherRequestSignatureInvalid.
@@ -72,5 +77,6 @@ def unseal(body: bytes, media_type: str, *, accept_id_data: bool = True) -> tupl
         malformed=VoucherRequestMalformed,
         invalid=VoucherRequestSignatureInvalid,
         accept_id_data=accept_id_data,
+        dialect=dialect,
     )
-    return replace(read(opened.content), sealed=body), opened
+    return replace(read(opened.content, dialect), sealed=opened.body), opened

@@ -2,7 +2,7 @@
 
 der -> keys, certificates -> transfer, cms, csr, csrattrs, serverkeygen -> chains -> profiles, revocation -> server,
 client. Read them in this order and each needs only what came before; exchange, signer, paths and errors are what all
-speak. A client enrols with a server in memory:
+speak; jose is for those who write JOSE objects. A client enrols with a server in memory:
 
 >>> from datetime import UTC, datetime, timedelta
 >>> from cryptography import x509

@@ -12,15 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from appliance.binding import possession
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.verify import TrustDomain, verify_certificate
-from brski import voucher, voucher_request
+from brski import sealed, voucher, voucher_request
 from brski.errors import BrskiError
 from est import chains
 from est.chains import TrustAnchors
 from est.errors import EstError, Refusal
 from est.keys import spki_sha256
 from lab.factory import make_root
-
-MEDIA_TYPE = "application/voucher-cms+json"
 
 
 def load(path: Path) -> tuple[x509.Certificate, ...]:
@@ -47,17 +45,24 @@ def voucher_facts(state: Path, masa_anchors: Path, campus: tuple[Path, ...]) -> 
     """What a proxy's stored voucher says, verified again: signer, serial number, nonce as sent, whom it pins."""
     now = datetime.now(UTC)
     try:
-        found, opened = voucher.unseal((state / "voucher.cms").read_bytes(), MEDIA_TYPE)
+        found, opened = voucher.unseal(*_artefact(state, "voucher"))
         chains.check(
             opened.signer, opened.certificates[1:], TrustAnchors(load(masa_anchors)), at=now, policy=chains.SIGNER
         )
-        sent, _ = voucher_request.unseal((state / "voucher-request.cms").read_bytes(), MEDIA_TYPE)
+        sent, _ = voucher_request.unseal(*_artefact(state, "voucher-request"))
     except (BrskiError, EstError) as refused:
         return f"refused: {refused.detail}"
     nonce = "nonce as sent" if found.nonce and found.nonce == sent.nonce else "nonce differs"
     ours = {spki_sha256(certificate) for path in campus for certificate in load(path)}
     pinned = "pins this campus" if spki_sha256(found.pin()) in ours else "pins somebody else"
     return f"serial {found.serial_number}, {nonce}, {pinned}"
+
+
+def _artefact(state: Path, name: str) -> tuple[bytes, str]:
+    """What a proxy keeps under this name, in the format it asked in, and its media type."""
+    file = next((path for path in (state / f"{name}.cms", state / f"{name}.vjj") if path.exists()), state / name)
+    body = file.read_bytes()
+    return body, sealed.media_type_of(body)
 
 
 def verified_uri(certificate: Path, issuer: Path, root: Path) -> str:

@@ -29,6 +29,7 @@ from brski.audit_log import AuditLog, LogEntry
 from brski.idevid import idevid_issuer, is_same_issuer
 from brski.masa import Device, Grant, Masa, MasaPolicy
 from brski.states import DeviceState
+from est import jose
 from est.exchange import Call, Reply
 from lab.factory import SAFE_SERIAL, Factory, Identity, load_or_create, make_root, write_file
 from lab.misbehave import read_knobs
@@ -299,6 +300,14 @@ class MockMasa:
 
 def tamper(body: bytes) -> bytes:
     """The signed artefact with one bit of a digit in its created-on changed, so that it still reads as one."""
+    if sealed.media_type_of(body) == paths.VOUCHER_JWS_JSON:
+        document = json.loads(body)
+        document["payload"] = jose.base64url(_other_date(jose.unbase64url(document["payload"].encode())))
+        return json.dumps(document).encode()
+    return _other_date(body)
+
+
+def _other_date(body: bytes) -> bytes:
     at = body.index(b"Z", body.index(b'"created-on"')) - 1
     return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
 

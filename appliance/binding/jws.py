@@ -7,8 +7,6 @@ signature is verified before anything in header or payload is believed, so a dam
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -17,7 +15,6 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.binding.errors import (
@@ -29,7 +26,9 @@ from appliance.binding.errors import (
     SignatureInvalid,
     TokenTypeWrong,
 )
+from est import jose
 from est.errors import EstError
+from est.jose import base64url as base64url
 from est.signer import Signer
 from est.transfer import read_json
 
@@ -47,12 +46,6 @@ _CURVES: dict[str, tuple[str, int, ec.EllipticCurve, str]] = {
 }
 _BY_JWK_NAME = {row[0]: row for row in _CURVES.values()}
 _ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
-# base64url is base64 with - and _ for + and /; what is neither becomes a character that the strict decoder refuses
-_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
-_PADDING = (b"", b"", b"==", b"=")
-_LAST = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
-"""Last characters that leave no stray bits, by length modulo 4."""
-
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
 
@@ -119,9 +112,7 @@ class Sealed:
             if isinstance(key, ed25519.Ed25519PublicKey):
                 key.verify(self.signature, self.signing_input)
             else:
-                r = int.from_bytes(self.signature[:half], "big")
-                s = int.from_bytes(self.signature[half:], "big")
-                key.verify(encode_dss_signature(r, s), self.signing_input, _ECDSA[algorithm])
+                key.verify(jose.read_ecdsa(self.signature, half), self.signing_input, _ECDSA[algorithm])
         except InvalidSignature as error:
             raise SignatureInvalid("the signature does not verify") from error
 
@@ -154,8 +145,7 @@ def seal(claims: Mapping[str, object], *, typ: str, signer: Signer, header: Mapp
     half = 48 if algorithm == "ES384" else 32
     head = {"alg": algorithm, "typ": typ, **(header or {})}
     signing_input = f"{_compact(head)}.{_compact(claims)}"
-    r, s = decode_dss_signature(signer.sign(signing_input.encode("ascii")))
-    return f"{signing_input}.{base64url(r.to_bytes(half, 'big') + s.to_bytes(half, 'big'))}"
+    return f"{signing_input}.{base64url(jose.write_ecdsa(signer.sign(signing_input.encode('ascii')), half))}"
 
 
 def algorithm_of(key: object) -> str:
@@ -204,11 +194,6 @@ def read_ec_jwk(value: object, *, what: str = "jwk") -> ec.EllipticCurvePublicKe
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise Malformed("the JWK is not an elliptic curve key", object=what)
     return key
-
-
-def base64url(octets: bytes) -> str:
-    """base64url without padding (RFC 7515, section 2)."""
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode("ascii")
 
 
 def unbase64url(text: str, what: str) -> bytes:
@@ -270,10 +255,7 @@ def _compact(value: Mapping[str, object]) -> str:
 
 
 def _unbase64url(text: bytes, what: str) -> bytes:
-    rest = len(text) % 4
-    if rest and text[-1] not in _LAST[rest]:
-        raise Malformed(f"the {what} is not canonical base64url", object=what)
     try:
-        return binascii.a2b_base64(text.translate(_TO_BASE64) + _PADDING[rest], strict_mode=True)
-    except binascii.Error as error:
-        raise Malformed(f"the {what} is not base64url", object=what) from error
+        return jose.unbase64url(text)
+    except ValueError as error:
+        raise Malformed(f"the {what} is {error}", object=what) from error

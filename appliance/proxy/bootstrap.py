@@ -39,6 +39,7 @@ from appliance.proxy.timing import Timing
 from appliance.proxy.voucher_phase import Imprint, VoucherPhase
 from appliance.settings import ProxySettings
 from brski.discovery import Offer, backoff_seconds, order
+from brski.paths import VOUCHER_FORMATS, VOUCHER_JWS_JSON
 from est import chains, cms, transfer
 from est.client import EstClient
 from est.errors import EnrollmentRefused, EstError, Refusal, ReplyNotAccepted
@@ -130,6 +131,7 @@ class Bootstrap:
             self._clock,
             self._reporter,
             self._timing,
+            media_type=VOUCHER_FORMATS[self._settings.voucher_format],
             clock_trusted=self._settings.trust_clock,
             sleep=self._sleep,
         )
@@ -179,8 +181,9 @@ class Bootstrap:
             raise
         finally:
             await line.connection.close()
-        self._state.write("voucher-request.cms", imprint.request)
-        self._state.write("voucher.cms", imprint.sealed)
+        suffix = "vjj" if imprint.media_type == VOUCHER_JWS_JSON else "cms"
+        self._state.write(f"voucher-request.{suffix}", imprint.request)
+        self._state.write(f"voucher.{suffix}", imprint.sealed)
         unique = chains.spki_sha256(material.pledge.idevid.certificate)
         voucher_sha256 = hashlib.sha256(imprint.sealed).hexdigest()
         self._enrol.store(enrolled, self._record(enrolled, imprint.target, unique, voucher_sha256))

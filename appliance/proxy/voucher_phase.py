@@ -23,6 +23,7 @@ from appliance.proxy.report import Reporter
 from appliance.proxy.state import ClientFiles
 from appliance.proxy.timing import Timing
 from brski.errors import RegistrarRefused, VoucherPending
+from brski.paths import VOUCHER_CMS_JSON
 from brski.pledge import Pledge, is_given_up
 from brski.voucher import Voucher
 from est.errors import Refusal
@@ -40,6 +41,7 @@ class Imprint:
     voucher: Voucher
     request: bytes = field(repr=False)
     sealed: bytes = field(repr=False)
+    media_type: str
     at: datetime
 
     async def reopen(self, client: ClientFiles, *, clock_trusted: bool, seconds: float) -> Connection:
@@ -50,7 +52,7 @@ class Imprint:
 
 
 class VoucherPhase:
-    """Makes attempts for one pledge. `sleep` is asyncio.sleep, or a test's own."""
+    """Makes attempts for one pledge, asking in the format `media_type`. `sleep` is asyncio.sleep, or a test's own."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class VoucherPhase:
         reporter: Reporter,
         timing: Timing,
         *,
+        media_type: str = VOUCHER_CMS_JSON,
         clock_trusted: bool = True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -68,6 +71,7 @@ class VoucherPhase:
         self._clock = clock
         self._reporter = reporter
         self._timing = timing
+        self._media_type = media_type
         self._clock_trusted = clock_trusted
         self._sleep = sleep
 
@@ -82,7 +86,10 @@ class VoucherPhase:
         try:
             self._reporter.step("server-connected", server=target.authority, subject=_subject(connection))
             call = self._pledge.voucher_request(
-                connection.leaf, nonce=secrets.token_bytes(NONCE_BYTES), now=self._clock.now()
+                connection.leaf,
+                nonce=secrets.token_bytes(NONCE_BYTES),
+                now=self._clock.now(),
+                media_type=self._media_type,
             )
             self._reporter.step("voucher-requested", server=target.authority)
             return await self._converse(line, target, call)
@@ -120,7 +127,7 @@ class VoucherPhase:
         )
         await self._tell(connection, self._pledge.voucher_status(True))
         self._reporter.step("voucher-status-sent", server=target.authority, status=True)
-        return Imprint(connection, target, voucher, call.body, reply.body, now)
+        return Imprint(connection, target, voucher, call.body, reply.body, call.media_type, now)
 
     async def _complain(self, connection: Connection, target: Target, refusal: Refusal) -> None:
         """Report the bad voucher on the same connection; whether that works changes nothing."""

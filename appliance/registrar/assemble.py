@@ -24,7 +24,8 @@ from appliance.registrar.turns import Turns
 from appliance.settings import RegistrarSettings
 from appliance.store.store import Store
 from appliance.web.routes import Handler
-from brski.registrar import Registrar
+from brski.paths import VOUCHER_FORMATS
+from brski.registrar import Registrar, RegistrarPolicy
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,15 @@ class RegistrarPart:
     async def close(self) -> None:
         """Ends connections to MASAs."""
         await self.masa.close()
+
+
+def registrar_policy(settings: RegistrarSettings) -> RegistrarPolicy:
+    """What the settings say about voucher-requests, as brski takes it."""
+    return RegistrarPolicy(
+        accept_nonceless=settings.accept_nonceless,
+        accept_id_data=settings.accept_id_data,
+        formats=frozenset(VOUCHER_FORMATS[name] for name in settings.voucher_formats),
+    )
 
 
 def assemble(

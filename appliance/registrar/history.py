@@ -23,7 +23,7 @@ from appliance.store import pledges, proxies
 from appliance.store.pledges import PledgeRecord
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
-from brski import audit_log, paths, voucher_request
+from brski import audit_log, sealed, voucher_request
 from brski.audit_log import Appraisal, AuditPolicy, Concern
 from brski.errors import BrskiError, DeviceHistoryRefused, OutOfOrder
 from brski.idevid import read_idevid, read_masa_address
@@ -124,16 +124,20 @@ class History:
         """The exchange that brought the voucher, out of what the record keeps; the IDevID is inside the request."""
         if record.rvr is None:
             raise OutOfOrder("no voucher was asked for")
-        asked, _ = voucher_request.unseal(record.rvr, paths.VOUCHER_CMS_JSON)
+        manufacturer = await self._manufacturers.by_id(record.manufacturer_id or "")
+        media_type, dialect = sealed.media_type_of(record.rvr), manufacturer.facts.dialect
+        asked, _ = voucher_request.unseal(record.rvr, media_type, dialect=dialect)
         prior, opened = voucher_request.unseal(
-            asked.prior_signed_voucher_request or b"", paths.VOUCHER_CMS_JSON, accept_id_data=self._accept_id_data
+            asked.prior_signed_voucher_request or b"",
+            media_type,
+            accept_id_data=self._accept_id_data,
+            dialect=dialect,
         )
         # The device's chain and the MASA's address were checked when this very request came. They are not sought again
         # in it: intermediates may have come in TLS alone.
-        manufacturer = await self._manufacturers.by_id(record.manufacturer_id or "")
         known = KnownPledge(read_idevid(opened.signer), manufacturer.facts, (opened.signer,))
         masa = read_masa_address((record.masa_url or "").removesuffix("/requestvoucher"))
-        call = Call("POST", f"{masa.path}/requestvoucher", paths.VOUCHER_CMS_JSON, {}, record.rvr)
+        call = Call("POST", f"{masa.path}/requestvoucher", media_type, {}, record.rvr)
         return MasaExchange(known, masa, call, prior, record.pvr_sha256 or "", ())
 
     def _keep(

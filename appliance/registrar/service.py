@@ -124,7 +124,7 @@ class RegistrarService:
         manufacturer = await self._manufacturers.entry(exchange.pledge.manufacturer)
         opened = await self._store.write(partial(self._open, exchange, manufacturer, caller))
         if opened.voucher is not None:
-            return Reply(200, exchange.call.media_type, body=opened.voucher)
+            return exchange.reply_with(opened.voucher)
         if opened.admission is Admission.WAITING:
             return Reply(202, headers={"retry-after": str(self._settings.retry_after_seconds)})
         if opened.admission is Admission.UNLISTED:

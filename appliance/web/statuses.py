@@ -49,6 +49,9 @@ BRSKI = {
     "voucher-signature-invalid": 502,
     "telemetry-malformed": 400,
     "audit-log-malformed": 502,
+    "jws-malformed": 400,
+    "jws-not-accepted": 400,
+    "jws-signature-invalid": 400,
     "announcement-invalid": 500,
     "dialect-unknown": 400,
     # 403 where an administrator can put it right, 404 where the device's identity itself fails

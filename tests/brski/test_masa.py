@@ -388,7 +388,7 @@ def test_formats_are_negotiated() -> None:
     trio = Trio()
     call = trio.consider().call
     with pytest.raises(MediaTypeUnsupported):
-        trio.issue(replace(call, media_type="application/voucher-jws+json"))
+        trio.issue(replace(call, media_type="application/voucher-cose+cbor"))
     with pytest.raises(FormatNotAcceptable):
         trio.issue(replace(call, headers={"accept": "application/voucher-jws+json"}))
     with pytest.raises(FormatNotAcceptable):

@@ -228,7 +228,7 @@ def test_id_data_can_be_switched_off() -> None:
 
 @pytest.mark.req("B-212")
 @pytest.mark.parametrize(
-    "media_type", ["", "application/json", "application/voucher-jws+json", "application/pkcs7-mime", "text/plain"]
+    "media_type", ["", "application/json", "application/voucher-cose+cbor", "application/pkcs7-mime", "text/plain"]
 )
 def test_other_formats_are_not_guessed(media_type: str) -> None:
     trio = Trio()

@@ -115,7 +115,7 @@ def test_voucher_is_no_request_and_request_is_no_voucher() -> None:
 @pytest.mark.req("B-212")
 def test_format_without_codec_is_refused_in_both_directions() -> None:
     with pytest.raises(MediaTypeUnsupported):
-        voucher.unseal(VOUCHER, "application/voucher-jws+json")
+        voucher.unseal(VOUCHER, "application/voucher-cose+cbor")
     with pytest.raises(MediaTypeUnsupported):
         sealed.seal(b"{}", "text/plain", signer=device().signer, certificate=device().certificate, now=Trio().now)
 

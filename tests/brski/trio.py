@@ -22,10 +22,11 @@ from brski import (
     Registrar,
     RegistrarPolicy,
     Voucher,
+    VoucherMalformed,
+    VoucherSignatureInvalid,
     paths,
     sealed,
 )
-from est.cms import ID_CT_ANIMA_JSON_VOUCHER
 from est.exchange import Call, Reply
 from lab.factory import Domain, Factory, Identity
 from tests.support import NOW
@@ -77,6 +78,7 @@ class Trio:
     registrar_policy: RegistrarPolicy = field(default_factory=RegistrarPolicy)
     masa_policy: MasaPolicy = field(default_factory=MasaPolicy)
     nonce: bytes = NONCE
+    media_type: str = paths.VOUCHER_CMS_JSON
     now: datetime = NOW
     events: dict[tuple[str, bytes], Device] = field(default_factory=dict)
 
@@ -99,7 +101,9 @@ class Trio:
         return self.events.get((serial_number, sold.issuer), sold) if sold else None
 
     def ask(self) -> Call:
-        return self.pledge.voucher_request(self.campus.certificate, nonce=self.nonce, now=self.now)
+        return self.pledge.voucher_request(
+            self.campus.certificate, nonce=self.nonce, now=self.now, media_type=self.media_type
+        )
 
     def consider(self, call: Call | None = None, **changes: Any) -> MasaExchange:
         facts: dict[str, Any] = {
@@ -146,20 +150,21 @@ class Trio:
 
     def voucher_reply(self, content: Mapping[str, Any] | bytes, **changes: Any) -> Reply:
         """A voucher with this content, signed by the MASA unless `by` says otherwise."""
-        return Reply(200, paths.VOUCHER_CMS_JSON, body=self._seal(content, changes.pop("by", self.factory.masa)))
+        return Reply(200, self.media_type, body=self._seal(content, changes.pop("by", self.factory.masa)))
 
     def _call(self, content: Mapping[str, Any] | bytes, by: Identity) -> Call:
         body = self._seal(content, by)
-        return Call("POST", paths.REQUEST_VOUCHER, paths.VOUCHER_CMS_JSON, {"accept": paths.VOUCHER_CMS_JSON}, body)
+        return Call("POST", paths.REQUEST_VOUCHER, self.media_type, {"accept": self.media_type}, body)
 
     def _seal(self, content: Mapping[str, Any] | bytes, by: Identity) -> bytes:
-        return seal(content if isinstance(content, bytes) else json.dumps(content).encode(), by, now=self.now)
+        octets = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return seal(octets, by, now=self.now, media_type=self.media_type)
 
 
-def seal(content: bytes, by: Identity, *, now: datetime = NOW) -> bytes:
+def seal(content: bytes, by: Identity, *, now: datetime = NOW, media_type: str = paths.VOUCHER_CMS_JSON) -> bytes:
     return sealed.seal(
         content,
-        paths.VOUCHER_CMS_JSON,
+        media_type,
         signer=by.signer,
         certificate=by.certificate,
         certificates=by.issuers,
@@ -169,9 +174,13 @@ def seal(content: bytes, by: Identity, *, now: datetime = NOW) -> bytes:
 
 def content_of(body: bytes) -> dict[str, Any]:
     """The signed JSON inside an artefact of ours."""
-    from est import cms
-
-    opened = cms.unseal(body, content_types=(ID_CT_ANIMA_JSON_VOUCHER,))
+    opened = sealed.unseal(
+        body,
+        sealed.media_type_of(body),
+        malformed=VoucherMalformed,
+        invalid=VoucherSignatureInvalid,
+        accept_id_data=False,
+    )
     document = json.loads(opened.content)
     assert isinstance(document, dict)
     return document

@@ -22,7 +22,7 @@ from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from appliance.settings import ProxySettings
 from brski import Masa, Voucher, leaves, sealed, telemetry, voucher, voucher_request
-from brski.paths import VOUCHER_CMS_JSON
+from brski.paths import VOUCHER_CMS_JSON, VOUCHER_JWS_JSON
 from est.exchange import Call, Reply
 from lab.factory import Factory
 from tests.appliance.proxy.campus import BORN, CLOSE, PROXY_ID, Campus, World, make_world, other_domain
@@ -107,6 +107,22 @@ def test_a_device_out_of_its_box_ends_with_an_ldevid(world: World, state: ProxyS
         ]  # fmt: skip
         assert [one["step"] for one in events] == steps
         assert [one["step"] for one in report_of(state)["steps"]] == steps
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("B-211", "B-241", "B-441", "B-447", "A-80")
+def test_the_pledge_asks_in_jws_when_told_so(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = world.with_settings(registrar_url=campus.url, voucher_format="jws")
+        report = await bootstrap(state, settings)
+        assert report.outcome == "ok"
+        call = campus.of("requestvoucher")[0].call
+        assert call.media_type == call.headers["accept"] == VOUCHER_JWS_JSON
+        sent, opened = voucher_request.unseal(state.read("voucher-request.vjj") or b"", VOUCHER_JWS_JSON)
+        received, _ = voucher.unseal(state.read("voucher.vjj") or b"", VOUCHER_JWS_JSON)
+        assert received.nonce == sent.nonce and opened.signer == world.device.certificate
+        assert state.read("voucher.cms") is None
 
     with_campus(world, scenario)
 

@@ -71,9 +71,11 @@ def test_media_types_and_accept_are_negotiated(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()
         call = device.request()
-        for media_type in ("application/json", "", "application/voucher-jws+json", "application/pkcs7-mime"):
+        for media_type in ("application/json", "", "application/voucher-cose+cbor", "application/pkcs7-mime"):
             wrong = Call("POST", call.path, media_type, {}, call.body)
             assert (await world.handle(wrong, device.peer)).status == 415
+        mislabelled = Call("POST", call.path, "application/voucher-jws+json", {}, call.body)
+        assert (await world.handle(mislabelled, device.peer)).status == 400
         picky = Call("POST", call.path, call.media_type, {"accept": "application/voucher-jws+json"}, call.body)
         assert (await world.handle(picky, device.peer)).status == 406
         assert world.masa.calls == []

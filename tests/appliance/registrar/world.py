@@ -28,7 +28,7 @@ from appliance.hierarchy import (
     read_server,
     record_hierarchy,
 )
-from appliance.registrar.assemble import RegistrarPart, assemble
+from appliance.registrar.assemble import RegistrarPart, assemble, registrar_policy
 from appliance.registrar.masa_client import MasaDestination
 from appliance.settings import RegistrarSettings, Settings
 from appliance.store import Store
@@ -38,6 +38,7 @@ from appliance.web.routes import ROUTES
 from brski import Pledge, Registrar
 from brski.errors import BrskiError
 from brski.masa import Device, Masa
+from brski.paths import VOUCHER_CMS_JSON
 from est import csr, transfer
 from est.cms import read_certs_only
 from est.exchange import Call, Reply
@@ -177,7 +178,9 @@ class World:
             store=store,
             clock=clock,
             ca=ca,
-            registrar=Registrar(KeySigner(server.key), server.certificate, server.chain),
+            registrar=Registrar(
+                KeySigner(server.key), server.certificate, server.chain, registrar_policy(settings.registrar)
+            ),
             masa=transport,
         )
         if known and reopen is None:
@@ -249,6 +252,7 @@ class Device_:
     identity: Identity
     peer: Peer
     nonce: int = 0
+    media_type: str = VOUCHER_CMS_JSON
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     @property
@@ -258,7 +262,9 @@ class Device_:
     def request(self, *, fresh: bool = True, registrar: x509.Certificate | None = None) -> Call:
         self.nonce += fresh
         seen = registrar or self.world.registrar_certificate
-        return self.pledge.voucher_request(seen, nonce=self.nonce.to_bytes(16), now=self.world.clock.now())
+        return self.pledge.voucher_request(
+            seen, nonce=self.nonce.to_bytes(16), now=self.world.clock.now(), media_type=self.media_type
+        )
 
     async def voucher(self) -> Reply:
         call = self.request()
