@@ -1,6 +1,6 @@
 """BRSKI (RFC 8995) and its vouchers (RFC 8366): pledge, registrar and MASA as values and pure steps.
 
-The whole dialogue in memory (`lab` makes the certificates that a manufacturer and a campus would have):
+The whole dialogue in memory, in both formats (`lab` makes what a manufacturer and a campus would have):
 
 >>> from datetime import UTC, datetime
 >>> from lab import Domain, Factory
@@ -11,17 +11,19 @@ The whole dialogue in memory (`lab` makes the certificates that a manufacturer a
 >>> registrar = Registrar(campus.signer, campus.certificate, campus.chain)
 >>> masa = Masa(factory.masa_signer, factory.masa_chain, factory.device_anchors)
 >>> maker = Manufacturer("Acme", factory.device_anchors, allowed_masas=frozenset({"masa.example:9443"}))
->>> sent = pledge.voucher_request(campus.certificate, nonce=bytes(range(16)), now=now)
->>> exchange = registrar.consider(
-...     sent, device.certificate, device.chain[1:], [maker], tls_certificate=campus.certificate, now=now
-... )
->>> exchange.url
-'https://masa.example:9443/.well-known/brski/requestvoucher'
->>> grant = masa.issue(exchange.call, factory, now=now)
->>> granted = exchange.conclude(grant.reply, now)
->>> accepted = pledge.accept_voucher(exchange.reply(granted), sent, campus.tls_chain, now=now)
->>> accepted.serial_number, accepted.assertion.value
-('PX-1', 'proximity')
+>>> for media_type in paths.VOUCHER_FORMATS.values():
+...     sent = pledge.voucher_request(campus.certificate, nonce=bytes(range(16)), now=now, media_type=media_type)
+...     exchange = registrar.consider(
+...         sent, device.certificate, device.chain[1:], [maker], tls_certificate=campus.certificate, now=now
+...     )
+...     grant = masa.issue(exchange.call, factory, now=now)
+...     granted = exchange.conclude(grant.reply, now)
+...     accepted = pledge.accept_voucher(exchange.reply(granted), sent, campus.tls_chain, now=now)
+...     print(exchange.call.media_type, accepted.serial_number, accepted.assertion.value)
+application/voucher-cms+json PX-1 proximity
+application/voucher-jws+json PX-1 proximity
+>>> exchange.url, pledge.voucher_status(True).path
+('https://masa.example:9443/.well-known/brski/requestvoucher', '/.well-known/brski/voucher_status')
 
 Map: voucher, voucher_request (artefacts) over leaves (YANG as JSON) and sealed (signed forms; jws is one of them);
 idevid, manufacturer (who asks), dialect (what is tolerated for whom); pledge, registrar, masa (the roles); telemetry,
@@ -30,6 +32,7 @@ audit_log (what follows); states, discovery, paths, errors.
 
 from __future__ import annotations
 
+from brski import paths
 from brski.audit_log import Appraisal, AuditLog, AuditPolicy, Concern, LogEntry, appraise
 from brski.dialect import STRICT, Dialect, read_dialect, write_dialect
 from brski.errors import (
@@ -183,6 +186,7 @@ __all__ = [
     "VoucherStatus",
     "appraise",
     "identify",
+    "paths",
     "read_dialect",
     "write_dialect",
 ]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import doctest
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import brski
 import lab
-from brski import Assertion, AuditPolicy, DomainNotPinned, ProximityMismatch, appraise
+from brski import Assertion, AuditPolicy, DomainNotPinned, ProximityMismatch, appraise, paths
 from tests.brski.trio import Trio
 from tests.support import NOW
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("package", [brski, lab])
@@ -20,9 +25,22 @@ def test_example_in_the_docstring_runs(package: object) -> None:
     assert result.failed == 0
 
 
+def test_the_examples_run_where_the_product_is_not_installed() -> None:
+    """brski is a library of its own: neither it nor its example may pull the appliance in."""
+    program = (
+        "import sys, doctest\n"
+        "sys.modules.update({'appliance': None, 'radius': None, 'aiohttp': None, 'sqlalchemy': None})\n"
+        "import brski, est\n"
+        "sys.exit(any(doctest.testmod(package).failed for package in (brski, est)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.req("B-221", "B-321", "B-327")
-def test_pledge_imprints_on_the_campus() -> None:
-    assert Trio().run().assertion is Assertion.PROXIMITY
+@pytest.mark.parametrize("media_type", paths.VOUCHER_FORMATS.values(), ids=list(paths.VOUCHER_FORMATS))
+def test_pledge_imprints_on_the_campus(media_type: str) -> None:
+    assert Trio(media_type=media_type).run().assertion is Assertion.PROXIMITY
 
 
 @pytest.mark.req("B-244", "B-254", "T-04")
