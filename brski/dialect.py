@@ -19,7 +19,7 @@ class Dialect:
 
     `base64_bodies`: CMS bodies may be base64 text. A pledge is answered in the form it asked in, a MASA is asked in
     base64. `legacy_key`: voucher-requests stand under ietf-voucher:voucher, and are sent so to the MASA; request and
-    voucher are then told apart by the place they come in alone. `loose_dates`: a blank, or a lower-case letter, where
+    voucher are then told apart by their leaves. `loose_dates`: a blank, or a lower-case letter, where
     RFC 3339 has T and Z; no offset means UTC. `long_nonces`: more than 32 octets. `untyped_answers`: the Content-Type
     of an answer is not looked at.
     """

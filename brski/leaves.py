@@ -175,7 +175,8 @@ class Members:
         allowed = {key, legacy} if legacy and dialect.legacy_key else {key}
         if not isinstance(document, dict) or len(document) != 1 or not allowed.issuperset(document):
             raise malformed(f"exactly one top-level member is allowed: {key}")
-        (members,) = document.values()
+        ((found, members),) = document.items()
+        self.is_legacy = found != key
         if not isinstance(members, dict):
             raise malformed(f"{key} is not an object")
         self._members = members

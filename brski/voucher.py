@@ -49,6 +49,8 @@ def read(body: bytes, dialect: Dialect = STRICT) -> Voucher:
     Raises VoucherMalformed.
     """
     members = leaves.Members(body, KEY, VoucherMalformed, dialect=dialect)
+    if dialect.legacy_key and (members.has("proximity-registrar-cert") or members.has("prior-signed-voucher-request")):
+        raise VoucherMalformed("a voucher-request stands where a voucher is due")
     return Voucher(
         serial_number=members.required("serial-number", leaves.read_string),
         assertion=members.required("assertion", leaves.read_assertion),

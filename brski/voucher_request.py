@@ -37,6 +37,9 @@ class VoucherRequest:
 def read(body: bytes, dialect: Dialect = STRICT) -> VoucherRequest:
     """The voucher-request in a JSON document (the signed content); raises VoucherRequestMalformed."""
     members = leaves.Members(body, KEY, VoucherRequestMalformed, dialect=dialect, legacy=LEGACY_KEY)
+    if members.is_legacy and members.has("pinned-domain-cert"):
+        # the key does not tell them apart in this dialect, so this leaf must: only a voucher pins
+        raise VoucherRequestMalformed("a voucher stands where a voucher-request is due")
     return VoucherRequest(
         serial_number=members.required("serial-number", leaves.read_string),
         nonce=members.optional("nonce", leaves.read_nonce),

@@ -26,6 +26,7 @@ from appliance.web import routes
 from appliance.web.problems import all_leaves, status_of
 from appliance.web.routes import Route
 from brski import states
+from brski.dialect import SWITCHES
 from est.errors import Refusal
 from lab.misbehave import MISBEHAVIOURS
 from tests import reference_radius
@@ -299,6 +300,22 @@ def misbehaviours_page() -> str:
     )
 
 
+def dialects_page() -> str:
+    """What may be tolerated of one manufacturer's devices and MASA."""
+    return "\n".join(
+        [
+            head("Dialects", "`SWITCHES` in `brski/dialect.py`"),
+            "Implementations in the field depart from RFC 8995 and RFC 8366. What is tolerated is said for each "
+            "manufacturer, as a list of switches such as `base64-bodies,legacy-key`; nothing is tolerated unless it is named. No "
+            "switch touches a signature, a chain, a serial number or the comparison of nonces. Read in every dialect: "
+            "eContentType id-data beside the voucher's own, dates with up to nine fraction digits, idevid-issuer as "
+            "extension value or bare key identifier, a MASA URI without its ASN.1 wrapper, leaves that nobody knows, "
+            "status messages whose version is a string.\n",
+            table(("switch", "what is tolerated"), [(f"`{name}`", meaning) for name, meaning in SWITCHES.items()]),
+        ]
+    )
+
+
 def states_page() -> str:
     """The three state tables, drawn."""
     parts = [
@@ -326,6 +343,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/audit-events.md": audit_page,
     "reference/radius-attributes.md": reference_radius.attributes_page,
     "reference/reason-codes.md": reference_radius.reasons_page,
+    "reference/dialects.md": dialects_page,
     "reference/misbehaviours.md": misbehaviours_page,
     "explanation/states.md": states_page,
 }
