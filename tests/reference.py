@@ -308,9 +308,9 @@ def dialects_page() -> str:
             "Implementations in the field depart from RFC 8995 and RFC 8366. What is tolerated is said for each "
             "manufacturer, as a list of switches such as `base64-bodies,legacy-key`; nothing is tolerated unless it is "
             "named. No switch touches a signature, a chain, a serial number or the comparison of nonces.\n",
-            "Read in every dialect: eContentType id-data beside the voucher's own, dates with up to nine fraction digits, "
-            "idevid-issuer as extension value or bare key identifier, a MASA URI without its ASN.1 wrapper, leaves that "
-            "nobody knows, status messages whose version is a string.\n",
+            "Read in every dialect: eContentType id-data beside the voucher's own, dates with up to nine fraction "
+            "digits, idevid-issuer as extension value or bare key identifier, a MASA URI without its ASN.1 wrapper, "
+            "leaves that nobody knows, status messages whose version is a string.\n",
             table(("switch", "what is tolerated"), [(f"`{name}`", meaning) for name, meaning in SWITCHES.items()]),
         ]
     )
