@@ -1,0 +1,1 @@
+"""A coverage-guided fuzzer for the readers of foreign bytes; `python -m tests.fuzz --help`."""
