@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from appliance.store.columns import Hex, Json, Time
@@ -52,7 +53,6 @@ audit = Table(
     _text("body"),
     Column("prev", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
-    Index("audit_event", "event"),
 )
 
 outbox = Table(
@@ -93,11 +93,11 @@ certificates = Table(
     _time("revoked_at", null=True),
     _text("revocation_reason", null=True),
     UniqueConstraint("serial", "issuer_aki"),  # serial first: also found by role and serial
-    Index("certificates_agent", "agent_id"),
-    Index("certificates_owner", "owner_id"),
+    Index("certificates_agent", "agent_id", sqlite_where=text("agent_id IS NOT NULL")),
+    Index("certificates_owner", "owner_id", sqlite_where=text("owner_id IS NOT NULL")),
     Index("certificates_proxy", "proxy_id", "csr_sha256"),
     Index("certificates_spki", "spki_sha256"),
-    Index("certificates_revoked", "issuer_role", "revoked_at"),
+    Index("certificates_revoked", "issuer_role", "revoked_at", sqlite_where=text("revoked_at IS NOT NULL")),
 )
 
 crls = Table(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, insert
 
-from appliance.store import Store, schema
+from appliance.store import Store, meta, schema
 from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
 from tests.support import FixedClock
@@ -29,6 +34,52 @@ def test_the_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
         assert compare_metadata(context, schema.metadata) == []
         tables = {row[0] for row in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type='table'")}
     assert tables - {"sqlite_sequence", "alembic_version"} == set(schema.metadata.tables)
+
+
+def test_indexes_are_those_of_the_schema_with_their_conditions(tmp_path: Path) -> None:
+    """Alembic compares columns, not conditions."""
+    Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True).close()
+    plain = create_engine(f"sqlite:///{tmp_path / 'b.db'}")
+    schema.metadata.create_all(plain)
+    plain.dispose()
+    assert indexes(tmp_path / "a.db") == indexes(tmp_path / "b.db")
+
+
+def test_a_database_of_the_first_version_is_brought_up_with_what_it_holds(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with migration_engine(url).begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(insert(schema.meta), {"key": "k", "value": "v"})
+    assert any("audit_event" in sql for sql in indexes(tmp_path / "a.db"))
+    store = Store.open(url, FixedClock())
+    assert store.read_sync(lambda tx: meta.get(tx, "k")) == "v"
+    store.close()
+    assert not any("audit_event" in sql for sql in indexes(tmp_path / "a.db"))
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("agent_id = ? AND state != ? AND not_after > ?", "certificates_agent"),
+        ("owner_id = ? AND state != ? AND not_after > ?", "certificates_owner"),
+        ("issuer_role = ? AND revoked_at IS NOT NULL AND not_after > ?", "certificates_revoked"),
+    ],
+)
+def test_partial_indexes_serve_the_questions_that_are_asked(tmp_path: Path, query: str, index: str) -> None:
+    Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True).close()
+    with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
+        values = ["x"] * query.count("?")
+        plan = connection.execute(f"EXPLAIN QUERY PLAN SELECT * FROM certificates WHERE {query}", values).fetchall()
+    assert f"USING INDEX {index}" in plan[0][3]
+
+
+def indexes(file: Path) -> set[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
+    return {sql for (sql,) in found if "alembic" not in sql}
 
 
 def test_schema_has_no_deferred_keys_and_no_defaults_in_python() -> None:
