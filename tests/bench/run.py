@@ -6,14 +6,16 @@ a1   EST renewal on a kept mTLS connection (a1x8: eight side by side; a1s: first
 a2   EST renewal on a new mTLS connection each
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
+g    transactions of the store, 64 waiting, against fdatasync of the same disk
 
 What is compared is CPU time of the appliance's process (schedstat of all its threads), never the wall clock, because
-neighbours move that. References (microseconds of CPU) are measured in turn with the product, repetition by repetition:
-Rs, Rv = one P-256 signature, one verification; H = a bare OpenSSL server taking one mTLS connection; P = one plain
-aiohttp GET; S = the signatures and verifications that an issuance really makes, counted in a dry run. Appliance on the
-last core, client on the first, if there are two. Replies are verified after the clock has stopped, and rows and audit
-entries are counted against them: a wrong answer is an error, not a slow one. `noisy` means that the reference itself
-moved by more than 15 %: repeat on a quieter machine before believing it.
+neighbours move that (but for g, where waiting for the disk is the point). References (microseconds of CPU) are measured
+in turn with the product, repetition by repetition: Rs, Rv = one P-256 signature, one verification; H = a bare OpenSSL
+server taking one mTLS connection; P = one plain aiohttp GET; S = the signatures and verifications that an issuance
+really makes, counted in a dry run; D = fdatasync per second. Appliance on the last core, client on the first, if there
+are two. Replies are verified after the clock has stopped, and rows and audit entries are counted against them: a wrong
+answer is an error, not a slow one. `noisy` means that the reference itself moved by more than 15 %: repeat on a quieter
+machine before believing it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import decide, enrol, identity
+from tests.bench import commits, decide, enrol, identity
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(plan: Plan, folder: Path) -> list[Bench]:
     """Everything that the plan wants, one after the other."""
-    return [*enrol.run(plan, folder), *identity.run(plan, folder), *decide.run(plan, folder)]
+    return [bench for part in (enrol, identity, decide, commits) for bench in part.run(plan, folder)]
 
 
 def table(benches: list[Bench]) -> str:
