@@ -117,12 +117,12 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             policy = read_policy(event.body["text"], revision=event.body["revision"])
     if not credentials and owners is None and agents is None and policy is snapshot.policy:
         return snapshot
-    return replace(
-        snapshot,
+    return Snapshot(
         credentials=snapshot.credentials.with_changes(credentials) if credentials else snapshot.credentials,
         owners=snapshot.owners if owners is None else owners,
         agents=snapshot.agents if agents is None else agents,
         policy=policy,
+        checked_at=snapshot.checked_at,
     )
 
 

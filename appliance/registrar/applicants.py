@@ -26,7 +26,7 @@ from appliance.registrar.errors import (
     NamesNotJustified,
     ProxyRevoked,
 )
-from appliance.registrar.ldevids import LiveLdevid, require_live
+from appliance.registrar.ldevids import LiveLdevid, require_still_live
 from appliance.store import certificates, est_secrets, pledges, proxies
 from appliance.store.est_secrets import SecretRow
 from appliance.store.pledges import PledgeRecord
@@ -225,12 +225,12 @@ class RenewalApplicant:
         self.est.check_reenroll(csr, self.live.certificate)
 
     def is_served(self, tx: Tx) -> bool:
-        require_live(self.live.certificate, tx)
+        require_still_live(self.live, tx)
         return True
 
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         """The old certificate may have been revoked since the connection was opened."""
-        require_live(self.live.certificate, tx)
+        require_still_live(self.live, tx)
 
     def finish(self, tx: Tx, issued: IssuedRow) -> None:
         """The old certificate stays good until its end: the reply may get lost."""

@@ -13,7 +13,6 @@ import hmac
 import logging
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from cryptography import x509
 
@@ -265,8 +264,7 @@ def _pledge_and_proxy(idevid: IDevID, caller: Caller, tx: Tx) -> tuple[PledgeRec
 
 def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:
     """One key, one subject (E-204)."""
-    rows: list[Any] = certificates.of(tx, "spki_sha256", csr.key_sha256)
-    if any(row.subject_id != applicant.identifier for row in rows):
+    if not certificates.holders(tx, csr.key_sha256) <= {applicant.identifier}:
         raise KeyInUse("the key of this request belongs to another certificate")
 
 

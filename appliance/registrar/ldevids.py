@@ -30,9 +30,12 @@ MAX_SEEN = 4096
 
 @dataclass(frozen=True, slots=True)
 class LiveLdevid:
-    """A proxy's certificate that is good at this moment."""
+    """A proxy's certificate that is good at this moment; digest, issuer key identifier and serial as stored."""
 
     certificate: x509.Certificate
+    sha256: str
+    issuer_aki: str
+    serial: str
     proxy: ProxyRow
     pledge_id: str | None
 
@@ -52,7 +55,7 @@ class Ldevids:
         self._seen: OrderedDict[int, LiveLdevid] = OrderedDict()
 
     async def seen(self, peer: Peer) -> LiveLdevid | None:
-        """Like `find`, but a connection is looked at once: whoever uses this checks `require_live` in a transaction."""
+        """Like `find`, but a connection is looked at once; its user asks `require_still_live` in a transaction."""
         seen = self._seen.get(peer.connection_id)
         if seen is not None and seen.certificate is peer.certificate:
             if self._clock.now() <= seen.certificate.not_valid_after_utc:
@@ -103,4 +106,15 @@ def require_live(certificate: x509.Certificate, tx: Tx) -> LiveLdevid:
     proxy = proxies.get(tx, row.proxy_id)
     if proxy is None or not proxy.is_active:
         raise ProxyRevoked("this identity proxy was revoked")
-    return LiveLdevid(certificate, proxy, row.pledge_id)
+    return LiveLdevid(certificate, digest, row.issuer_aki, row.serial, proxy, row.pledge_id)
+
+
+def require_still_live(live: LiveLdevid, tx: Tx) -> None:
+    """The same for a certificate that was found live before: it or its proxy may have been revoked since."""
+    row = proxies.standing(tx, live.issuer_aki, live.serial)
+    if row is None or row.profile != LDEVID or row.cert_sha256 != live.sha256:
+        raise LdevidNotAccepted("the certificate is no identity proxy's")
+    if row.state != certificates.ISSUED:
+        raise LdevidNotAccepted("the certificate is revoked")
+    if row.proxy_state != proxies.ACTIVE:
+        raise ProxyRevoked("this identity proxy was revoked")

@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 from appliance.errors import Conflict
 from appliance.store.columns import to_micros
 from appliance.store.schema import agents as table
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 RESERVED, REGISTERED, REVOKED = "reserved", "registered", "revoked"
@@ -34,11 +35,12 @@ _TOUCH = update(table).where(_c.identifier == bindparam("key"), _c.state == RESE
 _FORGET = delete(table).where(
     _c.proxy_id == bindparam("proxy"), _c.state == RESERVED, _c.updated_at < bindparam("before")
 )
-_REGISTER = (
+_REGISTER = plain(
     update(table)
     .where(_c.identifier == bindparam("key"), _c.state == bindparam("was"), _c.proxy_id == bindparam("proxy"))
-    .values(state=REGISTERED, owner_id=bindparam("owner"), jkt=bindparam("new_jkt"), updated_at=bindparam("at"))
-)
+    .values(owner_id=bindparam("owner"), jkt=bindparam("new_jkt"), state=bindparam("is"), updated_at=bindparam("at")),
+    "owner", "new_jkt", "is", "at", "key", "was", "proxy",
+)  # fmt: skip
 _REVOKE = (
     update(table)
     .where(_c.identifier == bindparam("key"), _c.state != REVOKED)
@@ -112,8 +114,8 @@ def register(tx: Tx, agent: Agent, *, owner_id: str | None, jkt: str) -> Agent:
     """
     if agent.state == REVOKED or (agent.state == REGISTERED and agent.owner_id != owner_id):
         raise Conflict("the agent is revoked or registered to another owner")
-    values = {"key": agent.identifier, "was": agent.state, "proxy": agent.proxy_id, "owner": owner_id}
-    if tx.execute(_REGISTER, {**values, "new_jkt": jkt, "at": tx.now}).rowcount != 1:
+    values = (owner_id, jkt, REGISTERED, tx.micros, agent.identifier, agent.state, agent.proxy_id)
+    if tx.change(_REGISTER, values) != 1:
         raise Conflict("the agent's record has changed meanwhile")
     registered = replace(agent, state=REGISTERED, owner_id=owner_id, jkt=jkt, updated_at=tx.now)
     if agent.state != REGISTERED:

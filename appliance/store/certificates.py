@@ -15,19 +15,27 @@ from sqlalchemy import bindparam, func, insert, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
-from appliance.store.statements import Row
+from appliance.store.columns import to_micros
+from appliance.store.statements import Row, plain
 from appliance.store.transaction import Tx
 
 _t = schema.certificates
 _c = _t.c
 PENDING, ISSUED, REVOKED = "pending", "issued", "revoked"
 
-_ADD = insert(_t)
-_ISSUE = (
+_CALLERS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "csr_sha256", "txn", "model")
+_KNOWN = frozenset(_CALLERS)
+_ADD = plain(
+    insert(_t), "issuer_role", "issuer_aki", "serial", "profile", "subject_id", "agent_id", "owner_id", "proxy_id",
+    "pledge_id", "state", "tbs_sha256", "spki_sha256", "csr_sha256", "not_before", "not_after", "txn", "model",
+    "created_at",
+)  # fmt: skip
+_ISSUE = plain(
     update(_t)
-    .where(_c.id == bindparam("row_id"), _c.state == PENDING)
-    .values(state=ISSUED, der=bindparam("new_der"), cert_sha256=bindparam("new_sha256"))
-)
+    .where(_c.id == bindparam("row_id"), _c.state == bindparam("was"))
+    .values(state=bindparam("is"), cert_sha256=bindparam("new_sha256"), der=bindparam("new_der")),
+    "is", "new_sha256", "new_der", "row_id", "was",
+)  # fmt: skip
 _REVOKE = (
     update(_t)
     .where(_c.issuer_aki == bindparam("aki"), _c.serial == bindparam("number"), _c.state != REVOKED)
@@ -40,7 +48,7 @@ _REVOKED = (
     .where(_c.issuer_role == bindparam("role"), _c.revoked_at.is_not(None), _c.not_after > bindparam("at"))
     .order_by(_c.revoked_at, _c.id)
 )
-_LAST_REVOKED = select(func.max(_c.revoked_at)).where(_c.issuer_role == bindparam("role"))
+_LAST_REVOKED = select(func.max(_c.revoked_at)).where(_c.issuer_role == bindparam("role"), _c.revoked_at.is_not(None))
 _LIVE = {
     column: select(_t)
     .where(_c[column] == bindparam("value"), _c.state != REVOKED, _c.not_after > bindparam("at"))
@@ -51,6 +59,7 @@ _ALL = {
     column: select(_t).where(_c[column] == bindparam("value")).order_by(_c.id)
     for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id", "spki_sha256", "csr_sha256")
 }
+_HOLDERS = plain(select(_c.subject_id).where(_c.spki_sha256 == bindparam("spki")), "spki")
 _PAGE = select(_t).where(_c.id > bindparam("after")).order_by(_c.id).limit(bindparam("count"))
 _UNEXPIRED = (
     select(_t)
@@ -81,24 +90,38 @@ def serial_text(serial: int) -> str:
 
 def add(tx: Tx, row: Pending) -> int:
     """Insert a pending row and return its id; Conflict if the serial was used before under this issuer."""
-    values = {
-        "issuer_role": row.issuer_role,
-        "issuer_aki": row.issuer_aki,
-        "serial": serial_text(row.serial),
-        "state": PENDING,
-        "tbs_sha256": row.tbs_sha256,
-        "spki_sha256": row.spki_sha256,
-        "not_before": row.not_before,
-        "not_after": row.not_after,
-        "created_at": tx.now,
-        **row.columns,
-    }
-    return tx.execute(_ADD, values).lastrowid or 0
+    columns = row.columns
+    if not _KNOWN.issuperset(columns):
+        raise TypeError(f"callers give {_CALLERS}, not {tuple(columns)}")
+    get = columns.get
+    return tx.insert(
+        _ADD,
+        (
+            row.issuer_role,
+            row.issuer_aki.hex(),
+            serial_text(row.serial),
+            columns["profile"],
+            get("subject_id"),
+            get("agent_id"),
+            get("owner_id"),
+            get("proxy_id"),
+            get("pledge_id"),
+            PENDING,
+            row.tbs_sha256.hex(),
+            row.spki_sha256.hex(),
+            get("csr_sha256"),
+            to_micros(row.not_before),
+            to_micros(row.not_after),
+            get("txn"),
+            get("model"),
+            tx.micros,
+        ),
+    )
 
 
 def issue(tx: Tx, row_id: int, der: bytes, sha256: bytes) -> None:
     """Make a pending row issued; Conflict if it is not pending any more (it was revoked meanwhile)."""
-    if tx.execute(_ISSUE, {"row_id": row_id, "new_der": der, "new_sha256": sha256}).rowcount != 1:
+    if tx.change(_ISSUE, (ISSUED, sha256.hex(), der, row_id, PENDING)) != 1:
         raise Conflict("the certificate was revoked before it was signed")
 
 
@@ -133,6 +156,11 @@ def live(tx: Tx, column: str, value: str, at: datetime) -> list[Row]:
 def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
     """Every certificate by one of the columns of live(), or by spki_sha256 or csr_sha256, oldest first."""
     return tx.all(_ALL[column], {"value": value})
+
+
+def holders(tx: Tx, spki_sha256: bytes) -> set[str | None]:
+    """The subject_id of every certificate that was ever begun for a key."""
+    return {row[0] for row in tx.rows(_HOLDERS, (spki_sha256.hex(),))}
 
 
 def revoked(tx: Tx, role: str, at: datetime) -> list[Row]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, exists, insert, literal, select, update
+from sqlalchemy import bindparam, delete, exists, insert, literal_column, select, update
 
 from appliance.store import schema
+from appliance.store.columns import to_micros
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 _n = schema.nonces
@@ -19,23 +21,33 @@ _s = schema.spent
 
 _ADD = insert(_n)
 _GET = select(_n).where(_n.c.nonce == bindparam("nonce"))
-_SPEND = (
+_SPEND = plain(
     update(_n)
     .where(_n.c.nonce == bindparam("value"), _n.c.spent_at.is_(None))
     .where(_n.c.expires_at > bindparam("at"))
-    .values(spent_at=bindparam("at"))
-)
-_SPEND_ID = insert(_s).from_select(
-    ["kind", "value", "expires_at"],
-    select(
-        bindparam("kind", type_=_s.c.kind.type),
-        bindparam("value", type_=_s.c.value.type),
-        bindparam("expires_at", type_=_s.c.expires_at.type),
-    ).where(
-        ~exists(
-            select(literal(1)).select_from(_s).where(_s.c.kind == bindparam("kind"), _s.c.value == bindparam("value"))
-        )
+    .values(spent_at=bindparam("at")),
+    "at", "value", "at",
+)  # fmt: skip
+_SPEND_ID = plain(
+    insert(_s).from_select(
+        ["kind", "value", "expires_at"],
+        select(
+            bindparam("kind", type_=_s.c.kind.type),
+            bindparam("value", type_=_s.c.value.type),
+            bindparam("expires_at", type_=_s.c.expires_at.type),
+        ).where(
+            ~exists(
+                select(literal_column("1"))
+                .select_from(_s)
+                .where(_s.c.kind == bindparam("kind"), _s.c.value == bindparam("value"))
+            )
+        ),
     ),
+    "kind",
+    "value",
+    "expires_at",
+    "kind",
+    "value",
 )
 _FORGET_NONCES = delete(_n).where(_n.c.expires_at < bindparam("before"))
 _FORGET_IDS = delete(_s).where(_s.c.expires_at < bindparam("before"))
@@ -78,12 +90,12 @@ def get(tx: Tx, value: str) -> Nonce | None:
 
 def spend(tx: Tx, value: str) -> bool:
     """Spend a nonce; False if it is unknown, expired, or spent already."""
-    return tx.execute(_SPEND, {"value": value, "at": tx.now}).rowcount == 1
+    return tx.change(_SPEND, (tx.micros, value, tx.micros)) == 1
 
 
 def spend_id(tx: Tx, kind: str, value: str, expires_at: datetime) -> bool:
     """Spend a token identifier, to be remembered until `expires_at` at least; False if it was spent before."""
-    return tx.execute(_SPEND_ID, {"kind": kind, "value": value, "expires_at": expires_at}).rowcount == 1
+    return tx.change(_SPEND_ID, (kind, value, to_micros(expires_at), kind, value)) == 1
 
 
 def forget(tx: Tx, *, before: datetime) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict
+from appliance.store.columns import to_micros
 from appliance.store.schema import certificates
 from appliance.store.schema import proxies as table
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 ACTIVE = "active"
@@ -21,12 +23,19 @@ _INSERT = insert(table)
 _BY_ID = select(table).where(table.c.id == bindparam("id"))
 _BY_IDENTIFIER = select(table).where(table.c.identifier == bindparam("identifier"))
 _ALL = select(table).order_by(table.c.created_at.desc(), table.c.id).limit(bindparam("limit"))
-_LDEVID_FOR = (
+_LDEVID_FOR = plain(
     select(certificates.c.der)
     .where(certificates.c.proxy_id == bindparam("proxy_id"), certificates.c.csr_sha256 == bindparam("csr_sha256"))
-    .where(certificates.c.profile == "ldevid", certificates.c.state == "issued")
-    .where(certificates.c.created_at > bindparam("since"), certificates.c.not_after > bindparam("now"))
-)
+    .where(certificates.c.profile == bindparam("kind"), certificates.c.state == bindparam("is"))
+    .where(certificates.c.created_at > bindparam("since"), certificates.c.not_after > bindparam("now")),
+    "proxy_id", "csr_sha256", "kind", "is", "since", "now",
+)  # fmt: skip
+_STANDING = plain(
+    select(certificates.c.state, certificates.c.cert_sha256, certificates.c.profile, table.c.state)
+    .join_from(certificates, table, table.c.id == certificates.c.proxy_id, isouter=True)
+    .where(certificates.c.serial == bindparam("serial"), certificates.c.issuer_aki == bindparam("aki")),
+    "serial", "aki",
+)  # fmt: skip
 _REVOKE = (
     update(table)
     .where(table.c.id == bindparam("key"), table.c.state == ACTIVE)
@@ -87,9 +96,23 @@ def every(tx: Tx, *, limit: int = 1000) -> list[ProxyRow]:
 
 def ldevid_for(tx: Tx, *, proxy_id: str, csr_sha256: str, since: datetime) -> bytes | None:
     """DER of the live LDevID that this proxy got for this CSR after `since`, or None."""
-    values = {"proxy_id": proxy_id, "csr_sha256": csr_sha256, "since": since, "now": tx.now}
-    found: bytes | None = tx.scalar(_LDEVID_FOR, values)
-    return found
+    row = tx.row(_LDEVID_FOR, (proxy_id, csr_sha256, "ldevid", "issued", to_micros(since), tx.micros))
+    return None if row is None else row[0]
+
+
+class LdevidStanding(NamedTuple):
+    """How a certificate and the proxy that it names stand now; None: there is no such proxy."""
+
+    state: str
+    cert_sha256: str | None
+    profile: str
+    proxy_state: str | None
+
+
+def standing(tx: Tx, issuer_aki: str, serial: str) -> LdevidStanding | None:
+    """How a certificate stands; `issuer_aki` and `serial` are as stored."""
+    row = tx.row(_STANDING, (serial, issuer_aki))
+    return None if row is None else LdevidStanding(*row)
 
 
 def revoke(tx: Tx, row: ProxyRow) -> None:

@@ -14,24 +14,32 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict
+from appliance.store.columns import to_micros
+from appliance.store.json_text import encoder_of
 from appliance.store.schema import requests as table
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 PENDING, ISSUED = "pending", "issued"
 
 _c = table.c
-_ADD = insert(table)
+_encode = encoder_of(sort_keys=False)
+_ADD = plain(
+    insert(table), "rqh", "txn", "agent_id", "owner_id", "proxy_id", "state", "result", "request", "approval",
+    "evidence", "ear", "created_at", "updated_at",
+)  # fmt: skip
 _GET = select(table).where(_c.rqh == bindparam("rqh"))
 _TAKE = (
     update(table)
     .where(_c.rqh == bindparam("key"), _c.state == PENDING, _c.updated_at == bindparam("was"))
     .values(evidence=bindparam("new_evidence"), ear=bindparam("new_ear"), updated_at=bindparam("at"))
 )
-_END = (
+_END = plain(
     update(table)
-    .where(_c.rqh == bindparam("key"), _c.state == PENDING)
-    .values(state=ISSUED, result=bindparam("new_result"), updated_at=bindparam("at"))
-)
+    .where(_c.rqh == bindparam("key"), _c.state == bindparam("was"))
+    .values(state=bindparam("is"), result=bindparam("new_result"), updated_at=bindparam("at")),
+    "is", "new_result", "at", "key", "was",
+)  # fmt: skip
 _OF_AGENT = select(table).where(_c.agent_id == bindparam("agent")).order_by(_c.created_at, _c.rqh)
 
 
@@ -56,23 +64,23 @@ class Request:
 
 def add(tx: Tx, request: Request) -> None:
     """Insert; Conflict if the request hash is known."""
-    tx.execute(
+    tx.insert(
         _ADD,
-        {
-            "rqh": request.rqh,
-            "txn": request.txn,
-            "agent_id": request.agent_id,
-            "owner_id": request.owner_id,
-            "proxy_id": request.proxy_id,
-            "state": request.state,
-            "result": request.result,
-            "request": request.request,
-            "approval": request.approval,
-            "evidence": request.evidence,
-            "ear": request.ear,
-            "created_at": request.created_at,
-            "updated_at": request.updated_at,
-        },
+        (
+            request.rqh,
+            request.txn,
+            request.agent_id,
+            request.owner_id,
+            request.proxy_id,
+            request.state,
+            None if request.result is None else _encode(request.result),
+            request.request,
+            request.approval,
+            request.evidence,
+            request.ear,
+            to_micros(request.created_at),
+            to_micros(request.updated_at),
+        ),
     )
 
 
@@ -91,7 +99,7 @@ def take(tx: Tx, request: Request, *, evidence: str, ear: str) -> None:
 
 def finish(tx: Tx, rqh: str, result: dict[str, Any]) -> None:
     """Give a pending request its result; Conflict if it has one."""
-    if tx.execute(_END, {"key": rqh, "new_result": result, "at": tx.now}).rowcount != 1:
+    if tx.change(_END, (ISSUED, _encode(result), tx.micros, rqh, PENDING)) != 1:
         raise Conflict("the request is finished already")
 
 

@@ -5,49 +5,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, exists, func, literal, select
+from sqlalchemy import bindparam, exists, func, literal_column, select
 
 from appliance.store import certificates as certificate_rows
+from appliance.store.columns import to_micros
 from appliance.store.schema import agents, certificates, owner_keys, owners, proxies
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
-_STANDING = select(
-    select(certificates.c.state)
-    .where(certificates.c.issuer_aki == bindparam("aki"), certificates.c.serial == bindparam("number"))
-    .scalar_subquery()
-    .label("ldevid"),
-    select(proxies.c.state).where(proxies.c.identifier == bindparam("proxy")).scalar_subquery().label("proxy"),
-    select(agents.c.state)
-    .where(agents.c.identifier == bindparam("agent"), agents.c.proxy_id == bindparam("proxy"))
-    .scalar_subquery()
-    .label("agent"),
-    select(func.count())
-    .select_from(owner_keys)
-    .where(owner_keys.c.jkt == bindparam("jkt"))
-    .scalar_subquery()
-    .label("owner_keys"),
-    select(func.count())
-    .select_from(certificates)
-    .where(
-        certificates.c.spki_sha256 == bindparam("spki"),
-        certificates.c.agent_id != bindparam("agent"),
-        certificates.c.state != certificate_rows.REVOKED,
-        certificates.c.not_after > bindparam("at"),
-    )
-    .scalar_subquery()
-    .label("other_agents"),
-)
-_APPROVER = select(
-    exists(
-        select(literal(1))
-        .select_from(owner_keys.join(owners, owners.c.identifier == owner_keys.c.owner_id))
+_STANDING = plain(
+    select(
+        select(certificates.c.state)
+        .where(certificates.c.issuer_aki == bindparam("aki"), certificates.c.serial == bindparam("number"))
+        .scalar_subquery()
+        .label("ldevid"),
+        select(proxies.c.state).where(proxies.c.identifier == bindparam("proxy")).scalar_subquery().label("proxy"),
+        select(agents.c.state)
+        .where(agents.c.identifier == bindparam("agent"), agents.c.proxy_id == bindparam("proxy"))
+        .scalar_subquery()
+        .label("agent"),
+        select(func.count())
+        .select_from(owner_keys)
+        .where(owner_keys.c.jkt == bindparam("jkt"))
+        .scalar_subquery()
+        .label("owner_keys"),
+        select(func.count())
+        .select_from(certificates)
         .where(
-            owner_keys.c.jkt == bindparam("kid"),
-            owner_keys.c.state == bindparam("state"),
-            owners.c.identifier == bindparam("owner"),
-            owners.c.state == bindparam("state"),
+            certificates.c.spki_sha256 == bindparam("spki"),
+            certificates.c.agent_id != bindparam("agent"),
+            certificates.c.state != bindparam("not"),
+            certificates.c.not_after > bindparam("at"),
         )
-    )
+        .scalar_subquery()
+        .label("other_agents"),
+    ),
+    "aki",
+    "number",
+    "proxy",
+    "agent",
+    "proxy",
+    "jkt",
+    "spki",
+    "agent",
+    "not",
+    "at",
+)
+_APPROVER = plain(
+    select(
+        exists(
+            select(literal_column("1"))
+            .select_from(owner_keys.join(owners, owners.c.identifier == owner_keys.c.owner_id))
+            .where(
+                owner_keys.c.jkt == bindparam("kid"),
+                owner_keys.c.state == bindparam("state"),
+                owners.c.identifier == bindparam("owner"),
+                owners.c.state == bindparam("state"),
+            )
+        )
+    ),
+    "kid",
+    "state",
+    "owner",
+    "state",
 )
 
 
@@ -66,18 +86,11 @@ def standing(
     tx: Tx, *, issuer_aki: bytes, serial: int, proxy_id: str, agent_id: str, jkt: str, spki_sha256: bytes, at: datetime
 ) -> Standing:
     """How a submitter, an agent behind it and the agent's key stand now."""
-    row = tx.one(
-        _STANDING,
-        {
-            "aki": issuer_aki,
-            "number": certificate_rows.serial_text(serial),
-            "proxy": proxy_id,
-            "agent": agent_id,
-            "jkt": jkt,
-            "spki": spki_sha256,
-            "at": at,
-        },
-    )
+    values = (
+        issuer_aki.hex(), certificate_rows.serial_text(serial), proxy_id, agent_id, proxy_id, jkt,
+        spki_sha256.hex(), agent_id, certificate_rows.REVOKED, to_micros(at),
+    )  # fmt: skip
+    row = tx.row(_STANDING, values)
     if row is None:
         raise LookupError("a select without FROM has one row")
     return Standing(*row)
@@ -85,4 +98,5 @@ def standing(
 
 def is_approver(tx: Tx, owner_id: str, kid: str) -> bool:
     """Whether an active owner has this key, active too."""
-    return bool(tx.scalar(_APPROVER, {"kid": kid, "owner": owner_id, "state": "active"}))
+    row = tx.row(_APPROVER, (kid, "active", owner_id, "active"))
+    return bool(row and row[0])

@@ -3,6 +3,9 @@
 Building and compiling Core statements per call costs several times what SQLite needs to run them. Repositories keep
 their statements as module constants; the first use compiles one for its set of parameter names, later uses only bind.
 Anything that cannot be a fixed text (an IN list, Python-side defaults) goes through Core itself.
+
+The few statements that every issuance runs are `plain`: compiled when their module is loaded, they take a tuple of
+values as the database keeps them and give such tuples back, so nothing is looked up or converted per call.
 """
 
 from __future__ import annotations
@@ -13,15 +16,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import Executable
 
+from appliance.store.columns import Hex, Json, Time
+
 Row: TypeAlias = Any
 """One result row: a named tuple, columns as attributes; `_mapping` is the same as a dict."""
 
 _MAX_CACHED = 1024
+_SQLITE = sqlite.dialect(paramstyle="qmark")
 _Processor = Callable[[Any], Any]
 
 
@@ -48,33 +55,65 @@ class Result:
         return self.rows[0][0] if self.rows else None
 
 
-class Statements:
-    """The compiled form of every statement used on one thread's connection."""
+class Plain:
+    """The text of a statement that takes its values as a tuple, in stored form, and gives rows in stored form."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
+    __slots__ = ("sql",)
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+
+def plain(statement: Executable, *names: str) -> Plain:
+    """Compile a statement whose values will come in this order; ValueError if that is not the order of the text.
+
+    A name that the text uses twice stands there twice. Constants of the statement are values like others.
+    """
+    compiled = cast(SQLCompiler, statement.compile(dialect=_SQLITE, column_keys=list(names) or None))  # type: ignore[attr-defined]
+    by_name = {name: parameter.key for parameter, name in compiled.bind_names.items()}
+    found = tuple(by_name[name] for name in compiled.positiontup or ())
+    if found != names:
+        raise ValueError(f"the statement takes {found}, not {names}")
+    return Plain(compiled.string)
+
+
+class Statements:
+    """One connection of one thread, and the compiled form of every statement used on it."""
+
+    def __init__(self, connection: Connection, cursor: Any) -> None:
+        self.cursor = cursor
+        self._connection = connection
+        self._dialect = connection.dialect
         self._cache: dict[tuple[Executable, tuple[str, ...]], _Prepared | None] = {}
 
-    def run(self, connection: Connection, cursor: Any, statement: Executable, values: Mapping[str, Any]) -> Result:
+    def run(self, statement: Executable, values: Mapping[str, Any]) -> Result:
         """Execute with the given values; driver errors come as the driver raises them."""
-        prepared = self._prepare(statement, tuple(values))
+        prepared = self._find(statement, tuple(values))
         if prepared is None:
-            return _through_core(connection, statement, values)
+            return _through_core(self._connection, statement, values)
+        cursor = self.cursor
         cursor.execute(prepared.sql, prepared.bind(values))
         return prepared.read(cursor)
 
-    def run_many(
-        self, connection: Connection, cursor: Any, statement: Executable, rows: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def one(self, statement: Executable, values: Mapping[str, Any]) -> Row | None:
+        """Execute a statement that gives rows; the first of them, or None."""
+        prepared = self._find(statement, tuple(values))
+        if prepared is None:
+            return _through_core(self._connection, statement, values).first()
+        cursor = self.cursor
+        row = cursor.execute(prepared.sql, prepared.bind(values)).fetchone()
+        return None if row is None else prepared.row(cursor, row)
+
+    def run_many(self, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute a statement that answers nothing once per row; every row has the names of the first."""
-        prepared = self._prepare(statement, tuple(rows[0]))
+        prepared = self._find(statement, tuple(rows[0]))
         if prepared is None:
             for row in rows:
-                _through_core(connection, statement, row)
+                _through_core(self._connection, statement, row)
         else:
-            cursor.executemany(prepared.sql, [prepared.bind(row) for row in rows])
+            self.cursor.executemany(prepared.sql, [prepared.bind(row) for row in rows])
 
-    def _prepare(self, statement: Executable, names: tuple[str, ...]) -> _Prepared | None:
+    def _find(self, statement: Executable, names: tuple[str, ...]) -> _Prepared | None:
         try:
             return self._cache[statement, names]
         except KeyError:
@@ -108,7 +147,7 @@ class _Prepared:
         self._defaults = defaults
         self._processors = tuple((at, one) for at, one in enumerate(processors) if one is not None)
         self._row = row
-        self._row_processors = row_processors if any(row_processors) else ()
+        self._row_processors = tuple((at, one) for at, one in enumerate(row_processors) if one is not None)
 
     def bind(self, values: Mapping[str, Any]) -> Sequence[Any]:
         try:
@@ -125,19 +164,20 @@ class _Prepared:
     def read(self, cursor: Any) -> Result:
         if cursor.description is None:
             return Result((), cursor.rowcount, cursor.lastrowid)
+        row = self.row
+        rows = [row(cursor, one) for one in cursor.fetchall()]
+        return Result(rows, len(rows), None)
+
+    def row(self, cursor: Any, values: Sequence[Any]) -> Row:
         make = self._row
         if make is None:
             make = self._row = _row_class([column[0] for column in cursor.description])
-        raw = cursor.fetchall()
-        processors = self._row_processors
-        if processors:
-            rows = [
-                make([value if p is None else p(value) for p, value in zip(processors, row, strict=True)])
-                for row in raw
-            ]
-        else:
-            rows = [make(row) for row in raw]
-        return Result(rows, len(rows), None)
+        if self._row_processors:
+            changed = list(values)
+            for at, processor in self._row_processors:
+                changed[at] = processor(changed[at])
+            values = changed
+        return make(values)
 
 
 def _prepare(statement: Executable, names: tuple[str, ...], dialect: Dialect) -> _Prepared | None:
@@ -155,11 +195,19 @@ def _prepare(statement: Executable, names: tuple[str, ...], dialect: Dialect) ->
     parameters = [by_name[name] for name in positions]
     binds = tuple(parameter.key for parameter in parameters)
     defaults = {one.key: one.effective_value for one in parameters if not one.required}
-    bind_processors = tuple(_callable(processors.get(name)) for name in positions)
+    bind_processors = tuple(
+        _own(parameter.type, "stored", _callable(processors.get(name)))
+        for parameter, name in zip(parameters, positions, strict=True)
+    )
     entries = compiled._result_columns
-    row_processors = tuple(_result_processor(entry.type, dialect) for entry in entries)
+    row_processors = tuple(_own(one.type, "read", _result_processor(one.type, dialect)) for one in entries)
     row = _row_class([entry.keyname for entry in entries]) if entries else None
     return _Prepared(compiled.string, binds, defaults, bind_processors, row, row_processors)
+
+
+def _own(kind: Any, direction: str, otherwise: _Processor | None) -> _Processor | None:
+    """The conversion of one of our column types without SQLAlchemy's calls around it."""
+    return getattr(kind, direction) if isinstance(kind, Time | Hex | Json) else otherwise
 
 
 def _callable(processor: Any) -> _Processor | None:

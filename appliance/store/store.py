@@ -14,11 +14,13 @@ from sqlalchemy import Engine
 
 from appliance.clock import Clock
 from appliance.errors import StoreMissing, StoreUnavailable
+from appliance.store.columns import to_micros
 from appliance.store.engine import file_of, migration_engine, reader_engine, writer_engine
+from appliance.store.jobs import Job, Subscriber
 from appliance.store.statements import Statements
 from appliance.store.transaction import OutboxRow, Tx, refusals
 from appliance.store.upgrade import upgrade
-from appliance.store.writer import Job, Subscriber, Writer
+from appliance.store.writer import Writer
 
 T = TypeVar("T")
 _READERS = 4
@@ -106,7 +108,8 @@ class Store:
         with refusals():
             reader.begin()
             try:
-                return function(Tx(reader.run, self._clock.now(), None))
+                now = self._clock.now()
+                return function(Tx(reader.statements, now, to_micros(now), None))
             finally:
                 reader.end()
 
@@ -148,7 +151,7 @@ class _Reader:
         dbapi: Any = self.connection.connection.dbapi_connection
         self._dbapi = dbapi
         self._cursor = dbapi.cursor()
-        self._statements = Statements(engine.dialect)
+        self.statements = Statements(self.connection, self._cursor)
         # SQLAlchemy believes in one long transaction of this connection; BEGIN and ROLLBACK are said to the driver.
         self.connection.begin()
         self._cursor.execute("ROLLBACK")
@@ -159,6 +162,3 @@ class _Reader:
     def end(self) -> None:
         if self._dbapi.in_transaction:
             self._cursor.execute("ROLLBACK")
-
-    def run(self, statement: Any, values: Any) -> Any:
-        return self._statements.run(self.connection, self._cursor, statement, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -15,9 +15,12 @@ from sqlalchemy.sql.expression import Executable
 
 from appliance.errors import Conflict, DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
-from appliance.store.statements import Result, Row
+from appliance.store.json_text import encoder_of
+from appliance.store.statements import Plain, Result, Row, Statements, plain
 
-_EMIT = insert(schema.outbox)
+_EMIT = plain(insert(schema.outbox), "time", "topic", "key", "body")
+_APPEND = plain(insert(schema.audit), "seq", "time", "event", "body", "prev", "hash")
+_encode = encoder_of(sort_keys=False)
 _NOTHING: Mapping[str, Any] = {}
 
 _DUPLICATE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
@@ -25,9 +28,9 @@ _FULL = frozenset({sqlite3.SQLITE_FULL})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutboxRow:
-    """One event for whoever keeps a copy of the store's facts; ids grow in commit order."""
+    """One event for whoever keeps a copy of the store's facts; ids grow in commit order, 0 is not written yet."""
 
     id: int
     time: datetime
@@ -38,32 +41,72 @@ class OutboxRow:
 
 @dataclass(slots=True)
 class Chain:
-    """The head of the audit log, kept in memory so that appending needs no read; restored when a function fails."""
+    """The head of the audit log, kept in memory so that appending needs no read; restored when a function fails.
+
+    `stamped` and `stamp` are the last time that was written into an entry, and how.
+    """
 
     seq: int
     hash: bytes
     time: datetime | None
+    stamped: datetime | None = None
+    stamp: str = ""
+
+
+@dataclass(slots=True)
+class Written:
+    """Rows of the two tables that only grow, in stored form: they are inserted together, at the end of a group."""
+
+    audit: list[tuple[Any, ...]] = field(default_factory=list)
+    outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    emitted: list[OutboxRow] = field(default_factory=list)
+
+    def take(self, other: Written) -> None:
+        """Add the rows of a function that succeeded."""
+        self.audit += other.audit
+        self.outbox += other.outbox
+        self.emitted += other.emitted
+
+    def insert(self, cursor: Any) -> None:
+        """Insert everything and number the outbox rows."""
+        audit, outbox, emitted = self.audit, self.outbox, self.emitted
+        if audit:
+            cursor.executemany(_APPEND.sql, audit)
+            self.audit = []
+        if outbox:
+            if len(outbox) > 1:
+                cursor.executemany(_EMIT.sql, outbox[:-1])
+            cursor.execute(_EMIT.sql, outbox[-1])  # alone, because only this way of two tells the id
+            first = cursor.lastrowid - len(emitted) + 1
+            for at, row in enumerate(emitted):
+                row.id = first + at
+            self.outbox = []
 
 
 class Tx:
     """One transaction, seen by the function that runs in it.
 
-    Statements are Core statements kept as module constants; values come by name. A duplicate key raises Conflict, a
-    full disk DiskFull, a locked database StoreBusy, everything else that the database itself refuses StoreUnavailable.
+    Statements are Core statements kept as module constants; values come by name. Plain ones take a tuple in stored
+    form. A duplicate key raises Conflict, a full disk DiskFull, a locked database StoreBusy, everything else that the
+    database itself refuses StoreUnavailable.
     """
 
-    __slots__ = ("_run", "chain", "emitted", "now")
+    __slots__ = ("_cursor", "_statements", "chain", "micros", "now", "written")
 
-    def __init__(self, run: Any, now: datetime, chain: Chain | None) -> None:
-        self._run = run
+    def __init__(self, statements: Statements, now: datetime, micros: int, chain: Chain | None) -> None:
+        self._statements = statements
+        self._cursor = statements.cursor
         self.now = now
+        self.micros = micros
         self.chain = chain
-        self.emitted: list[OutboxRow] = []
+        self.written = Written()
 
     def execute(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> Result:
         """Run one statement; the result has rows, rowcount and lastrowid."""
         try:
-            return self._run(statement, values)  # type: ignore[no-any-return]
+            if self.written.audit:  # whoever reads finds what this function wrote
+                self._insert_audit()
+            return self._statements.run(statement, values)
         except (sqlite3.Error, DBAPIError) as error:
             raise_refusal(error)
 
@@ -72,13 +115,18 @@ class Tx:
         if not rows:
             return
         try:
-            self._run(statement, list(rows))
+            self._statements.run_many(statement, rows)
         except (sqlite3.Error, DBAPIError) as error:
             raise_refusal(error)
 
     def one(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> Row | None:
         """The first row, or None."""
-        return self.execute(statement, values).first()
+        try:
+            if self.written.audit:
+                self._insert_audit()
+            return self._statements.one(statement, values)
+        except (sqlite3.Error, DBAPIError) as error:
+            raise_refusal(error)
 
     def all(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> list[Row]:
         """Every row."""
@@ -86,14 +134,56 @@ class Tx:
 
     def scalar(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> Any:
         """The first column of the first row, or None."""
-        return self.execute(statement, values).scalar()
+        row = self.one(statement, values)
+        return None if row is None else row[0]
+
+    def insert(self, statement: Plain, values: tuple[Any, ...], /) -> int:
+        """Run a plain INSERT; the key of the new row."""
+        try:
+            return self._cursor.execute(statement.sql, values).lastrowid or 0
+        except sqlite3.Error as error:
+            raise_refusal(error)
+
+    def change(self, statement: Plain, values: tuple[Any, ...], /) -> int:
+        """Run a plain statement that changes rows; how many it changed."""
+        try:
+            return self._cursor.execute(statement.sql, values).rowcount  # type: ignore[no-any-return]
+        except sqlite3.Error as error:
+            raise_refusal(error)
+
+    def row(self, statement: Plain, values: tuple[Any, ...], /) -> tuple[Any, ...] | None:
+        """The first row of a plain SELECT, or None."""
+        try:
+            return self._cursor.execute(statement.sql, values).fetchone()  # type: ignore[no-any-return]
+        except sqlite3.Error as error:
+            raise_refusal(error)
+
+    def rows(self, statement: Plain, values: tuple[Any, ...], /) -> list[tuple[Any, ...]]:
+        """Every row of a plain SELECT."""
+        try:
+            return self._cursor.execute(statement.sql, values).fetchall()  # type: ignore[no-any-return]
+        except sqlite3.Error as error:
+            raise_refusal(error)
 
     def emit(self, topic: str, key: str, body: Mapping[str, Any]) -> OutboxRow:
         """Write an outbox row; subscribers get it after the COMMIT, in order."""
-        result = self.execute(_EMIT, {"time": self.now, "topic": topic, "key": key, "body": body})
-        row = OutboxRow(result.lastrowid or 0, self.now, topic, key, body)
-        self.emitted.append(row)
+        text = _encode(body)
+        (
+            key + text
+        ).encode()  # what UTF-8 cannot hold fails here, in the function that is to blame, not with its whole group
+        row = OutboxRow(0, self.now, topic, key, body)
+        written = self.written
+        written.outbox.append((self.micros, topic, key, text))
+        written.emitted.append(row)
         return row
+
+    def append(self, seq: int, event: str, body: str, previous: bytes, digest: bytes) -> None:
+        """Write a row of the audit log; only `audit.append` knows what belongs into it."""
+        self.written.audit.append((seq, self.micros, event, body, previous, digest))
+
+    def _insert_audit(self) -> None:
+        rows, self.written.audit = self.written.audit, []
+        self._cursor.executemany(_APPEND.sql, rows)
 
 
 def raise_refusal(error: BaseException) -> NoReturn:

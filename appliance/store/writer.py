@@ -1,7 +1,8 @@
 """The writer: whole transactions queue up, are committed in groups, and are answered after their COMMIT.
 
 Each function runs between SAVEPOINT and RELEASE of one fixed name, directly on the driver's connection, so a failing
-one is undone alone and the rest of its group commits. Subscribers hear of a group before its callers do, so whoever
+one is undone alone and the rest of its group commits. Audit and outbox rows of a group are inserted together when all
+its functions have run. Subscribers hear of a group before its callers do, so whoever
 was answered finds the in-memory copies up to date.
 
 There are two queues over the one connection. Ordinary functions run on the writer thread. Quick ones, a handful of
@@ -19,60 +20,35 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.engine import Connection
 
 from appliance.clock import Clock
 from appliance.errors import DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
-from appliance.store.statements import Statements
-from appliance.store.transaction import Chain, OutboxRow, Tx, refusals
+from appliance.store.columns import from_micros, to_micros
+from appliance.store.jobs import Job, Subscriber, deliver
+from appliance.store.statements import Statements, plain
+from appliance.store.transaction import Chain, OutboxRow, Tx, Written, refusals
 
 _log = logging.getLogger(__name__)
-_HEAD = (
-    select(schema.audit.c.seq, schema.audit.c.hash, schema.audit.c.time).order_by(schema.audit.c.seq.desc()).limit(1)
+_HEAD = plain(
+    select(schema.audit.c.seq, schema.audit.c.hash, schema.audit.c.time).where(
+        schema.audit.c.seq == select(func.max(schema.audit.c.seq)).scalar_subquery()
+    )
 )
 _MAX_GROUP = 128
+_PASSES = 4
+"""How often the loop goes round before a group begins that is not expected to be alone."""
 _MAX_WAITING = 10_000
 _DISK_CHECK_SECONDS = 1.0
+_ENDED = "the transaction was ended by the database"
 _OUTBOX_KEPT = 100_000
 _OUTBOX_SLACK = 5_000
-
-
-class Answerable(Protocol):
-    """The two ways a future is settled; asyncio's and the thread's both fit."""
-
-    def set_result(self, result: Any, /) -> None: ...
-
-    def set_exception(self, exception: BaseException, /) -> None: ...
-
-    def done(self) -> bool: ...
-
-
-@dataclass(slots=True)
-class Job:
-    """One function that waits for its transaction."""
-
-    function: Callable[[Tx], Any]
-    loop: asyncio.AbstractEventLoop | None
-    future: Answerable
-    essential: bool = False
-    quick: bool = False
-    result: Any = None
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Subscriber:
-    """Who hears of committed outbox rows, and on which loop (None: on the writer thread)."""
-
-    callback: Callable[[list[OutboxRow]], None]
-    loop: asyncio.AbstractEventLoop | None
 
 
 @dataclass(slots=True)
@@ -97,6 +73,7 @@ class Writer:
         self._disk_is_low = False
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._company = False
         self._subscribers: tuple[Subscriber, ...] = ()
         # SQLAlchemy believes in one long transaction of this connection; BEGIN and COMMIT are said to the driver.
         self._connection: Connection = engine.connect()
@@ -104,8 +81,9 @@ class Writer:
         dbapi: Any = self._connection.connection.dbapi_connection
         self._dbapi: Any = dbapi
         self._cursor: Any = dbapi.cursor()
-        self._statements = Statements(engine.dialect)
-        self._inode = _inode(path)
+        self._statements = Statements(self._connection, self._cursor)
+        self._file = str(path)
+        self._inode = _inode(self._file)
         self._version = -1
         self._outbox_due = _OUTBOX_KEPT
         self._chain = Chain(0, bytes(32), None)
@@ -182,40 +160,52 @@ class Writer:
             try:
                 with refusals():
                     self._check_file()
-                    self._run_group(group, emitted)
-                    self._end()
+                    if self._run_group(group, emitted):
+                        self._end()
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(group, emitted, head, error)
         self._call_turn()
         if direct:
-            _deliver([one.callback for one in self._subscribers] if emitted else [], emitted, group)
+            deliver([one.callback for one in self._subscribers] if emitted else [], emitted, group)
         else:
             self._answer(group, emitted)
 
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the event loop: run the functions of one quick group and hand its COMMIT over."""
+    def _turn(self, loop: asyncio.AbstractEventLoop, passes: int = 0) -> None:
+        """On the event loop: run the functions of one quick group and hand its COMMIT over.
+
+        A COMMIT costs as much as several functions. So where the group before was in company, this one waits while
+        the loop goes round a few times, in well under a millisecond: whoever is on the way comes along.
+        """
+        if not self._quick:
+            self._turn_loop = None
+            return
+        if self._company and passes < _PASSES:
+            loop.call_soon(self._turn, loop, passes + 1)
+            return
         self._calling = loop
         if not self._lock.acquire(blocking=False):
             return  # whoever holds it calls back when it is done
         self._calling = None
-        if self._closed or not self._quick:
-            self._turn_loop = None
+        if self._closed:
             self._lock.release()
             return
         group = [self._quick.popleft() for _ in range(min(len(self._quick), _MAX_GROUP))]
+        self._company = len(group) > 1
         emitted: list[OutboxRow] = []
         chain = self._chain
         head = (chain.seq, chain.hash, chain.time)
         try:
             with refusals():
                 self._check_file()
-                self._run_group(group, emitted)
+                is_open = self._run_group(group, emitted)
         except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
             self._fail(group, emitted, head, error)
-            self._lock.release()
-            self._answered(group, emitted, loop)
+            is_open = False
+        if is_open:
+            self._commits.put(_Open(group, emitted, head, loop))
             return
-        self._commits.put(_Open(group, emitted, head, loop))
+        self._lock.release()
+        self._answered(group, emitted, loop)
 
     def _commit_quick(self) -> None:
         """On its own thread: the COMMIT of quick groups."""
@@ -234,10 +224,10 @@ class Writer:
     def _answered(self, group: list[Job], emitted: list[OutboxRow], loop: asyncio.AbstractEventLoop) -> None:
         """On the event loop: tell subscribers and callers, then take the next quick group."""
         mine = [one.callback for one in self._subscribers if one.loop is loop] if emitted else []
-        _deliver(mine, emitted, group)
+        deliver(mine, emitted, group)
         if emitted and len(mine) < len(self._subscribers):
             self._answer([], emitted, but=loop)
-        self._turn(loop)
+        loop.call_soon(self._turn, loop)
 
     def _call_turn(self) -> None:
         """After a group of the other queue: a quick group may have found the lock taken."""
@@ -260,8 +250,11 @@ class Writer:
             job.error = job.error or error
         emitted.clear()
 
-    def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> None:
-        """BEGIN and the functions; rolled back whole when the database itself fails."""
+    def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> bool:
+        """BEGIN and the functions; rolled back whole when the database itself fails.
+
+        False if the transaction is over already: its only function failed.
+        """
         execute = self._cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
@@ -270,12 +263,21 @@ class Writer:
                 self._load_head()
                 self._version = version
             now = self._clock.now()
+            micros = to_micros(now)
             disk_is_low = self._disk_low()
+            is_alone = len(group) == 1
+            written = Written()
             for job in group:
                 if disk_is_low and not job.essential:
                     job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
                     continue
-                self._run_one(job, Tx(self._run, now, self._chain), emitted)
+                self._run_one(job, Tx(self._statements, now, micros, self._chain), written, is_alone)
+            if not self._dbapi.in_transaction:
+                if is_alone and group[0].error is not None:
+                    return False
+                raise StoreUnavailable(_ENDED, retry_after_seconds=5)
+            written.insert(self._cursor)
+            emitted += written.emitted
             if emitted and emitted[-1].id > self._outbox_due:
                 execute("DELETE FROM outbox WHERE id <= ?", (emitted[-1].id - _OUTBOX_KEPT,))
                 self._outbox_due = emitted[-1].id + _OUTBOX_SLACK
@@ -283,6 +285,7 @@ class Writer:
             if self._dbapi.in_transaction:
                 execute("ROLLBACK")
             raise
+        return True
 
     def _end(self) -> None:
         """COMMIT; rolled back when it fails."""
@@ -290,7 +293,7 @@ class Writer:
         # INSERT OR ROLLBACK, a full disk or an I/O error end the outer transaction; a commit would then succeed and
         # mean nothing.
         if not self._dbapi.in_transaction:
-            raise StoreUnavailable("the transaction was ended by the database", retry_after_seconds=5)
+            raise StoreUnavailable(_ENDED, retry_after_seconds=5)
         try:
             execute("COMMIT")
         except BaseException:
@@ -298,35 +301,33 @@ class Writer:
                 execute("ROLLBACK")
             raise
 
-    def _run_one(self, job: Job, tx: Tx, emitted: list[OutboxRow]) -> None:
+    def _run_one(self, job: Job, tx: Tx, written: Written, is_alone: bool) -> None:
+        """One function, undone if it fails: with the whole transaction where it is alone in it, else to a savepoint."""
         chain = self._chain
-        head = (chain.seq, chain.hash, chain.time)
+        seq, digest, time_of_last = chain.seq, chain.hash, chain.time
         execute = self._cursor.execute
-        execute("SAVEPOINT t")
+        if not is_alone:
+            execute("SAVEPOINT t")
         try:
             job.result = job.function(tx)
         except BaseException as error:  # supervisor: the caller gets it, whatever it is
             job.error = error
-            chain.seq, chain.hash, chain.time = head
+            chain.seq, chain.hash, chain.time = seq, digest, time_of_last
             if not self._dbapi.in_transaction:
                 raise
-            execute("ROLLBACK TO t")
+            execute("ROLLBACK" if is_alone else "ROLLBACK TO t")
         else:
-            emitted.extend(tx.emitted)
-        execute("RELEASE t")
-
-    def _run(self, statement: Any, values: Any) -> Any:
-        if isinstance(values, list):
-            return self._statements.run_many(self._connection, self._cursor, statement, values)
-        return self._statements.run(self._connection, self._cursor, statement, values)
+            written.take(tx.written)
+        if not is_alone:
+            execute("RELEASE t")
 
     def _load_head(self) -> None:
-        row = self._run(_HEAD, {}).first()
+        row = self._cursor.execute(_HEAD.sql).fetchone()
         chain = self._chain
-        chain.seq, chain.hash, chain.time = (row.seq, row.hash, row.time) if row else (0, bytes(32), None)
+        chain.seq, chain.hash, chain.time = (row[0], row[1], from_micros(row[2])) if row else (0, bytes(32), None)
 
     def _check_file(self) -> None:
-        if _inode(self._path) != self._inode:
+        if _inode(self._file) != self._inode:
             raise StoreUnavailable("the database file was removed or replaced", retry_after_seconds=30)
 
     def _disk_low(self) -> bool:
@@ -349,30 +350,15 @@ class Writer:
             callbacks = [subscriber.callback for subscriber in subscribers if subscriber.loop is loop]
             jobs = [job for job in group if job.loop is loop]
             if loop is None:
-                _deliver(callbacks, emitted, jobs)
+                deliver(callbacks, emitted, jobs)
                 continue
             try:
-                loop.call_soon_threadsafe(_deliver, callbacks, emitted, jobs)
+                loop.call_soon_threadsafe(deliver, callbacks, emitted, jobs)
             except RuntimeError:  # the loop is closed: nobody is left to be told
                 _log.warning("event=answer-dropped transactions=%d", len(jobs))
 
 
-def _deliver(callbacks: list[Callable[[list[OutboxRow]], None]], emitted: list[OutboxRow], jobs: list[Job]) -> None:
-    for callback in callbacks:
-        try:
-            callback(emitted)
-        except Exception:  # noqa: BLE001 - supervisor: one subscriber's fault is not another's
-            _log.exception("event=subscriber-failed")
-    for job in jobs:
-        if job.future.done():
-            continue
-        if job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.result)
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
+def _inode(path: str) -> tuple[int, int] | None:
     try:
         state = os.stat(path)  # noqa: PTH116 - runs once per commit
     except OSError:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent, AuditRow, Head
 from appliance.errors import AuditBroken
-from appliance.store import Store
+from appliance.store import Store, Tx
 from tests.support import NOW, FixedClock
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +154,69 @@ def test_a_thousand_and_some_entries_are_read_in_pages(store: Store) -> None:
 
     store.write_sync(many)
     assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 1506
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    actor=st.builds(Actor, TEXT, TEXT, TEXT, TEXT),
+    texts=st.tuples(TEXT, TEXT, TEXT),
+    outcome=st.sampled_from(["done", "refused", "failed"]),
+    fields=st.dictionaries(TEXT.map("x".__add__), VALUES, max_size=4),
+    seq=st.integers(1, 1 << 62),
+)
+def test_a_body_is_byte_for_byte_the_canonical_json_of_its_entry(
+    actor: Actor, texts: tuple[str, str, str], outcome: str, fields: dict[str, object], seq: int
+) -> None:
+    what, reason, request_id = texts
+    event = AuditEvent("owner-added", actor, what, outcome, reason, request_id, fields)  # type: ignore[arg-type]
+    entry = {
+        "seq": seq,
+        "time": "2026-01-01T12:00:00.000000Z",
+        "event": "owner-added",
+        "actor": {
+            "kind": actor.kind,
+            "identifier": actor.identifier,
+            "fingerprint": actor.fingerprint,
+            "address": actor.address,
+        },
+        "object": what,
+        "outcome": outcome,
+        "reason": reason,
+        "request_id": request_id,
+        "fields": fields,
+    }
+    canonical = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    assert audit.body_of(seq, entry["time"], event) == canonical  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), object(), {1, 2}, b"x"], ids=["nan", "inf", "object", "set", "bytes"]
+)
+def test_what_json_does_not_know_is_our_mistake(store: Store, value: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        store.write_sync(lambda tx: audit.append(tx, AuditEvent("owner-added", ADMIN, fields={"x": value})))
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 6
+
+
+def test_text_that_utf8_cannot_hold_fails_in_its_own_function(store: Store) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        store.write_sync(lambda tx: audit.append(tx, AuditEvent("owner-added", ADMIN, object="\ud800")))
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 6
+
+
+def test_a_function_reads_the_entries_that_it_has_appended(store: Store) -> None:
+    def write(tx: Tx) -> list[int]:
+        first = audit.append(tx, AuditEvent("owner-changed", ADMIN))
+        seen = audit.last_seq(tx)
+        second = audit.append(tx, AuditEvent("owner-changed", ADMIN))
+        return [first, seen, second, audit.page(tx, after=6)[-1].seq]
+
+    assert store.write_sync(write) == [7, 7, 8, 8]
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from sqlalchemy import bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from appliance.store import Store, schema
+from appliance.errors import Conflict
+from appliance.store import Store, Tx, schema
 from appliance.store.columns import from_micros, to_micros
+from appliance.store.json_text import encoder_of
+from appliance.store.statements import plain
 from tests.support import NOW, FixedClock
 
 OWNER = {
@@ -101,3 +105,54 @@ def test_a_column_named_like_a_keyword_is_read_with_an_underscore(store: Store) 
 def test_times_survive_exactly_from_year_1_to_9999(time: datetime) -> None:
     assert from_micros(to_micros(time)) == time
     assert to_micros(time + timedelta(microseconds=1)) == to_micros(time) + 1
+
+
+def test_a_plain_statement_takes_and_gives_stored_form(store: Store) -> None:
+    owners = schema.owners
+    names = tuple(OWNER)
+    add = plain(insert(owners), *names)
+    values = {**OWNER, "id": "o2", "identifier": "i2", "ref": "bob", "created_at": 1, "updated_at": 2}
+    rename = plain(
+        update(owners).where(owners.c.id == bindparam("key")).values(name=bindparam("new")), "new", "key"
+    )  # fmt: skip
+    get = plain(select(owners.c.name, owners.c.created_at).where(owners.c.id == bindparam("id")), "id")
+
+    def write(tx: Tx) -> tuple[int, int]:
+        assert tx.insert(add, tuple(values.values())) > 0
+        return tx.change(rename, ("Bob", "o2")), tx.change(rename, ("Bob", "o9"))
+
+    assert store.write_sync(write) == (1, 0)
+    assert store.read_sync(lambda tx: tx.row(get, ("o2",))) == ("Bob", 1)
+    assert store.read_sync(lambda tx: tx.row(get, ("o9",))) is None
+    assert store.read_sync(lambda tx: tx.rows(get, ("o1",))) == [("Alice", to_micros(NOW))]
+    with pytest.raises(Conflict):
+        store.write_sync(lambda tx: tx.insert(add, tuple(values.values())))
+
+
+def test_the_values_of_a_plain_statement_are_named_in_the_order_of_its_text() -> None:
+    owners = schema.owners
+    change = update(owners).where(owners.c.id == bindparam("key")).values(name=bindparam("new"))
+    with pytest.raises(ValueError, match="'new', 'key'"):
+        plain(change, "key", "new")
+    with pytest.raises(ValueError):
+        plain(change.where(owners.c.state == "active"), "new", "key")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    ),
+    st.booleans(),
+)
+def test_json_text_is_what_the_standard_library_writes(value: object, sort_keys: bool) -> None:
+    try:
+        expected = json.dumps(
+            value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )  # fmt: skip
+    except ValueError:
+        with pytest.raises(ValueError):
+            encoder_of(sort_keys=sort_keys)(value)
+    else:
+        assert encoder_of(sort_keys=sort_keys)(value) == expected

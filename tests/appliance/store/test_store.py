@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -165,6 +166,82 @@ def test_the_audit_head_is_restored_with_the_savepoint(store: Store) -> None:
     results = group_of(store, [audited(False), audited(True), audited(False), audited(True), audited(False)])
     assert [result for result in results if isinstance(result, int)] == [1, 2, 3]
     assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 3
+
+
+def test_a_failing_function_alone_in_its_group_leaves_nothing_and_the_next_one_works(store: Store) -> None:
+    def fails(tx: Tx) -> None:
+        put("no")(tx)
+        audit.append(tx, AuditEvent("appliance-started", APPLIANCE))
+        tx.emit("topic", "no", {})
+        raise NotFound("no")
+
+    async def run() -> list[OutboxRow]:
+        seen: list[OutboxRow] = []
+        store.subscribe(seen.extend)
+        for quick in (True, False):
+            with pytest.raises(NotFound):
+                await store.write(fails, quick=quick)
+            await store.write(put(f"yes {quick}"), quick=quick)
+        return seen
+
+    assert asyncio.run(run()) == []
+    assert keys(store) == ["yes False", "yes True"]
+    assert store.write_sync(lambda tx: audit.append(tx, AuditEvent("appliance-started", APPLIANCE))) == 1
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_function_that_hides_that_it_ended_the_transaction_is_not_answered_with_yes(
+    store: Store, quick: bool
+) -> None:
+    store.write_sync(put("a"))
+    rollback = text("INSERT OR ROLLBACK INTO meta (key, value) VALUES ('a', 'v')")
+
+    def hides(tx: Tx) -> None:
+        audit.append(tx, AuditEvent("appliance-started", APPLIANCE))
+        tx.emit("topic", "a", {})
+        with contextlib.suppress(Conflict):
+            tx.execute(rollback)
+
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(store.write(hides, quick=quick))
+    assert store.read_sync(lambda tx: audit.last_seq(tx)) == 0
+    assert store.read_sync(lambda tx: tx.scalar(select(func.count()).select_from(schema.outbox))) == 0
+    store.write_sync(put("b"))
+    assert keys(store) == ["a", "b"]
+
+
+def test_entries_and_events_of_a_group_are_written_in_the_order_of_its_functions(store: Store) -> None:
+    seen: list[OutboxRow] = []
+    store.subscribe(seen.extend)
+
+    def told(name: str, fail: bool = False):
+        def function(tx: Tx) -> list[int]:
+            seqs = []
+            for part in "ab":
+                seqs.append(audit.append(tx, AuditEvent("appliance-started", APPLIANCE, object=name + part)))
+                tx.emit("topic", name + part, {"part": part})
+                tx.scalar(select(func.count()).select_from(schema.meta))  # what is read makes the rows go in
+            if fail:
+                raise NotFound("no")
+            return seqs
+
+        return function
+
+    results = group_of(store, [told("1"), told("2", fail=True), told("3")])
+    assert (results[0], results[2]) == ([1, 2], [3, 4])
+    entries = store.read_sync(lambda tx: list(audit.rows(tx)))
+    assert [row.entry["object"] for row in entries] == ["1a", "1b", "3a", "3b"]
+    assert audit.verify(entries).seq == 4
+    assert [(row.id, row.key) for row in seen] == [(1, "1a"), (2, "1b"), (3, "3a"), (4, "3b")]
+    stored = store.read_sync(lambda tx: tx.all(select(schema.outbox).order_by(schema.outbox.c.id)))
+    assert [(row.id, row.key, row.body) for row in stored] == [(row.id, row.key, row.body) for row in seen]
+
+
+@pytest.mark.parametrize("body", [{"x": "\ud800"}, {"x": b"x"}, {"x": float("nan")}], ids=["surrogate", "bytes", "nan"])
+def test_an_event_that_cannot_be_written_fails_in_its_own_function(store: Store, body: dict) -> None:
+    results = group_of(store, [put("a"), lambda tx: tx.emit("topic", "k", body), put("b")])
+    assert isinstance(results[1], (UnicodeEncodeError, TypeError, ValueError))
+    assert keys(store) == ["a", "b"]
 
 
 def test_outbox_rows_reach_subscribers_in_order_and_before_the_writer_is_answered(store: Store) -> None:
@@ -333,6 +410,8 @@ def test_meta_values_are_replaced(store: Store) -> None:
 def test_open_files_do_not_grow(store: Store) -> None:
     async def run() -> None:
         await asyncio.gather(*(store.write(put(f"k{n}")) for n in range(50)))
+        everybody = threading.Barrier(4)  # each of the reading threads opens its connection
+        await asyncio.gather(*(store.read(lambda tx: everybody.wait(5)) for _ in range(4)))
         await asyncio.gather(*(store.read(lambda tx: tx.all(ALL)) for _ in range(50)))
 
     asyncio.run(run())
