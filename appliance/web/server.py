@@ -1,7 +1,7 @@
 """Listeners: sockets, TLS, caps and deadlines around an App.
 
-Connections are accepted here rather than by asyncio's server, so that caps apply before a handshake costs anything and
-a refused handshake can be told with the peer's address. One sweep per listener closes what is past its deadline.
+Connections are accepted here rather than by asyncio's server, so that caps apply before a handshake costs anything. One
+sweep per listener closes what is past its deadline.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import socket
 import ssl
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 
@@ -26,7 +26,8 @@ from appliance.settings import WebSettings
 from appliance.web.app import App
 from appliance.web.http import HttpConnection
 from appliance.web.peer import Peer
-from appliance.web.tls import TlsFront, TlsSide, Watched
+from appliance.web.tls import TlsFront
+from appliance.web.tls_transport import TlsTransport
 from appliance.web.unix_path import short_path
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _BACKLOG = 1024
 _ACCEPT_AT_ONCE = 64
 _SWEEP_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
-_LINGER_SECONDS = 2.0
+_READ = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._unix_paths: list[Path] = []
         self._connections: set[HttpConnection] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._greeted: set[asyncio.Task[None]] = set()
+        self._watched: set[TlsTransport] = set()
+        self._buffer = memoryview(bytearray(_READ))
         self._per_address: Counter[str] = Counter()
         self._open = 0
         self._stalled: dict[HttpConnection, float] = {}
@@ -117,8 +120,10 @@ class Listener:
         for path in self._unix_paths:
             path.unlink(missing_ok=True)
         self._unix_paths.clear()
-        for task in list(self._handshakes):
+        for task in list(self._greeted):
             task.cancel()
+        for transport in list(self._watched):
+            transport.abort()
         for connection in list(self._connections):
             connection.drain()
         if self._connections:
@@ -150,29 +155,26 @@ class Listener:
         if self._drained is not None and not self._connections:
             self._drained.set()
 
+    def watch(self, transport: TlsTransport) -> None:
+        """A TLS connection has a deadline of its own now: in its handshake, and at its end."""
+        self._watched.add(transport)
+
+    def unwatch(self, transport: TlsTransport) -> None:
+        """The deadline is met."""
+        self._watched.discard(transport)
+
     def peer_of(self, transport: asyncio.Transport | None, address: str, connection_id: int) -> Peer:
         """Who is at the other end; HttpMalformed if the certificate presented cannot be read."""
         if transport is None:
             return Peer(address, connection_id)
-        side: Any = transport.get_extra_info("ssl_object")
-        try:
-            if isinstance(side, TlsSide):
+        if isinstance(transport, TlsTransport):
+            side = transport.side
+            try:
                 chain = side.peer_certificates()
-                return Peer(
-                    address,
-                    connection_id,
-                    chain[0] if chain else None,
-                    chain,
-                    side.version(),
-                    side.server_certificate,
-                    side.export,
-                )
-            if side is not None:
-                der = side.getpeercert(True)
-                own = x509.load_der_x509_certificate(der) if der else None
-                return Peer(address, connection_id, own, (own,) if own else (), side.version() or "")
-        except (ValueError, x509.InvalidVersion) as error:
-            raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
+            except (ValueError, x509.InvalidVersion) as error:
+                raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
+            own = chain[0] if chain else None
+            return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.export)
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family == socket.AF_UNIX:
             pid, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -208,8 +210,8 @@ class Listener:
             self._open += 1
             self._per_address[address] += 1
             task = asyncio.create_task(self._greet(accepted, address))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._greeted.add(task)
+            task.add_done_callback(self._greeted.discard)
 
     def _pause(self, listening: socket.socket) -> None:
         """The connection still waits, so the loop would call again at once, and for ever; look again in a second."""
@@ -229,26 +231,28 @@ class Listener:
         return ""
 
     async def _greet(self, accepted: socket.socket, address: str) -> None:
-        loop = asyncio.get_running_loop()
+        """Hand the socket to the loop, with TLS or HTTP above it."""
         released = _Release(self, address)
-        connection = HttpConnection(self, address, next(self._ids), released)
-        watched = None if self._tls is None else Watched(self._tls, lambda: loop.call_soon(_hang_up, accepted))
         try:
-            await loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=watched,  # type: ignore[arg-type]  # the duck that asyncio takes for a context
-                ssl_handshake_timeout=self.timing.handshake_seconds if self._tls is not None else None,
-                ssl_shutdown_timeout=_LINGER_SECONDS if self._tls is not None else None,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._protocol(address, released), accepted
             )
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             released()
             accepted.close()
-            _log.info("event=handshake-refused listener=%s address=%s why=%r", self.name, address, _why(error, watched))
+            _log.info("event=connection-refused listener=%s address=%s why=%r", self.name, address, str(error))
         except BaseException:
             released()
             accepted.close()
             raise
+
+    def _protocol(self, address: str, released: Callable[[], None]) -> HttpConnection | TlsTransport:
+        def http() -> HttpConnection:
+            return HttpConnection(self, address, next(self._ids), released)
+
+        if self._tls is None:
+            return http()
+        return TlsTransport(self, self._tls, address, above=http, released=released, buffer=self._buffer)
 
     def release(self, address: str) -> None:
         """A connection's place is free again."""
@@ -262,6 +266,9 @@ class Listener:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = loop.time()
+            for secured in list(self._watched):
+                if secured.deadline < now:
+                    secured.expire()
             for connection in list(self._connections):
                 if connection.deadline < now:
                     connection.expire()
@@ -314,19 +321,3 @@ class _Release:
         if not self._done:
             self._done = True
             self._listener.release(self._address)
-
-
-def _hang_up(accepted: socket.socket) -> None:
-    """Read no more from a connection whose TLS has failed: asyncio then sees its end, and the alert still goes out."""
-    with contextlib.suppress(OSError):
-        accepted.shutdown(socket.SHUT_RD)
-
-
-def _why(error: Exception, watched: Watched | None) -> str:
-    if watched is not None and watched.refusal:
-        return watched.refusal
-    if isinstance(error, ssl.SSLEOFError | ConnectionResetError | BrokenPipeError):
-        return "the peer went away"
-    if isinstance(error, ssl.SSLError):
-        return str(error.args[1] if len(error.args) > 1 else error)
-    return str(error)

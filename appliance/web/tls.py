@@ -1,13 +1,16 @@
-"""TLS of the device port: asks for a client certificate, accepts any, and tells who it was (design D-3).
+"""TLS of a port: what every new connection is greeted with, and one connection's TLS state between two buffers.
 
-`TlsFront` is handed to asyncio as if it were an ssl.SSLContext: asyncio only calls `wrap_bio` and a few methods of what
-that returns. Underneath is pyOpenSSL, which can accept a certificate of an unknown issuer and gives the exporter
-(RFC 9266). A certificate is therefore *presented and proven*, not trusted: path, purpose and revocation are checked per
-route by our code. TLS 1.2 and 1.3; a session is never resumed, so the certificate is there on every connection.
+The device port asks for a client certificate, accepts any, and tells who it was (design D-3): `TlsFront` is pyOpenSSL,
+which can accept a certificate of an unknown issuer and gives the exporter (RFC 9266). A certificate is therefore
+*presented and proven*, not trusted: path, purpose and revocation are checked per route by our code. TLS 1.2 and 1.3; a
+session is never resumed, so the certificate is there on every connection. The other ports take the standard library's
+context. `side_of` makes a connection's state from either; both sides are moved by the same few calls, and neither
+knows a socket: that is tls_transport.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,39 +41,14 @@ class TlsFront:
         self._context = _context(key, certificate, chain)
         self.certificate = certificate
 
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = True,
-        server_hostname: str | None = None,
-    ) -> TlsSide:
-        """What asyncio calls for a new connection."""
-        if not server_side:
-            raise ValueError("this context is for servers; clients use the standard library's")
-        return TlsSide(SSL.Connection(self._context, None), incoming, outgoing, self.certificate)
+    def side(self) -> TlsSide:
+        """The server's side of a new connection."""
+        return TlsSide(SSL.Connection(self._context, None), self.certificate)
 
 
-class Watched:
-    """A context for one connection, which keeps hold of its TlsSide so that a refused handshake can be explained."""
-
-    def __init__(self, front: TlsFront | ssl.SSLContext, on_refusal: Callable[[], object]) -> None:
-        """`on_refusal` is called when TLS has failed and its alert is about to be sent."""
-        self._front = front
-        self._on_refusal = on_refusal
-        self._side: Any = None
-
-    def wrap_bio(self, *args: Any, **named: Any) -> Any:
-        """What asyncio calls for the new connection."""
-        self._side = self._front.wrap_bio(*args, **named)
-        if isinstance(self._side, TlsSide):
-            self._side.on_refusal = self._on_refusal
-        return self._side
-
-    @property
-    def refusal(self) -> str:
-        """The reason as the TLS library words it; empty if it gave none."""
-        return self._side.refusal if isinstance(self._side, TlsSide) else ""
+def side_of(tls: TlsFront | ssl.SSLContext) -> TlsSide | StandardSide:
+    """The server's side of a new connection under this front or context."""
+    return tls.side() if isinstance(tls, TlsFront) else StandardSide(tls)
 
 
 def _context(
@@ -96,107 +74,73 @@ def _accept(connection: SSL.Connection, certificate: Any, error: int, depth: int
 
 
 class TlsSide:
-    """One connection's TLS state between two memory buffers; the duck that asyncio takes for an ssl.SSLObject."""
+    """pyOpenSSL's side: bytes of the peer go in by `feed`, bytes for the peer come out by `take`.
 
-    __slots__ = ("_connection", "_doomed", "_incoming", "_outgoing", "on_refusal", "server_certificate")
+    Whatever fails raises ssl.SSLError with words in it; the alert about it can then still be taken.
+    """
 
-    def __init__(
-        self,
-        connection: SSL.Connection,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_certificate: x509.Certificate,
-    ) -> None:
+    __slots__ = ("_connection", "server_certificate")
+
+    def __init__(self, connection: SSL.Connection, server_certificate: x509.Certificate) -> None:
         self._connection = connection
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._doomed: ssl.SSLError | None = None
-        self.on_refusal: Callable[[], object] | None = None
-        self.server_certificate = server_certificate
+        self.server_certificate: x509.Certificate | None = server_certificate
         connection.set_accept_state()
 
-    # what asyncio calls
+    def feed(self, data: memoryview) -> None:
+        """Take in what the peer sent."""
+        self._connection.bio_write(data)
 
-    def do_handshake(self) -> None:
-        """Advance the handshake; SSLWantReadError until it is done, SSLError when it failed."""
-        if self._doomed is not None:
-            raise self._doomed
-        self._feed()
+    def take(self) -> bytes:
+        """What is to be sent to the peer; empty if there is nothing."""
+        data = b""
+        try:
+            while True:
+                more = self._connection.bio_read(_READ)
+                data = data + more if data else more
+                if len(more) < _READ:
+                    return data
+        except SSL.WantReadError:
+            return data
+
+    def handshake(self) -> bool:
+        """Advance the handshake; True when it is done."""
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
-            self._drain()
-            raise ssl.SSLWantReadError from None
+            return False
         except SSL.Error as error:
-            raise self._doom(error) from None
-        self._drain()
+            raise _mapped(error) from None
+        return True
 
-    def read(self, n: int = _RECORD, buffer: memoryview | None = None) -> bytes | int:
-        """Plain bytes, or how many went into `buffer`; empty at the peer's end."""
-        if self._doomed is not None:
-            raise self._doomed
-        self._feed()
+    def read(self) -> bytes | None:
+        """The next plain bytes: None when more must be fed first, empty at the peer's close_notify."""
         try:
-            if buffer is not None:
-                return self._connection.recv_into(buffer, min(n, len(buffer)))
-            return self._connection.recv(min(n, _RECORD))
-        except SSL.WantReadError:  # an answer to a key update stays in the buffer until the next write
-            raise ssl.SSLWantReadError from None
-        except SSL.ZeroReturnError:
-            return b"" if buffer is None else 0
-        except SSL.Error as error:
-            raise self._doom(error) from None
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Encrypt all of `data`; one record at a time, or asyncio would copy the rest again and again."""
-        view = memoryview(data)
-        done = 0
-        try:
-            while done < len(view):
-                done += self._connection.send(view[done : done + _RECORD])
+            return self._connection.recv(_RECORD)
         except SSL.WantReadError:
-            self._drain()
-            if not done:
-                raise ssl.SSLWantReadError from None
+            return None
+        except SSL.ZeroReturnError:
+            return b""
         except SSL.Error as error:
-            raise _mapped(error) from error
-        self._drain()
-        return done
+            raise _mapped(error) from None
 
-    def unwrap(self) -> None:
-        """Say goodbye; the peer's own goodbye is not waited for."""
+    def write(self, data: memoryview) -> None:
+        """Encrypt all of it; pyOpenSSL's partial writes take one record at a time."""
+        done, size = 0, len(data)
+        try:
+            while done < size:
+                done += self._connection.send(data[done : done + _RECORD])
+        except SSL.Error as error:
+            raise _mapped(error) from None
+
+    def goodbye(self) -> None:
+        """close_notify; the peer's own is not waited for."""
         try:
             self._connection.shutdown()
         except SSL.Error as error:
-            raise _mapped(error) from error
-        finally:
-            self._drain()
-
-    def pending(self) -> int:
-        return self._connection.pending()
-
-    def getpeercert(self, binary_form: bool = False) -> dict[str, Any]:
-        """Nothing here: asyncio asks for every connection, handlers use peer_certificates()."""
-        return {}
-
-    def cipher(self) -> tuple[str, str, int] | None:
-        name = self._connection.get_cipher_name()
-        if name is None:
-            return None
-        return name, self._connection.get_cipher_version() or "", self._connection.get_cipher_bits() or 0
-
-    def compression(self) -> None:
-        return None
+            raise _mapped(error) from None
 
     def version(self) -> str:
         return self._connection.get_protocol_version_name()
-
-    @property
-    def refusal(self) -> str:
-        """Why the handshake or the connection failed, in words; empty while it has not."""
-        return str(self._doomed.args[1]) if self._doomed is not None else ""
-
-    # what Peer is made of
 
     def peer_certificates(self) -> tuple[x509.Certificate, ...]:
         """What the client sent, its own certificate first; ValueError if the bytes are no certificate to us."""
@@ -210,31 +154,66 @@ class TlsSide:
         """Keying material of this session without a context (RFC 5705; on TLS 1.3 RFC 8446, section 7.5)."""
         return self._connection.export_keying_material(label, length)
 
-    def _doom(self, error: SSL.Error) -> ssl.SSLWantReadError:
-        """asyncio sends nothing after an error; asking for more lets our alert out, the next call raises the error."""
-        self._drain()
-        self._doomed = _mapped(error)
-        if self.on_refusal is not None:
-            self.on_refusal()
-        return ssl.SSLWantReadError()
 
-    def _feed(self) -> None:
-        if self._incoming.pending:
-            self._connection.bio_write(self._incoming.read())
+class StandardSide:
+    """The standard library's side, with the same verbs; it verifies client certificates itself or asks for none."""
 
-    def _drain(self) -> None:
+    __slots__ = ("_incoming", "_object", "_outgoing")
+
+    server_certificate: x509.Certificate | None = None
+    export: Callable[[bytes, int], bytes] | None = None
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def feed(self, data: memoryview) -> None:
+        """Take in what the peer sent."""
+        self._incoming.write(data)
+
+    def take(self) -> bytes:
+        """What is to be sent to the peer; empty if there is nothing."""
+        return self._outgoing.read()
+
+    def handshake(self) -> bool:
+        """Advance the handshake; True when it is done."""
         try:
-            while True:
-                data = self._connection.bio_read(_READ)
-                self._outgoing.write(data)
-                if len(data) < _READ:
-                    return
-        except SSL.WantReadError:
-            pass
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def read(self) -> bytes | None:
+        """The next plain bytes: None when more must be fed first, empty at the peer's close_notify."""
+        try:
+            return self._object.read(_RECORD)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    def write(self, data: memoryview) -> None:
+        """Encrypt all of it."""
+        done, size = 0, len(data)
+        while done < size:
+            done += self._object.write(data[done:])
+
+    def goodbye(self) -> None:
+        """close_notify; the peer's own is not waited for."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._object.unwrap()
+
+    def version(self) -> str:
+        return self._object.version() or ""
+
+    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
+        """The client's certificate, verified by the context; ValueError if the bytes are no certificate to us."""
+        der = self._object.getpeercert(True)
+        return (x509.load_der_x509_certificate(der),) if der else ()
 
 
 def _mapped(error: SSL.Error) -> ssl.SSLError:
-    """The same error in the standard library's class; asyncio logs a traceback for any other."""
+    """The same error in the standard library's class, so that both sides fail alike."""
     if isinstance(error, SSL.SysCallError):
         return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer closed the connection in the middle")
     return ssl.SSLError(ssl.SSL_ERROR_SSL, in_words(error))
