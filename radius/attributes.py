@@ -6,8 +6,7 @@ be read as a tag (RFC 2868, section 3.6). A reject carries none of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from radius.decide import Decision
 from radius.request import clean_text
@@ -17,14 +16,19 @@ TUNNEL_MEDIUM_IEEE_802: Final = 6
 MAX_VALUE_BYTES: Final = 253
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One reply attribute: dictionary name, type octet (RFC 2865), and the value as text and as octets on the wire."""
 
     name: str
     code: int
     text: str
     octets: bytes
+
+
+_VLAN: Final = (
+    Attribute("Tunnel-Type", 64, "VLAN", TUNNEL_TYPE_VLAN.to_bytes(4, "big")),
+    Attribute("Tunnel-Medium-Type", 65, "IEEE-802", TUNNEL_MEDIUM_IEEE_802.to_bytes(4, "big")),
+)
 
 
 def to_attributes(decision: Decision, *, reply_message: bool = True) -> tuple[Attribute, ...]:
@@ -36,8 +40,7 @@ def to_attributes(decision: Decision, *, reply_message: bool = True) -> tuple[At
     found: list[Attribute] = []
     if decision.verdict != "reject" and decision.vlan is not None and 1 <= decision.vlan <= 4094:
         group = str(decision.vlan)
-        found.append(Attribute("Tunnel-Type", 64, "VLAN", TUNNEL_TYPE_VLAN.to_bytes(4, "big")))
-        found.append(Attribute("Tunnel-Medium-Type", 65, "IEEE-802", TUNNEL_MEDIUM_IEEE_802.to_bytes(4, "big")))
+        found += _VLAN
         found.append(Attribute("Tunnel-Private-Group-Id", 81, group, group.encode()))
         if 0 < len(decision.agent_id) <= MAX_VALUE_BYTES and decision.agent_id.isascii():
             found.append(_text("User-Name", 1, decision.agent_id))
@@ -55,5 +58,7 @@ def message(decision: Decision) -> str:
 
 
 def _text(name: str, code: int, value: str) -> Attribute:
+    if len(value) <= MAX_VALUE_BYTES and value.isascii() and value.isprintable():
+        return Attribute(name, code, value, value.encode())
     octets = clean_text(value).encode("utf-8", "replace")[:MAX_VALUE_BYTES].decode("utf-8", "ignore").encode()
     return Attribute(name, code, octets.decode(), octets)

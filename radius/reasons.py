@@ -114,6 +114,8 @@ REASONS: Final[Mapping[str, Reason]] = MappingProxyType({row.code: row for row i
 def next_command(code: str, **values: str) -> str:
     """The catalogue's command for `code` with `<name>` places filled where a value is known."""
     command = REASONS[code].next_command
+    if "<" not in command:
+        return command
     for name, value in values.items():
         if value:
             command = command.replace(f"<{name}>", value)

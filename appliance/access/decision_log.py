@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from appliance.clock import Clock
@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 20_000
 BATCH_SECONDS = 0.2
 PRUNE_SECONDS = 3600.0
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def row_of(decision: Decision, time: datetime) -> dict[str, Any]:
@@ -44,17 +43,21 @@ def row_of(decision: Decision, time: datetime) -> dict[str, Any]:
         "department": decision.department,
         "serial": None if request.credential is None else f"{request.credential.serial:x}",
         "policy_revision": decision.policy_revision,
-        "trace": _encode(
-            {
-                "steps": [step._asdict() for step in decision.steps],
-                "rule": decision.rule,
-                "hint": decision.hint,
-                "txn": decision.txn,
-                "user_name": request.user_name,
-                "tls": request.tls_version,
-            }
-        ),
+        "trace": _trace(decision),
     }
+
+
+def _trace(decision: Decision) -> str:
+    """The reason chain as JSON text, by hand: a general encoder takes longer over it than the decision took."""
+    steps = ",".join(
+        f'{{"stage":"{stage}","outcome":"{outcome}","evidence":{_quoted(evidence)}}}'
+        for stage, outcome, evidence in decision.steps
+    )
+    request = decision.request
+    return (
+        f'{{"steps":[{steps}],"rule":{_quoted(decision.rule)},"hint":{_quoted(decision.hint)},'
+        f'"txn":{_quoted(decision.txn)},"user_name":{_quoted(request.user_name)},"tls":{_quoted(request.tls_version)}}}'
+    )
 
 
 class DecisionLog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from appliance.access.service import AccessService
@@ -13,6 +12,9 @@ from est.transfer import read_json
 from radius.hook import read_hook, write_answer
 
 MAX_BODY = 65_536
+MAX_DEPTH = (
+    256  # any depth that the decoder bears: what is nested at all deeper than an attribute is refused by the hook
+)
 
 
 class AccessRoutes:
@@ -29,6 +31,8 @@ class AccessRoutes:
         if scheme.lower() != "bearer" or not token:
             raise TokenRequired("the decision port wants a bearer token")
         self._service.check_token(token.strip())
-        request = read_hook(read_json(call.body, max_bytes=MAX_BODY, max_depth=4), owner_id_oid=self._owner_id_oid)
+        request = read_hook(
+            read_json(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH), owner_id_oid=self._owner_id_oid
+        )
         answer = write_answer(self._service.authorize(request), reply_message=self._reply_message)
-        return Reply(200, "application/json", body=json.dumps(answer).encode())
+        return Reply(200, "application/json", body=answer)

@@ -20,10 +20,10 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
 
 from appliance.errors import ExpectationRefused, HttpMalformed, RequestTooSlow
-from appliance.web.app import Match, new_request_id, refuse, too_slow
+from appliance.web.app import Match, refuse, too_slow
 from appliance.web.peer import Peer
 from appliance.web.problems import one_line
-from appliance.web.transports import abort
+from appliance.web.transports import abort, half_close
 from est.errors import BodyTooLarge, MediaTypeNotAccepted, Refusal
 from est.exchange import Call, Reply
 
@@ -137,6 +137,11 @@ class HttpConnection(BaseProtocol):
         super().resume_writing()
         self._advance()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # the payload asks for this after every read, paused or not, and each time the parser would be run on nothing
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         if self._discarded >= 0:
             self._discarded += len(data)
@@ -224,7 +229,7 @@ class HttpConnection(BaseProtocol):
         self._head_bytes = 0
         keep_alive = not message.should_close and message.version != HttpVersion10 and not self._draining
         path = message.path.partition("?")[0]
-        request = self._request = _Request(message.method, path, new_request_id(), keep_alive, payload)
+        request = self._request = _Request(message.method, path, self._owner.app.new_request_id(), keep_alive, payload)
         try:
             headers = request.headers = read_headers(message)
             match = request.match = self._owner.app.match(message.method, path)
@@ -321,7 +326,7 @@ class HttpConnection(BaseProtocol):
             self._draining = True
             return
         if self._request is None:
-            self._request = _Request("", "/.well-known/", new_request_id(), False, EMPTY_PAYLOAD)
+            self._request = _Request("", "/.well-known/", self._owner.app.new_request_id(), False, EMPTY_PAYLOAD)
         request = self._request
         request.keep_alive = False
         self._write(request, refuse(error, request.method, request.path, Peer(self.address, self._slot), request.id))
@@ -353,8 +358,7 @@ class HttpConnection(BaseProtocol):
             self.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
             transport.resume_reading()  # a large body may have paused it, and nobody reads that any more
-            if transport.can_write_eof():
-                transport.write_eof()
+            half_close(transport)
             self.deadline = self._loop.time() + _LINGER_SECONDS
 
     def _who(self) -> Peer:

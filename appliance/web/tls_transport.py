@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from appliance.web.tls import StandardSide, TlsFront, TlsSide, side_of
-from appliance.web.transports import abort
+from appliance.web.transports import abort, half_close
 
 if TYPE_CHECKING:
     from appliance.web.http import HttpConnection
@@ -259,8 +259,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if self._reading_paused:
             self._reading_paused = False
             self._below.resume_reading()
-        if self._below.can_write_eof() and not self._below.is_closing():
-            self._below.write_eof()
+        half_close(self._below)
         self.deadline = asyncio.get_running_loop().time() + _LINGER_SECONDS
         self._owner.watch(self)
 

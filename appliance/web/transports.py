@@ -1,4 +1,4 @@
-"""Ending a connection at once, whatever state asyncio's transport is in."""
+"""Ending a connection, whatever state asyncio's transport is in."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def abort(transport: asyncio.BaseTransport) -> None:
     """
     with contextlib.suppress(AttributeError):
         transport.abort()  # type: ignore[attr-defined]
+
+
+def half_close(transport: asyncio.WriteTransport) -> None:
+    """Send nothing more after what is written; a peer that has reset the connection meanwhile is no error."""
+    try:
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+    except OSError:
+        abort(transport)

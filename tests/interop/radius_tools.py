@@ -70,7 +70,8 @@ class DecisionService:
         await asyncio.sleep(self.delay_seconds)
         if self.instead is not None:
             return self.instead()
-        return web.json_response(write_answer(self.desk.authorize(read_hook(document, owner_id_oid=OWNER_ID_OID))))
+        answer = write_answer(self.desk.authorize(read_hook(document, owner_id_oid=OWNER_ID_OID)))
+        return web.Response(body=answer, content_type="application/json")
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -78,7 +79,7 @@ def test_decide_is_total_and_every_yes_has_all_its_proofs(
     assert all(step.evidence.isprintable() for step in decision.steps)
     assert (decision.vlan is None) == (decision.verdict == "reject")
     assert explain(decision)
-    write_answer(decision)
+    assert json.loads(write_answer(decision))
     names = {attribute.code for attribute in to_attributes(decision)}
     assert bool({64, 65, 81} & names) == (decision.verdict != "reject")
     if decision.verdict == "reject":
