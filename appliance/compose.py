@@ -243,7 +243,7 @@ class Appliance:
             self.clock,
             Bucket(web.address_rate, web.address_burst),
             Bucket(web.identity_rate, web.identity_burst),
-            is_known=lambda peer: peer.certificate is not None and self.ca.issuer_of(peer.certificate) is not None,
+            is_known=self.registrar.ldevids.is_ours,
         )
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}

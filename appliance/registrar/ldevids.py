@@ -23,6 +23,7 @@ from appliance.store.transaction import Tx
 from appliance.web.peer import Peer
 from est import chains
 from est.errors import EstError
+from est.known_paths import KnownPaths
 
 ROLE: Role = "devices"
 MAX_SEEN = 4096
@@ -52,21 +53,43 @@ class Ldevids:
         self._store = store
         self._clock = clock
         self._ca = ca
-        self._seen: OrderedDict[int, LiveLdevid] = OrderedDict()
+        self._paths = KnownPaths(chains.CLIENT, max_paths=MAX_SEEN)
+        self._seen: OrderedDict[bytes, LiveLdevid] = OrderedDict()
 
     async def seen(self, peer: Peer) -> LiveLdevid | None:
-        """Like `find`, but a connection is looked at once; its user asks `require_still_live` in a transaction."""
-        seen = self._seen.get(peer.connection_id)
-        if seen is not None and seen.certificate is peer.certificate:
-            if self._clock.now() <= seen.certificate.not_valid_after_utc:
-                return seen
-            del self._seen[peer.connection_id]
+        """Like `find`, but a certificate's row is read once: its user asks `require_still_live` in a transaction.
+
+        On a new connection of a certificate that was seen before nothing is read and no signature is verified.
+        """
+        fingerprint = peer.certificate_sha256
+        if fingerprint is None:
+            return None
+        seen = self._seen.get(fingerprint)
+        if seen is not None and self._paths.holds(fingerprint, self._ca.anchors(ROLE), at=self._clock.now()):
+            return seen
         found = await self.find(peer)
         if found is not None:
-            self._seen[peer.connection_id] = found
+            self._seen[fingerprint] = found
             if len(self._seen) > MAX_SEEN:
                 self._seen.popitem(last=False)
         return found
+
+    def is_ours(self, peer: Peer) -> bool:
+        """Whether the domain issued the peer's certificate, an LDevID or another; its state is not asked."""
+        certificate, fingerprint = peer.certificate, peer.certificate_sha256
+        if certificate is None or fingerprint is None:
+            return False
+        anchors, now = self._ca.anchors(ROLE), self._clock.now()
+        if self._paths.holds(fingerprint, anchors, at=now):
+            return True
+        if self._is_ours(certificate):
+            try:
+                self._paths.check(certificate, peer.chain[1:], anchors, at=now)
+            except EstError:
+                pass  # expired, or not a client's: then the signature alone decides
+            else:
+                return True
+        return self._ca.issuer_of(certificate) is not None
 
     async def find(self, peer: Peer) -> LiveLdevid | None:
         """The peer's LDevID; None when its certificate is none of ours.
@@ -77,16 +100,13 @@ class Ldevids:
         if certificate is None or not self._is_ours(certificate):
             return None
         try:
-            chains.check(
-                certificate,
-                peer.chain[1:],
-                self._ca.anchors(ROLE),
-                at=self._clock.now(),
-                policy=chains.CLIENT,
-            )
+            self._check_path(certificate, peer)
         except EstError as cause:
             raise LdevidNotAccepted(f"the certificate does not hold: {cause.detail}", because=cause.reason) from cause
         return self._store.read_sync(partial(require_live, certificate))
+
+    def _check_path(self, certificate: x509.Certificate, peer: Peer) -> None:
+        self._paths.check(certificate, peer.chain[1:], self._ca.anchors(ROLE), at=self._clock.now())
 
     def _is_ours(self, certificate: x509.Certificate) -> bool:
         try:

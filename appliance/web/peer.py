@@ -6,6 +6,7 @@ certificate at TLS level, and path, purpose and revocation are the route's busin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +39,12 @@ class Peer:
     def certificate_der(self) -> bytes | None:
         """The certificate's bytes."""
         return None if self.certificate is None else self.certificate.public_bytes(Encoding.DER)
+
+    @cached_property
+    def certificate_sha256(self) -> bytes | None:
+        """SHA-256 of the certificate's bytes."""
+        der = self.certificate_der
+        return None if der is None else hashlib.sha256(der).digest()
 
     @cached_property
     def key_sha256(self) -> bytes | None:

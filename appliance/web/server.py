@@ -29,13 +29,13 @@ from appliance.web.peer import Peer
 from appliance.web.tls import TlsFront
 from appliance.web.tls_transport import TlsTransport
 from appliance.web.unix_path import short_path
+from appliance.web.wire import Wire
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 _ACCEPT_AT_ONCE = 64
 _SWEEP_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
-_READ = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,7 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._unix_paths: list[Path] = []
         self._connections: set[HttpConnection] = set()
-        self._greeted: set[asyncio.Task[None]] = set()
         self._watched: set[TlsTransport] = set()
-        self._buffer = memoryview(bytearray(_READ))
         self._per_address: Counter[str] = Counter()
         self._open = 0
         self._stalled: dict[HttpConnection, float] = {}
@@ -93,6 +91,7 @@ class Listener:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every accepted socket inherits it
             listening.bind((host, port))
             self._listen(listening)
         except BaseException:
@@ -120,8 +119,6 @@ class Listener:
         for path in self._unix_paths:
             path.unlink(missing_ok=True)
         self._unix_paths.clear()
-        for task in list(self._greeted):
-            task.cancel()
         for transport in list(self._watched):
             transport.abort()
         for connection in list(self._connections):
@@ -175,9 +172,8 @@ class Listener:
                 raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
             own = chain[0] if chain else None
             return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.export)
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family == socket.AF_UNIX:
-            pid, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if isinstance(transport, Wire) and transport.socket.family == socket.AF_UNIX:
+            pid, uid, _ = struct.unpack("3i", transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return Peer("unix", connection_id, uid=uid, pid=pid)
         return Peer(address, connection_id)
 
@@ -209,9 +205,7 @@ class Listener:
             accepted.setblocking(False)
             self._open += 1
             self._per_address[address] += 1
-            task = asyncio.create_task(self._greet(accepted, address))
-            self._greeted.add(task)
-            task.add_done_callback(self._greeted.discard)
+            self._greet(accepted, address)
 
     def _pause(self, listening: socket.socket) -> None:
         """The connection still waits, so the loop would call again at once, and for ever; look again in a second."""
@@ -230,21 +224,15 @@ class Listener:
             return "too many connections from this address"
         return ""
 
-    async def _greet(self, accepted: socket.socket, address: str) -> None:
-        """Hand the socket to the loop, with TLS or HTTP above it."""
+    def _greet(self, accepted: socket.socket, address: str) -> None:
+        """Put TLS or HTTP above the socket."""
         released = _Release(self, address)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._protocol(address, released), accepted
-            )
-        except OSError as error:
+            Wire(accepted, self._protocol(address, released))
+        except Exception:  # noqa: BLE001 - one connection that cannot be made is no reason to accept no others
+            _log.exception("event=connection-failed listener=%s address=%s", self.name, address)
             released()
             accepted.close()
-            _log.info("event=connection-refused listener=%s address=%s why=%r", self.name, address, str(error))
-        except BaseException:
-            released()
-            accepted.close()
-            raise
 
     def _protocol(self, address: str, released: Callable[[], None]) -> HttpConnection | TlsTransport:
         def http() -> HttpConnection:
@@ -252,7 +240,7 @@ class Listener:
 
         if self._tls is None:
             return http()
-        return TlsTransport(self, self._tls, address, above=http, released=released, buffer=self._buffer)
+        return TlsTransport(self, self._tls, address, above=http, released=released)
 
     def release(self, address: str) -> None:
         """A connection's place is free again."""

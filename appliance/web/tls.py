@@ -86,7 +86,7 @@ class TlsSide:
         self.server_certificate: x509.Certificate | None = server_certificate
         connection.set_accept_state()
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
         self._connection.bio_write(data)
 
@@ -167,7 +167,7 @@ class StandardSide:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
         self._incoming.write(data)
 

@@ -30,12 +30,11 @@ _LINGER_SECONDS = 2.0
 _NEVER = float("inf")
 
 
-class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
+class TlsTransport(asyncio.Protocol, asyncio.Transport):
     """From accept to the end of a connection. `deadline` is loop time, looked at by the listener's sweep.
 
     `above` makes the HTTP connection once the handshake is done; `released` frees the place in the caps where it never
-    came to that (the HTTP connection frees it otherwise). `buffer` may be shared by every connection of a loop: it is
-    filled and emptied in one turn.
+    came to that (the HTTP connection frees it otherwise).
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         *,
         above: Callable[[], HttpConnection],
         released: Callable[[], None],
-        buffer: memoryview,
     ) -> None:
         super().__init__()
         self.address = address
@@ -55,7 +53,6 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._owner = owner
         self._make_above = above
         self._released = released
-        self._buffer = buffer
         self._below: Any = None
         self._above: HttpConnection | None = None
         self._backlog: deque[memoryview] = deque()
@@ -86,14 +83,11 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._tell("the peer went away")
         self._released()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         if self._over:
             return
         try:
-            self.side.feed(self._buffer[:nbytes])
+            self.side.feed(data)
             if self._above is not None or self._greet():
                 self._read()
         except ssl.SSLError as error:
@@ -175,9 +169,11 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def _greet(self) -> bool:
         """Advance the handshake; True when there is somebody above who reads."""
         done = self.side.handshake()
-        data = self.side.take()
-        if data:
-            self._below.write(data)
+        # What is left of TLS 1.3 by then is session tickets, which nobody waits for: they go with the first answer.
+        if not done or self.side.version() != "TLSv1.3":
+            data = self.side.take()
+            if data:
+                self._below.write(data)
         if not done:
             return False
         self._owner.unwatch(self)
@@ -253,6 +249,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         data = self.side.take()
         if data:
             self._below.write(data)
+        self.deadline = asyncio.get_running_loop().time() + _LINGER_SECONDS
+        self._owner.watch(self)
         if self._peer_ended:
             self._below.close()
             return
@@ -260,8 +258,6 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._reading_paused = False
             self._below.resume_reading()
         half_close(self._below)
-        self.deadline = asyncio.get_running_loop().time() + _LINGER_SECONDS
-        self._owner.watch(self)
 
     def _tell(self, why: str) -> None:
         self._refusal = why

@@ -1,0 +1,187 @@
+"""Wire: one accepted socket as an asyncio transport, made and unmade without a task, a future or a turn of the loop.
+
+asyncio's own transport for an accepted socket takes a coroutine and four turns of the loop before its first byte, which
+a new connection feels. This one does the same for sockets that are there already, with what every loop offers: readers
+and writers. Its protocol is told in the usual words, and never from within a call that it makes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, Protocol
+
+_log = logging.getLogger(__name__)
+_READ = 65_536
+_HIGH, _LOW = 65_536, 16_384
+
+
+class Above(Protocol):
+    """What a wire tells; asyncio.Protocol has these words."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+
+    def connection_lost(self, exc: BaseException | None) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+class Wire(asyncio.Transport):
+    """A connected, non-blocking stream socket; it belongs to the wire from now on."""
+
+    def __init__(self, accepted: socket.socket, above: Above) -> None:
+        """Tell `above` of the connection and begin to read."""
+        super().__init__()
+        self.socket = accepted
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = accepted.fileno()
+        self._above = above
+        self._unsent = bytearray()
+        self._reading = False
+        self._held = False  # above was asked to write no more
+        self._closing = False
+        self._half_closed = False
+        self._gone = False
+        self._in_reader = False
+        above.connection_made(self)
+        self.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Nothing: the socket's options are set before it comes here."""
+        return default
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._descriptor)
+
+    def resume_reading(self) -> None:
+        if not self._reading and not self._closing:
+            self._reading = True
+            self._loop.add_reader(self._descriptor, self._readable)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unsent)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing or self._half_closed:
+            return
+        if not self._unsent:
+            try:
+                sent = self.socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+            self._loop.add_writer(self._descriptor, self._writable)
+        self._unsent += data
+        if not self._held and len(self._unsent) > _HIGH:
+            self._held = True
+            self._above.pause_writing()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Send nothing more after what is written; OSError if the peer has reset the connection."""
+        if not self._closing and not self._half_closed:
+            self._half_closed = True
+            if not self._unsent:
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close after what is written has been sent."""
+        if not self._closing:
+            if self._unsent:
+                self.pause_reading()
+                self._closing = True
+            else:
+                self._lose(None)
+
+    def abort(self) -> None:
+        """Close now."""
+        self._lose(None)
+
+    def _readable(self) -> None:
+        try:
+            data = self.socket.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._in_reader = True
+        try:
+            if data:
+                self._above.data_received(data)
+            else:
+                self.pause_reading()
+                if not self._above.eof_received():
+                    self.close()
+        except Exception as error:  # noqa: BLE001 - a connection whose protocol has failed ends, and says so
+            _log.exception("event=connection-failed")
+            self._lose(error)
+        finally:
+            self._in_reader = False
+        if self._gone:
+            self._tell(None)
+
+    def _writable(self) -> None:
+        try:
+            sent = self.socket.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        del self._unsent[:sent]
+        if self._held and len(self._unsent) <= _LOW:
+            self._held = False
+            self._above.resume_writing()
+        if self._unsent or self._gone:
+            return
+        self._loop.remove_writer(self._descriptor)
+        if self._closing:
+            self._lose(None)
+        elif self._half_closed:
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                self._lose(error)
+
+    def _lose(self, error: OSError | Exception | None) -> None:
+        """The connection is over; above hears it when it is not itself calling."""
+        if self._gone:
+            return
+        self._gone = self._closing = True
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._descriptor)
+        if self._unsent:
+            self._unsent.clear()
+            self._loop.remove_writer(self._descriptor)
+        if not self._in_reader:
+            self._loop.call_soon(self._tell, error)
+
+    def _tell(self, error: Exception | None) -> None:
+        try:
+            self._above.connection_lost(error)
+        finally:
+            self.socket.close()
