@@ -22,7 +22,7 @@ from est.cms import read_certs_only
 from est.exchange import Call
 from est.server import EstServer
 from lab.factory import Domain, Identity, make_leaf, make_self_signed
-from tests.appliance.registrar.world import ADMIN, World, basic, certificate_in, enroll_call, play
+from tests.appliance.registrar.world import ADMIN, Device_, World, basic, certificate_in, enroll_call, play
 from tests.support import NOW
 
 
@@ -397,6 +397,29 @@ def test_a_certificate_revoked_after_it_was_looked_at_is_refused_in_the_transact
         asked = csr.read(device.csr(subject=old.subject, san=san_of(old)))
         with pytest.raises(LdevidNotAccepted):
             await world.store.write(lambda tx: applicant.begin(tx, asked, 0))
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("E-118")
+def test_a_certificate_that_renewed_before_is_refused_on_a_new_connection_once_it_is_revoked_or_expired(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        device, other = world.device(), world.device("PX-9")
+        old, late = await device.bootstrap(), await other.bootstrap()
+
+        async def renew(who: Device_, certificate: x509.Certificate) -> int:
+            asked = who.csr(
+                key=ec.generate_private_key(ec.SECP256R1()), subject=certificate.subject, san=san_of(certificate)
+            )
+            return (await world.handle(enroll_call(asked, again=True), who.with_ldevid(certificate))).status
+
+        assert [await renew(device, old), await renew(other, late)] == [200, 200]
+        await world.ca.revoke("devices", old.serial_number, actor=ADMIN)
+        assert await renew(device, old) == 403
+        world.clock.advance((late.not_valid_after_utc - world.clock.now()).total_seconds() + 1)
+        assert await renew(other, late) == 403
 
     play(tmp_path, story)
 
