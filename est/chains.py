@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -168,12 +169,14 @@ def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
     public_key_of(certificate, policy.keys)
     usage, purposes, basic = None, None, None
     for extension in extensions_of(certificate):
-        if isinstance(extension.value, x509.KeyUsage):
-            usage = extension.value
-        elif isinstance(extension.value, x509.ExtendedKeyUsage):
-            purposes = frozenset(oid.dotted_string for oid in extension.value)
-        elif isinstance(extension.value, x509.BasicConstraints):
-            basic = extension.value
+        value = extension.value
+        kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
+        if kind is x509.KeyUsage:
+            usage = value
+        elif kind is x509.ExtendedKeyUsage:
+            purposes = frozenset(oid.dotted_string for oid in value)
+        elif kind is x509.BasicConstraints:
+            basic = value
     if policy.forbid_ca and ((basic is not None and basic.ca) or (usage is not None and usage.key_cert_sign)):
         raise CertificatePurposeWrong("a CA certificate stands where an end entity's is due")
     if policy.require_digital_signature and usage is not None and not usage.digital_signature:
@@ -185,12 +188,16 @@ def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
         raise CertificatePurposeWrong("the extended key usage does not include this use")
 
 
+@lru_cache(maxsize=256)
 def _check_issuer(certificate: x509.Certificate) -> None:
-    """The library, given a permissive policy, looks at basicConstraints and the path length, not at the key usage."""
+    """The library, given a permissive policy, looks at basicConstraints and the path length, not at the key usage.
+
+    The same few issuers stand in every path, so what passed is remembered, by all its bytes.
+    """
     _check_use(certificate, _ISSUER)
     for extension in extensions_of(certificate):
         # RFC 5280, section 6.1.4 (n)
-        if isinstance(extension.value, x509.KeyUsage) and not extension.value.key_cert_sign:
+        if type(extension.value) is x509.KeyUsage and not extension.value.key_cert_sign:
             raise CertificatePurposeWrong("an issuer in the chain may not sign certificates")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -11,6 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from est.errors import CertificateMalformed, KeyNotAccepted
+
+_BEFORE_POINT = {
+    "secp256r1": bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
+    "secp384r1": bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"),
+}
+"""SubjectPublicKeyInfo up to the point, which always has the same length."""
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -30,9 +38,23 @@ ISSUER_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1", "secp521r1"}), (2048
 """Keys of other people's CAs."""
 
 
+def is_ec(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
+    """Whether this is a public key on an elliptic curve.
+
+    The classes of keys are abstract, and isinstance() with those is slow; what it says of a class is kept.
+    """
+    kind: Any = type(key)
+    return _is_ec_class(kind)
+
+
+@lru_cache(maxsize=64)
+def _is_ec_class(kind: type) -> bool:
+    return issubclass(kind, ec.EllipticCurvePublicKey)
+
+
 def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     """The key itself if the rules allow it, else KeyNotAccepted."""
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if is_ec(key):
         if key.curve.name in rules.curves:
             return key
         raise KeyNotAccepted(f"elliptic curve {key.curve.name} is not accepted")
@@ -63,6 +85,11 @@ def spki(key: x509.Certificate | PublicKey) -> bytes:
         return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateMalformed("the public key cannot be read") from error
+
+
+def spki_of_point(curve: str, point: bytes) -> bytes:
+    """DER SubjectPublicKeyInfo of an uncompressed point on P-256 or P-384 (curve by name; RFC 5480, section 2)."""
+    return _BEFORE_POINT[curve] + point
 
 
 def spki_sha256(key: x509.Certificate | PublicKey) -> bytes:

@@ -38,6 +38,7 @@ from appliance.binding.errors import (
 )
 from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, OwnerRecord, seconds
 from appliance.binding.identifier import Kind
+from appliance.binding.jws import Sealed
 from appliance.binding.request import MAX_TTL_SECONDS, AgentRequest
 from est.signer import Signer
 
@@ -107,25 +108,28 @@ def seal(
 
 def kid_of(token: str) -> str:
     """The key that the approval says it is signed with, to look it up; nothing is believed yet. Raises Malformed."""
-    kid = jws.read(token, max_bytes=MAX_BYTES).kid
-    if kid is None:
-        raise Malformed("the approval has no kid", object="approval")
-    return kid
+    return _kid_of(read(token))
 
 
-def unseal(token: str, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> OwnerApproval:
+def read(token: str) -> Sealed:
+    """An approval taken apart and not believed: its `kid` names the key to look up. Raises Malformed."""
+    return jws.read(token, max_bytes=MAX_BYTES)
+
+
+def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> OwnerApproval:
     """Opens an approval with the owner's registered key (ES256 or ES384), whose thumbprint `kid` must be.
 
     Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, CriticalHeaderUnknown, KeyIdMismatch,
     Claim..., TokenIdTooShort, Identifier... .
     """
     kid = kid or jws.jkt(key)
-    opened = jws.read(token, max_bytes=MAX_BYTES).unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid)
+    sealed = read(token) if isinstance(token, str) else token
+    opened = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid)
     claims = Claims(opened.claims, "approval")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     return OwnerApproval(
-        token=token,
+        token=sealed.token,
         kid=kid,
         iss=claims.identifier("iss", Kind.OWNER),
         sub=claims.identifier("sub", Kind.AGENT),
@@ -139,14 +143,14 @@ def unseal(token: str, key: ec.EllipticCurvePublicKey, *, kid: str | None = None
         proxy=claims.identifier("proxy", Kind.PROXY) if "proxy" in claims else None,
         is_denial="decision" in claims and claims.choice("decision", ("approve", "deny")) == "deny",
         purpose=claims.choice("purpose", PURPOSES),
-        model=Model(claims.choice("model", REQUEST_MODELS)),
+        model=REQUEST_MODELS[claims.choice("model", REQUEST_MODELS)],
         profiles=claims.choices("profiles", PROFILES),
         ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
     )
 
 
 def check(
-    token: str,
+    token: str | Sealed,
     request: AgentRequest,
     owner: OwnerRecord | None,
     *,
@@ -165,16 +169,17 @@ def check(
     answer does not tell which owners exist.
     """
     limits = limits or Limits()
-    kid = kid_of(token)
+    sealed = read(token) if isinstance(token, str) else token
+    kid = _kid_of(sealed)
     registered = owner.key(kid) if owner is not None else None
     if kid == request.jkt:
-        unseal(token, request.key, kid=kid)
+        unseal(sealed, request.key, kid=kid)
         raise SelfApproval("the approval is signed by the agent that asks")
     if signer_is_agent:
         raise SelfApproval("the approval is signed by an agent's key")
     if owner is None or registered is None:
         raise SignatureInvalid("no registered owner key made this signature")
-    approval = unseal(token, registered.public_key, kid=kid)
+    approval = unseal(sealed, registered.public_key, kid=kid)
     if approval.iss != owner.owner_id:
         raise ApprovalWrongOwner("the approval's iss is not the owner of the key that signed it")
     owner.check_active()
@@ -219,6 +224,12 @@ def not_before(approval: OwnerApproval, now: datetime, limits: Limits | None = N
         now - timedelta(seconds=limits.backdating_seconds),
         datetime.fromtimestamp(approval.iat - limits.skew_seconds, UTC),
     )
+
+
+def _kid_of(sealed: Sealed) -> str:
+    if sealed.kid is None:
+        raise Malformed("the approval has no kid", object="approval")
+    return sealed.kid
 
 
 def _check_same_request(approval: OwnerApproval, request: AgentRequest, nonce: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 
 from appliance.binding.errors import (
     BindingError,
@@ -22,9 +22,9 @@ MAX_LABEL = 64
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,88}")
-_PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _REFERENCE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _128_BITS = 22
+_JKT = frozenset({"jkt"})
 
 
 class Claims:
@@ -39,25 +39,30 @@ class Claims:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
-    def check_names(self, known: Collection[str]) -> None:
+    def items(self) -> Iterable[tuple[str, object]]:
+        """Every member with its name."""
+        return self._values.items()
+
+    def check_names(self, known: Set[str]) -> None:
         """Refuses (ClaimUnknown) members that nobody would read and therefore nobody would have been shown."""
-        for name in self._values:
-            if name not in known:
-                raise ClaimUnknown(f"{self._what} has no such claim", object=self._what, claim=name[:64])
+        if self._values.keys() <= known:
+            return
+        name = next(one for one in self._values if one not in known)
+        raise ClaimUnknown(f"{self._what} has no such claim", object=self._what, claim=name[:64])
 
     def value(self, name: str) -> object:
         """The member as it is; raises ClaimMissing."""
         try:
             return self._values[name]
         except KeyError:
-            raise ClaimMissing(f"{self._what} lacks {name}", object=self._what, claim=name) from None
+            raise self._missing(name) from None
 
     def text(self, name: str, *, max_length: int = 2048) -> str:
         """Printable ASCII of 1 to `max_length` characters."""
-        value = self.value(name)
-        if not isinstance(value, str) or not 0 < len(value) <= max_length or not _PRINTABLE.fullmatch(value):
-            raise self.malformed(name, f"printable ASCII of 1 to {max_length} characters")
-        return value
+        value = self._values.get(name)
+        if isinstance(value, str) and 0 < len(value) <= max_length and value.isascii() and value.isprintable():
+            return value
+        raise self._refusal(name, f"printable ASCII of 1 to {max_length} characters")
 
     def label(self, name: str) -> str:
         """The one text that an agent may choose freely: at most 64 printable ASCII characters."""
@@ -73,10 +78,10 @@ class Claims:
 
     def whole(self, name: str, *, low: int = 0, high: int = MAX_TIME) -> int:
         """An integer within these bounds."""
-        value = self.value(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.malformed(name, f"a whole number from {low} to {high}")
-        return value
+        value = self._values.get(name)
+        if type(value) is int and low <= value <= high:  # not a bool
+            return value
+        raise self._refusal(name, f"a whole number from {low} to {high}")
 
     def window(self) -> tuple[int, int]:
         """`iat` and `exp`, in seconds since 1970; `exp` comes later."""
@@ -102,10 +107,10 @@ class Claims:
 
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of these words."""
-        value = self.value(name)
-        if not isinstance(value, str) or value not in choices:
-            raise self.malformed(name, f"one of {', '.join(sorted(choices))}")
-        return value
+        value = self._values.get(name)
+        if isinstance(value, str) and value in choices:
+            return value
+        raise self._refusal(name, f"one of {', '.join(sorted(choices))}")
 
     def choices(self, name: str, choices: Collection[str]) -> tuple[str, ...]:
         """One or more different ones of these words, in their order."""
@@ -121,15 +126,15 @@ class Claims:
 
     def inner(self, name: str) -> Claims:
         """The object under this name, with a path for refusals."""
-        value = self.value(name)
-        if not isinstance(value, dict):
-            raise self.malformed(name, "an object")
-        return Claims(value, f"{self._what} {name}")
+        value = self._values.get(name)
+        if isinstance(value, dict):
+            return Claims(value, f"{self._what} {name}")
+        raise self._refusal(name, "an object")
 
     def jkt(self) -> str:
         """`cnf.jkt`, the confirmation member of RFC 9449, section 6.1, and nothing beside it."""
         confirmation = self.inner("cnf")
-        confirmation.check_names(("jkt",))
+        confirmation.check_names(_JKT)
         return confirmation.hash("jkt")
 
     def malformed(self, name: str, due: str) -> ClaimMalformed:
@@ -137,10 +142,16 @@ class Claims:
         return ClaimMalformed(f"{self._what}: {name} is not {due}", object=self._what, claim=name)
 
     def _matching(self, name: str, pattern: re.Pattern[str], due: str) -> str:
-        value = self.value(name)
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self.malformed(name, due)
-        return value
+        value = self._values.get(name)
+        if isinstance(value, str) and pattern.fullmatch(value):
+            return value
+        raise self._refusal(name, due)
+
+    def _refusal(self, name: str, due: str) -> BindingError:
+        return self.malformed(name, due) if name in self._values else self._missing(name)
+
+    def _missing(self, name: str) -> ClaimMissing:
+        return ClaimMissing(f"{self._what} lacks {name}", object=self._what, claim=name)
 
 
 def members(value: object, what: str) -> Claims:

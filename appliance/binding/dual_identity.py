@@ -17,6 +17,7 @@ FreeRADIUS cuts extensions of more than about 510 bytes. A certificate with neit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,6 +31,7 @@ from appliance.binding.identifier import Kind, read_kind
 from est import der as tlv
 from est.chains import extensions_of
 from est.errors import BodyMalformed, CertificateMalformed
+from est.keys import is_ec
 
 ARC = "1.3.6.1.4.1.32473.2026.1"
 """Example arc under the documentation enterprise number; a real deployment configures its own."""
@@ -119,6 +121,7 @@ def extensions(dual: DualIdentity, arc: str = ARC) -> tuple[tuple[x509.Unrecogni
     return tuple((x509.UnrecognizedExtension(oid, der), False) for oid, der in zip(oids(arc), values, strict=True))
 
 
+@lru_cache(maxsize=8)
 def oids(arc: str = ARC) -> tuple[x509.ObjectIdentifier, x509.ObjectIdentifier]:
     """The object identifiers of DualIdentity and of OwnerId."""
     return x509.ObjectIdentifier(f"{arc}.1"), x509.ObjectIdentifier(f"{arc}.2")
@@ -173,12 +176,13 @@ def _read(der: bytes) -> DualIdentity:
     return DualIdentity(owner_id, owner_key, model, approval, optional.get(_EAR_DIGEST), optional.get(_LOG_INDEX))
 
 
+@lru_cache(maxsize=1024)
 def _read_key(spki: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = load_der_public_key(spki)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _malformed("ownerKey cannot be read") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
+    if not is_ec(key) or key.curve.name not in _CURVES:
         raise _malformed("ownerKey is not on P-256 or P-384")
     if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
         raise _malformed("ownerKey is not in its one canonical form")

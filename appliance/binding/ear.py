@@ -49,6 +49,7 @@ VECTOR = (
 _CLAIMS = frozenset(
     {"eat_profile", "iat", "exp", "eat_nonce", "ear_verifier_id", "ear_raw_evidence", "ear_status", "submods"}
 )
+_VERIFIER = frozenset({"developer", "build"})
 _SUBMODULE = frozenset({"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids"})
 
 
@@ -122,8 +123,9 @@ def seal(
     developer: str,
     build: str,
     submodules: Mapping[str, Submodule],
+    kid: str | None = None,
 ) -> str:
-    """A result signed by the verifier's key."""
+    """A result signed by the verifier's key; `kid` is that key's thumbprint, where it is at hand."""
     claims: dict[str, object] = {"eat_profile": PROFILE, "iat": iat, "exp": exp}
     claims["ear_verifier_id"] = {"developer": developer, "build": build}
     claims["eat_nonce"] = nonce
@@ -135,7 +137,7 @@ def seal(
         }
         for name, part in submodules.items()
     }
-    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": kid or jws.jkt(signer.public_key())})
 
 
 def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Ear:
@@ -151,9 +153,9 @@ def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Ear:
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     verifier = claims.inner("ear_verifier_id")
-    verifier.check_names(("developer", "build"))
+    verifier.check_names(_VERIFIER)
     parts = claims.inner("submods")
-    parts.check_names(SUBMODULES)
+    parts.check_names(frozenset(SUBMODULES))
     for name in SUBMODULES:
         if name not in parts:
             raise ClaimMissing(f"the attestation result says nothing about {name}", object="submods", claim=name)
@@ -176,7 +178,7 @@ def read_submodule(parts: Claims, name: str) -> Submodule:
     values: dict[str, int] = {}
     if "ear_trustworthiness_vector" in part:
         vector = part.inner("ear_trustworthiness_vector")
-        vector.check_names(VECTOR)
+        vector.check_names(frozenset(VECTOR))
         values = {claim: vector.whole(claim, low=-128, high=127) for claim in VECTOR if claim in vector}
     appraised = [tier for tier in map(tier_of, values.values()) if tier is not Tier.NONE]
     if appraised and _BADNESS[status] < _BADNESS[worst(appraised)]:

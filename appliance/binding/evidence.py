@@ -49,6 +49,8 @@ DEBUG_STATES = (
 _CLAIMS = frozenset(
     {"iss", "iat", "exp", "eat_nonce", "eat_profile", "ueid", "oemid", "hwmodel", "dbgstat", "rqh", "submods"}
 )
+_PARTS = frozenset({"agent"})
+_DIGEST = frozenset({"alg", "hash"})
 
 
 def _words(claims: Claims, name: str) -> None:
@@ -63,7 +65,7 @@ def _words(claims: Claims, name: str) -> None:
 
 def _digest(claims: Claims, name: str) -> None:
     inner = claims.inner(name)
-    inner.check_names(("alg", "hash"))
+    inner.check_names(_DIGEST)
     inner.choice("alg", ("sha-256", "sha-384", "sha-512"))
     octets = jws.unbase64url(inner.text("hash", max_length=88), name)
     if len(octets) not in (32, 48, 64):
@@ -102,6 +104,8 @@ AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
     }
 )
 """Claims of `submods.agent` beside `cnf`, all optional, each with the check of its shape."""
+
+_AGENT = frozenset({"cnf", *AGENT_CLAIMS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,25 +152,27 @@ def seal(
     return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
 
 
-def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Evidence:
-    """Opens evidence with the key of the proxy that submits it, and reads every claim.
+def unseal(token: str, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> Evidence:
+    """Opens evidence with the key of the proxy that submits it, whose thumbprint `kid` must be; reads every claim.
 
     Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, KeyIdMismatch, EvidenceProfileUnknown,
     Claim..., Identifier... .
     """
-    opened = jws.read(token).unseal(typ=TYP, key=key, kid=jws.jkt(key))
+    opened = jws.read(token).unseal(typ=TYP, key=key, kid=kid or jws.jkt(key))
     claims = Claims(opened.claims, "evidence")
     if claims.text("eat_profile") != PROFILE:
         raise EvidenceProfileUnknown("the evidence follows another profile")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     submodules = claims.inner("submods")
-    submodules.check_names(("agent",))
+    submodules.check_names(_PARTS)
     agent = submodules.inner("agent")
-    agent.check_names(("cnf", *AGENT_CLAIMS))
-    present = [name for name in AGENT_CLAIMS if name in agent]
-    for name in present:
-        AGENT_CLAIMS[name](agent, name)
+    agent.check_names(_AGENT)
+    present = {}
+    for name, value in agent.items():
+        if name != "cnf":
+            AGENT_CLAIMS[name](agent, name)
+            present[name] = value
     return Evidence(
         token=token,
         iss=claims.identifier("iss", Kind.PROXY),
@@ -179,7 +185,7 @@ def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Evidence:
         ueid=_read_ueid(claims),
         oemid=claims.text("oemid", max_length=64) if "oemid" in claims else None,
         hwmodel=claims.text("hwmodel", max_length=64) if "hwmodel" in claims else None,
-        agent=MappingProxyType({name: agent.value(name) for name in present}),
+        agent=MappingProxyType(present),
     )
 
 

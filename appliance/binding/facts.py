@@ -21,7 +21,7 @@ class Model(StrEnum):
     STANDING = "standing"
 
 
-REQUEST_MODELS = (Model.AGENT_MEDIATED, Model.OWNER_MEDIATED, Model.SERVER_MEDIATED)
+REQUEST_MODELS = {str(model): model for model in (Model.AGENT_MEDIATED, Model.OWNER_MEDIATED, Model.SERVER_MEDIATED)}
 PROFILES = ("x509", "wit")
 PURPOSES = ("issue", "renew")
 PROTECTIONS = ("software", "pkcs11", "tpm")

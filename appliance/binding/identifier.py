@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from appliance.binding.errors import IdentifierKindWrong, IdentifierMalformed, OriginMismatch
 
@@ -58,10 +59,7 @@ class Identifier:
 
 def read(uri: str, *, schemes: Collection[str] = SCHEMES, max_bytes: int = MAX_BYTES) -> Identifier:
     """The identifier in `uri`, whose scheme is one of those configured; raises IdentifierMalformed."""
-    origin, segments = _split(uri, schemes, max_bytes)
-    if not segments:
-        raise IdentifierMalformed("an identifier needs a path")
-    return Identifier(uri, *origin, segments)
+    return _read(uri, max_bytes) if schemes is SCHEMES else _parse(uri, schemes, max_bytes)
 
 
 def read_origin(uri: str, *, schemes: Collection[str] = SCHEMES) -> str:
@@ -76,6 +74,27 @@ def read_kind(uri: str, kind: Kind, *, origin: str | None = None) -> Identifier:
 
     With `origin`, of this origin. Raises IdentifierMalformed, IdentifierKindWrong, OriginMismatch.
     """
+    identifier = _read_kind(uri, kind)
+    if origin is not None and identifier.origin != origin:
+        raise OriginMismatch("scheme or trust domain is not ours", expected=origin, found=identifier.origin)
+    return identifier
+
+
+# What was read is kept, because every object about an agent names it, its owner and its proxy once more.
+@lru_cache(maxsize=1024)
+def _read(uri: str, max_bytes: int) -> Identifier:
+    return _parse(uri, SCHEMES, max_bytes)
+
+
+def _parse(uri: str, schemes: Collection[str], max_bytes: int) -> Identifier:
+    origin, segments = _split(uri, schemes, max_bytes)
+    if not segments:
+        raise IdentifierMalformed("an identifier needs a path")
+    return Identifier(uri, *origin, segments)
+
+
+@lru_cache(maxsize=4096)
+def _read_kind(uri: str, kind: Kind) -> Identifier:
     identifier = read(uri, max_bytes=MAX_OWNER_BYTES if kind is Kind.OWNER else MAX_BYTES)
     if identifier.segments[0] != kind:
         raise IdentifierKindWrong(
@@ -87,8 +106,6 @@ def read_kind(uri: str, kind: Kind, *, origin: str | None = None) -> Identifier:
         raise IdentifierMalformed("an identifier has exactly a kind and a name after its trust domain")
     if kind not in _NAMED_FREELY and not _UUID4.fullmatch(identifier.segments[1]):
         raise IdentifierMalformed("the name is not a UUID of version 4 in lower case")
-    if origin is not None and identifier.origin != origin:
-        raise OriginMismatch("scheme or trust domain is not ours", expected=origin, found=identifier.origin)
     return identifier
 
 

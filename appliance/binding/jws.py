@@ -11,6 +11,9 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -29,6 +32,7 @@ from appliance.binding.errors import (
 from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
+from est.keys import is_ec, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
 
@@ -45,8 +49,12 @@ _CURVES: dict[str, tuple[str, int, ec.EllipticCurve, str]] = {
     "secp384r1": ("P-384", 48, ec.SECP384R1(), "ES384"),
 }
 _BY_JWK_NAME = {row[0]: row for row in _CURVES.values()}
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_KID = frozenset({"kid"})
+_SHORT_HEADER = 160
+"""Length in base64url of a header that names its key by kid; the next token by that key has the same one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,14 @@ class Jws:
     token: str
     header: Mapping[str, object]
     claims: Mapping[str, object]
+
+
+class OwnKey(NamedTuple):
+    """A key out of a token's header, with its two names: thumbprint and SHA-256 of its SubjectPublicKeyInfo."""
+
+    key: ec.EllipticCurvePublicKey
+    jkt: str
+    spki_sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +84,12 @@ class Sealed:
     payload: bytes
     signature: bytes
 
-    def own_key(self) -> tuple[ec.EllipticCurvePublicKey, str]:
-        """The key in the token's own header and its thumbprint, for proofs of possession; raises like read_ec_jwk."""
+    def own_key(self) -> OwnKey:
+        """The key in the token's own header, for proofs of possession; raises like read_ec_jwk."""
         value = self.header.get("jwk")
         key = read_ec_jwk(value)
         assert isinstance(value, dict)
-        return key, jkt_of(value)
+        return OwnKey(key, jkt_of(value), _read_point(value["crv"], value["x"], value["y"])[1])
 
     @property
     def kid(self) -> str | None:
@@ -109,10 +125,11 @@ class Sealed:
                 raise AlgorithmNotAllowed("the header names no algorithm that is allowed here", allowed=[algorithm])
             raise Malformed(f"an {algorithm} signature has {2 * half} bytes", object="signature")
         try:
-            if isinstance(key, ed25519.Ed25519PublicKey):
-                key.verify(self.signature, self.signing_input)
-            else:
+            if is_ec(key):
                 key.verify(jose.read_ecdsa(self.signature, half), self.signing_input, _ECDSA[algorithm])
+            else:
+                assert isinstance(key, ed25519.Ed25519PublicKey)  # algorithm_of knows no third kind
+                key.verify(self.signature, self.signing_input)
         except InvalidSignature as error:
             raise SignatureInvalid("the signature does not verify") from error
 
@@ -127,7 +144,7 @@ def read(token: str, *, max_bytes: int = MAX_BYTES) -> Sealed:
         raise Malformed("a token has three parts, in ASCII", object="token") from error
     return Sealed(
         token,
-        read_object(_unbase64url(header, "header"), "header"),
+        _read_short_header(header) if len(header) <= _SHORT_HEADER else _read_header(header),
         octets[: len(header) + 1 + len(payload)],
         _unbase64url(payload, "payload"),
         _unbase64url(signature, "signature"),
@@ -144,16 +161,19 @@ def seal(claims: Mapping[str, object], *, typ: str, signer: Signer, header: Mapp
     algorithm = algorithm_of(signer.public_key())
     half = 48 if algorithm == "ES384" else 32
     head = {"alg": algorithm, "typ": typ, **(header or {})}
-    signing_input = f"{_compact(head)}.{_compact(claims)}"
+    protected = _write_short_header(*head.items()) if header is None or header.keys() == _KID else _compact(head)
+    signing_input = f"{protected}.{_compact(claims)}"
     return f"{signing_input}.{base64url(jose.write_ecdsa(signer.sign(signing_input.encode('ascii')), half))}"
 
 
 def algorithm_of(key: object) -> str:
     """The one JWS algorithm for this key; raises AlgorithmNotAllowed for keys that we do not take."""
-    if isinstance(key, ed25519.Ed25519PublicKey):
+    if is_ec(key):
+        curve = _CURVES.get(key.curve.name)
+        if curve is not None:
+            return curve[3]
+    elif isinstance(key, ed25519.Ed25519PublicKey):
         return "EdDSA"
-    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
-        return _CURVES[key.curve.name][3]
     raise AlgorithmNotAllowed("only P-256 and P-384 keys sign here")
 
 
@@ -191,7 +211,7 @@ def read_jwk(value: object, *, what: str = "jwk") -> PublicKey:
 def read_ec_jwk(value: object, *, what: str = "jwk") -> ec.EllipticCurvePublicKey:
     """Like read_jwk, elliptic curves only."""
     key = read_jwk(value, what=what)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
+    if not is_ec(key):
         raise Malformed("the JWK is not an elliptic curve key", object=what)
     return key
 
@@ -209,6 +229,18 @@ def s256(data: bytes | str) -> str:
     return base64url(hashlib.sha256(data.encode("ascii") if isinstance(data, str) else data).digest())
 
 
+def _read_header(header: bytes) -> Mapping[str, object]:
+    return MappingProxyType(read_object(_unbase64url(header, "header"), "header"))
+
+
+_read_short_header = lru_cache(maxsize=1024)(_read_header)
+
+
+@lru_cache(maxsize=64)
+def _write_short_header(*members: tuple[str, object]) -> str:
+    return _compact(dict(members))
+
+
 def read_object(octets: bytes, what: str) -> dict[str, object]:
     """A JSON object with everything refused that two readers could read differently; raises Malformed."""
     try:
@@ -221,24 +253,41 @@ def read_object(octets: bytes, what: str) -> dict[str, object]:
 
 
 def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
+    kind, name, x, y = value.get("kty"), value.get("crv"), value.get("x"), value.get("y")
     try:
-        if value.get("kty") == "OKP" and value.get("crv") == "Ed25519":
-            return ed25519.Ed25519PublicKey.from_public_bytes(_coordinate(value, "x", 32, what))
-        name = value.get("crv")
-        if value.get("kty") != "EC" or not isinstance(name, str) or name not in _BY_JWK_NAME:
-            raise Malformed("the JWK is neither P-256, P-384 nor Ed25519", object=what)
-        _, size, curve, _ = _BY_JWK_NAME[name]
-        x, y = _coordinate(value, "x", size, what), _coordinate(value, "y", size, what)
-        return ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x04" + x + y)
+        if (
+            kind == "EC"
+            and isinstance(name, str)
+            and name in _BY_JWK_NAME
+            and isinstance(x, str)
+            and isinstance(y, str)
+        ):
+            return _read_point(name, x, y)[0]
+        if kind == "OKP" and name == "Ed25519":
+            return ed25519.Ed25519PublicKey.from_public_bytes(_coordinate(x, "x", 32))
+    except Malformed as error:
+        raise Malformed(error.detail, object=what) from error
     except ValueError as error:
         raise Malformed("the JWK's point is not on its curve", object=what) from error
+    raise Malformed("the JWK is neither P-256, P-384 nor Ed25519, or has no coordinates", object=what)
 
 
-def _coordinate(value: Mapping[str, object], name: str, size: int, what: str) -> bytes:
-    text = value.get(name)
-    octets = unbase64url(text, what) if isinstance(text, str) else b""
+@lru_cache(maxsize=1024)
+def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, bytes]:
+    """The key of a point, which must be on the curve, and the SHA-256 of its SubjectPublicKeyInfo.
+
+    Owners' keys come again and again, an agent's comes in its request and in what is made for it.
+    """
+    _, size, curve, _ = _BY_JWK_NAME[name]
+    point = b"\x04" + _coordinate(x, "x", size) + _coordinate(y, "y", size)
+    key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
+    return key, hashlib.sha256(spki_of_point(curve.name, point)).digest()
+
+
+def _coordinate(text: object, name: str, size: int) -> bytes:
+    octets = unbase64url(text, "jwk") if isinstance(text, str) else b""
     if len(octets) != size:
-        raise Malformed(f"the JWK's {name} does not have {size} bytes", object=what)
+        raise Malformed(f"the JWK's {name} does not have {size} bytes", object="jwk")
     return octets
 
 
@@ -251,7 +300,7 @@ def _members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
 
 
 def _compact(value: Mapping[str, object]) -> str:
-    return base64url(json.dumps(value, separators=(",", ":")).encode("ascii"))
+    return base64url(_encode(value).encode("ascii"))
 
 
 def _unbase64url(text: bytes, what: str) -> bytes:

@@ -60,7 +60,7 @@ def unseal(token: str) -> KeyStatement:
     Raises Malformed, SignatureInvalid, PrivateKeyExposed, AlgorithmNotAllowed, TokenTypeWrong, Claim... .
     """
     sealed = jws.read(token)
-    key, jkt = sealed.own_key()
+    key, jkt, _ = sealed.own_key()
     claims = Claims(sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()

@@ -43,7 +43,6 @@ from appliance.binding.errors import (
 from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, NonceRecord, seconds
 from appliance.binding.identifier import Kind, read_kind
 from est.csr import Csr
-from est.keys import spki_sha256
 from est.signer import Signer
 
 TYP = "agent-request+jwt"
@@ -61,6 +60,8 @@ class AgentRequest:
     key: ec.EllipticCurvePublicKey
     jkt: str
     """Thumbprint of the agent's key."""
+    key_sha256: bytes
+    """SHA-256 of the key's SubjectPublicKeyInfo: how certificates are found by their key."""
     rqh: str
     """Hash of the token: what approval and evidence name."""
     sub: str
@@ -119,7 +120,7 @@ def unseal(token: str) -> AgentRequest:
     Claim..., TokenIdTooShort, Identifier..., CsrMissing, CsrNotExpected, RenewalProof... .
     """
     sealed = jws.read(token)
-    key, jkt = sealed.own_key()
+    key, jkt, key_sha256 = sealed.own_key()
     claims = Claims(sealed.unseal(typ=TYP, key=key).claims, "agent request")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
@@ -127,6 +128,7 @@ def unseal(token: str) -> AgentRequest:
         token=token,
         key=key,
         jkt=jkt,
+        key_sha256=key_sha256,
         rqh=jws.s256(token),
         sub=claims.identifier("sub", Kind.AGENT),
         owner=claims.identifier("owner", Kind.OWNER) if "owner" in claims else None,
@@ -135,7 +137,7 @@ def unseal(token: str) -> AgentRequest:
         exp=exp,
         jti=claims.token_id(),
         nonce=claims.nonce("nonce"),
-        model=Model(claims.choice("model", REQUEST_MODELS)),
+        model=REQUEST_MODELS[claims.choice("model", REQUEST_MODELS)],
         purpose=claims.choice("purpose", PURPOSES),
         profiles=claims.choices("profiles", PROFILES),
         ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
@@ -204,7 +206,7 @@ def check_csr(request: AgentRequest, csr: Csr | None) -> None:
         raise CsrMissing("the request asks for a certificate and brings no CSR")
     if jws.s256(csr.der) != request.csr_s256:
         raise CsrMismatch("the CSR is not the one whose hash the agent signed")
-    if csr.key_sha256 != spki_sha256(request.key):
+    if csr.key_sha256 != request.key_sha256:
         raise CsrKeyMismatch("the CSR holds another key than the one that signed the request")
     if csr.san is not None and list(csr.san) != [x509.UniformResourceIdentifier(request.sub)]:
         raise CsrNamesMismatch("the CSR's subjectAltName is not exactly the agent's identifier")

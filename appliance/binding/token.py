@@ -22,6 +22,9 @@ from est.signer import Signer
 
 TYP = "wit+jwt"
 
+_MODELS = {str(model): model for model in Model}
+_OWNER_CLAIMS = frozenset({"sub", "jwk", "model", "apv", "apv_s256"})
+
 
 @dataclass(frozen=True, slots=True)
 class WitOwner:
@@ -120,13 +123,13 @@ def _read_confirmation(claims: Claims) -> jws.PublicKey:
 
 
 def _read_owner(claims: Claims) -> WitOwner:
-    claims.check_names(("sub", "jwk", "model", "apv", "apv_s256"))
+    claims.check_names(_OWNER_CLAIMS)
     if ("apv" in claims) == ("apv_s256" in claims):
         raise claims.malformed("apv", "there beside apv_s256, or instead of it: exactly one of the two is due")
     return WitOwner(
         sub=claims.identifier("sub", Kind.OWNER),
         key=jws.read_ec_jwk(claims.value("jwk"), what="owner jwk"),
-        model=Model(claims.choice("model", tuple(Model))),
+        model=_MODELS[claims.choice("model", _MODELS)],
         apv=claims.text("apv", max_length=MAX_APPROVAL) if "apv" in claims else None,
         apv_s256=claims.hash("apv_s256") if "apv_s256" in claims else None,
     )

@@ -10,11 +10,11 @@ the approval's signature was verified, because before that its `iat` is nobody's
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hmac import compare_digest
+from types import TracebackType
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -53,13 +53,14 @@ from appliance.binding.identifier import Kind, read_kind
 from est import chains
 from est.chains import EndEntityPolicy, TrustAnchors
 from est.errors import CertificateMalformed, EstError, Refusal
-from est.keys import public_key_of
+from est.keys import is_ec, public_key_of
 
 Owners = Callable[[str], OwnerRecord | None]
 
 AGENT = EndEntityPolicy(all_eku=frozenset({chains.CLIENT_AUTH, chains.SERVER_AUTH}))
 """An agent's certificate names both purposes, as an X509-SVID with an extended key usage must."""
 
+_SAN, _KEY_USAGE = x509.SubjectAlternativeName.oid, x509.KeyUsage.oid
 _SIGNS_ONLY = x509.KeyUsage(
     digital_signature=True,
     content_commitment=False,
@@ -86,8 +87,8 @@ class TrustDomain:
 class Report:
     """What was verified, step by step, and who the credential is about."""
 
-    steps: tuple[tuple[str, str], ...]
-    """Name of each step in its order, and what it found."""
+    found: tuple[tuple[str, str | Callable[[], str]], ...]
+    """`steps` before anybody asks for them."""
     agent_id: str
     owner_id: str
     owner_key_jkt: str
@@ -95,26 +96,33 @@ class Report:
     approval: OwnerApproval | None
     """None for a WIT in digest form that was verified without the approval beside it."""
 
+    @property
+    def steps(self) -> tuple[tuple[str, str], ...]:
+        """Name of each step in its order, and what it found."""
+        return tuple((name, text if isinstance(text, str) else text()) for name, text in self.found)
+
 
 class _Steps:
+    """The steps so far; inside `with`, a refusal carries the name of the step under way (field `step`)."""
+
     def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
+        self._name = ""
+        self.found: list[tuple[str, str | Callable[[], str]]] = []
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[str], None]]:
-        """One step: what it finds goes into the report, what it refuses carries its name (field `step`)."""
-        found = ""
+    def begin(self, name: str) -> None:
+        self._name = name
 
-        def find(text: str) -> None:
-            nonlocal found
-            found = text
+    def end(self, found: str | Callable[[], str] = "") -> None:
+        self.found.append((self._name, found))
 
-        try:
-            yield find
-        except Refusal as refusal:
-            refusal.fields.setdefault("step", name)
-            raise
-        self.done.append((name, found))
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Refusal):
+            error.fields.setdefault("step", self._name)
 
 
 def read_certificate(der: bytes) -> x509.Certificate:
@@ -143,35 +151,37 @@ def verify_certificate(
     """
     limits = limits or Limits()
     steps = _Steps()
-    with steps.step("chain") as find:
+    with steps:
+        steps.begin("chain")
         path = _check_chain(leaf, intermediates, domain, at)
         _check_usage(leaf)
-        find(" <- ".join(one.subject.rfc4514_string() for one in path))
-    with steps.step("name") as find:
+        steps.end(lambda: " <- ".join(one.subject.rfc4514_string() for one in path))
+        steps.begin("name")
         agent_id = agent_id_of(leaf)
         read_kind(agent_id, Kind.AGENT, origin=domain.origin)
-        find(agent_id)
-    with steps.step("extension") as find:
+        steps.end(agent_id)
+        steps.begin("extension")
         dual = dual_identity.of_certificate(leaf, arc)
         if dual is None:
             raise DualIdentityMissing("the certificate names no owner")
         if ear is not None and not compare_digest(hashlib.sha256(ear.encode("ascii")).digest(), dual.ear_digest or b""):
             raise EarDigestMismatch("the certificate names another attestation result")
-        find(dual.owner_id)
-    with steps.step("owner") as find:
+        steps.end(dual.owner_id)
+        steps.begin("owner")
         registered = _registered(owners(dual.owner_id), dual.owner_id, dual.owner_key)
-        find(registered.jkt)
-    with steps.step("approval") as find:
+        steps.end(registered.jkt)
+        steps.begin("approval")
         if not isinstance(dual.approval, str):
             raise ApprovalNotInside("ask the issuing server for the approval", sha256=dual.approval.hex())
         approval = approvals.unseal(dual.approval, registered.public_key, kid=registered.jkt)
         registered.check(approval.iat, software_allowed=limits.software_owner_keys)
-        find(approval.jti)
-    with steps.step("binding") as find:
+        steps.end(approval.jti)
+        steps.begin("binding")
         key = public_key_of(leaf)
-        if not isinstance(key, ec.EllipticCurvePublicKey):
+        if not is_ec(key):
             raise ApprovalForOtherKey("owners approve elliptic curve keys only")
         start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        lifetime = (end - start).total_seconds()
         _check_approval(
             approval,
             domain,
@@ -182,10 +192,10 @@ def verify_certificate(
             model=dual.model,
             profile="x509",
             start=seconds(start),
-            lifetime_seconds=(end - start).total_seconds() - limits.backdating_seconds,
+            lifetime_seconds=lifetime - limits.backdating_seconds,
         )
-        find(f"{(end - start).total_seconds():.0f} s of {approval.ttl} s approved")
-    return Report(tuple(steps.done), agent_id, dual.owner_id, registered.jkt, dual.model, approval)
+        steps.end(f"{lifetime:.0f} s of {approval.ttl} s approved")
+    return Report(tuple(steps.found), agent_id, dual.owner_id, registered.jkt, dual.model, approval)
 
 
 def verify_wit(
@@ -206,27 +216,29 @@ def verify_wit(
     """
     limits = limits or Limits()
     steps = _Steps()
-    with steps.step("signature") as find:
+    with steps:
+        steps.begin("signature")
         trust_domain = domain.origin.partition("://")[2]
         wit = token.unseal(text, issuer_keys, owner_claim=owner_claim or token.owner_claim_of(trust_domain))
-        find(wit.kid)
-    with steps.step("time and issuer") as find:
+        steps.end(wit.kid)
+        steps.begin("time and issuer")
+        now = seconds(at)
         if wit.iss != issuer:
             raise WitWrongIssuer("the WIT names another issuer")
-        if wit.iat > seconds(at) + limits.skew_seconds:
+        if wit.iat > now + limits.skew_seconds:
             raise WitNotYetValid("the WIT was issued in the future")
-        if seconds(at) > wit.exp + limits.skew_seconds:
+        if now > wit.exp + limits.skew_seconds:
             raise WitExpired("the WIT has expired")
-        find(issuer)
-    with steps.step("name") as find:
+        steps.end(issuer)
+        steps.begin("name")
         read_kind(wit.sub, Kind.AGENT, origin=domain.origin)
-        find(wit.sub)
-    with steps.step("owner") as find:
+        steps.end(wit.sub)
+        steps.begin("owner")
         if wit.owner is None:
             raise DualIdentityMissing("the WIT names no owner")
         registered = _registered(owners(wit.owner.sub), wit.owner.sub, wit.owner.key)
-        find(wit.owner.sub)
-    with steps.step("approval") as find:
+        steps.end(wit.owner.sub)
+        steps.begin("approval")
         whole = wit.owner.apv if wit.owner.apv is not None else approval
         if wit.owner.apv_s256 is not None and whole is not None and jws.s256(whole) != wit.owner.apv_s256:
             raise ApprovalDigestMismatch("the WIT names another approval")
@@ -234,10 +246,10 @@ def verify_wit(
         if whole is not None:
             opened = approvals.unseal(whole, registered.public_key, kid=registered.jkt)
             registered.check(opened.iat, software_allowed=limits.software_owner_keys)
-        find(opened.jti if opened else "by digest, not resolved")
-    with steps.step("binding"):
+        steps.end(opened.jti if opened else "by digest, not resolved")
+        steps.begin("binding")
         if opened is not None:
-            if not isinstance(wit.key, ec.EllipticCurvePublicKey):
+            if not is_ec(wit.key):
                 raise ApprovalForOtherKey("owners approve elliptic curve keys only")
             _check_approval(
                 opened,
@@ -251,7 +263,8 @@ def verify_wit(
                 start=wit.iat,
                 lifetime_seconds=wit.exp - wit.iat,
             )
-    return Report(tuple(steps.done), wit.sub, wit.owner.sub, registered.jkt, wit.owner.model, opened)
+        steps.end()
+    return Report(tuple(steps.found), wit.sub, wit.owner.sub, registered.jkt, wit.owner.model, opened)
 
 
 def agent_id_of(certificate: x509.Certificate) -> str:
@@ -260,12 +273,10 @@ def agent_id_of(certificate: x509.Certificate) -> str:
     Generic libraries accept two URIs, so this is where the second identity is refused.
     """
     try:
-        found = [
-            one.value for one in chains.extensions_of(certificate) if isinstance(one.value, x509.SubjectAlternativeName)
-        ]
+        found = [one.value for one in chains.extensions_of(certificate) if one.oid == _SAN]
     except CertificateMalformed as error:
         raise Malformed(error.detail, object="certificate") from error
-    names = list(found[0]) if found else []
+    names = list(found[0]) if found and isinstance(found[0], x509.SubjectAlternativeName) else []
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise CertificateNamesWrong("subjectAltName is not exactly one URI")
     return names[0].value
@@ -286,7 +297,7 @@ def _check_chain(
 
 def _check_usage(leaf: x509.Certificate) -> None:
     """digitalSignature and nothing else; an X509-SVID also must not sign CRLs."""
-    found = [one.value for one in chains.extensions_of(leaf) if isinstance(one.value, x509.KeyUsage)]
+    found = [one.value for one in chains.extensions_of(leaf) if one.oid == _KEY_USAGE]
     if found != [_SIGNS_ONLY]:
         raise CertificateUsageWrong("the key usage is not exactly digitalSignature")
 
@@ -306,8 +317,8 @@ def _registered(owner: OwnerRecord | None, owner_id: str, key: ec.EllipticCurveP
     if owner is None or owner.owner_id != owner_id:
         raise OwnerUnknown("this owner is not in the registry")
     owner.check_active()
-    registered = owner.key(jws.jkt(key))
-    if registered is None or registered.public_key != key:
+    registered = next((one for one in owner.keys if one.public_key == key), None)
+    if registered is None:
         raise OwnerKeyUnknown("the owner key in the credential is not one that the registry knows")
     return registered
 

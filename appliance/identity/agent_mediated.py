@@ -35,7 +35,7 @@ class AgentMediated:
             return Bound((), None)
         approvals = tuple(
             approval.check(
-                token,
+                approver.approval,
                 request,
                 approver.owner,
                 server_id=setting.server_id,
@@ -44,7 +44,7 @@ class AgentMediated:
                 limits=setting.limits,
                 signer_is_agent=approver.is_agent,
             )
-            for token, approver in zip(asked.approvals, approvers, strict=True)
+            for approver in approvers
         )
         if len({one.kid for one in approvals}) != len(approvals):
             raise ApproversNotDistinct("two approvals come from one key")

@@ -50,6 +50,7 @@ class Verifier:
     def __init__(self, signer: Signer, policy: AppraisalPolicy, *, developer: str, limits: Limits) -> None:
         """`developer` names this verifier in its results: the server's identifier."""
         self._signer = signer
+        self._kid = jws.jkt(signer.public_key())
         self._policy = policy
         self._developer = developer
         self._limits = limits
@@ -63,7 +64,7 @@ class Verifier:
         """
         if token is None:
             raise EvidenceMissing("the proxy added no evidence")
-        seen = evidence.unseal(token, submitter.key)
+        seen = evidence.unseal(token, submitter.key, kid=submitter.jkt)
         evidence.check(seen, request, proxy_id=submitter.proxy_id, now=now, limits=self._limits)
         rules = self._policy.for_class(agent_class)
         parts = {"platform": self._platform(submitter, rules), "agent": self._agent(seen, rules)}
@@ -85,6 +86,7 @@ class Verifier:
             developer=self._developer,
             build=BUILD,
             submodules=parts,
+            kid=self._kid,
         )
         return Appraisal(seen, result, tier, rules.warning_seconds if tier is Tier.WARNING else None)
 

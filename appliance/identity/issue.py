@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +26,7 @@ from appliance.binding import verify as verification
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.dual_identity import DualIdentity
 from appliance.binding.errors import BindingError
-from appliance.binding.facts import Limits, Model, OwnerRecord
+from appliance.binding.facts import Limits, OwnerRecord
 from appliance.binding.request import AgentRequest
 from appliance.binding.token import WitOwner
 from appliance.binding.verify import TrustDomain
@@ -38,6 +38,7 @@ from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from est import chains, profiles
 from est.errors import EstError
+from est.profiles import Terms
 from est.signer import Signer
 
 _RENEW_AT = 2 / 3
@@ -58,6 +59,11 @@ class Grant:
     proxy_id: str
 
     @cached_property
+    def approvals_s256(self) -> Sequence[str]:
+        """The hash of each approval, in their order."""
+        return [jws.s256(one.token) for one in self.approvals]
+
+    @cached_property
     def hashes(self) -> Mapping[str, Any]:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
@@ -68,7 +74,7 @@ class Grant:
             "proxy": self.proxy_id,
             "model": str(request.model),
             "rqh": request.rqh,
-            "approvals_s256": [jws.s256(one.token) for one in self.approvals],
+            "approvals_s256": self.approvals_s256,
             "evidence_s256": jws.s256(self.evidence),
             "ear_s256": jws.s256(self.ear),
         }
@@ -206,7 +212,7 @@ class Issuer:
             dual = DualIdentity(
                 owner_id=grant.owner.owner_id,
                 owner_key=registered.public_key,
-                model=Model(request.model),
+                model=request.model,
                 approval=approval.token,
                 ear_digest=sha256(grant.ear.encode("ascii")).digest(),
                 log_index=dual_identity.log_index_of(slot.log_index),
@@ -216,7 +222,15 @@ class Issuer:
         if not_before.microsecond:
             not_before = not_before.replace(microsecond=0) + timedelta(seconds=1)
         return profiles.agent(
-            replace(terms, not_before=min(not_before, slot.now.replace(microsecond=0))),
+            Terms(
+                terms.issuer,
+                terms.issuer_key_identifier,
+                terms.serial,
+                min(not_before, slot.now.replace(microsecond=0)),
+                terms.not_after,
+                terms.crl_url,
+                terms.issuer_url,
+            ),
             profiles.name(request.sub.rpartition("/")[2]),
             request.key,
             identifier=request.sub,
@@ -255,7 +269,7 @@ class Issuer:
             registered = grant.owner.key(approval.kid)
             assert registered is not None  # approval.check found it
             owner = WitOwner(
-                grant.owner.owner_id, registered.public_key, Model(request.model), apv_s256=jws.s256(approval.token)
+                grant.owner.owner_id, registered.public_key, request.model, apv_s256=grant.approvals_s256[0]
             )
         claim = token.owner_claim_of(self.domain.origin.partition("://")[2])
         issued = int(now.timestamp())
@@ -312,5 +326,5 @@ def timestamp(at: datetime) -> str:
 def _pem(der: bytes) -> str:
     """PEM of a certificate that was read and checked already (RFC 7468)."""
     text = b64encode(der).decode("ascii")
-    lines = (text[at : at + 64] for at in range(0, len(text), 64))
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
     return "\n".join(("-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""))

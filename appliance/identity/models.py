@@ -13,13 +13,15 @@ from typing import Protocol
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.composite import Composite
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
+from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Approver:
-    """What the registry says about the key that one approval names: its owner, and whether it is some agent's."""
+    """One approval, and what the registry says about the key that it names: its owner, and whether it is an agent's."""
 
+    approval: Sealed
     owner: OwnerRecord | None
     is_agent: bool = False
 

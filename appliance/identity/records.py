@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
-from appliance.binding import jws
 from appliance.binding.ear import Tier
-from appliance.binding.errors import ApprovalSpent, KeyReused, NonceSpent, OwnerNotActive
+from appliance.binding.errors import ApprovalSpent, KeyReused, Malformed, NonceSpent, OwnerNotActive
 from appliance.binding.facts import NonceRecord, OwnerKey, OwnerRecord
+from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
@@ -27,13 +27,14 @@ from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
-from appliance.store import agents, certificates, nonces, owners, proxies, requests
+from appliance.store import agents, certificates, deciding, nonces, proxies, requests
 from appliance.store.agents import Agent
+from appliance.store.deciding import RequestRow
 from appliance.store.requests import Request
 from appliance.store.standing import is_approver, standing
 from appliance.store.transaction import Tx
 from est.chains import read_certificate
-from est.keys import public_key_of, spki_sha256
+from est.keys import public_key_of
 
 KEPT_AFTER_EXPIRY = timedelta(days=2)
 """How long a spent token identifier is remembered after it expired, so that a clock that goes back finds it."""
@@ -60,12 +61,20 @@ class Registry:
         self._own_keys = frozenset(own_keys)
         self._parsed: dict[str, ec.EllipticCurvePublicKey] = {}
 
-    def gather(self, tx: Tx, request: AgentRequest, kids: Sequence[str]) -> RequestFacts:
-        """Facts about a request whose approvals name these keys."""
-        nonce = nonces.get(tx, request.nonce)
+    def gather(self, tx: Tx, request: AgentRequest, approvals: Sequence[Sealed]) -> RequestFacts:
+        """Facts about a request and the keys that its approvals name."""
+        row = deciding.request(
+            tx,
+            rqh=request.rqh,
+            nonce=request.nonce,
+            sub=request.sub,
+            jkt=request.jkt,
+            spki_sha256=request.key_sha256,
+        )
+        nonce = row.nonce
         live_key = _live_key(tx, request.sub) if request.purpose == "renew" else None
         return RequestFacts(
-            earlier=requests.get(tx, request.rqh),
+            earlier=requests.get(tx, request.rqh) if row.is_known else None,
             nonce=None
             if nonce is None
             else NonceRecord(
@@ -77,55 +86,46 @@ class Registry:
                 nonce.expires_at,
                 nonce.spent_at is not None,
             ),
-            agent=agents.by_identifier(tx, request.sub),
-            key_holder=self.key_holder(tx, request, live_key),
+            agent=row.agent,
+            key_holder=self._key_holder(row, request, live_key),
             live_key=live_key,
-            approvers=tuple(Approver(self.owner_of(tx, kid), _is_agents(tx, kid)) for kid in kids),
+            approvers=tuple(self._approver(tx, one) for one in approvals),
         )
 
-    def owner_of(self, tx: Tx, kid: str) -> OwnerRecord | None:
-        """The record of the owner who has this key, with this key alone; None if nobody has it."""
-        key = owners.key(tx, kid)
-        owner = None if key is None else owners.by_identifier(tx, key.owner_id)
-        if key is None or owner is None:
-            return None
-        registered = OwnerKey(key.jkt, self._parse(key), key.state, key.protection, key.not_before, key.not_after)
-        return OwnerRecord(
-            owner.identifier,
-            (registered,),
-            owner.state,
-            owner.kind,
-            owners.allowed_proxies(tx, owner.identifier),
-        )
+    def _approver(self, tx: Tx, approval: Sealed) -> Approver:
+        """The owner who has the key that an approval names, with this key alone."""
+        kid = approval.kid
+        if kid is None:
+            raise Malformed("the approval has no kid", object="approval")
+        row, is_agent = deciding.approver(tx, kid)
+        if row is None:
+            return Approver(approval, None, is_agent)
+        key = OwnerKey(kid, self._parse(kid, row.spki), row.key_state, row.protection, row.not_before, row.not_after)
+        return Approver(approval, OwnerRecord(row.owner_id, (key,), row.state, row.kind, row.proxies), is_agent)
 
-    def key_holder(self, tx: Tx, request: AgentRequest, live_key: ec.EllipticCurvePublicKey | None) -> str | None:
+    def _key_holder(
+        self, row: RequestRow, request: AgentRequest, live_key: ec.EllipticCurvePublicKey | None
+    ) -> str | None:
         """Who has the agent's key already, in words; None: nobody (A-1)."""
-        digest = spki_sha256(request.key)
-        if digest in self._own_keys:
+        if request.key_sha256 in self._own_keys:
             return "this server"
-        if owners.key(tx, request.jkt) is not None:
+        if row.is_owners:
             return "an owner"
         if live_key is not None and live_key == request.key:
             return "the credential to be renewed"
-        for row in certificates.of(tx, "spki_sha256", digest):
-            if row.issuer_role != "agents":
-                return "a device or server"
-            if row.agent_id != request.sub and row.state != certificates.REVOKED and row.not_after > tx.now:
-                return "another agent"
-        for agent in agents.by_jkt(tx, request.jkt):
-            if agent.identifier != request.sub and agent.state != agents.RESERVED:
-                return "another agent"
-        return None
+        if row.is_certified:
+            return "a device or server"
+        return "another agent" if row.is_agents else None
 
-    def _parse(self, key: owners.Key) -> ec.EllipticCurvePublicKey:
-        parsed = self._parsed.get(key.jkt)
+    def _parse(self, jkt: str, spki: bytes) -> ec.EllipticCurvePublicKey:
+        parsed = self._parsed.get(jkt)
         if parsed is None:
-            loaded = load_der_public_key(key.spki)
+            loaded = load_der_public_key(spki)
             if not isinstance(loaded, ec.EllipticCurvePublicKey):
                 raise ValueError("an owner's key in the store is not an elliptic curve key")
             if len(self._parsed) >= _MAX_KEYS:
                 self._parsed.clear()
-            parsed = self._parsed[key.jkt] = loaded
+            parsed = self._parsed[jkt] = loaded
         return parsed
 
 
@@ -206,8 +206,8 @@ def tell_decision(tx: Tx, grant: Grant, agent: Agent, actor: Actor, request_id: 
         audit.append(tx, AuditEvent(event, actor, what, request_id=request_id, fields={"txn": grant.txn, **fields}))
 
     tell("agent-request-received", grant.request.sub, grant.hashes)
-    for approval in grant.approvals:
-        approved = {"agent": approval.sub, "rqh": approval.rqh, "approval_s256": jws.s256(approval.token)}
+    for approval, digest in zip(grant.approvals, grant.approvals_s256, strict=True):
+        approved = {"agent": approval.sub, "rqh": approval.rqh, "approval_s256": digest}
         tell("owner-approved", approval.iss, {**approved, "kid": approval.kid})
     if agent.state != agents.REGISTERED:
         tell("agent-registered", agent.identifier, {"owner": grant.request.owner, "proxy": grant.proxy_id})
@@ -236,7 +236,7 @@ def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter
         proxy_id=submitter.proxy_id,
         agent_id=agent.identifier,
         jkt=request.jkt,
-        spki_sha256=spki_sha256(request.key),
+        spki_sha256=request.key_sha256,
         at=tx.now,
     )
     if now.ldevid != certificates.ISSUED:
@@ -260,8 +260,3 @@ def _live_key(tx: Tx, agent_id: str) -> ec.EllipticCurvePublicKey | None:
             key = public_key_of(read_certificate(row.der))
             return key if isinstance(key, ec.EllipticCurvePublicKey) else None
     return None
-
-
-def _is_agents(tx: Tx, kid: str) -> bool:
-    """Whether a key is some agent's; a reservation proves nothing, anybody can make one for anybody's key."""
-    return any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, kid))

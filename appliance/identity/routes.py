@@ -27,6 +27,7 @@ from est.transfer import read_json
 JSON = "application/json"
 MAX_NONCE_BODY = 4096
 STATUS_PATH = "/v1/agents/requests/"
+_NONCE_MEMBERS = frozenset({"jkt", "purpose", "sub"})
 _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
@@ -105,7 +106,7 @@ def read_nonce_call(body: bytes) -> tuple[str, str, str | None]:
     if not isinstance(value, dict):
         raise Malformed("not a JSON object", object="nonce call")
     claims = Claims(value, "nonce call")
-    claims.check_names(("jkt", "purpose", "sub"))
+    claims.check_names(_NONCE_MEMBERS)
     sub = claims.identifier("sub", Kind.AGENT) if "sub" in claims else None
     return claims.hash("jkt"), claims.choice("purpose", PURPOSES), sub
 

@@ -172,8 +172,8 @@ class IdentityService:
 
     async def _decide(self, asked: Composite, submitter: Submitter, request_id: str) -> Finished | Unfinished:
         request = requests.unseal(asked.request)
-        kids = [approvals.kid_of(one) for one in asked.approvals]
-        facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, kids))
+        sealed = [approvals.read(one) for one in asked.approvals]
+        facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, sealed))
         earlier = facts.earlier
         if earlier is not None and earlier.proxy_id == submitter.proxy_id:
             if earlier.state == request_rows.ISSUED:

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.audit import Actor
+from appliance.binding import jws
 from appliance.binding.errors import BindingError
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.verify import agent_id_of as only_uri_of
@@ -48,6 +49,7 @@ class Submitter:
     proxy_id: str
     method: str
     key: ec.EllipticCurvePublicKey
+    jkt: str
     not_after: datetime
     issuer_aki: bytes
     serial: int
@@ -60,6 +62,7 @@ class _Known:
 
     proxy_id: str
     key: ec.EllipticCurvePublicKey
+    jkt: str
     not_before: datetime
     not_after: datetime
     issuer_aki: bytes
@@ -91,7 +94,9 @@ class Submitters:
         known = self._know(peer.certificate, peer.certificate_der or b"")
         method = await self._method(known)
         actor = Actor("proxy", known.proxy_id, known.fingerprint, peer.address)
-        return Submitter(known.proxy_id, method, known.key, known.not_after, known.issuer_aki, known.serial, actor)
+        return Submitter(
+            known.proxy_id, method, known.key, known.jkt, known.not_after, known.issuer_aki, known.serial, actor
+        )
 
     async def _method(self, known: _Known) -> str:
         """How the proxy came in, if proxy and certificate are in force."""
@@ -149,9 +154,11 @@ class Submitters:
         key = public_key_of(certificate)
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise SubmitterNotProxy("a proxy's key is an elliptic curve key")
+        jkt = jws.jkt(key)
         return _Known(
             proxy_id,
             key,
+            jkt,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
             chains.aki_of(certificate) or b"",

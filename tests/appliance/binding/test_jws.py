@@ -25,6 +25,7 @@ from appliance.binding.errors import (
     SignatureInvalid,
     TokenTypeWrong,
 )
+from est.keys import spki_sha256
 from est.signer import KeySigner
 from tests.appliance.binding.example import EXAMPLE, KEYS, VECTORS, flips, part, private, resign, signer
 
@@ -60,6 +61,43 @@ class _Fixed:
 
 def _open(text: str, **options: object) -> jws.Jws:
     return jws.unseal(text, typ=TYP, key=KEYS["agent"], **options)
+
+
+def test_a_signature_opens_whatever_its_two_numbers_begin_with() -> None:
+    seen = set()
+    for n in range(4000):
+        text = jws.seal({"n": n}, typ=TYP, signer=signer("agent"))
+        octets = jws.read(text).signature
+        kinds = [(at, "zero" if not octets[at] else "high" if octets[at] & 0x80 else "low") for at in (0, 32)]
+        if n < 20 or not seen.issuperset(kinds):
+            assert _open(text).claims == {"n": n}
+        seen.update(kinds)
+        if len(seen) == 6:
+            return
+    raise AssertionError(f"4000 signatures began in these ways only: {seen}")
+
+
+@pytest.mark.parametrize("octets", [bytes(64), b"\xff" * 64, bytes(32) + b"\xff" * 32])
+def test_numbers_that_are_no_signature_are_refused_as_one(octets: bytes) -> None:
+    text = jws.seal({"a": 1}, typ=TYP, signer=signer("agent"))
+    with pytest.raises(SignatureInvalid):
+        _open(f"{text.rpartition('.')[0]}.{_b64(octets)}")
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
+def test_a_key_in_a_header_comes_with_both_of_its_names(curve: ec.EllipticCurve) -> None:
+    made = KeySigner(ec.generate_private_key(curve))
+    key = made.public_key()
+    text = jws.seal({}, typ=TYP, signer=made, header={"jwk": jws.jwk(key)})
+    assert jws.read(text).own_key() == (key, jws.jkt(key), spki_sha256(key))
+
+
+def test_a_token_keeps_its_own_header_though_another_had_a_like_one() -> None:
+    first = jws.read(jws.seal({}, typ=TYP, signer=signer("agent"), header={"kid": "a"}))
+    second = jws.read(jws.seal({}, typ=TYP, signer=signer("agent"), header={"kid": "b"}))
+    assert (first.kid, second.kid) == ("a", "b")
+    with pytest.raises(TypeError):
+        first.header["kid"] = "b"  # type: ignore[index]
 
 
 def test_what_is_sealed_opens_again() -> None:
