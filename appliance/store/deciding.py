@@ -33,6 +33,7 @@ _REQUEST = select(
     or_(
         exists().where(
             _c.spki_sha256 == bindparam("spki"),
+            _c.issuer_role == "agents",
             _c.agent_id.is_distinct_from(bindparam("sub")),
             _c.state != certificate_rows.REVOKED,
             _c.not_after > bindparam("at", type_=_c.not_after.type),
