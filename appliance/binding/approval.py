@@ -163,6 +163,7 @@ def check(
 ) -> OwnerApproval:
     """The approval, if it is this owner's yes to this request, usable now through this proxy.
 
+    `token` is the compact form, or what `read` made of it, so that looking its key up does not take it apart twice.
     `owner` is the registry record that holds the key `kid_of(token)` (None: nobody does), `nonce` the server's
     challenge (None: the request's own), `signer_is_agent` whether that key is some agent's. Whether its `jti` was spent
     is for the transaction that spends it. Raises SignatureInvalid also for a key that nobody registered, so that the
