@@ -2,7 +2,7 @@
 5.5, 5.6 and 5.8).
 
 Pure: ownership comes in through `Ownership`, the new log entry goes out in the Grant and is to be stored before, or in
-one transaction with, the answer. Revocation of registrars is not checked here: it needs the network.
+one transaction with, the answer. Revocation lists are arguments as well: whoever owns the files or sockets brings them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from est import chains
 from est.certificates import check_readable
 from est.errors import EstError
 from est.exchange import Call, Reply
+from est.revocation import RevocationLists
 from est.signer import Signer
 
 
@@ -127,6 +128,8 @@ class Masa:
     """The voucher service of one manufacturer.
 
     `signer` and `chain` (its certificate first) sign vouchers; `idevid_anchors` end the chains of its devices.
+    `lasting` is a second signer with its chain for vouchers without a nonce: they are good for long and can be kept, so
+    the key that answers day by day should not be able to make them (RFC 8995, section 11.6.2.2).
     """
 
     def __init__(
@@ -135,24 +138,36 @@ class Masa:
         chain: Sequence[x509.Certificate],
         idevid_anchors: chains.TrustAnchors,
         policy: MasaPolicy | None = None,
+        *,
+        lasting: tuple[Signer, Sequence[x509.Certificate]] | None = None,
     ) -> None:
         self._signer = signer
         self._chain = tuple(chain)
+        self._lasting = lasting or (signer, self._chain)
         self._idevid_anchors = idevid_anchors
         self._policy = policy or MasaPolicy()
 
-    def issue(self, call: Call, ownership: Ownership, *, now: datetime, is_authenticated: bool = False) -> Grant:
+    def issue(
+        self,
+        call: Call,
+        ownership: Ownership,
+        *,
+        now: datetime,
+        is_authenticated: bool = False,
+        revocation: RevocationLists | None = None,
+    ) -> Grant:
         """Check a registrar voucher-request and make the voucher (RFC 8995, sections 5.5.1 to 5.6).
 
-        `is_authenticated` says that the connection itself authenticated the registrar. Raises MediaTypeUnsupported,
-        FormatNotAcceptable, VoucherRequestMalformed, VoucherRequestSignatureInvalid, RegistrarNotAuthorized,
-        RegistrarChainBroken, RegistrarUnauthenticated, PriorRequestInvalid, ProximityMismatch, SerialNumberMismatch,
-        NonceMismatch, DeviceUnknown, DeviceClaimed, DeviceBlocked, PinForbidden.
+        `is_authenticated` says that the connection itself authenticated the registrar; the registrar's chain is held
+        against `revocation`. Raises MediaTypeUnsupported, FormatNotAcceptable, VoucherRequestMalformed,
+        VoucherRequestSignatureInvalid, RegistrarNotAuthorized, RegistrarChainBroken, RegistrarUnauthenticated,
+        PriorRequestInvalid, ProximityMismatch, SerialNumberMismatch, NonceMismatch, DeviceUnknown, DeviceClaimed,
+        DeviceBlocked, PinForbidden.
         """
         media_type = sealed.read_media_type(
             call.media_type, call.headers.get("accept", ""), formats=self._policy.formats
         )
-        asked = self._read(call, media_type, now)
+        asked = self._read(call, media_type, now, revocation)
         if asked.request.nonce is None and not is_authenticated and not self._is_known(asked, now):
             raise RegistrarUnauthenticated("a request without a nonce needs a registrar that is known here")
         device = self._find(asked, ownership)
@@ -187,16 +202,19 @@ class Masa:
 
     def seal(self, granted: Voucher, media_type: str, *, now: datetime) -> bytes:
         """The signed form of a voucher."""
+        signer, chain = (self._signer, self._chain) if granted.nonce is not None else self._lasting
         return sealed.seal(
             voucher.write(granted),
             media_type,
-            signer=self._signer,
-            certificate=self._chain[0],
-            certificates=self._chain[1:],
+            signer=signer,
+            certificate=chain[0],
+            certificates=chain[1:],
             now=now,
         )
 
-    def audit_log(self, call: Call, ownership: Ownership, *, now: datetime) -> Reply:
+    def audit_log(
+        self, call: Call, ownership: Ownership, *, now: datetime, revocation: RevocationLists | None = None
+    ) -> Reply:
         """The history of a device, for a domain that has or had a voucher for it (RFC 8995, section 5.8).
 
         Raises what `issue` raises about the request, and NeverOwner.
@@ -204,24 +222,26 @@ class Masa:
         media_type = sealed.read_media_type(call.media_type, formats=self._policy.formats)
         if not paths.is_acceptable(call.headers.get("accept", ""), paths.JSON):
             raise FormatNotAcceptable("an audit log is JSON", format=paths.JSON)
-        asked = self._read(call, media_type, now)
+        asked = self._read(call, media_type, now, revocation)
         device = self._find(asked, ownership)
         if not any(chains.spki_sha256(certificate) in device.owners for certificate in asked.chain):
             raise NeverOwner("this domain never had a voucher for the device")
         return Reply(200, paths.JSON, body=audit_log.write(audit_log.prune(device.log)))
 
-    def _read(self, call: Call, media_type: str, now: datetime) -> _Asked:
+    def _read(self, call: Call, media_type: str, now: datetime, revocation: RevocationLists | None) -> _Asked:
         request, opened = self._unseal(call.body, media_type)
         if request.proximity_registrar_cert is not None:
             raise VoucherRequestMalformed("a registrar's request has no proximity-registrar-cert")
-        asked = _Asked(request, self._check_registrar(opened, now), media_type, opened.is_base64)
+        asked = _Asked(request, self._check_registrar(opened, now, revocation), media_type, opened.is_base64)
         if request.prior_signed_voucher_request is None:
             if self._policy.demand_prior and request.nonce is not None:
                 raise PriorRequestInvalid("the pledge's own request is missing")
             return asked
         return self._check_prior(asked, request.prior_signed_voucher_request, now)
 
-    def _check_registrar(self, opened: sealed.Unsealed, now: datetime) -> tuple[x509.Certificate, ...]:
+    def _check_registrar(
+        self, opened: sealed.Unsealed, now: datetime, revocation: RevocationLists | None
+    ) -> tuple[x509.Certificate, ...]:
         # Without this any certificate of a domain could claim devices for it (RFC 8995, section 5.5.4).
         try:
             chains.check_end_entity(opened.signer, chains.REGISTRAR)
@@ -236,7 +256,10 @@ class Masa:
                 chains.check_pin(presented, opened.signer, at=now, policy=chains.REGISTRAR)
                 return presented
             top = chains.TrustAnchors(presented[-1:])
-            return chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)
+            path = chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)
+            if revocation is not None:
+                revocation.check(path, at=now)
+            return path
         except EstError as cause:
             raise RegistrarChainBroken(
                 "the certificates of the request do not form a valid chain", because=cause.reason

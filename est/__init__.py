@@ -39,6 +39,7 @@ from est.errors import (
     CertificateNotAsShaped,
     CertificateOutsideValidity,
     CertificatePurposeWrong,
+    CertificateRevoked,
     ChainNotTrusted,
     ChainTooLong,
     CmsMalformed,
@@ -62,6 +63,7 @@ from est.errors import (
     ProofOfPossessionFailed,
     Refusal,
     ReplyNotAccepted,
+    RevocationUnknown,
     ShapeNotPossible,
 )
 from est.exchange import Call, Reply
@@ -80,6 +82,7 @@ __all__ = [
     "CertificateNotAsShaped",
     "CertificateOutsideValidity",
     "CertificatePurposeWrong",
+    "CertificateRevoked",
     "ChainNotTrusted",
     "ChainTooLong",
     "CmsMalformed",
@@ -113,6 +116,7 @@ __all__ = [
     "Refusal",
     "Reply",
     "ReplyNotAccepted",
+    "RevocationUnknown",
     "Shape",
     "ShapeNotPossible",
     "SignedData",

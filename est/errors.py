@@ -24,6 +24,8 @@ Refusal                          every refusal of the project: a stable reason, 
     ├── ChainNotTrusted          no path to a trust anchor
     ├── ChainTooLong             more certificates than a chain may have
     ├── CertificateOutsideValidity  a path exists, but not at this time
+    ├── CertificateRevoked       a certificate of the chain is on its issuer's CRL
+    ├── RevocationUnknown        no current CRL of an issuer in the chain is at hand, and one is demanded
     ├── CertificatePurposeWrong  the end-entity certificate is not meant for this use
     ├── PinMismatch              the presented chain does not end in the pinned certificate's key
     ├── ShapeNotPossible         a certificate or CRL that must not or cannot be made
@@ -188,6 +190,18 @@ class CertificateOutsideValidity(EstError):
     """The path would be good at another time: something in it has expired or is not yet valid."""
 
     reason = "certificate-outside-validity"
+
+
+class CertificateRevoked(EstError):
+    """A certificate of the chain is on its issuer's revocation list (RFC 5280, section 6.3)."""
+
+    reason: ClassVar[str] = "chain-certificate-revoked"
+
+
+class RevocationUnknown(EstError):
+    """A certificate says where its revocation list is, and no current one is at hand (RFC 5280, section 6.3.3)."""
+
+    reason: ClassVar[str] = "chain-revocation-unknown"
 
 
 class CertificatePurposeWrong(EstError):

@@ -7,8 +7,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from est.errors import Refusal
+
+if TYPE_CHECKING:
+    from brski.masa import MasaPolicy
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,12 +37,13 @@ def _run(options: argparse.Namespace) -> None:
     elif options.verb == "masa":
         import asyncio
 
-        from brski.masa import MasaPolicy
         from lab import misbehave, mock_masa
 
         broken = misbehave.read_knobs(word for word in options.broken.split(",") if word)
-        policy = MasaPolicy(override=not options.first_registrar_wins)
-        asyncio.run(mock_masa.serve(options.dir, options.host, options.port, broken, policy))
+        how = mock_masa.MasaOptions(
+            crls=tuple(options.crl), demand_crl=options.demand_crl, log_by_url=options.log_by_url
+        )
+        asyncio.run(mock_masa.serve(options.dir, options.host, options.port, broken, _policy(options), how))
     elif options.verb == "rogue":
         from lab import rogue
 
@@ -47,6 +52,24 @@ def _run(options: argparse.Namespace) -> None:
         from lab import misbehave
 
         misbehave.main()
+
+
+def _policy(options: argparse.Namespace) -> MasaPolicy:
+    from cryptography import x509
+
+    from brski.masa import MasaPolicy
+    from est.chains import TrustAnchors, spki_sha256
+
+    def read(paths: Sequence[Path]) -> list[x509.Certificate]:
+        return [one for path in paths for one in x509.load_pem_x509_certificates(path.read_bytes())]
+
+    registrars = read(options.registrars)
+    return MasaPolicy(
+        override=not options.first_registrar_wins,
+        demand_issuer=options.demand_issuer,
+        registrar_anchors=TrustAnchors(registrars) if registrars else None,
+        forbidden_pins=frozenset(spki_sha256(one) for one in read(options.forbid_pin)),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     masa.add_argument("--port", type=int, default=0, help="0 = pick one and say which")
     masa.add_argument("--break", dest="broken", default="", metavar="KNOB,...", help="see: python -m lab break")
     masa.add_argument("--first-registrar-wins", action="store_true", help="a claimed device cannot be claimed again")
+    masa.add_argument("--registrars", type=Path, action="append", default=[], metavar="PEM",
+                      help="anchors of registrars that may ask without a nonce; may be repeated")  # fmt: skip
+    masa.add_argument("--crl", type=Path, action="append", default=[], metavar="FILE",
+                      help="revocation list of a domain, read for every request; may be repeated")  # fmt: skip
+    masa.add_argument("--demand-crl", action="store_true", help="a registrar that names a CRL needs one of these")
+    masa.add_argument("--forbid-pin", type=Path, action="append", default=[], metavar="PEM",
+                      help="certificates that are never pinned, as those of public CAs; may be repeated")  # fmt: skip
+    masa.add_argument("--demand-issuer", action="store_true", help="idevid-issuer must be in every request")
+    masa.add_argument("--log-by-url", action="store_true", help="audit logs are offered at unguessable addresses")
     verbs.add_parser("break", help="list the knobs that make the MASA misbehave")
     rogue = verbs.add_parser("rogue", help="an agent that cheats at the Agent API")
     rogue.add_argument("--socket", type=Path, required=True)

@@ -68,12 +68,16 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Factory:
-    """The manufacturer. Also the MASA's memory of what was sold, for dialogues in one process (`find`)."""
+    """The manufacturer. Also the MASA's memory of what was sold, for dialogues in one process (`find`).
+
+    `masa` signs vouchers with a nonce, `masa_lasting` those without.
+    """
 
     device_root: Identity
     device_ca: Identity
     voucher_root: Identity
     masa: Identity
+    masa_lasting: Identity
     tls_root: Identity
     masa_tls: Identity
     sold: dict[str, SoldDevice] = field(default_factory=dict, repr=False, kw_only=True)
@@ -96,6 +100,9 @@ class Factory:
             device_ca=make_intermediate(device_root, f"{name} Device CA", now=now),
             voucher_root=voucher_root,
             masa=make_leaf(voucher_root, common_name(f"{name} MASA"), now=now, extensions=digital_signature),
+            masa_lasting=make_leaf(
+                voucher_root, common_name(f"{name} MASA, lasting vouchers"), now=now, extensions=digital_signature
+            ),
             tls_root=tls_root,
             masa_tls=make_leaf(
                 tls_root, common_name(f"{name} MASA server"), now=now, days=397, extensions=tls_extensions
@@ -121,6 +128,11 @@ class Factory:
     def masa_chain(self) -> tuple[x509.Certificate, ...]:
         """The voucher signer's certificate and its root, for auditability."""
         return (self.masa.certificate, self.voucher_root.certificate)
+
+    @property
+    def lasting(self) -> tuple[KeySigner, tuple[x509.Certificate, ...]]:
+        """The key that signs vouchers without a nonce, and its chain."""
+        return self.masa_lasting.signer, (self.masa_lasting.certificate, self.voucher_root.certificate)
 
     def make_device(
         self, serial: str, *, now: datetime, masa: str = "", not_after: datetime = NO_EXPIRY, has_aki: bool = True
@@ -166,7 +178,7 @@ class Factory:
 
 # On disk: DIR/manufacturer/*.pem and DIR/devices/<serial>/{idevid.pem, idevid.key.pem, masa-anchors.pem}.
 
-_PARTS = ("device_root", "device_ca", "voucher_root", "masa", "tls_root", "masa_tls")
+_PARTS = ("device_root", "device_ca", "voucher_root", "masa", "masa_lasting", "tls_root", "masa_tls")
 
 
 def save(factory: Factory, folder: Path) -> None:

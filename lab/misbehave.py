@@ -20,17 +20,30 @@ class Misbehaviour:
 MISBEHAVIOURS: tuple[Misbehaviour, ...] = (
     Misbehaviour("foreign-signer", "vouchers are signed by a root that no device has built in", "", "B-321"),
     Misbehaviour("tampered", "one bit of the signed content is flipped after signing", "", "B-321, B-405"),
+    Misbehaviour("no-signed-attributes", "the signature is over the bare content", "", "B-405, T-18"),
+    Misbehaviour("two-signers", "a second signature stands beside the good one", "", "B-404, T-19"),
+    Misbehaviour("wrong-content-type", "the signed content-type is not that of the content", "", "B-405, T-20"),
+    Misbehaviour("request-key", "what is signed calls itself a voucher-request", "", "B-421, T-21"),
     Misbehaviour("wrong-serial", "the voucher names another device", "", "B-313, B-322, T-02"),
+    Misbehaviour("wrong-issuer", "the voucher names this serial number of another maker", "", "B-324, T-03"),
     Misbehaviour("wrong-nonce", "the voucher carries another nonce", "", "B-313, B-323, T-01"),
+    Misbehaviour("no-nonce", "the voucher carries no nonce although one was asked for", "", "B-323"),
     Misbehaviour("expired", "the voucher expired an hour ago", "", "B-313, B-325"),
     Misbehaviour("wrong-pin", "the voucher pins a certificate of another domain", "", "B-313, B-327, T-06"),
+    Misbehaviour("no-pin", "the voucher pins nothing", "", "B-304"),
     Misbehaviour("slow", "every answer comes so many seconds late", "15", "T-30, B-228"),
     Misbehaviour("http-500", "every answer is a server error", "", "T-30, B-228"),
+    Misbehaviour("http-503", "every answer sends the caller away for a minute", "", "T-30, B-228"),
     Misbehaviour("http-401", "every answer asks for authentication", "", "B-146"),
     Misbehaviour("html", "every answer is an HTML page with status 200", "", "T-30, B-228"),
+    Misbehaviour("redirect-loop", "every answer is a redirect to where it was asked", "", "B-158, B-233"),
+    Misbehaviour("huge-body", "every answer is so many MiB long", "10", "T-23, B-411"),
     Misbehaviour("foreign-history", "the audit log shows a voucher of another domain", "", "B-339, T-05"),
     Misbehaviour("nonceless-history", "the audit log shows another domain's voucher without nonce", "", "B-339, T-12"),
+    Misbehaviour("truncated-log", "the audit log says that so many entries were removed", "3", "B-335, B-339"),
     Misbehaviour("string-numbers", "numbers in the audit log are strings, as RFC 8995 prints them", "", "B-332, T-28"),
+    Misbehaviour("newer-log", "the audit log is of version 2, with members of that version", "", "B-341, T-28"),
+    Misbehaviour("log-elsewhere", "the audit log is offered at another host", "", "T-29"),
 )
 
 
@@ -49,8 +62,8 @@ def read_knobs(words: Iterable[str]) -> Mapping[str, str]:
         if value and not known[name].default:
             raise ValueError(f"{name} takes no value")
         knobs[name] = value or known[name].default
-    if "slow" in knobs:
-        float(knobs["slow"])
+        if known[name].default and not 0 <= float(knobs[name]) <= 3600:
+            raise ValueError(f"{name} takes a number from 0 to 3600")
     return knobs
 
 

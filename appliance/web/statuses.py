@@ -32,6 +32,8 @@ EST = {
     "chain-not-trusted": 403,
     "chain-too-long": 400,
     "certificate-outside-validity": 403,
+    "chain-certificate-revoked": 403,
+    "chain-revocation-unknown": 403,
     "certificate-purpose-wrong": 403,
     "pinned-certificate-mismatch": 403,
     "shape-not-possible": 400,

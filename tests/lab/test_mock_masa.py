@@ -20,6 +20,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import (
     Assertion,
@@ -33,17 +36,26 @@ from brski import (
     MasaPolicy,
     MasaRefused,
     MasaUnavailable,
+    PinMissing,
     Pledge,
     Registrar,
     Voucher,
+    VoucherMalformed,
+    VoucherNonceless,
+    VoucherRequest,
     VoucherSignatureInvalid,
     appraise,
+    paths,
+    sealed,
+    voucher,
+    voucher_request,
 )
+from est import chains
 from est.exchange import Call, Reply
 from lab.__main__ import main
 from lab.factory import Domain, Identity, load, load_identity, load_or_create, save_device
 from lab.misbehave import MISBEHAVIOURS, read_knobs
-from lab.mock_masa import MockMasa, Records
+from lab.mock_masa import MasaOptions, MockMasa, Records
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,23 +105,57 @@ class Desk:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(timeout)) as session,
             session.request(
-                call.method, f"https://{self.authority}{call.path}", data=call.body, headers=headers, ssl=self.tls()
+                call.method,
+                f"https://{self.authority}{call.path}",
+                data=call.body,
+                headers=headers,
+                ssl=self.tls(),
+                allow_redirects=False,
             ) as answer,
         ):
-            return Reply(answer.status, answer.headers.get("content-type", ""), {}, await answer.read())
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            return Reply(answer.status, answer.headers.get("content-type", ""), found, await answer.read())
+
+    def nonceless(self, domain: Domain) -> Call:
+        """A request without a nonce by this domain's registrar."""
+        asked = VoucherRequest(self.serial, created_on=self.now, idevid_issuer=self.pledge.idevid.issuer)
+        body = sealed.seal(
+            voucher_request.write(asked),
+            paths.VOUCHER_CMS_JSON,
+            signer=domain.signer,
+            certificate=domain.certificate,
+            certificates=domain.chain,
+            now=self.now,
+        )
+        return Call("POST", paths.REQUEST_VOUCHER, paths.VOUCHER_CMS_JSON, {}, body)
+
+    def read(self, reply: Reply) -> tuple[Voucher, sealed.Unsealed]:
+        if reply.status != 200:
+            raise MasaRefused(reply.body.decode())
+        return voucher.unseal(reply.body, reply.media_type)
 
     async def conclude(self) -> Voucher:
         _, exchange = self.ask()
         return exchange.conclude(await self.send(exchange.call), self.now)
 
 
+def revocation_list(domain: Domain, *revoked: x509.Certificate) -> bytes:
+    now = datetime.now(UTC)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(domain.ca.certificate.subject)
+    builder = builder.last_update(now - timedelta(minutes=1)).next_update(now + timedelta(days=1))
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(domain.ca.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
 @contextlib.asynccontextmanager
-async def desk(folder: Path, knobs: str = "", **options: Any) -> AsyncIterator[Desk]:
+async def desk(folder: Path, knobs: str = "", domain: Domain | None = None, **options: Any) -> AsyncIterator[Desk]:
     load_or_create(folder, now=datetime.now(UTC))
     masa = MockMasa(folder, broken=read_knobs(word for word in knobs.split(",") if word), **options)
     port = await masa.start()
     try:
-        yield Desk(folder, port, campus_now())
+        yield Desk(folder, port, domain or campus_now())
     finally:
         await masa.stop()
 
@@ -235,6 +281,94 @@ def test_first_registrar_wins_when_told_so(tmp_path: Path) -> None:
     with_desk(tmp_path, story, policy=MasaPolicy(override=False))
 
 
+@pytest.mark.req("B-285", "B-290", "B-296", "B-306")
+def test_vouchers_without_nonce_are_for_known_registrars_and_come_from_a_key_of_their_own(tmp_path: Path) -> None:
+    async def story(at: Desk) -> None:
+        maker = load(at.folder)
+        with pytest.raises(MasaRefused):
+            at.read(await at.send(at.nonceless(campus_now("Mallory"))))
+        lasting, opened = at.read(await at.send(at.nonceless(at.domain)))
+        assert opened.signer == maker.masa_lasting.certificate
+        assert lasting.nonce is None and lasting.expires_on is not None
+        assert lasting.pin() == at.domain.root.certificate
+        _, opened = at.read(await at.send(at.ask()[1].call))
+        assert opened.signer == maker.masa.certificate
+
+    domain = campus_now()
+    anchors = chains.TrustAnchors([domain.root.certificate])
+    with_desk(tmp_path, story, domain=domain, policy=MasaPolicy(registrar_anchors=anchors))
+
+
+@pytest.mark.req("B-284")
+def test_registrar_on_its_domains_revocation_list_gets_nothing(tmp_path: Path) -> None:
+    domain, crl = campus_now(), tmp_path / "campus.crl"
+    crl.write_bytes(revocation_list(domain))
+
+    async def story(at: Desk) -> None:
+        await at.conclude()
+        crl.write_bytes(revocation_list(domain, domain.certificate))
+        for call in (at.ask()[1].call, at.ask()[1].audit_log_call):
+            answer = await at.send(call)
+            assert (answer.status, answer.body[:23]) == (403, b"registrar-chain-broken:")
+        device = json.loads((await at.send(Call("GET", "/lab/devices/PX-1"))).body)
+        assert len(device["log"]["events"]) == 1
+
+    with_desk(tmp_path / "acme", story, domain=domain, options=MasaOptions(crls=(crl,)))
+
+
+@pytest.mark.req("B-337", "B-204")
+def test_log_behind_an_address_is_found_by_whoever_was_told_it(tmp_path: Path) -> None:
+    async def story(at: Desk) -> None:
+        _, exchange = at.ask()
+        exchange.conclude(await at.send(exchange.call), at.now)
+        answer = await at.send(exchange.audit_log_call)
+        assert answer.status == 201
+        again = await at.send(exchange.audit_log_call)
+        assert again.headers["location"] == answer.headers["location"]
+        follow = exchange.follow_audit_log(answer)
+        assert follow is not None
+        slug = follow.path.rsplit("/", 1)[1]
+        assert len(slug) == 43 and "PX-1" not in follow.path
+        log = exchange.read_audit_log(await at.send(follow))
+        assert [entry.nonce for entry in log.events] == [exchange.request.nonce]
+        other = replace(at, domain=campus_now("Other")).ask()[1]
+        other.conclude(await at.send(other.call), at.now)
+        assert (await at.send(other.audit_log_call)).headers["location"] != answer.headers["location"]
+        assert (await at.send(replace(follow, path=follow.path[:-1] + "!"))).status == 404
+        history = json.loads((await at.send(Call("GET", "/lab/requests"))).body)
+        assert not any(slug in json.dumps(one) for one in history)
+
+    with_desk(tmp_path, story, options=MasaOptions(log_by_url=True))
+
+
+@pytest.mark.req("B-289", "B-292")
+def test_devices_are_sold_blocked_and_released_and_that_is_remembered(tmp_path: Path) -> None:
+    domain = campus_now()
+
+    async def change(at: Desk, **wish: str) -> Reply:
+        body = json.dumps(wish).encode()
+        return await at.send(Call("PUT", "/lab/devices/PX-1", "application/json", {}, body))
+
+    async def first(at: Desk) -> None:
+        at.ask()
+        assert (await at.conclude()).assertion is Assertion.PROXIMITY
+        pem = domain.root.chain_pem.decode()
+        assert json.loads((await change(at, sold_to=pem)).body)["state"] == "claimed"
+        assert (await change(at, event="blocked")).status == 200
+        for wish in ({"event": "blocked"}, {"event": "stolen"}, {"sold_to": "nobody"}):
+            assert (await change(at, **wish)).status == 400
+        assert (await at.send(Call("GET", "/lab/devices/PX-2"))).status == 404
+
+    async def second(at: Desk) -> None:
+        with pytest.raises(MasaRefused):
+            await at.conclude()
+        assert json.loads((await change(at, event="released")).body)["state"] == "unclaimed"
+        assert (await at.conclude()).assertion is Assertion.VERIFIED
+
+    with_desk(tmp_path, first, domain=domain)
+    with_desk(tmp_path, second, domain=domain)
+
+
 async def _refused_by_registrar(at: Desk) -> type[Exception]:
     with pytest.raises(BrskiError) as refused:
         await at.conclude()
@@ -266,7 +400,28 @@ async def _too_slow(at: Desk) -> type[Exception]:
     raise AssertionError("it answered")
 
 
+async def _log_elsewhere(at: Desk) -> type[Exception]:
+    await at.conclude()
+    _, exchange = at.ask()
+    with pytest.raises(BrskiError) as refused:
+        exchange.follow_audit_log(await at.send(exchange.audit_log_call))
+    return type(refused.value)
+
+
 KNOBS: dict[str, tuple[Callable[[Desk], Any], Any]] = {
+    "no-signed-attributes": (_refused_by_registrar, VoucherMalformed),
+    "two-signers": (_refused_by_registrar, VoucherMalformed),
+    "wrong-content-type": (_refused_by_registrar, VoucherMalformed),
+    "request-key": (_refused_by_registrar, VoucherMalformed),
+    "wrong-issuer": (_refused_by_registrar, MasaAnswerInvalid),
+    "no-nonce": (_refused_by_pledge, VoucherNonceless),
+    "no-pin": (_refused_by_registrar, PinMissing),
+    "http-503": (_refused_by_registrar, MasaUnavailable),
+    "redirect-loop": (_refused_by_registrar, MasaAnswerInvalid),
+    "huge-body": (_refused_by_registrar, VoucherMalformed),
+    "truncated-log": (_refused_by_history, [Concern.ENTRIES_REMOVED]),
+    "newer-log": (_refused_by_history, []),
+    "log-elsewhere": (_log_elsewhere, MasaAnswerInvalid),
     "foreign-signer": (_refused_by_pledge, VoucherSignatureInvalid),
     "tampered": (_refused_by_registrar, VoucherSignatureInvalid),
     "wrong-serial": (_refused_by_registrar, MasaAnswerInvalid),
@@ -283,7 +438,7 @@ KNOBS: dict[str, tuple[Callable[[Desk], Any], Any]] = {
 }
 
 
-@pytest.mark.req("B-146", "B-313", "B-321", "B-332", "B-339", "T-12", "T-28", "T-30")
+@pytest.mark.req("B-146", "B-304", "B-313", "B-321", "B-323", "B-332", "B-339", "B-341", "T-12", "T-28", "T-29", "T-30")
 @pytest.mark.parametrize("knob", [knob.name for knob in MISBEHAVIOURS])
 def test_every_knob_is_noticed(knob: str, tmp_path: Path) -> None:
     story, noticed = KNOBS[knob]
@@ -310,8 +465,9 @@ def test_unknown_knobs_are_refused_with_a_hint() -> None:
         read_knobs(["tamperd"])
     with pytest.raises(ValueError):
         read_knobs(["tampered=1"])
-    with pytest.raises(ValueError):
-        read_knobs(["slow=never"])
+    for wrong in ("slow=never", "slow=-1", "slow=nan", "huge-body=1e9"):
+        with pytest.raises(ValueError):
+            read_knobs([wrong])
     assert read_knobs(["slow"]) == {"slow": "15"}
 
 
@@ -358,6 +514,55 @@ def test_process_says_when_it_is_ready_serves_and_stops_cleanly(tmp_path: Path) 
     assert device is not None
     assert len(device.log.events) == 1
     assert (tmp_path / "masa.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.lab
+@pytest.mark.req("B-294")
+def test_no_voucher_that_anybody_has_is_missing_from_the_log_after_kill_9(tmp_path: Path) -> None:
+    domain, received = campus_now(), []
+    with process("masa", "--dir", str(tmp_path), "--port", "0") as (running, ready):
+        at = Desk(tmp_path, ready["port"], domain)
+
+        async def ask_until_it_dies() -> None:
+            async def one_after_the_other() -> None:
+                while True:
+                    _, exchange = at.ask()
+                    received.append(exchange.conclude(await at.send(exchange.call), at.now).nonce)
+                    if len(received) == 40:
+                        running.kill()
+
+            askers = await asyncio.gather(*(one_after_the_other() for _ in range(4)), return_exceptions=True)
+            assert all(isinstance(one, aiohttp.ClientError | OSError) for one in askers), askers
+
+        asyncio.run(ask_until_it_dies())
+        assert running.wait(10) == -signal.SIGKILL
+    assert len(received) >= 40
+    with process("masa", "--dir", str(tmp_path), "--port", str(at.port)):
+
+        async def look() -> tuple[list[str], list[dict[str, Any]]]:
+            device = json.loads((await at.send(Call("GET", "/lab/devices/PX-1"))).body)
+            requests = json.loads((await at.send(Call("GET", "/lab/requests"))).body)
+            return [event["nonce"] for event in device["log"]["events"]], requests
+
+        logged, requests = asyncio.run(look())
+    assert set(received) <= set(logged)
+    assert len(logged) == len(set(logged)) == len(requests)
+
+
+@pytest.mark.lab
+@pytest.mark.req("B-284", "B-291")
+def test_process_takes_lists_and_forbidden_pins_from_files(tmp_path: Path) -> None:
+    domain, crl, pins = campus_now(), tmp_path / "campus.crl", tmp_path / "public.pem"
+    crl.write_bytes(revocation_list(domain, domain.certificate))
+    public = campus_now("Public")
+    pins.write_bytes(public.ca.certificate.public_bytes(Encoding.PEM))
+    words = ("masa", "--dir", str(tmp_path / "acme"), "--crl", str(crl), "--forbid-pin", str(pins), "--demand-crl",
+             "--registrars", str(pins), "--log-by-url", "--demand-issuer")  # fmt: skip
+    with process(*words) as (_, ready):
+        for who, reason in ((domain, b"registrar-chain-broken"), (public, b"pin-forbidden")):
+            at = Desk(tmp_path / "acme", ready["port"], who)
+            answer = asyncio.run(at.send(at.ask()[1].call))
+            assert (answer.status, answer.body.partition(b":")[0]) == (403, reason)
 
 
 @pytest.mark.lab
