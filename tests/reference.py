@@ -6,6 +6,7 @@ a table cannot say (what an endpoint is for) stands here beside its name, and a 
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from appliance.web.routes import Route
 from brski import states
 from brski.dialect import SWITCHES
 from est.errors import Refusal
+from lab.__main__ import _parser as lab_parser
 from lab.misbehave import MISBEHAVIOURS
 from tests import reference_radius
 from tests.markdown import head, table
@@ -296,6 +298,25 @@ def misbehaviours_page() -> str:
             "Knobs that make the laboratory's MASA wrong on purpose: `python -m lab masa --dir DIR --break KNOB,KNOB`. "
             "`python -m lab break` lists them. For laboratories only.\n",
             table(("knob", "effect", "value", "requirement shown"), rows),
+            "## The MASA that they break\n",
+            "It keeps every check of RFC 8995, sections 5.5 to 5.8, and forgets nothing: sales, vouchers and log are "
+            "in DIR/masa.sqlite, committed before a voucher leaves. Options of `python -m lab masa`:\n",
+            table(("option", "what it does"), _options("masa")),
+            "On the same port, for tests, a corner without authentication:\n",
+            table(
+                ("request", "what it does"),
+                [
+                    ("`GET /lab/requests`", "what was asked and answered, oldest first, with the SHA-256 of each body"),
+                    ("`DELETE /lab/requests`", "forget everything: requests, log, states, sales"),
+                    ("`PUT /lab/broken`", "a JSON list of knobs, in place of those of the start"),
+                    ("`GET /lab/devices/SERIAL`", "state, owners, buyers and log of a device"),
+                    (
+                        "`PUT /lab/devices/SERIAL`",
+                        '`{"event": "blocked"}`, `{"event": "released"}`, or `{"sold_to": PEM}`: only a buyer\'s '
+                        "domain gets `verified` vouchers",
+                    ),
+                ],
+            ),
         ]
     )
 
@@ -314,6 +335,13 @@ def dialects_page() -> str:
             table(("switch", "what is tolerated"), [(f"`{name}`", meaning) for name, meaning in SWITCHES.items()]),
         ]
     )
+
+
+def _options(verb: str) -> list[tuple[str, str]]:
+    """The options of a verb of the laboratory, out of its own parser."""
+    (verbs,) = (one for one in lab_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    options = [one for one in verbs.choices[verb]._actions if one.dest != "help"]
+    return [(f"`{' '.join(filter(None, (one.option_strings[0], one.metavar)))}`", one.help or "") for one in options]
 
 
 def states_page() -> str:
