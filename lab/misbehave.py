@@ -43,7 +43,7 @@ MISBEHAVIOURS: tuple[Misbehaviour, ...] = (
     Misbehaviour("truncated-log", "the audit log says that so many entries were removed", "3", "B-335, B-339"),
     Misbehaviour("string-numbers", "numbers in the audit log are strings, as RFC 8995 prints them", "", "B-332, T-28"),
     Misbehaviour("newer-log", "the audit log is of version 2, with members of that version", "", "B-341, T-28"),
-    Misbehaviour("log-elsewhere", "the audit log is offered at another host", "", "T-29"),
+    Misbehaviour("log-elsewhere", "the audit log is offered at this host and port", "elsewhere.example:443", "T-29"),
 )
 
 
@@ -62,7 +62,7 @@ def read_knobs(words: Iterable[str]) -> Mapping[str, str]:
         if value and not known[name].default:
             raise ValueError(f"{name} takes no value")
         knobs[name] = value or known[name].default
-        if known[name].default and not 0 <= float(knobs[name]) <= 3600:
+        if known[name].default.isdecimal() and not 0 <= float(knobs[name]) <= 3600:
             raise ValueError(f"{name} takes a number from 0 to 3600")
     return knobs
 

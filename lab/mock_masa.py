@@ -154,7 +154,7 @@ class MockMasa:
             return self._refuse(call, refusal, now)
         if self._options.log_by_url or "log-elsewhere" in self.broken:
             path = f"{_LOGS}/{self._records.slug(call, self._device_of(call))}"
-            host = "https://elsewhere.example:9443" if "log-elsewhere" in self.broken else ""
+            host = f"https://{self.broken['log-elsewhere']}" if "log-elsewhere" in self.broken else ""
             reply = Reply(201, headers={"location": f"{host}{path}"})
         else:
             reply = replace(reply, body=damage_log(reply.body, self.broken, now))

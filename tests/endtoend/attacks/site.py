@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.clock import SystemClock
 from appliance.initialise import initialise
 from brski import Pledge, VoucherRequest, leaves, paths, sealed, voucher_request
+from brski.idevid import read_idevid
 from est import cms, csr, transfer
 from est.exchange import Call, Reply
 from lab import factory as makers
@@ -249,9 +251,9 @@ class Knock:
     def enroll(self) -> Reply:
         return self.line.send(enroll_call(self.key))
 
-    def bootstrap(self) -> x509.Certificate:
+    def bootstrap(self, asked: Call | None = None) -> x509.Certificate:
         """The whole way; the LDevID."""
-        for step in (self.voucher, self.status, self.enroll):
+        for step in (partial(self.voucher, asked), self.status, self.enroll):
             reply = step()
             assert reply.status == 200, (step, reply, reply.body)
         (certificate,) = cms.read_certs_only(transfer.read_base64(reply.body))
@@ -285,8 +287,6 @@ def registrar_call(domain: Domain, device: Identity, prior: bytes | None, **chan
     if prior is not None:
         asked, _ = voucher_request.unseal(prior, paths.VOUCHER_CMS_JSON)
         facts |= {"nonce": asked.nonce, "assertion": leaves.Assertion.PROXIMITY}
-    from brski.idevid import read_idevid
-
     idevid = read_idevid(device.certificate)
     facts |= {"serial_number": idevid.serial_number, "idevid_issuer": idevid.issuer}
     by = changed.pop("by", None) or Identity(domain.registrar.key, domain.certificate, domain.chain)
