@@ -4,6 +4,8 @@
 
 a1   EST renewal on a kept mTLS connection (a1x8: eight side by side; a1s: first enrolment with one-time secrets)
 a2   EST renewal on a new mTLS connection each
+b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certificate chains of two links)
+b2   the same at the MASA (b2x2)
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
@@ -34,7 +36,7 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import commits, decide, enrol, identity
+from tests.bench import commits, decide, enrol, identity, vouchers
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(plan: Plan, folder: Path) -> list[Bench]:
     """Everything that the plan wants, one after the other."""
-    return [bench for part in (enrol, identity, decide, commits) for bench in part.run(plan, folder)]
+    return [*vouchers.run(plan), *(bench for part in (enrol, identity, decide, commits) for bench in part.run(plan, folder))]
 
 
 def table(benches: list[Bench]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.bench.plan import Plan
 from tests.bench.run import measure, report, table
 
-IDS = ("a1", "a1s", "a2", "c", "d1", "g")
+IDS = ("a1", "a1s", "a2", "b1", "b2", "b1x2", "b2x2", "c", "d1", "g")
 
 
 @pytest.mark.slow
