@@ -42,9 +42,9 @@ from brski.voucher import Voucher
 from brski.voucher_request import VoucherRequest
 from est import chains
 from est.certificates import check_readable
+from est.crl import RevocationLists
 from est.errors import EstError
 from est.exchange import Call, Reply
-from est.revocation import RevocationLists
 from est.signer import Signer
 
 

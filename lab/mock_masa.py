@@ -24,8 +24,8 @@ from cryptography import x509
 from brski import audit_log, errors, paths, voucher_request
 from brski.masa import Device, Masa, MasaPolicy
 from brski.states import DeviceEvent
+from est.crl import RevocationLists, read_crl
 from est.exchange import Call, Reply
-from est.revocation import RevocationLists, read_crl
 from lab.damage import Signing, damage_log, damage_voucher, instead, tamper
 from lab.factory import Factory, Identity, load_or_create, make_root
 from lab.masa_records import Records

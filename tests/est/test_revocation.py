@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from est import chains, der, profiles, revocation
-from est.errors import (
-    BodyMalformed,
-    CertificateNotAsShaped,
-    CertificateRevoked,
-    RevocationUnknown,
-    ShapeNotPossible,
-)
+from est.errors import CertificateNotAsShaped, ShapeNotPossible
 from est.signer import KeySigner
-from tests.est.pki import campus, sign, terms
+from tests.est.pki import campus
 from tests.support import NOW, key
 
 WEEK = timedelta(days=7)
@@ -106,59 +97,3 @@ def test_a_crl_signed_by_another_key_is_not_assembled() -> None:
     tbs = to_be_signed()
     with pytest.raises(CertificateNotAsShaped):
         profiles.assemble(tbs, KeySigner(key("thief")).sign(tbs), key("campus ca").public_key())
-
-
-def path() -> tuple[x509.Certificate, ...]:
-    world = campus()
-    return world.proxy, world.ca, world.root
-
-
-@pytest.mark.req("B-284")
-def test_a_path_is_held_against_the_lists_at_hand() -> None:
-    proxy = profiles.Revoked(campus().proxy.serial_number, NOW, "keyCompromise")
-    revocation.RevocationLists([crl()]).check(path(), at=NOW)
-    with pytest.raises(CertificateRevoked):
-        revocation.RevocationLists([crl(), crl(proxy, number=2)]).check(path(), at=NOW)
-    # a list that is over, or not begun, or by another key under the same name, says nothing
-    for late in (NOW + WEEK, NOW - timedelta(seconds=1)):
-        revocation.RevocationLists([crl(proxy)]).check(path(), at=late)
-    forged_tbs = to_be_signed(proxy, issuer_key=key("somebody").public_key())
-    forged = profiles.assemble(forged_tbs, KeySigner(key("somebody")).sign(forged_tbs), key("somebody").public_key())
-    revocation.RevocationLists([revocation.read_crl(forged)]).check(path(), at=NOW)
-
-
-@pytest.mark.req("B-284")
-def test_where_a_list_is_demanded_a_certificate_that_names_one_needs_it() -> None:
-    terms_ = replace(terms(campus().ca), crl_url="http://pki.example/crl/devices.crl")
-    shape = profiles.ldevid(terms_, profiles.name("p"), key("p").public_key(), identifier="spiffe://x.example/proxy/1")
-    leaf = sign(shape, key("campus ca"))
-    chain = (leaf, *path()[1:])
-    revocation.RevocationLists([crl()], demanded=True).check(chain, at=NOW)
-    revocation.RevocationLists().check(chain, at=NOW)
-    for lists, at in (([], NOW), ([crl()], NOW + WEEK)):
-        with pytest.raises(RevocationUnknown):
-            revocation.RevocationLists(lists, demanded=True).check(chain, at=at)
-    # who names no list is asked for none
-    revocation.RevocationLists(demanded=True).check(path(), at=NOW)
-
-
-def test_a_list_for_a_part_of_the_certificates_is_no_list() -> None:
-    serial = campus().proxy.serial_number
-    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW).build()
-    builder = x509.CertificateRevocationListBuilder().issuer_name(campus().ca.subject).add_revoked_certificate(entry)
-    builder = builder.last_update(NOW).next_update(NOW + WEEK)
-    part = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
-    whole = builder.sign(key("campus ca"), hashes.SHA256())
-    partial = builder.add_extension(part, critical=True).sign(key("campus ca"), hashes.SHA256())
-    revocation.RevocationLists([partial]).check(path(), at=NOW)
-    with pytest.raises(CertificateRevoked):
-        revocation.RevocationLists([whole]).check(path(), at=NOW)
-
-
-def test_lists_are_read_as_der_and_pem_and_nothing_else() -> None:
-    made = crl()
-    der_ = made.public_bytes(Encoding.DER)
-    assert revocation.read_crl(der_) == revocation.read_crl(made.public_bytes(Encoding.PEM)) == made
-    for wrong in (b"", b"-----BEGIN X509 CRL-----", der_[:-1], der_[:40] + b"\xff" + der_[41:]):
-        with pytest.raises(BodyMalformed):
-            revocation.read_crl(wrong)
