@@ -188,12 +188,13 @@ class Masa:
             idevid_issuer=None if self._policy.serials_are_unique else device.issuer,
             domain_cert_revocation_checks=False,
         )
-        body = self.seal(granted, media_type, now=now)
-        # shape, sign, check: what leaves was read by the code that its receiver will use
-        granted, _ = voucher.unseal(body, media_type)
+        content = voucher.write(granted)
+        # what leaves was read by the code that its receiver will use
+        granted = voucher.read(content)
+        body = self._sign(content, media_type, is_lasting=granted.nonce is None, now=now)
         return Grant(
             reply=Reply(200, media_type, body=sealed.wrap(body, media_type, in_base64=asked.is_base64)),
-            voucher=granted,
+            voucher=replace(granted, sealed=body),
             entry=LogEntry(now, audit_log.domain_id(pin), asked.request.nonce, granted.assertion.value),
             owner=owner,
             device=device,
@@ -202,9 +203,12 @@ class Masa:
 
     def seal(self, granted: Voucher, media_type: str, *, now: datetime) -> bytes:
         """The signed form of a voucher."""
-        signer, chain = (self._signer, self._chain) if granted.nonce is not None else self._lasting
+        return self._sign(voucher.write(granted), media_type, is_lasting=granted.nonce is None, now=now)
+
+    def _sign(self, content: bytes, media_type: str, *, is_lasting: bool, now: datetime) -> bytes:
+        signer, chain = self._lasting if is_lasting else (self._signer, self._chain)
         return sealed.seal(
-            voucher.write(granted),
+            content,
             media_type,
             signer=signer,
             certificate=chain[0],

@@ -1,11 +1,13 @@
 """X.509 certificates as they come in: read whole and at once, never lazily (RFC 5280, section 4).
 
 cryptography looks into names, dates and extensions only when asked, and fails then; here everything that anybody will
-ask is asked first, so that a certificate that was read stays readable.
+ask is asked first, so that a certificate that was read stays readable. What was read is kept for a while, because a few
+CA and registrar certificates come with every message; nothing is kept of what was refused.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography import x509
@@ -16,6 +18,7 @@ from est import der as tlv
 from est.errors import BodyMalformed, CertificateMalformed
 
 MAX_CERTIFICATE = 8192
+_KEPT = 512
 
 _EXTENSION_ERRORS = (
     ValueError,
@@ -24,6 +27,16 @@ _EXTENSION_ERRORS = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
+
+
+class Facts(NamedTuple):
+    """What path validation asks of a certificate: its extensions by kind, its key identifiers."""
+
+    key_usage: x509.KeyUsage | None
+    purposes: frozenset[str] | None
+    basic_constraints: x509.BasicConstraints | None
+    issuer_key: bytes | None
+    own_key: bytes | None
 
 
 class Parts(NamedTuple):
@@ -46,6 +59,11 @@ def load_certificate(der: bytes) -> x509.Certificate:
     """Like `read_certificate`, but only the outline is looked at: `check_readable` has still to follow."""
     if len(der) > MAX_CERTIFICATE:
         raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+    return _load(der)
+
+
+@lru_cache(maxsize=_KEPT)
+def _load(der: bytes) -> x509.Certificate:
     if read_serial(der) <= 0:
         raise CertificateMalformed("a certificate's serial number is not positive")
     try:
@@ -54,8 +72,20 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise CertificateMalformed("a certificate cannot be read") from error
 
 
+@lru_cache(maxsize=_KEPT)
+def der_of(certificate: x509.Certificate) -> bytes:
+    """The certificate's own bytes."""
+    return certificate.public_bytes(Encoding.DER)
+
+
 def check_readable(certificate: x509.Certificate) -> None:
     """Every field that is used anywhere can be read, and the size is within bounds; raises CertificateMalformed."""
+    facts_of(certificate)
+
+
+@lru_cache(maxsize=_KEPT)
+def facts_of(certificate: x509.Certificate) -> Facts:
+    """What path validation asks of a certificate; raises CertificateMalformed unless all of it can be read."""
     if len(certificate.public_bytes(Encoding.DER)) > MAX_CERTIFICATE:
         raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
     try:
@@ -68,7 +98,21 @@ def check_readable(certificate: x509.Certificate) -> None:
         )
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error
-    extensions_of(certificate)
+    usage = purposes = basic = issuer_key = own_key = None
+    for extension in extensions_of(certificate):
+        value = extension.value
+        kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
+        if kind is x509.KeyUsage:
+            usage = value
+        elif kind is x509.ExtendedKeyUsage:
+            purposes = frozenset(oid.dotted_string for oid in value)
+        elif kind is x509.BasicConstraints:
+            basic = value
+        elif kind is x509.AuthorityKeyIdentifier:
+            issuer_key = value.key_identifier
+        elif kind is x509.SubjectKeyIdentifier:
+            own_key = value.digest
+    return Facts(usage, purposes, basic, issuer_key, own_key)
 
 
 def parts(certificate: x509.Certificate) -> Parts:
@@ -100,6 +144,7 @@ def extension_value(extensions: bytes, dotted: str) -> bytes | None:
     return None
 
 
+@lru_cache(maxsize=_KEPT)
 def issuer_and_serial(der: bytes) -> bytes:
     """Issuer Name and serial INTEGER, one after the other, as CMS names a signer; raises CertificateMalformed."""
     try:
@@ -141,18 +186,12 @@ def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
 
 def aki_of(certificate: x509.Certificate) -> bytes | None:
     """The key identifier of the certificate's issuer, as the certificate names it."""
-    for extension in extensions_of(certificate):
-        if isinstance(extension.value, x509.AuthorityKeyIdentifier):
-            return extension.value.key_identifier
-    return None
+    return facts_of(certificate).issuer_key
 
 
 def ski_of(certificate: x509.Certificate) -> bytes | None:
     """The certificate's own key identifier, if it has one."""
-    for extension in extensions_of(certificate):
-        if isinstance(extension.value, x509.SubjectKeyIdentifier):
-            return extension.value.digest
-    return None
+    return facts_of(certificate).own_key
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:

@@ -22,7 +22,15 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from est.certificates import aki_of, check_readable, extensions_of, is_self_signed, read_certificate, ski_of
+from est.certificates import (
+    aki_of,
+    check_readable,
+    extensions_of,
+    facts_of,
+    is_self_signed,
+    read_certificate,
+    ski_of,
+)
 from est.errors import (
     CertificateOutsideValidity,
     CertificatePurposeWrong,
@@ -167,16 +175,7 @@ def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
     if not 0 < certificate.serial_number < 1 << 159:
         raise CertificatePurposeWrong("the serial number is not positive or longer than 20 octets")
     public_key_of(certificate, policy.keys)
-    usage, purposes, basic = None, None, None
-    for extension in extensions_of(certificate):
-        value = extension.value
-        kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
-        if kind is x509.KeyUsage:
-            usage = value
-        elif kind is x509.ExtendedKeyUsage:
-            purposes = frozenset(oid.dotted_string for oid in value)
-        elif kind is x509.BasicConstraints:
-            basic = value
+    usage, purposes, basic, _, _ = facts_of(certificate)
     if policy.forbid_ca and ((basic is not None and basic.ca) or (usage is not None and usage.key_cert_sign)):
         raise CertificatePurposeWrong("a CA certificate stands where an end entity's is due")
     if policy.require_digital_signature and usage is not None and not usage.digital_signature:
@@ -195,10 +194,9 @@ def _check_issuer(certificate: x509.Certificate) -> None:
     The same few issuers stand in every path, so what passed is remembered, by all its bytes.
     """
     _check_use(certificate, _ISSUER)
-    for extension in extensions_of(certificate):
-        # RFC 5280, section 6.1.4 (n)
-        if type(extension.value) is x509.KeyUsage and not extension.value.key_cert_sign:
-            raise CertificatePurposeWrong("an issuer in the chain may not sign certificates")
+    usage = facts_of(certificate).key_usage
+    if usage is not None and not usage.key_cert_sign:  # RFC 5280, section 6.1.4 (n)
+        raise CertificatePurposeWrong("an issuer in the chain may not sign certificates")
 
 
 def check_pin(
@@ -275,8 +273,6 @@ def _build_at_another_time(
     return None
 
 
-def _is_ca(certificate: x509.Certificate) -> bool:
-    return any(
-        isinstance(extension.value, x509.BasicConstraints) and extension.value.ca
-        for extension in extensions_of(certificate)
-    )
+def _is_ca(pin: x509.Certificate) -> bool:
+    basic = facts_of(pin).basic_constraints
+    return basic is not None and basic.ca

@@ -16,10 +16,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from est import der as tlv
-from est.certificates import issuer_and_serial, load_certificate, read_certificate, ski_of
+from est.certificates import der_of, issuer_and_serial, load_certificate, read_certificate, ski_of
 from est.errors import (
     BodyMalformed,
     BodyTooLarge,
@@ -116,8 +115,8 @@ def seal(
     )
     signed = b"".join(attributes)
     signature = signer.sign(tlv.tlv(tlv.SET, signed))
-    signer_der = certificate.public_bytes(Encoding.DER)
-    embedded = {signer_der, *(one.public_bytes(Encoding.DER) for one in certificates)}
+    signer_der = der_of(certificate)
+    embedded = {signer_der, *map(der_of, certificates)}
     return tlv.sequence(
         _SIGNED_DATA,
         tlv.tlv(
@@ -185,7 +184,7 @@ def unseal(
     if attributes.get(_MESSAGE_DIGEST) != tlv.tlv(tlv.OCTET_STRING, digest):
         raise CmsSignatureInvalid("the message digest is not that of the content")
     embedded = dict.fromkeys(der[first:last] for first, last in frame.certificates)
-    signer_der = _find_signer(info, [*embedded, *(one.public_bytes(Encoding.DER) for one in expected)])
+    signer_der = _find_signer(info, [*embedded, *map(der_of, expected)])
     signer = read_certificate(signer_der)
     # Signed was the SET OF, not the [0] that stands in its place (RFC 5652, section 5.4).
     _verify(signer, info, b"\x31" + der[info.attributes_at + 1 : info.attributes[1]])
@@ -201,7 +200,7 @@ def unseal(
 
 def write_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
     """DER certs-only SignedData: version 1, no digest algorithms, content or signers (RFC 7030, section 4.1.3)."""
-    ders = {one.public_bytes(Encoding.DER) for one in certificates}
+    ders = {*map(der_of, certificates)}
     return tlv.sequence(
         _SIGNED_DATA,
         tlv.tlv(

@@ -48,6 +48,17 @@ def read_tlv(data: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 def expect(data: bytes, at: int, end: int, tag: int) -> Span:
     """Start and stop of the value at `at`, which must carry this tag."""
+    # read_tlv() for the two lengths that most elements have: below 128 octets, and 256 to 65,535
+    if end - at >= 4 and data[at] == tag:
+        length = data[at + 1]
+        if length < 0x80:
+            stop = at + 2 + length
+            if stop <= end:
+                return at + 2, stop
+        elif length == 0x82 and data[at + 2]:
+            stop = at + 4 + (data[at + 2] << 8 | data[at + 3])
+            if stop <= end:
+                return at + 4, stop
     found, start, stop = read_tlv(data, at, end)
     if found != tag:
         raise BodyMalformed(f"DER tag {found:#04x} where {tag:#04x} is due")
@@ -56,10 +67,10 @@ def expect(data: bytes, at: int, end: int, tag: int) -> Span:
 
 def only(data: bytes, at: int, end: int, tag: int) -> Span:
     """Like `expect`, and the element fills its container up to `end`."""
-    start, stop = expect(data, at, end, tag)
-    if stop != end:
+    span = expect(data, at, end, tag)
+    if span[1] != end:
         raise BodyMalformed("DER has bytes after the element that should be the last")
-    return start, stop
+    return span
 
 
 def elements(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

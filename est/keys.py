@@ -80,9 +80,20 @@ def public_key_of(certificate: x509.Certificate, rules: KeyRules = SUBJECT_KEYS)
 
 def spki(key: x509.Certificate | PublicKey) -> bytes:
     """DER SubjectPublicKeyInfo, with elliptic curve points uncompressed; raises CertificateMalformed."""
+    return _spki_of(key) if isinstance(key, x509.Certificate) else _write_spki(key)
+
+
+@lru_cache(maxsize=512)
+def _spki_of(certificate: x509.Certificate) -> bytes:
     try:
-        public = key.public_key() if isinstance(key, x509.Certificate) else key
-        return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return _write_spki(certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateMalformed("the public key cannot be read") from error
+
+
+def _write_spki(key: object) -> bytes:
+    try:
+        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateMalformed("the public key cannot be read") from error
 

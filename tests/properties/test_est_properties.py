@@ -222,3 +222,35 @@ def test_every_shape_survives_signing_and_re_reading(common_name: str, serial: i
     )
     certificate = sign(shape, key("campus ca"))
     chains.check(certificate, [campus().ca], ANCHORS, at=NOW, policy=chains.CLIENT)
+
+
+@given(st.binary(max_size=80), st.integers(0, 8), st.integers(0, 80), st.sampled_from([0x02, 0x04, 0x30, 0x31, 0xA0]))
+def test_the_short_way_to_an_element_finds_what_the_long_way_finds(data: bytes, at: int, end: int, tag: int) -> None:
+    end = min(end, len(data))
+
+    def long_way() -> tuple[int, int]:
+        found, start, stop = der.read_tlv(data, at, end)
+        if found != tag:
+            raise BodyMalformed("other tag")
+        return start, stop
+
+    try:
+        expected = long_way()
+    except BodyMalformed:
+        with pytest.raises(BodyMalformed):
+            der.expect(data, at, end, tag)
+    else:
+        assert der.expect(data, at, end, tag) == expected
+
+
+@given(st.integers(0, 70_000), st.integers(-3, 3))
+def test_an_element_of_any_length_is_found_and_one_that_is_cut_is_not(size: int, more: int) -> None:
+    data = der.tlv(der.OCTET_STRING, bytes(size))
+    assert der.expect(data, 0, len(data), der.OCTET_STRING)[1] == len(data)
+    end = len(data) + more
+    if 0 <= end < len(data):
+        with pytest.raises(BodyMalformed):
+            der.expect(data, 0, end, der.OCTET_STRING)
+    padded = b"\x04\x82\x00" + bytes([min(size, 255)]) + bytes(min(size, 255))
+    with pytest.raises(BodyMalformed):
+        der.expect(padded, 0, len(padded), der.OCTET_STRING)
