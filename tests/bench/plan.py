@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Counts per repetition; cores None = not pinned; `only` empty = all; `program` runs the appliance."""
+    """Counts per repetition; cores None = not pinned; `only` empty = all; `program` runs the appliance.
+
+    `seconds` and `in_flight` are those of a steady load.
+    """
 
     repetitions: int = 5
     operations: int = 1000
     warm_up: int = 100
     agents: int = 10_000
     owners: int = 1_000
+    seconds: float = 30.0
+    in_flight: int = 200
     server_core: int | None = None
     client_core: int | None = None
     only: Collection[str] = ()

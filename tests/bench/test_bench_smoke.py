@@ -9,13 +9,13 @@ import pytest
 from tests.bench.plan import Plan
 from tests.bench.run import measure, report, table
 
-IDS = ("a1", "a1s", "a2", "b1", "b2", "b1x2", "b2x2", "c", "d1", "g")
+IDS = ("a1", "a1s", "a2", "b1", "b2", "b1x2", "b2x2", "c", "d1", "g", "m", "m99")
 
 
 @pytest.mark.slow
 @pytest.mark.lab
 def test_every_bench_gets_right_answers_and_balanced_books(tmp_path: Path) -> None:
-    plan = Plan(repetitions=1, operations=16, warm_up=8, agents=40, owners=4, only=IDS)
+    plan = Plan(repetitions=1, operations=16, warm_up=8, agents=40, owners=4, seconds=2.0, in_flight=8, only=IDS)
     benches = measure(plan, tmp_path)
     assert [bench.id for bench in benches] == list(IDS)
     assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
