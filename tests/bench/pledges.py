@@ -3,7 +3,7 @@
 Lean on purpose: WORK holds finished requests and files with keys, so all that happens here is TLS and bytes. One line
 per device: JSON with `pem` (IDevID, chain and key in one file), `request`, `status` and `csr` (base64). Starts at
 monotonic time START, keeps IN_FLIGHT pledges under way for SECONDS, lets the last ones finish, and prints one JSON
-object: moments when pledges were through, how long each took, and why any was lost.
+object: moments when pledges were through, how long each took, why any was lost, and when WORK ran out (0 = never).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Outcome:
     took: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     retries: int = 0
-    ran_out: bool = False
+    ran_out: float = 0.0
 
 
 def _write(path: str, media_type: str, body: bytes) -> bytes:
@@ -75,7 +75,7 @@ async def _pledges(address: tuple[str, int], work: Iterator[str], end: float, ou
     while time.monotonic() < end:
         line = next(work, None)
         if line is None:
-            outcome.ran_out = True
+            outcome.ran_out = outcome.ran_out or time.monotonic()
             return
         begun = time.monotonic()
         try:
