@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from asn1crypto import cms as asn1
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from brski import leaves, paths, sealed, voucher, voucher_request
 from brski.masa import Grant
@@ -37,7 +38,7 @@ class Signing:
 def damage_voucher(granted: Grant, media_type: str, knobs: Knobs, signing: Signing, now: datetime) -> bytes:
     """The voucher as these knobs want it; byte for byte the granted one where none of them touches it."""
     content = _damaged_content(granted, knobs, signing.foreign, now)
-    if content is None and not knobs.keys() & {"foreign-signer", *_FRAME, "tampered"}:
+    if content is None and not knobs.keys() & {"foreign-signer", *_FRAME, *JWS_FRAME, "tampered"}:
         return granted.reply.body
     signer, chain = signing.of(knobs)
     body = sealed.seal(
@@ -48,10 +49,13 @@ def damage_voucher(granted: Grant, media_type: str, knobs: Knobs, signing: Signi
         certificates=chain[1:],
         now=now,
     )
-    if paths.bare(media_type) == paths.VOUCHER_CMS_JSON:
+    is_jws = paths.bare(media_type) == paths.VOUCHER_JWS_JSON
+    if is_jws:
+        for knob, forge in JWS_FRAME.items():
+            body = forge(body, signer) if knob in knobs else body
+    else:
         for knob, change in _FRAME.items():
-            if knob in knobs:
-                body = _rebuilt(body, change, signer)
+            body = _rebuilt(body, change, signer) if knob in knobs else body
     body = tamper(body) if "tampered" in knobs else body
     return sealed.wrap(body, media_type, in_base64=granted.reply.body != granted.voucher.sealed)
 
@@ -154,3 +158,45 @@ def _rebuilt(body: bytes, change: Callable[[Any, Signer], None], signer: Signer)
     info = asn1.ContentInfo.load(body)
     change(info["content"], signer)
     return bytes(info.dump(force=True))
+
+
+def jws_without_signature(body: bytes, _: Signer) -> bytes:
+    """alg none (RFC 7518, section 3.6)."""
+    return _jws(body, {"alg": "none"}, lambda signed: b"")
+
+
+def jws_with_mac(body: bytes, signer: Signer) -> bytes:
+    """A verifier that lets the header choose takes the public key for the secret of HS256."""
+    secret = signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return _jws(body, {"alg": "HS256"}, lambda signed: hmac.digest(secret, signed, "sha256"))
+
+
+def jws_with_unprotected_alg(body: bytes, signer: Signer) -> bytes:
+    """The signature is good, and nobody signed which algorithm it is."""
+    return _jws(
+        body, {"alg": None}, lambda signed: jose.write_ecdsa(signer.sign(signed), 32), unprotected={"alg": "ES256"}
+    )
+
+
+JWS_FRAME: dict[str, Callable[[bytes, Signer], bytes]] = {
+    "jws-none": jws_without_signature,
+    "jws-hs256": jws_with_mac,
+    "jws-unprotected-alg": jws_with_unprotected_alg,
+}
+
+
+def _jws(
+    body: bytes,
+    changes: Mapping[str, str | None],
+    sign: Callable[[bytes], bytes],
+    unprotected: Mapping[str, str] | None = None,
+) -> bytes:
+    """The JWS with another protected header (None takes a member away), signed anew."""
+    document = json.loads(body)
+    header = json.loads(jose.unbase64url(document["signatures"][0]["protected"].encode())) | changes
+    protected = jose.base64url(json.dumps({name: one for name, one in header.items() if one is not None}).encode())
+    signed = sign(f"{protected}.{document['payload']}".encode())
+    document["signatures"] = [{"protected": protected, "signature": jose.base64url(signed)}]
+    if unprotected is not None:
+        document["signatures"][0]["header"] = unprotected
+    return json.dumps(document).encode()

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
-from brski import Assertion, Pledge, VoucherSignatureInvalid, jws, paths
-from est.exchange import Call
-from lab.factory import load
+from brski import Assertion, VoucherSignatureInvalid, jws, paths
 from tests.lab.test_mock_masa import KNOBS, Desk, with_desk
 
 JWS = paths.VOUCHER_JWS_JSON
 
 
-class JwsPledge(Pledge):
-    """A pledge that asks in JWS unless told otherwise."""
-
-    def voucher_request(
-        self, registrar_certificate: x509.Certificate, *, nonce: bytes, now: datetime, media_type: str = JWS
-    ) -> Call:
-        return super().voucher_request(registrar_certificate, nonce=nonce, now=now, media_type=media_type)
-
-
 def in_jws(at: Desk) -> Desk:
-    at.pledge = JwsPledge(at.device.signer, at.device.chain, load(at.folder).masa_anchors)
+    at.media_type = JWS
     return at
 
 

@@ -68,6 +68,7 @@ class Desk:
     port: int
     domain: Domain
     serial: str = "PX-1"
+    media_type: str = paths.VOUCHER_CMS_JSON
 
     def __post_init__(self) -> None:
         self.now = datetime.now(UTC)
@@ -86,7 +87,9 @@ class Desk:
         return f"127.0.0.1:{self.port}"
 
     def ask(self) -> tuple[Call, MasaExchange]:
-        sent = self.pledge.voucher_request(self.domain.certificate, nonce=os.urandom(16), now=self.now)
+        sent = self.pledge.voucher_request(
+            self.domain.certificate, nonce=os.urandom(16), now=self.now, media_type=self.media_type
+        )
         exchange = self.registrar.consider(
             sent,
             self.device.certificate,
@@ -408,7 +411,15 @@ async def _log_elsewhere(at: Desk) -> type[Exception]:
     return type(refused.value)
 
 
+async def _refused_in_jws(at: Desk) -> type[Exception]:
+    at.media_type = paths.VOUCHER_JWS_JSON
+    return await _refused_by_registrar(at)
+
+
 KNOBS: dict[str, tuple[Callable[[Desk], Any], Any]] = {
+    "jws-none": (_refused_in_jws, VoucherMalformed),
+    "jws-hs256": (_refused_in_jws, VoucherMalformed),
+    "jws-unprotected-alg": (_refused_in_jws, VoucherMalformed),
     "no-signed-attributes": (_refused_by_registrar, VoucherMalformed),
     "two-signers": (_refused_by_registrar, VoucherMalformed),
     "wrong-content-type": (_refused_by_registrar, VoucherMalformed),

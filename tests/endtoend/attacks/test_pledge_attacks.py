@@ -82,10 +82,10 @@ def box(site: Site, tmp_path: Path) -> Box:
     return Box(device, home, ProxyState.open(tmp_path / "state"))
 
 
-def refused(box: Box, rogue: RogueRegistrar) -> str:
+def refused(box: Box, rogue: RogueRegistrar, **settings: object) -> str:
     """Bootstraps against a registrar whose voucher must not do, and checks what the pledge does then; the reason."""
     with pytest.raises(BootstrapGaveUp) as gave_up:
-        box.bootstrap(f"https://{rogue.address}")
+        box.bootstrap(f"https://{rogue.address}", **settings)
     assert rogue.paths() == ["requestvoucher", "voucher_status"], "nothing else is asked, least of all EST"
     assert len({one.connection for one in rogue.seen}) == 1
     assert json.loads(rogue.seen[1].call.body)["status"] is False
@@ -164,6 +164,16 @@ def test_t20_a_voucher_whose_signed_content_type_is_another_is_refused(site: Sit
 @pytest.mark.req("T-21", "B-421")
 def test_t21_a_voucher_that_calls_itself_a_request_is_refused(site: Site, box: Box) -> None:
     assert bad_voucher(site, box, "request-key") == "voucher-malformed"
+
+
+@pytest.mark.req("T-22", "B-444")
+@pytest.mark.parametrize("knob", ["jws-none", "jws-hs256", "jws-unprotected-alg"])
+def test_t22_a_voucher_in_jws_whose_header_chooses_how_to_verify_is_refused(site: Site, box: Box, knob: str) -> None:
+    with site.acme.broken(knob), RogueRegistrar(CAMPUS, site.acme) as rogue:
+        assert refused(box, rogue, voucher_format="jws") == "voucher-malformed"
+        assert rogue.replies[0].media_type.startswith(paths.VOUCHER_JWS_JSON)
+    with RogueRegistrar(CAMPUS, site.acme) as honest:
+        assert box.bootstrap(f"https://{honest.address}", give_up_seconds=5, voucher_format="jws").outcome == "ok"
 
 
 @pytest.mark.req("B-304", "B-321", "B-323", "B-325", "B-328")

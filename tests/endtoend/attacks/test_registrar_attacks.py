@@ -18,11 +18,13 @@ from asn1crypto import cms as asn1
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from brski import VoucherRequest, voucher_request
+from brski import VoucherRequest, paths, voucher_request
 from brski.idevid import read_serial_number
 from brski.leaves import Assertion
 from est.exchange import Reply
+from est.signer import Signer
 from lab.certificates import Domain, Identity
+from lab.damage import jws_with_mac, jws_with_unprotected_alg, jws_without_signature
 from tests.endtoend.attacks.site import Knock, Line, Site, reason, sign
 
 pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("attacks")]
@@ -92,6 +94,20 @@ def test_t15_a_request_repeated_a_hundred_times_while_it_waits_is_one_request_to
     assert {one.status for one in granted} == {200}
     assert len({one.body for one in granted}) == 1
     assert site.acme.asked(knock.serial) == 1
+
+
+@pytest.mark.req("T-22", "B-444")
+@pytest.mark.parametrize("forge", [jws_without_signature, jws_with_mac, jws_with_unprotected_alg])
+def test_t22_a_request_in_jws_whose_header_chooses_how_to_verify_is_refused(
+    site: Site, forge: Callable[[bytes, Signer], bytes]
+) -> None:
+    knock = site.knock(site.acme.device())
+    asked = knock.request(media_type=paths.VOUCHER_JWS_JSON)
+    refused = knock.voucher(replace(asked, body=forge(asked.body, knock.device.signer)))
+    assert (refused.status, reason(refused)) == (400, "voucher-request-malformed")
+    assert site.acme.asked(knock.serial) == 0
+    granted = knock.voucher(asked)
+    assert (granted.status, granted.media_type) == (200, paths.VOUCHER_JWS_JSON)
 
 
 @pytest.mark.req("T-23", "B-411", "B-427", "B-228")
