@@ -6,6 +6,7 @@ Nothing here trusts the certificate: chains are checked by `brski.manufacturer.i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
@@ -136,6 +137,7 @@ class MasaAddress:
         return f"https://{self.authority}{self.path}/{operation}"
 
 
+@lru_cache(maxsize=512)
 def read_masa_address(text: str) -> MasaAddress:
     """A MASA's address from an authority ("masa.example:9443") or a complete HTTPS URI; raises MasaUriInvalid.
 

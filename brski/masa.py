@@ -189,12 +189,11 @@ class Masa:
             domain_cert_revocation_checks=False,
         )
         content = voucher.write(granted)
-        # what leaves was read by the code that its receiver will use
-        granted = voucher.read(content)
         body = self._sign(content, media_type, is_lasting=granted.nonce is None, now=now)
+        granted = voucher.read(content, sealed=body)  # what leaves is read by the code that its receiver will use
         return Grant(
             reply=Reply(200, media_type, body=sealed.wrap(body, media_type, in_base64=asked.is_base64)),
-            voucher=replace(granted, sealed=body),
+            voucher=granted,
             entry=LogEntry(now, audit_log.domain_id(pin), asked.request.nonce, granted.assertion.value),
             owner=owner,
             device=device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
@@ -41,8 +41,8 @@ class Voucher:
         return leaves.read_certificate(self.pinned_domain_cert, "pinned-domain-cert", VoucherMalformed)
 
 
-def read(body: bytes, dialect: Dialect = STRICT) -> Voucher:
-    """The voucher in a JSON document (the signed content).
+def read(body: bytes, dialect: Dialect = STRICT, *, sealed: bytes = b"") -> Voucher:
+    """The voucher in a JSON document (the signed content); `sealed` is what that was found in.
 
     Unknown members are ignored (RFC 8995, section 5.6.1); so is prior-signed-voucher-request. What RFC 8366 forbids on
     sending (nonce together with expires-on) is read, because vouchers of later documents carry both.
@@ -61,6 +61,7 @@ def read(body: bytes, dialect: Dialect = STRICT) -> Voucher:
         idevid_issuer=members.optional("idevid-issuer", leaves.read_binary),
         domain_cert_revocation_checks=members.optional("domain-cert-revocation-checks", leaves.read_bool),
         last_renewal_date=members.date("last-renewal-date"),
+        sealed=sealed,
     )
 
 
@@ -104,4 +105,4 @@ def unseal(
         accept_id_data=accept_id_data,
         dialect=dialect,
     )
-    return replace(read(opened.content, dialect), sealed=opened.body), opened
+    return read(opened.content, dialect, sealed=opened.body), opened

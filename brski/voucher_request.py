@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from brski import leaves, sealed, voucher
@@ -34,8 +34,11 @@ class VoucherRequest:
     sealed: bytes = field(default=b"", repr=False, compare=False)
 
 
-def read(body: bytes, dialect: Dialect = STRICT) -> VoucherRequest:
-    """The voucher-request in a JSON document (the signed content); raises VoucherRequestMalformed."""
+def read(body: bytes, dialect: Dialect = STRICT, *, sealed: bytes = b"") -> VoucherRequest:
+    """The voucher-request in a JSON document (the signed content); `sealed` is what that was found in.
+
+    Raises VoucherRequestMalformed.
+    """
     members = leaves.Members(body, KEY, VoucherRequestMalformed, dialect=dialect, legacy=LEGACY_KEY)
     if members.is_legacy and members.has("pinned-domain-cert"):
         # the key does not tell them apart in this dialect, so this leaf must: only a voucher pins
@@ -48,6 +51,7 @@ def read(body: bytes, dialect: Dialect = STRICT) -> VoucherRequest:
         idevid_issuer=members.optional("idevid-issuer", leaves.read_binary),
         proximity_registrar_cert=members.optional("proximity-registrar-cert", leaves.read_binary),
         prior_signed_voucher_request=members.optional("prior-signed-voucher-request", leaves.read_binary),
+        sealed=sealed,
     )
 
 
@@ -82,4 +86,4 @@ def unseal(
         accept_id_data=accept_id_data,
         dialect=dialect,
     )
-    return replace(read(opened.content, dialect), sealed=opened.body), opened
+    return read(opened.content, dialect, sealed=opened.body), opened
