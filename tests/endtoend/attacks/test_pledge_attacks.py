@@ -86,9 +86,11 @@ def refused(box: Box, rogue: RogueRegistrar, **settings: object) -> str:
     """Bootstraps against a registrar whose voucher must not do, and checks what the pledge does then; the reason."""
     with pytest.raises(BootstrapGaveUp) as gave_up:
         box.bootstrap(f"https://{rogue.address}", **settings)
-    assert rogue.paths() == ["requestvoucher", "voucher_status"], "nothing else is asked, least of all EST"
-    assert len({one.connection for one in rogue.seen}) == 1
-    assert json.loads(rogue.seen[1].call.body)["status"] is False
+    # on every connection that it made in its time: ask, complain, nothing else, least of all EST
+    for connection in {one.connection for one in rogue.seen}:
+        asked, *rest = (one for one in rogue.seen if one.connection == connection)
+        assert asked.path == paths.REQUEST_VOUCHER
+        assert [(one.path, json.loads(one.call.body)["status"]) for one in rest] == [(paths.VOUCHER_STATUS, False)]
     assert not box.state.configured and box.state.read("anchors.pem") is None
     assert [one["code"] for one in box.report() if one["step"] == "voucher-refused"] == [
         gave_up.value.fields["because"]
@@ -124,7 +126,7 @@ def bad_voucher(site: Site, box: Box, knob: str) -> str:
     """What the pledge says of a voucher that the MASA spoils so and the registrar relays unread."""
     with site.acme.broken(knob), RogueRegistrar(CAMPUS, site.acme) as rogue:
         because = refused(box, rogue)
-        assert len(rogue.replies) == 1 and rogue.replies[0].status == 200
+        assert {one.status for one in rogue.replies} == {200}
     # the device is none the worse for it
     with RogueRegistrar(CAMPUS, site.acme) as honest:
         assert box.bootstrap(f"https://{honest.address}", give_up_seconds=5).outcome == "ok"
