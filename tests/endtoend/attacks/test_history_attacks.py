@@ -132,7 +132,7 @@ def test_t30_a_masa_that_fails_is_a_5xx_with_a_reason_and_a_retry_may_succeed(
         begun = time.monotonic()
         refused = knock.voucher(asked)
         assert (refused.status, reason(refused)) == (status, slug)
-        assert time.monotonic() - begun < 2.9
+        assert time.monotonic() - begun < 8
         if status == 503:
             assert int(refused.headers["retry-after"]) >= 1
         # what the MASA said itself is for the log and not for the pledge
