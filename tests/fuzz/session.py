@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import atheris
@@ -18,20 +18,30 @@ TIMEOUT_SECONDS = 5
 
 
 def fuzz(
-    target: targets.Target, folder: Path, keep: Callable[[bytes], None], corpus: Path, limits: Sequence[str]
+    name: str, target: targets.Target | None, folder: Path, crashes: Path, corpus: Path, limits: Sequence[str]
 ) -> None:
-    """Run until a limit or a finding, which goes to `keep`; `folder` is for seeds and words. Does not return."""
+    """Run until a limit or a finding, which is kept below `crashes`. Does not return.
+
+    `target` None: all of them, and the first byte of an input chooses. `folder` is for seeds and words.
+    """
     seeds, words = folder / "seeds", folder / "words"
     seeds.mkdir()
-    for seed in target.seeds:
+    for seed in targets.seeds_of_all() if target is None else target.seeds:
         (seeds / hashlib.sha256(seed).hexdigest()).write_bytes(seed)
     words.write_text("".join('"' + word.replace('"', '\\"') + '"\n' for word in targets.WORDS), encoding="ascii")
 
     def feed(data: bytes) -> None:
+        hit, chosen = name, target
+        if chosen is None:
+            if not data:
+                return
+            hit, data = targets.by_first_byte(data)
+            chosen = targets.TARGETS[hit]
         try:
-            targets.check(target, data)
+            targets.check(chosen, data)
         except Exception:
-            keep(data)
+            (crashes / hit).mkdir(parents=True, exist_ok=True)
+            (crashes / hit / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
             raise
 
     arguments = [
@@ -43,22 +53,8 @@ def fuzz(
     atheris.Fuzz()
 
 
-def keep_in(crashes: Path, name: str) -> Callable[[bytes], None]:
-    """Writes findings below `crashes`, under the name of the target that was hit, so that they are replayed there."""
-
-    def keep(data: bytes) -> None:
-        hit = name
-        if name == "all" and data:
-            hit, data = targets.NAMES[data[0] % len(targets.NAMES)], data[1:]
-        (crashes / hit).mkdir(parents=True, exist_ok=True)
-        (crashes / hit / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-
-    return keep
-
-
 def main(name: str, folder: str, crashes: str, corpus: str, *limits: str) -> None:
-    target = targets.any_target() if name == "all" else targets.TARGETS[name]
-    fuzz(target, Path(folder), keep_in(Path(crashes), name), Path(corpus), limits)
+    fuzz(name, targets.TARGETS.get(name), Path(folder), Path(crashes), Path(corpus), limits)
 
 
 if __name__ == "__main__":
