@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
@@ -170,9 +170,7 @@ def unseal(
         raise invalid(cause.detail) from cause
     except (EstError, JwsMalformed, JwsNotAccepted) as cause:
         raise malformed(cause.detail, because=cause.reason) from cause
-    if artefact is body:
-        return opened
-    return Unsealed(opened.content, opened.signer, opened.certificates, opened.signing_time, artefact, is_base64=True)
+    return opened if artefact is body else replace(opened, is_base64=True)
 
 
 def wrap(artefact: bytes, media_type: str, *, in_base64: bool) -> bytes:
@@ -196,7 +194,7 @@ def read_media_type(media_type: str, accept: str = "", *, formats: Collection[st
 
 def media_type_of(body: bytes) -> str:
     """The media type of an artefact that we made or accepted and kept: JWS is JSON text, CMS DER or its base64."""
-    return paths.VOUCHER_JWS_JSON if body[:1] == b"{" else paths.VOUCHER_CMS_JSON
+    return paths.VOUCHER_JWS_JSON if body[:64].lstrip()[:1] == b"{" else paths.VOUCHER_CMS_JSON
 
 
 def _codec(media_type: str) -> Codec:

@@ -11,12 +11,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import joserfc.jws
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
+from joserfc.jwk import ECKey
 
 from brski import (
     Assertion,
@@ -106,6 +108,22 @@ def test_what_we_send_is_general_json_with_the_chain_in_x5c(body: bytes, chain: 
     assert len(jose.unbase64url(document["signatures"][0]["signature"].encode())) == 64
     opened = jws.unseal(body)
     assert [base64.b64encode(one.public_bytes(Encoding.DER)).decode() for one in opened.certificates] == header["x5c"]
+
+
+class Roomy(joserfc.jws.JWSRegistry):
+    """joserfc bounds a header to 512 octets, which no x5c fits into."""
+
+    max_header_length = 16_384
+
+
+@pytest.mark.interop
+@pytest.mark.req("B-441", "B-442", "B-444", "B-445")
+@pytest.mark.parametrize("body", [PVR, RVR, VOUCHER], ids=["pvr", "rvr", "voucher"])
+def test_joserfc_verifies_what_we_send(body: bytes) -> None:
+    signer = jws.unseal(body).certificates[0]
+    key = ECKey.import_key(signer.public_bytes(Encoding.PEM).decode())
+    opened = joserfc.jws.deserialize_json(json.loads(body), key, registry=Roomy(algorithms=["ES256"]))
+    assert opened.payload == jws.unseal(body).content
 
 
 @pytest.mark.req("B-211", "B-202", "B-204", "B-447", "B-448")
