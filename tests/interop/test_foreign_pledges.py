@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from appliance.clock import SystemClock
 from appliance.initialise import initialise
 from brski import paths, voucher, voucher_request
+from est import jose
 from tests.campus import Campus, environment
 
 HERE = Path(__file__).parent
@@ -176,3 +183,43 @@ def test_a_pledge_whose_jws_are_joserfcs_alone_gets_a_voucher(site: Site, tmp_pa
     got, _ = voucher.unseal((tmp_path / "voucher.vjj").read_bytes(), paths.VOUCHER_JWS_JSON)
     assert got.nonce == sent.nonce
     assert site.campus.ask("pledges.show", serial="widget-4")["assertion"] == "proximity"
+
+
+@pytest.mark.req("B-444", "B-445", "T-22")
+@pytest.mark.parametrize("trick", ["none", "mac", "unprotected", "der", "second"])
+def test_forged_jws_over_a_real_connection_is_400_and_reaches_no_masa(site: Site, trick: str) -> None:
+    device = site.device(f"forger-{trick}")
+    chain = x509.load_pem_x509_certificates((device / "idevid.pem").read_bytes())
+    key = load_pem_private_key((device / "idevid.key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    header = {"alg": "ES256", "x5c": [base64.b64encode(chain[0].public_bytes(Encoding.DER)).decode()]}
+    content = json.dumps({"ietf-voucher-request:voucher": {"serial-number": f"forger-{trick}"}}).encode()
+
+    def signed(header: dict[str, object], make: Callable[[bytes], bytes]) -> dict[str, object]:
+        protected = jose.base64url(json.dumps(header).encode())
+        data = f"{protected}.{jose.base64url(content)}".encode()
+        return {"protected": protected, "signature": jose.base64url(make(data))}
+
+    def der(data: bytes) -> bytes:
+        return key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+    def raw(data: bytes) -> bytes:
+        return jose.write_ecdsa(der(data), 32)
+
+    alone = {name: value for name, value in header.items() if name != "alg"}
+    signatures = {
+        "none": [signed({**header, "alg": "none"}, lambda data: b"")],
+        "mac": [signed({**header, "alg": "HS256"}, lambda data: hmac.digest(public, data, "sha256"))],
+        "unprotected": [{**signed(alone, raw), "header": {"alg": "ES256"}}],
+        "der": [signed(header, der)],
+        "second": [signed(header, raw), signed(header, raw)],
+    }[trick]
+    body = json.dumps({"payload": jose.base64url(content), "signatures": signatures}).encode()
+    client = site.campus.client("device", device / "idevid.pem", device / "idevid.key.pem")
+    answer = client.send("POST", paths.REQUEST_VOUCHER, body, paths.VOUCHER_JWS_JSON)
+    client.close()
+    assert answer.status == 400, answer
+    assert [one["step"] for one in site.campus.ask("pledges.show", serial=f"forger-{trick}")["timeline"]] == [
+        "request-refused"
+    ]
