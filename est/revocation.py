@@ -1,6 +1,6 @@
-"""Certificate revocation lists: the bytes to be signed, and what a finished one says (RFC 5280, section 5).
+"""Certificate revocation lists: the bytes to be signed (RFC 5280, section 5).
 
-Written with our own DER writer because a list of 100,000 entries must not stop the appliance for seconds;
+Written with our own DER writer, an entry spliced from few pieces, because a list may have a million entries;
 `est.profiles.assemble` puts the signature on.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,10 +29,14 @@ REASONS: dict[str, int] = {
 }
 """CRLReason names and numbers (RFC 5280, section 5.3.1)."""
 
-_ECDSA = {"secp256r1": tlv.oid("1.2.840.10045.4.3.2"), "secp384r1": tlv.oid("1.2.840.10045.4.3.3")}
+ECDSA = {"secp256r1": tlv.oid("1.2.840.10045.4.3.2"), "secp384r1": tlv.oid("1.2.840.10045.4.3.3")}
+"""Signature algorithms by curve, as OBJECT IDENTIFIER."""
+
 _REASON_CODE = tlv.oid("2.5.29.21")
 _AUTHORITY_KEY_IDENTIFIER = tlv.oid("2.5.29.35")
 _CRL_NUMBER = tlv.oid("2.5.29.20")
+_MAX_MINUTES = 100_000
+_SECONDS = tuple(b"%02dZ" % second for second in range(60))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,37 @@ class Revoked:
     reason: str = "unspecified"
 
 
+class EntryWriter:
+    """Writes entries of a revokedCertificates list, one by one: about a microsecond each."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[int, bytes] = {}
+        self._reasons = {name: _reason_extension(code) for name, code in REASONS.items()}
+
+    def write(self, serial: str, at_seconds: int, reason: str) -> bytes:
+        """DER entry for a serial number in hexadecimal and a moment in seconds since 1970.
+
+        Raises ShapeNotPossible for a reason or a serial number that cannot be.
+        """
+        try:
+            number = bytes.fromhex(serial if not len(serial) & 1 else "0" + serial)
+            extension = self._reasons[reason]
+            if number[0] & 0x80:
+                number = b"\x00" + number
+        except (KeyError, ValueError, IndexError) as error:
+            raise ShapeNotPossible("a CRL entry needs a known reason and a positive serial number") from error
+        if len(number) > 21 or not number.strip(b"\x00"):
+            raise ShapeNotPossible("a CRL entry needs a positive serial number of at most 20 octets")
+        minute, second = divmod(at_seconds, 60)
+        time = self._minutes.get(minute)
+        if time is None:
+            if len(self._minutes) >= _MAX_MINUTES:
+                self._minutes.clear()
+            time = self._minutes[minute] = tlv.write_time(datetime.fromtimestamp(minute * 60, UTC))[:-3]
+        body = bytes((tlv.INTEGER, len(number))) + number + time + _SECONDS[second] + extension
+        return bytes((tlv.SEQUENCE, len(body))) + body
+
+
 def crl_to_be_signed(
     issuer: x509.Name,
     *,
@@ -52,22 +87,22 @@ def crl_to_be_signed(
     number: int,
     this_update: datetime,
     next_update: datetime,
-    entries: Iterable[Revoked],
+    entries: Iterable[Revoked] | bytes,
 ) -> bytes:
     """DER TBSCertList, version 2, with CRLNumber and authority key identifier.
 
-    Raises ShapeNotPossible for a reason, number or serial that cannot be.
+    `entries` as bytes are what an EntryWriter wrote, one after the other. Raises ShapeNotPossible for a reason, number
+    or serial that cannot be.
     """
-    if issuer_key.curve.name not in _ECDSA:
+    if issuer_key.curve.name not in ECDSA:
         raise ShapeNotPossible("issuing keys are on P-256 or P-384")
     if not 0 <= number < 1 << 159 or next_update <= this_update:
         raise ShapeNotPossible("a CRL has a number of at most 159 bits and dates in order")
-    reasons = {name: _reason_extension(code) for name, code in REASONS.items()}
-    rows = []
-    for entry in entries:
-        if entry.reason not in reasons or entry.serial <= 0:
-            raise ShapeNotPossible("a CRL entry needs a known reason and a positive serial number")
-        rows.append(tlv.sequence(tlv.integer(entry.serial), tlv.write_time(entry.at), reasons[entry.reason]))
+    if not isinstance(entries, bytes):
+        writer = EntryWriter()
+        entries = b"".join(
+            writer.write(_hex(entry.serial), int(entry.at.timestamp()), entry.reason) for entry in entries
+        )
     extensions = tlv.sequence(
         tlv.sequence(
             _AUTHORITY_KEY_IDENTIFIER,
@@ -77,14 +112,20 @@ def crl_to_be_signed(
     )
     return tlv.sequence(
         tlv.integer(1),
-        tlv.sequence(_ECDSA[issuer_key.curve.name]),
+        tlv.sequence(ECDSA[issuer_key.curve.name]),
         issuer.public_bytes(),
         tlv.write_time(this_update),
         tlv.write_time(next_update),
         # An absent list, not an empty one, means that nothing is revoked (RFC 5280, section 5.1.2.6).
-        tlv.sequence(*rows) if rows else b"",
+        tlv.sequence(entries) if entries else b"",
         tlv.tlv(0xA0, extensions),
     )
+
+
+def _hex(serial: int) -> str:
+    if serial <= 0:
+        raise ShapeNotPossible("a CRL entry needs a positive serial number")
+    return format(serial, "x")
 
 
 def _reason_extension(code: int) -> bytes:

@@ -1,31 +1,57 @@
-"""The current CRL of each issuing role; its number only grows."""
+"""The current CRL of each issuing role: its number, which only grows, and what it was made of.
+
+The list itself lies in a file; here stand its digest and the query for its entries, which another process runs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 
 from appliance.errors import Conflict
 from appliance.store import schema
+from appliance.store.columns import to_micros
 from appliance.store.statements import Row
 from appliance.store.transaction import Tx
 
 _c = schema.crls.c
+_cert = schema.certificates.c
+_COLUMNS = ("number", "this_update", "next_update", "entries", "revoked", "sha256")
 _GET = select(schema.crls).where(_c.role == bindparam("role"))
-_INSERT = insert(schema.crls).values(
-    role=bindparam("role"),
-    number=bindparam("number"),
-    this_update=bindparam("this_update"),
-    next_update=bindparam("next_update"),
-    der=bindparam("der"),
-)
+_INSERT = insert(schema.crls).values(role=bindparam("role"), **{name: bindparam(name) for name in _COLUMNS})
 _PUT = _INSERT.on_conflict_do_update(
     index_elements=["role"],
-    set_={name: _INSERT.excluded[name] for name in ("number", "this_update", "next_update", "der")},
+    set_={name: _INSERT.excluded[name] for name in _COLUMNS},
     where=_c.number < _INSERT.excluded.number,
 )
+_REVOKED = (_cert.issuer_role == bindparam("role"), _cert.revoked_at.is_not(None))
+_COUNT = select(func.count()).where(*_REVOKED)
+_ALL_ENTRIES = (
+    select(_cert.serial, _cert.revoked_at, _cert.revocation_reason)
+    # A certificate leaves after one list that was made beyond its expiry (RFC 5280, section 3.3).
+    .where(*_REVOKED, or_(_cert.not_after > bindparam("since"), _cert.revoked_at >= bindparam("since")))
+    .order_by(_cert.revoked_at)
+)
+_ENTRIES = _ALL_ENTRIES.limit(bindparam("count"))
+_ENTRIES_TEXT = str(_ALL_ENTRIES.compile(dialect=sqlite.dialect(paramstyle="named")))
+
+
+@dataclass(frozen=True, slots=True)
+class Crl:
+    """One finished list: `revoked` = revocations known when it was made, `sha256` = digest of its DER."""
+
+    number: int
+    this_update: datetime
+    next_update: datetime
+    entries: int
+    revoked: int
+    sha256: bytes
 
 
 def get(tx: Tx, role: str) -> Row | None:
@@ -33,8 +59,26 @@ def get(tx: Tx, role: str) -> Row | None:
     return tx.one(_GET, {"role": role})
 
 
-def put(tx: Tx, role: str, *, number: int, this_update: datetime, next_update: datetime, der: bytes) -> None:
+def put(tx: Tx, role: str, crl: Crl) -> None:
     """Replace the CRL of a role; Conflict unless its number is higher than the stored one."""
-    values = {"role": role, "number": number, "this_update": this_update, "next_update": next_update, "der": der}
-    if tx.execute(_PUT, values).rowcount != 1:
+    values = {name: getattr(crl, name) for name in _COLUMNS}
+    if tx.execute(_PUT, {"role": role, **values}).rowcount != 1:
         raise Conflict("a CRL with this number or a higher one is stored")
+
+
+def revoked(tx: Tx, role: str) -> int:
+    """How many certificates of a role were ever revoked; grows with every revocation."""
+    return int(tx.scalar(_COUNT, {"role": role}))
+
+
+def entries(tx: Tx, role: str, since: datetime, *, count: int) -> list[Row]:
+    """The first entries, oldest revocation first: serial, revoked_at, revocation_reason.
+
+    Certificates that expired before `since`, and were not revoked after it, are left out.
+    """
+    return tx.all(_ENTRIES, {"role": role, "since": since, "count": count})
+
+
+def entries_query(role: str, since: datetime) -> tuple[str, Mapping[str, Any]]:
+    """entries() without a limit as SQL text and values, for a process of its own; times are microseconds there."""
+    return _ENTRIES_TEXT, {"role": role, "since": to_micros(since)}

@@ -97,7 +97,18 @@ certificates = Table(
     Index("certificates_owner", "owner_id", sqlite_where=text("owner_id IS NOT NULL")),
     Index("certificates_proxy", "proxy_id", "csr_sha256"),
     Index("certificates_spki", "spki_sha256"),
-    Index("certificates_revoked", "issuer_role", "revoked_at", sqlite_where=text("revoked_at IS NOT NULL")),
+    # What a CRL is made of, read from the index alone; rows that are not revoked cost it nothing.
+    Index(
+        "certificates_revoked",
+        "issuer_role",
+        "revoked_at",
+        "not_after",
+        "serial",
+        "revocation_reason",
+        sqlite_where=text("revoked_at IS NOT NULL"),
+    ),
+    Index("certificates_pending", "state", sqlite_where=text("state = 'pending'")),
+    Index("certificates_expiry", "not_after"),
 )
 
 crls = Table(
@@ -107,7 +118,9 @@ crls = Table(
     Column("number", BigInteger, nullable=False),
     _time("this_update"),
     _time("next_update"),
-    Column("der", LargeBinary, nullable=False),
+    Column("entries", Integer, nullable=False),
+    Column("revoked", Integer, nullable=False),  # revocations known when it was made, listed or not
+    _hex("sha256", null=False),
 )
 
 manufacturers = Table(

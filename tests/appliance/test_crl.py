@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import subprocess
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from appliance.crl import CrlKeeper
+from appliance.crl import CrlKeeper, CrlNotBuilt
 from appliance.errors import NotFound
 from appliance.hierarchy import certificate_file
 from appliance.store import crls
@@ -103,6 +104,109 @@ def test_lists_past_half_their_life_are_made_anew(tmp_path: Path) -> None:
         clock.advance(2 * 3600)
         asyncio.run(keeper.build_missing())
         assert store.read_sync(lambda tx: crls.get(tx, "agents")).number > first
+
+
+def test_a_long_list_is_written_by_another_process_and_says_the_same(tmp_path: Path) -> None:
+    clock = FixedClock()
+    reasons = ["keyCompromise", "unspecified", "superseded"]
+
+    async def run(ca, store) -> tuple[bytes, bytes, list[int]]:
+        serials = []
+        for at in range(3):
+            issued = await issue_ldevid(ca, f"proxy-{at}")
+            await ca.revoke("devices", issued.serial, reason=reasons[at], actor=ACTOR)
+            serials.append(issued.serial)
+        apart = CrlKeeper(ca, store, clock, life_hours=24, short=2)
+        here = CrlKeeper(ca, store, clock, life_hours=24)
+        await apart.build("devices")
+        first = await apart.crl("devices")
+        await here.build("devices")
+        return first, await here.crl("devices"), serials
+
+    with authority(tmp_path, clock) as (ca, store):
+        apart, here, serials = asyncio.run(run(ca, store))
+        row = store.read_sync(lambda tx: crls.get(tx, "devices"))
+    lists = [x509.load_der_x509_crl(der) for der in (apart, here)]
+    assert all(one.is_signature_valid(ca.issuing("devices").signer.public_key()) for one in lists)
+    assert [
+        [(e.serial_number, e.revocation_date_utc, [x.value for x in e.extensions]) for e in one] for one in lists
+    ] == [[(e.serial_number, e.revocation_date_utc, [x.value for x in e.extensions]) for e in lists[0]]] * 2
+    assert sorted(e.serial_number for e in lists[0]) == sorted(serials)
+    assert (row.entries, row.revoked) == (3, 3)
+    assert [path.name for path in (tmp_path / "crl").iterdir()] == ["devices.crl"]
+
+
+def test_a_process_that_fails_leaves_the_old_list_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+    clock = FixedClock()
+
+    async def run(ca, store) -> None:
+        keeper = CrlKeeper(ca, store, clock, life_hours=24, short=0)
+        issued = await issue_ldevid(ca)
+        await keeper.build("devices")
+        before = await keeper.crl("devices")
+        await ca.revoke("devices", issued.serial, actor=ACTOR)
+        monkeypatch.setattr(crls, "_ENTRIES_TEXT", "SELECT nothing")
+        with pytest.raises(CrlNotBuilt, match="syntax error"):
+            await keeper.build("devices")
+        assert await keeper.crl("devices") == before
+
+    with authority(tmp_path, clock) as (ca, store):
+        asyncio.run(run(ca, store))
+    assert [path.name for path in (tmp_path / "crl").iterdir()] == ["devices.crl"]
+
+
+def test_an_expired_certificate_is_on_one_more_list_and_then_gone(tmp_path: Path) -> None:
+    """RFC 5280, section 3.3; also when the clock was ahead for a while."""
+    clock = FixedClock()
+
+    async def run(ca, store) -> list[int]:
+        keeper = CrlKeeper(ca, store, clock, life_hours=24)
+        issued = await issue_ldevid(ca)
+        late = await issue_ldevid(ca, "late")
+        await ca.revoke("devices", issued.serial, actor=ACTOR)
+
+        async def count() -> int:
+            clock.advance(60)
+            await keeper.build("devices")
+            return len(x509.load_der_x509_crl(await keeper.crl("devices")))
+
+        counts = [await count()]
+        clock.advance(89 * 86400)
+        counts.append(await count())
+        clock.advance(4000 * 86400)
+        counts.append(await count())
+        clock.advance(-4000 * 86400)  # it was wrong: the certificate is still good for a day
+        counts.append(await count())
+        clock.advance(2 * 86400)
+        counts += [await count(), await count()]
+        await ca.revoke("devices", late.serial, actor=ACTOR)  # long expired; it shows up once all the same
+        counts += [await count(), await count()]
+        return counts
+
+    with authority(tmp_path, clock) as (ca, store):
+        assert asyncio.run(run(ca, store)) == [1, 1, 1, 1, 1, 0, 1, 0]
+
+
+def test_a_file_that_is_lost_or_not_the_one_recorded_is_made_anew(tmp_path: Path) -> None:
+    clock = FixedClock()
+
+    async def run(ca, store) -> None:
+        await CrlKeeper(ca, store, clock, life_hours=24).build_all()
+        file = tmp_path / "crl" / "agents.crl"
+        for damage in (file.unlink, lambda: file.write_bytes(b"0" * 200)):
+            number = store.read_sync(lambda tx: crls.get(tx, "agents")).number
+            damage()
+            fresh = CrlKeeper(ca, store, clock, life_hours=24)
+            with pytest.raises(NotFound):
+                await fresh.crl("agents")
+            await fresh.build_missing()
+            row = store.read_sync(lambda tx: crls.get(tx, "agents"))
+            assert row.number > number
+            assert hashlib.sha256(await fresh.crl("agents")).hexdigest() == row.sha256
+            assert file.stat().st_mode & 0o777 == 0o600
+
+    with authority(tmp_path, clock) as (ca, store):
+        asyncio.run(run(ca, store))
 
 
 @pytest.mark.interop
