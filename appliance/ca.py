@@ -76,6 +76,7 @@ class Slot:
             not_after,
             self.issuing.crl_url if addresses and self.issuing.crl_url else None,
             self.issuing.issuer_url if addresses and self.issuing.issuer_url else None,
+            self.issuing.ocsp_url if addresses and self.issuing.ocsp_url else None,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from appliance.commands import devices, hosts, itself, network, people
+from appliance.commands import certificates, devices, hosts, itself, network, people
 from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
@@ -32,6 +32,7 @@ app.add_typer(devices.proxies, name="proxies")
 app.add_typer(devices.est_secrets, name="est")
 app.add_typer(people.owners, name="owners")
 app.add_typer(people.agents, name="agents")
+app.add_typer(certificates.certs, name="certs")
 app.add_typer(network.policy, name="policy")
 app.add_typer(network.radius, name="radius")
 app.add_typer(network.nas, name="nas")

@@ -26,8 +26,10 @@ from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
 from appliance.backup import write_backup
 from appliance.ca import CertificateAuthority
+from appliance.certificate_list import CertificateList
 from appliance.checks import expiry, of_access, row
 from appliance.clock import Clock, SystemClock
+from appliance.console.certificates import CertificateOperations
 from appliance.console.devices import EstOperations, ManufacturerOperations, PledgeOperations, ProxyOperations
 from appliance.console.itself import HomeOperations
 from appliance.console.network import (
@@ -40,7 +42,8 @@ from appliance.console.network import (
 from appliance.console.operations import Operations
 from appliance.console.pages import ConsolePages
 from appliance.console.people import AgentOperations, OwnerOperations
-from appliance.console.routes import AdminRoutes, PkiRoutes
+from appliance.console.pki import PkiRoutes
+from appliance.console.routes import AdminRoutes
 from appliance.crl import CrlKeeper
 from appliance.errors import ApplianceError
 from appliance.hierarchy import ROLES, SEALING, ServerIdentity, key_file, read_issuing, read_server
@@ -52,6 +55,7 @@ from appliance.identity.routes import endpoints as identity_endpoints
 from appliance.initialise import need_passphrase
 from appliance.keys import SealingBox, read_key
 from appliance.log import set_up_logging
+from appliance.ocsp import OcspResponder
 from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.assemble import registrar_policy
@@ -123,6 +127,14 @@ class Appliance:
         own = self._servers["registrar"]
         owner_id_oid = f"{settings.identity.oid_arc}.2"
         self.crls = CrlKeeper(ca, store, clock, life_hours=settings.ca.crl_hours)
+        self.ocsp = OcspResponder(
+            ca,
+            store,
+            clock,
+            life_minutes=settings.ca.ocsp_minutes,
+            signer_days=settings.ca.ocsp_signer_days,
+            max_kept=settings.ca.ocsp_kept,
+        )
         self.access = AccessService(settings.access, store, clock)
         self.nas = NasService(store, sealing)
         self.directory = OwnerDirectory(
@@ -158,6 +170,7 @@ class Appliance:
             on_proxy_revoked=(revoke_agents_behind,),
         )
         self.agents = AgentRegistry(origin=settings.origin, store=store)
+        self.certificates = CertificateList(origin=settings.origin, store=store, clock=clock)
         self.health = Health(store=store, clock=clock, ca=ca, crls=self.crls, settings=settings)
         self._passphrase = passphrase
         self.operations = self._operations()
@@ -220,6 +233,7 @@ class Appliance:
                 "est": EstOperations(self.registrar.inventory, actor),
                 "owners": OwnerOperations(self.directory, actor),
                 "agents": AgentOperations(self.agents, actor),
+                "certs": CertificateOperations(self.certificates, actor),
                 "policy": PolicyOperations(self.policies, actor, issuers),
                 "nas": NasOperations(self.nas, actor),
                 "access": AccessOperations(self.access),
@@ -239,6 +253,7 @@ class Appliance:
         """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
         settings, web = self.settings, self.settings.web
         await self.crls.build_missing()
+        await self.ocsp.start()
         limits = Limits(
             self.clock,
             Bucket(web.address_rate, web.address_burst),
@@ -248,7 +263,7 @@ class Appliance:
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
         trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
-        pki = PkiRoutes(self.ca, self.crls)
+        pki = PkiRoutes(self.ca, self.crls, self.ocsp, self.clock)
         access = AccessRoutes(
             self.access, owner_id_oid=f"{settings.identity.oid_arc}.2", reply_message=settings.access.reply_message
         )
@@ -268,7 +283,7 @@ class Appliance:
             ("device", web.host, web.device_port, device, device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, None),
             ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
-            ("pki", web.host, web.pki_port, {"pki.crl": pki.crl, "pki.ca": pki.ca}, None, None),
+            ("pki", web.host, web.pki_port, pki.endpoints, None, None),
         ]
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
@@ -287,7 +302,7 @@ class Appliance:
             radius = settings.radius
             raise _unavailable("radius", radius.host, radius.port, cause) from cause
         self.listeners["radius"] = None if answering is None else _address(*answering)
-        self._tasks += [asyncio.create_task(self.crls.run()), asyncio.create_task(self.registrar.run())]
+        self._tasks += [asyncio.create_task(one.run()) for one in (self.crls, self.ocsp, self.registrar)]
         if settings.registrar.announce:
             self._announcer = Announcer(
                 interfaces=settings.registrar.announce_interfaces,

@@ -59,6 +59,7 @@ class IssuingCa:
     signer: Signer
     crl_url: str = ""
     issuer_url: str = ""
+    ocsp_url: str = ""
 
     @cached_property
     def key_identifier(self) -> bytes:
@@ -139,7 +140,7 @@ def create_hierarchy(
         issuer = made[role]
         key = _new_key(home, name, passphrase, key_cost)
         not_after = min(now + timedelta(days=settings.ca.server_days), issuer.not_valid_after_utc)
-        crl_url, issuer_url = addresses(settings, role)
+        crl_url, issuer_url, ocsp_url = addresses(settings, role)
         terms = Terms.under(
             issuer,
             serial=new_serial(),
@@ -147,6 +148,7 @@ def create_hierarchy(
             not_after=not_after,
             crl_url=crl_url or None,
             issuer_url=issuer_url or None,
+            ocsp_url=ocsp_url or None,
         )
         shape = server_shape(name, terms, key.public_key(), settings)
         _save(home, name, made, _sign(shape, issuing_keys[role]), issuer)
@@ -223,15 +225,15 @@ def server_shape(name: ServerName, terms: Terms, key: ec.EllipticCurvePublicKey,
     return make(terms, subject, key, dns_names=hosts, addresses=numbers)
 
 
-def addresses(settings: Settings, role: str) -> tuple[str, str]:
-    """CRL and issuer URL that certificates of a role carry; empty where the PKI port is picked at start."""
+def addresses(settings: Settings, role: str) -> tuple[str, str, str]:
+    """CRL, issuer and OCSP URL that certificates of a role carry; empty where the PKI port is picked at start."""
     base = settings.ca.pki_base_url.rstrip("/")
     if not base:
         if not settings.web.pki_port or not settings.web.names:
-            return "", ""
+            return "", "", ""
         host = settings.web.names[0]
         base = f"http://{f'[{host}]' if ':' in host else host}:{settings.web.pki_port}"
-    return f"{base}/crl/{role}.crl", f"{base}/ca/{role}.cer"
+    return f"{base}/crl/{role}.crl", f"{base}/ca/{role}.cer", f"{base}/ocsp"
 
 
 def new_serial() -> int:

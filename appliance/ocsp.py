@@ -28,7 +28,7 @@ from appliance.hierarchy import ROLES, Role
 from appliance.keys import generate
 from appliance.store import OutboxRow, Row, Store, Tx, certificates
 from est import ocsp, profiles
-from est.errors import BodyMalformed, Refusal
+from est.errors import BodyMalformed, CertificateNotAsShaped, Refusal
 from est.ocsp import OcspRequest, Revocation, Single
 from est.profiles import Shape
 from est.signer import KeySigner, Signer
@@ -170,20 +170,28 @@ class OcspResponder:
         unsigned = _Unsigned(data, delegate, this_update, next_update, request, single if is_known else None)
         if isinstance(delegate.signer, KeySigner):
             return self._finish(unsigned, delegate.signer.sign(data), self._changes)
-        return self._sign_slowly(unsigned)
+        return self._sign_slowly(unsigned, delegate.signer)
 
     def _look_up(self, tx: Tx, request: OcspRequest, role: Role) -> list[Single]:
         aki = self._ca.issuing(role).key_identifier
         return [Single(one, _status(certificates.standing(tx, aki, one.serial))) for one in request.certificates]
 
-    async def _sign_slowly(self, unsigned: _Unsigned) -> OcspAnswer:
+    async def _sign_slowly(self, unsigned: _Unsigned, signer: Signer) -> OcspAnswer:
         changes = self._changes
-        signature = await asyncio.to_thread(unsigned.delegate.signer.sign, unsigned.data)
+        try:
+            signature = await asyncio.to_thread(signer.sign, unsigned.data)
+        except Refusal as error:  # the token is away
+            _log.error("event=ocsp-not-signed reason=%s detail=%r", error.reason, error.detail)
+            return OcspAnswer(ocsp.TRY_LATER)
         return self._finish(unsigned, signature, changes)
 
     def _finish(self, unsigned: _Unsigned, signature: bytes, changes: int) -> OcspAnswer:
         delegate = unsigned.delegate
-        der = ocsp.assemble(unsigned.data, signature, delegate.signer.public_key(), delegate.certificate)
+        try:
+            der = ocsp.assemble(unsigned.data, signature, delegate.signer.public_key(), delegate.certificate)
+        except CertificateNotAsShaped as error:
+            _log.error("event=ocsp-not-signed reason=%s detail=%r", error.reason, error.detail)
+            return OcspAnswer(ocsp.INTERNAL_ERROR)
         if unsigned.request.nonce is not None:
             return OcspAnswer(der)
         tag = hashlib.sha256(der).hexdigest()

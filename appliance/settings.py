@@ -54,7 +54,7 @@ class WebSettings(_Section):
     console_port: int = Field(9443, ge=0, le=65535, description="Console and manual.")
     decision_host: str = Field("127.0.0.1", description="Address of the decision port.")
     decision_port: int = Field(8444, ge=0, le=65535, description="Decision port for RADIUS servers.")
-    pki_port: int = Field(8080, ge=0, le=65535, description="CRLs and CA certificates over plain HTTP.")
+    pki_port: int = Field(8080, ge=0, le=65535, description="CRLs, OCSP and CA certificates over plain HTTP.")
     handshake_seconds: float = Field(10.0, gt=0, description="Deadline for a TLS handshake.")
     header_seconds: float = Field(5.0, gt=0, description="Deadline for the header block of a request.")
     request_seconds: float = Field(10.0, gt=0, description="Deadline for a whole request; BRSKI requests have 30 s.")
@@ -86,7 +86,8 @@ class CaSettings(_Section):
     """[ca]"""
 
     pki_base_url: str = Field(
-        "", description="Base URL put into CRL distribution points; empty = http://<web.names[0]>:<pki_port>."
+        "",
+        description="Base URL of CRL, OCSP and CA addresses in certificates; empty = http://<web.names[0]>:<pki_port>.",
     )
     root_days: int = Field(3650, gt=0, description="Life of the root certificate, days.")
     issuing_days: int = Field(1825, gt=0, description="Life of an issuing CA certificate, days.")
@@ -98,6 +99,11 @@ class CaSettings(_Section):
     crl_hours: float = Field(
         24.0, gt=0, description="Life of a CRL, hours; rebuilt at half of it and after each revocation."
     )
+    ocsp_minutes: float = Field(
+        60.0, ge=1, description="Life of an OCSP answer, minutes; what caches elsewhere may keep after a revocation."
+    )
+    ocsp_signer_days: float = Field(14.0, ge=1, description="Life of an OCSP signer's certificate, days.")
+    ocsp_kept: int = Field(10_000, ge=0, description="Signed OCSP answers kept in memory, about 1.5 kB each.")
 
 
 class RegistrarSettings(_Section):

@@ -44,6 +44,7 @@ __all__ = [
     "key_identifier",
     "ldevid",
     "name",
+    "ocsp_signer",
     "radius_server",
     "registrar",
     "root_ca",
@@ -52,6 +53,7 @@ __all__ = [
 
 SERVER_AUTH = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.1")
 CLIENT_AUTH = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.2")
+OCSP_SIGNING = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.9")
 CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 
 IPAddress = IPv4Address | IPv6Address
@@ -147,6 +149,7 @@ class Terms:
     not_after: datetime
     crl_url: str | None = None
     issuer_url: str | None = None
+    ocsp_url: str | None = None
 
     @classmethod
     def under(
@@ -158,6 +161,7 @@ class Terms:
         not_after: datetime,
         crl_url: str | None = None,
         issuer_url: str | None = None,
+        ocsp_url: str | None = None,
     ) -> Terms:
         """Terms under this CA certificate; raises ShapeNotPossible if the certificate would outlive it."""
         if not_after > issuer.not_valid_after_utc or not_before < issuer.not_valid_before_utc:
@@ -165,7 +169,7 @@ class Terms:
         identifier = ski_of(issuer)
         if identifier is None:
             raise ShapeNotPossible("the issuer's certificate has no key identifier to refer to")
-        return cls(issuer.subject, identifier, serial, not_before, not_after, crl_url, issuer_url)
+        return cls(issuer.subject, identifier, serial, not_before, not_after, crl_url, issuer_url, ocsp_url)
 
 
 def name(common_name: str, organization: str | None = None, *, serial_number: str | None = None) -> x509.Name:
@@ -247,6 +251,16 @@ def ldevid(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str)
 def infrastructure_client(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """NAS over RadSec, or a remote decision client: clientAuth only; the one URI name is its identifier."""
     return _end_entity(terms, subject, key, (CLIENT_AUTH,), _uri(identifier))
+
+
+def ocsp_signer(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:
+    """The OCSP signer of the CA that issues it: OCSPSigning only, and nobody asks about itself (RFC 6960, 4.2.2.2)."""
+    own: tuple[Extension, ...] = (
+        *_END_ENTITY,
+        _purposes((OCSP_SIGNING,)),
+        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+    )
+    return _under(terms, subject, key, own, (settle(x509.OCSPNoCheck()),))
 
 
 def agent(
@@ -437,20 +451,27 @@ def _purposes(purposes: tuple[x509.ObjectIdentifier, ...]) -> Extension:
 def _under(
     terms: Terms, subject: x509.Name, key: PublicKey, own: tuple[Extension, ...], extra: tuple[Extension, ...] = ()
 ) -> Shape:
-    issuer = _of_issuer(terms.issuer_key_identifier, terms.crl_url, terms.issuer_url)
+    issuer = _of_issuer(terms.issuer_key_identifier, terms.crl_url, terms.issuer_url, terms.ocsp_url)
     return Shape(subject, terms.issuer, terms.serial, terms.not_before, terms.not_after, key, (*own, *issuer, *extra))
 
 
 @lru_cache(maxsize=64)
-def _of_issuer(key_identifier: bytes, crl_url: str | None, issuer_url: str | None) -> tuple[Extension, ...]:
+def _of_issuer(
+    key_identifier: bytes, crl_url: str | None, issuer_url: str | None, ocsp_url: str | None
+) -> tuple[Extension, ...]:
     """What every certificate of one CA says of it."""
     values: list[x509.ExtensionType] = [x509.AuthorityKeyIdentifier(key_identifier, None, None)]
     if crl_url is not None:
         point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
         values.append(x509.CRLDistributionPoints([point]))
-    if issuer_url is not None:
-        access = x509.AccessDescription(
-            AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(issuer_url)
+    access = [
+        x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
+        for method, url in (
+            (AuthorityInformationAccessOID.OCSP, ocsp_url),
+            (AuthorityInformationAccessOID.CA_ISSUERS, issuer_url),
         )
-        values.append(x509.AuthorityInformationAccess([access]))
+        if url is not None
+    ]
+    if access:
+        values.append(x509.AuthorityInformationAccess(access))
     return tuple(settle(value) for value in values)

@@ -45,6 +45,8 @@ _BY_SERIAL = select(_t).where(_c.issuer_aki == bindparam("aki"), _c.serial == bi
 _STANDING = select(_c.state, _c.revoked_at, _c.revocation_reason).where(
     _c.serial == bindparam("number"), _c.issuer_aki == bindparam("aki")
 )
+_BY_NUMBER = select(_t).where(_c.serial == bindparam("number")).order_by(_c.id)
+_DER = select(_c.der).where(_c.id == bindparam("row_id"))
 _BY_ROLE_SERIAL = select(_t).where(_c.issuer_role == bindparam("role"), _c.serial == bindparam("number"))
 _LIVE = {
     column: select(_t)
@@ -125,6 +127,17 @@ def issue(tx: Tx, row_id: int, der: bytes, sha256: bytes) -> None:
 def by_serial(tx: Tx, issuer_aki: bytes | str, serial: int) -> Row | None:
     """The row of one certificate by its issuer's key identifier and its serial number, or None."""
     return tx.one(_BY_SERIAL, {"aki": issuer_aki, "number": serial_text(serial)})
+
+
+def by_number(tx: Tx, serial: str) -> list[Row]:
+    """Every certificate with this serial number as stored, whoever issued it."""
+    return tx.all(_BY_NUMBER, {"number": serial})
+
+
+def der(tx: Tx, row_id: int) -> bytes | None:
+    """The certificate of a row, or None while it is pending."""
+    found: bytes | None = tx.scalar(_DER, {"row_id": row_id})
+    return found
 
 
 def standing(tx: Tx, issuer_aki: bytes, serial: int) -> Row | None:

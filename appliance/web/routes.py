@@ -47,6 +47,7 @@ class Route:
 
 _ANY: frozenset[str] = frozenset()
 _JSON = frozenset({"application/json"})
+_OCSP = frozenset({"application/ocsp-request"})
 _EST = "/.well-known/est"
 _BRSKI = "/.well-known/brski"
 
@@ -115,6 +116,8 @@ ROUTES: tuple[Route, ...] = (
     Route("decision", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 2),
     Route("pki", "GET", "/crl/{role}.crl", "pki.crl", "anyone", _ANY, 0, "none", 10),
     Route("pki", "GET", "/ca/{role}.cer", "pki.ca", "anyone", _ANY, 0, "none", 10),
+    Route("pki", "POST", "/ocsp", "pki.ocsp", "anyone", _OCSP, 8 * KiB, "none", 10),
+    Route("pki", "GET", "/ocsp/{request*}", "pki.ocsp_get", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/readyz", "health.readyz", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/openapi.json", "console.openapi", "anyone", _ANY, 0, "none", 10),

@@ -337,6 +337,7 @@ APPLIANCE = {
     "ca-expired": 503,
     "certificate-unknown": 404,
     "issuance-failed": 500,
+    "crl-not-built": 503,
     "clock-went-back": 503,
     "audit-broken": 500,
 }

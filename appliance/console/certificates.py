@@ -1,0 +1,52 @@
+"""Operations about certificates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.audit import Actor
+from appliance.certificate_list import CertificateList
+
+
+class CertificateOperations:
+    """appliance certs ..."""
+
+    def __init__(self, certificates: CertificateList, actor: Actor) -> None:
+        self._certificates = certificates
+        self._actor = actor
+
+    async def list_(
+        self,
+        agent: str = "",
+        owner: str = "",
+        department: str = "",
+        proxy: str = "",
+        serial: str = "",
+        key: str = "",
+        state: str = "",
+        expires_before: str = "",
+        expires_after: str = "",
+        before: int = 0,
+        limit: int = 50,
+        with_pem: bool = False,
+    ) -> Any:
+        return await self._certificates.search(
+            agent=agent,
+            owner=owner,
+            department=department,
+            proxy=proxy,
+            serial=serial,
+            key=key,
+            state=state,
+            expires_before=expires_before,
+            expires_after=expires_after,
+            before=before,
+            limit=limit,
+            with_pem=with_pem,
+        )
+
+    async def show(self, serial: str, issuer: str = "") -> Any:
+        return await self._certificates.show(serial, issuer=issuer)
+
+    async def revoke(self, serial: str, reason: str = "unspecified", issuer: str = "") -> Any:
+        return await self._certificates.revoke(serial, reason=reason, issuer=issuer, actor=self._actor)
