@@ -53,6 +53,8 @@ PURPOSES: Mapping[str, str] = {
     "health.healthz": "200 while the process serves",
     "health.readyz": "200 while it can do its work, 503 with the checks that fail",
     "pki.crl": "the revocation list of an issuing CA, DER",
+    "pki.ocsp": "an OCSP request in, its answer out, signed or an error; always 200 (RFC 6960)",
+    "pki.ocsp_get": "the same with the request in base64 behind the address, so that caches may answer",
     "pki.ca": "a CA certificate, DER; roles: root, devices, agents, infrastructure",
     "console.openapi": "this table as OpenAPI 3.1",
     "console.problem": "what a reason means; the `type` of every problem document leads here",

@@ -116,10 +116,12 @@ def raddb_values(directory: Path, decision_port: int, port: int, **changes: obje
 
 
 @asynccontextmanager
-async def freeradius(values: RaddbValues) -> AsyncIterator[Path]:
-    """FreeRADIUS on a rendered folder until the block ends; yields its debug log."""
+async def freeradius(
+    values: RaddbValues, change: Callable[[dict[str, str]], dict[str, str]] = dict
+) -> AsyncIterator[Path]:
+    """FreeRADIUS on a rendered folder, changed where a test wants that, until the block ends; yields its debug log."""
     directory = Path(values.directory)
-    write_raddb(render(values), directory)
+    write_raddb(change(render(values)), directory)
     log = directory / "run" / "debug.log"
     process = await asyncio.create_subprocess_exec(
         need_freeradius(), "-fxx", "-d", str(directory), "-l", str(log), stderr=asyncio.subprocess.STDOUT,
