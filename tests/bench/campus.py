@@ -110,10 +110,12 @@ class Campus:
         *,
         core: int | None = None,
         fill: Callable[[Campus, Tx], None] | None = None,
+        prepare: Callable[[Campus], None] | None = None,
         settings: Sequence[str] = (),
         program: Sequence[str] = (sys.executable, "-m", "appliance"),
     ) -> None:
-        """`fill` writes into this campus's store before the appliance starts; `program` may run it under a profiler."""
+        """`fill` writes into this campus's store before the appliance starts, `prepare` does what it
+        likes with the home then; `program` may run it under a profiler."""
         self.folder = folder
         self.home = folder / "home"
         init = [sys.executable, "-m", "appliance", "init", "--home", str(self.home), "--trust-domain", "campus.example"]
@@ -124,6 +126,8 @@ class Campus:
             store = Store.open(f"sqlite:///{self.database}", SystemClock())
             store.write_sync(lambda tx: fill(self, tx))
             store.close()
+        if prepare is not None:
+            prepare(self)
         chosen = [f"web.{name}_port=0" for name in ("device", "console", "decision", "pki")]
         chosen += ["radius.engine=none", "registrar.announce=false", "log.level=warning", *PLENTY, *settings]
         command = [*program, "run", "--home", str(self.home), "-o", "json", *(f"--set={one}" for one in chosen)]

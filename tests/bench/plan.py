@@ -21,6 +21,7 @@ class Plan:
     owners: int = 1_000
     seconds: float = 30.0
     in_flight: int = 200
+    stored: int = 1_000_000
     server_core: int | None = None
     client_core: int | None = None
     only: Collection[str] = ()

@@ -7,6 +7,7 @@ a2   EST renewal on a new mTLS connection each
 b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certificate chains of two links)
 b2   the same at the MASA (b2x2)
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
+e1, e1m, e2, f, s, a1f   with --only: a million certificates stored (tests.bench.revocation says what each is)
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
 m    200 pledges in flight through the registrar for 30 s while the MASA takes 500 ms per answer, against one that
@@ -38,7 +39,7 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import commits, decide, enrol, identity, steady, vouchers
+from tests.bench import commits, decide, enrol, identity, revocation, steady, vouchers
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         "owners": 50,
         "seconds": 3.0,
         "in_flight": 20,
+        "stored": 20_000,
     }
     plan = Plan(
         **(shape if options.quick else {}),
@@ -97,6 +99,7 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *decide.run(plan, folder),
         *commits.run(plan, folder),
         *steady.run(plan, folder),
+        *revocation.run(plan, folder),
     ]
 
 
