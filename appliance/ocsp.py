@@ -57,7 +57,9 @@ class _Delegate:
 
     role: Role
     signer: Signer
-    certificate: x509.Certificate
+    der: bytes
+    key_hash: bytes
+    not_after: datetime
     renew_at: datetime
 
 
@@ -126,7 +128,8 @@ class OcspResponder:
         issued = await self._ca.issue(
             role, shape, row={"profile": PROFILE}, actor=APPLIANCE, event="ocsp-signer-issued", fields={"role": role}
         )
-        return _Delegate(role, signer, issued.certificate, now + life / 2)
+        not_after = issued.certificate.not_valid_after_utc
+        return _Delegate(role, signer, issued.der, ocsp.key_hash(signer.public_key()), not_after, now + life / 2)
 
     # -- requests
 
@@ -148,7 +151,7 @@ class OcspResponder:
             return OcspAnswer(ocsp.UNAUTHORIZED)
         delegate = self._delegates.get(role)
         now = self._clock.now()
-        if delegate is None or now >= delegate.certificate.not_valid_after_utc:
+        if delegate is None or now >= delegate.not_after:
             return OcspAnswer(ocsp.TRY_LATER)
         try:
             answers = self._store.read_sync(lambda tx: self._look_up(tx, request, delegate.role))
@@ -156,13 +159,11 @@ class OcspResponder:
             _log.error("event=ocsp-without-store reason=%s", error.reason)
             return OcspAnswer(ocsp.TRY_LATER)
         is_known = all(one.status is not None for one in answers)
-        next_update = min(
-            now + (self._life if is_known else _UNKNOWN_LIFE), delegate.certificate.not_valid_after_utc
-        ).replace(microsecond=0)
+        next_update = min(now + (self._life if is_known else _UNKNOWN_LIFE), delegate.not_after).replace(microsecond=0)
         this_update = min(now, next_update - timedelta(seconds=1)).replace(microsecond=0)
         data = ocsp.response_data(
             answers,
-            responder_key=delegate.signer.public_key(),
+            responder=delegate.key_hash,
             this_update=this_update,
             next_update=next_update,
             nonce=request.nonce,
@@ -188,7 +189,7 @@ class OcspResponder:
     def _finish(self, unsigned: _Unsigned, signature: bytes, changes: int) -> OcspAnswer:
         delegate = unsigned.delegate
         try:
-            der = ocsp.assemble(unsigned.data, signature, delegate.signer.public_key(), delegate.certificate)
+            der = ocsp.assemble(unsigned.data, signature, delegate.signer.public_key(), delegate.der)
         except CertificateNotAsShaped as error:
             _log.error("event=ocsp-not-signed reason=%s detail=%r", error.reason, error.detail)
             return OcspAnswer(ocsp.INTERNAL_ERROR)

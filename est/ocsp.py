@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from est import der as tlv
 from est.errors import BodyMalformed, CertificateNotAsShaped, ShapeNotPossible
@@ -106,6 +106,11 @@ class IssuerNames:
         return self._known.get((certificate.algorithm, certificate.issuer_name_hash, certificate.issuer_key_hash))
 
 
+def key_hash(key: PublicKey) -> bytes:
+    """How a responder names itself: SHA-1 of its key (RFC 6960, section 4.2.1)."""
+    return hashlib.sha1(_key_bits(key), usedforsecurity=False).digest()
+
+
 def read_request(der: bytes) -> OcspRequest:
     """Read an OCSPRequest; raises BodyMalformed. A requestor's name and signature are passed over, nobody needs them.
 
@@ -114,7 +119,6 @@ def read_request(der: bytes) -> OcspRequest:
     """
     if len(der) > MAX_REQUEST:
         raise BodyMalformed("the OCSP request is too long")
-    tlv.check(der)
     start, stop = tlv.only(der, 0, len(der), tlv.SEQUENCE)
     at, end = tlv.expect(der, start, stop, tlv.SEQUENCE)
     if end != stop:
@@ -149,13 +153,12 @@ def read_cert_id(der: bytes) -> CertId:
 def response_data(
     answers: Sequence[Single],
     *,
-    responder_key: PublicKey,
+    responder: bytes,
     this_update: datetime,
     next_update: datetime,
-    produced_at: datetime | None = None,
     nonce: bytes | None = None,
 ) -> bytes:
-    """DER ResponseData to be signed, the responder named by its key; raises ShapeNotPossible.
+    """DER ResponseData to be signed; `responder` is the key_hash() of its key. Raises ShapeNotPossible.
 
     `next_update` is always given, or clients could not cache (RFC 5019, section 2.2.4).
     """
@@ -167,27 +170,25 @@ def response_data(
         extension = tlv.sequence(_NONCE, tlv.tlv(tlv.OCTET_STRING, tlv.tlv(tlv.OCTET_STRING, nonce)))
         extensions = tlv.tlv(0xA1, tlv.sequence(extension))
     return tlv.sequence(
-        tlv.tlv(
-            0xA2, tlv.tlv(tlv.OCTET_STRING, hashlib.sha1(_key_bits(responder_key), usedforsecurity=False).digest())
-        ),
-        _generalized(produced_at or this_update),
+        tlv.tlv(0xA2, tlv.tlv(tlv.OCTET_STRING, responder)),
+        _generalized(this_update),
         tlv.sequence(*(tlv.sequence(one.certificate.der, _status(one.status), dates) for one in answers)),
         extensions,
     )
 
 
 def assemble(
-    data: bytes, signature: bytes, responder_key: ec.EllipticCurvePublicKey, responder: x509.Certificate | None
+    data: bytes, signature: bytes, responder_key: ec.EllipticCurvePublicKey, certificate: bytes = b""
 ) -> bytes:
     """DER OCSPResponse, successful, from its signed part and the ECDSA signature, which is verified first.
 
-    `responder` is the delegated signer's certificate, None where the CA itself signs. Raises CertificateNotAsShaped.
+    `certificate` is the delegated signer's, DER, empty where the CA itself signs. Raises CertificateNotAsShaped.
     """
     try:
         responder_key.verify(signature, data, ec.ECDSA(hash_for(responder_key)))
     except InvalidSignature as error:
         raise CertificateNotAsShaped("the signature does not verify with the responder's key") from error
-    chain = b"" if responder is None else tlv.tlv(0xA0, tlv.sequence(responder.public_bytes(Encoding.DER)))
+    chain = tlv.tlv(0xA0, tlv.sequence(certificate)) if certificate else b""
     basic = tlv.sequence(
         data,
         tlv.sequence(ECDSA[responder_key.curve.name]),
@@ -253,6 +254,7 @@ def _status(status: Revocation | bool | None) -> bytes:
     return tlv.tlv(0xA1, _generalized(status.at) + reason)
 
 
+@lru_cache(maxsize=64)
 def _generalized(moment: datetime) -> bytes:
     utc = moment.astimezone(UTC)
     return tlv.tlv(tlv.GENERALIZED_TIME, f"{utc.year:04d}{utc:%m%d%H%M%S}Z".encode())

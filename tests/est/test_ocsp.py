@@ -120,9 +120,9 @@ def test_a_damaged_request_is_read_or_malformed_and_nothing_else(at: int, octet:
 def respond(*answers: ocsp.Single, nonce: bytes | None = None, next_update=NOW + HOUR) -> bytes:
     signer = KeySigner(key("campus ca"))
     data = ocsp.response_data(
-        answers, responder_key=signer.public_key(), this_update=NOW, next_update=next_update, nonce=nonce
+        answers, responder=ocsp.key_hash(signer.public_key()), this_update=NOW, next_update=next_update, nonce=nonce
     )
-    der = ocsp.assemble(data, signer.sign(data), signer.public_key(), None)
+    der = ocsp.assemble(data, signer.sign(data), signer.public_key())
     tlv.check(der)
     return der
 
@@ -179,7 +179,10 @@ def test_impossible_responses_are_refused() -> None:
         with pytest.raises(ShapeNotPossible):
             call()
     data = ocsp.response_data(
-        [ocsp.Single(asked, True)], responder_key=key("campus ca").public_key(), this_update=NOW, next_update=NOW + HOUR
+        [ocsp.Single(asked, True)],
+        responder=ocsp.key_hash(key("campus ca").public_key()),
+        this_update=NOW,
+        next_update=NOW + HOUR,
     )
     with pytest.raises(CertificateNotAsShaped):
-        ocsp.assemble(data, KeySigner(key("thief")).sign(data), key("campus ca").public_key(), None)
+        ocsp.assemble(data, KeySigner(key("thief")).sign(data), key("campus ca").public_key())
