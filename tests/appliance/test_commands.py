@@ -27,6 +27,7 @@ manufacturers: add list remove
 pledges: list show admit refuse
 owners: import add add-key rotate-key list suspend resume revoke
 agents: add list show revoke
+certs: list show revoke export
 policy: show validate publish explain
 radius: render run check
 nas: add list remove
@@ -341,3 +342,31 @@ def test_tables_are_for_people_and_json_is_for_programs(command: Command, tmp_pa
     assert by_name["log.level"] == ("debug", "flag")
     assert by_name["domain.trust_domain"] == ("campus.example", "file")
     assert by_name["web.device_port"] == (8443, "default")
+
+
+@pytest.mark.slow
+def test_certificates_are_listed_exported_and_revoked(command: Command, tmp_path: Path) -> None:
+    listed = command("certs", "list").json
+    names = {one["profile"]: one["serial"] for one in listed["certificates"]}
+    assert {"ca", "registrar", "radius", "https"} <= set(names) and listed["next"] is None
+    page = command("certs", "list", "--limit", "2").json
+    assert page["certificates"] == listed["certificates"][:2]
+    rest = command("certs", "list", "--page-before", str(page["next"])).json
+    assert rest["certificates"] == listed["certificates"][2:]
+    table = command("certs", "export", "--state", "live").out
+    assert table.startswith("serial,issuer,profile,state,") and table.count("\n") == 1 + len(listed["certificates"])
+    lines = [json.loads(line) for line in command("certs", "export", "--format", "json").out.splitlines()]
+    assert lines == listed["certificates"]
+    file = tmp_path / "all.pem"
+    assert command("certs", "export", "--format", "pem", "--file", file).status == 0
+    assert file.read_text().count("BEGIN CERTIFICATE") == len(listed["certificates"])
+    assert command("certs", "export", "--format", "pem", "--file", file).status == 1  # never over another file
+    assert command("certs", "export", "--format", "xml").status == 2
+    shown = command("certs", "show", names["radius"]).json
+    assert "BEGIN CERTIFICATE" in shown["pem"] and shown["issuer"] == "infrastructure"
+    done = command("certs", "revoke", names["radius"], "--reason", "superseded").json
+    assert (done["state"], done["reason"]) == ("revoked", "superseded")
+    refused(command("certs", "revoke", names["radius"]), "conflict")
+    refused(command("certs", "revoke", names["ca"]), "not-permitted")
+    refused(command("certs", "show", "1234"), "certificate-unknown")
+    refused(command("certs", "list", "--owner", "nobody"), "not-found")
