@@ -134,6 +134,7 @@ class Appliance:
             life_minutes=settings.ca.ocsp_minutes,
             signer_days=settings.ca.ocsp_signer_days,
             max_kept=settings.ca.ocsp_kept,
+            signers={role: key for role in ROLES if (key := ca.issuing(role).ocsp_signer) is not None},
         )
         self.access = AccessService(settings.access, store, clock)
         self.nas = NasService(store, sealing)

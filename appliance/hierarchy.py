@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
-from appliance.errors import CaExpired, CaUnsuitable, KeyFileMissing
+from appliance.errors import CaExpired, CaUnsuitable, KeyFileMissing, KeyMismatch
 from appliance.keys import (
     KEY_COST,
     check_pair,
@@ -36,9 +36,10 @@ from appliance.keys import (
 )
 from appliance.settings import Settings
 from appliance.store import Tx, certificates
+from appliance.token import open_token
 from est import profiles
 from est.chains import read_certificate, ski_of
-from est.keys import spki_sha256
+from est.keys import spki, spki_sha256
 from est.profiles import Shape, Terms
 from est.signer import KeySigner, Signer
 
@@ -52,7 +53,10 @@ ROOT, SEALING = "root", "sealing"
 
 @dataclass(frozen=True)
 class IssuingCa:
-    """One issuing CA: its certificate, its key, and the addresses that its certificates carry ("" = none)."""
+    """One issuing CA: its certificate, its key, and the addresses that its certificates carry ("" = none).
+
+    `ocsp_signer` is the key that answers OCSP for it, where that lies in a token; None = one is made at each start.
+    """
 
     role: Role
     certificate: x509.Certificate
@@ -60,6 +64,7 @@ class IssuingCa:
     crl_url: str = ""
     issuer_url: str = ""
     ocsp_url: str = ""
+    ocsp_signer: Signer | None = None
 
     @cached_property
     def key_identifier(self) -> bytes:
@@ -94,6 +99,11 @@ def key_file(home: Path, name: str) -> Path:
     return home / "keys" / f"{name}.key"
 
 
+def ocsp_key(role: Role) -> str:
+    """The name of the key that answers OCSP for a CA, in a token."""
+    return f"ocsp-{role}"
+
+
 def certificate_file(home: Path, name: str) -> Path:
     """Where the certificate of a CA or a server lies; a server's file has its issuing CA behind it."""
     return home / "certificates" / f"{name}.pem"
@@ -115,7 +125,7 @@ def create_hierarchy(
     made: dict[str, x509.Certificate] = {}
 
     root_key = _new_key(home, ROOT, passphrase, key_cost)
-    subject = profiles.name(f"Root CA {_tag(root_key)}", organization)
+    subject = profiles.name(f"Root CA {_tag(root_key.public_key())}", organization)
     root = _sign(
         profiles.root_ca(
             subject,
@@ -124,17 +134,23 @@ def create_hierarchy(
             not_before=start,
             not_after=now + timedelta(days=settings.ca.root_days),
         ),
-        root_key,
+        KeySigner(root_key),
     )
     _save(home, ROOT, made, root)
 
-    issuing_keys: dict[Role, ec.EllipticCurvePrivateKey] = {}
+    token = open_token(settings.hsm)
+    signers: dict[Role, Signer] = {}
     for role in ROLES:
-        key = issuing_keys[role] = _new_key(home, role, passphrase, key_cost)
+        if token is None:
+            signers[role] = KeySigner(_new_key(home, role, passphrase, key_cost))
+        else:
+            signers[role] = token.generate(role)
+            token.generate(ocsp_key(role))
+        public = signers[role].public_key()
         not_after = min(now + timedelta(days=settings.ca.issuing_days), root.not_valid_after_utc)
         terms = Terms.under(root, serial=new_serial(), not_before=start, not_after=not_after)
-        subject = profiles.name(f"{role.capitalize()} CA {_tag(key)}", organization)
-        _save(home, role, made, _sign(profiles.issuing_ca(terms, subject, key.public_key()), root_key))
+        subject = profiles.name(f"{role.capitalize()} CA {_tag(public)}", organization)
+        _save(home, role, made, _sign(profiles.issuing_ca(terms, subject, public), KeySigner(root_key)))
 
     for name, role in SERVERS.items():
         issuer = made[role]
@@ -151,9 +167,11 @@ def create_hierarchy(
             ocsp_url=ocsp_url or None,
         )
         shape = server_shape(name, terms, key.public_key(), settings)
-        _save(home, name, made, _sign(shape, issuing_keys[role]), issuer)
+        _save(home, name, made, _sign(shape, signers[role]), issuer)
 
     _new_key(home, SEALING, passphrase, key_cost)
+    if token is not None:
+        token.close()
     return Hierarchy(made)
 
 
@@ -185,13 +203,20 @@ def record_hierarchy(tx: Tx, hierarchy: Hierarchy, actor: Actor) -> None:
 def read_issuing(home: Path, settings: Settings, passphrase: bytes) -> tuple[x509.Certificate, dict[Role, IssuingCa]]:
     """The root's certificate and the three issuing CAs with their keys.
 
-    Raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed, KeyMismatch.
+    Raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed, KeyMismatch, TokenUnavailable.
     """
+    token = open_token(settings.hsm)
     issuing: dict[Role, IssuingCa] = {}
     for role in ROLES:
         certificate = read_certificates(certificate_file(home, role))[0]
-        signer = read_signer(key_file(home, role), passphrase, certificate)
-        issuing[role] = IssuingCa(role, certificate, signer, *addresses(settings, role))
+        ocsp_signer: Signer | None = None
+        if token is None:
+            signer: Signer = read_signer(key_file(home, role), passphrase, certificate)
+        else:
+            signer, ocsp_signer = token.signer(role), token.signer(ocsp_key(role))
+            if spki(signer.public_key()) != spki(certificate):
+                raise KeyMismatch(f"the token's key of the {role} CA is not its certificate's")
+        issuing[role] = IssuingCa(role, certificate, signer, *addresses(settings, role), ocsp_signer)
     return read_certificates(certificate_file(home, ROOT))[0], issuing
 
 
@@ -271,12 +296,11 @@ def _new_key(home: Path, name: str, passphrase: bytes, cost: int) -> ec.Elliptic
     return key
 
 
-def _tag(key: ec.EllipticCurvePrivateKey) -> str:
-    return profiles.key_identifier(key.public_key()).hex()[:8]
+def _tag(key: ec.EllipticCurvePublicKey) -> str:
+    return profiles.key_identifier(key).hex()[:8]
 
 
-def _sign(shape: Shape, issuer_key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    signer = KeySigner(issuer_key)
+def _sign(shape: Shape, signer: Signer) -> x509.Certificate:
     tbs = profiles.to_be_signed(shape, issuer_key=signer.public_key())
     certificate = read_certificate(profiles.assemble(tbs, signer.sign(tbs), signer.public_key()))
     profiles.check(certificate, shape)

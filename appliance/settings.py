@@ -106,6 +106,17 @@ class CaSettings(_Section):
     ocsp_kept: int = Field(10_000, ge=0, description="Signed OCSP answers kept in memory, about 1.5 kB each.")
 
 
+class HsmSettings(_Section):
+    """[hsm]"""
+
+    module: Path | None = Field(
+        None, description="PKCS#11 library whose token holds the keys of the issuing CAs and of OCSP; none = key files."
+    )
+    token: str = Field("campus", description="Label of the token.")
+    pin_file: Path | None = Field(None, description="File with the PIN of the token's user, mode 0600.")
+    label: str = Field("campus", description="How labels of our keys begin, so that a token can hold those of others.")
+
+
 class RegistrarSettings(_Section):
     """[registrar]"""
 
@@ -242,6 +253,7 @@ class Settings(_Section):
     web: WebSettings = WebSettings()
     store: StoreSettings = StoreSettings()
     ca: CaSettings = CaSettings()
+    hsm: HsmSettings = HsmSettings()
     registrar: RegistrarSettings = RegistrarSettings()
     identity: IdentitySettings = IdentitySettings()
     access: AccessSettings = AccessSettings()

@@ -13,6 +13,7 @@ from typing import Any
 
 from appliance.store import policies
 from appliance.store.columns import from_micros
+from appliance.store.facts import AGENTS
 from appliance.store.transaction import OutboxRow
 from radius import Policy
 from radius.decide import Credential, OwnerFact
@@ -105,6 +106,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
     policy = snapshot.policy
     for event in events:
         if event.topic == "certificate":
+            if event.body["issuer_role"] != AGENTS:
+                continue
             key, credential = credential_of(event.body)
             credentials[key] = credential
         elif event.topic == "owner":

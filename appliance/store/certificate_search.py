@@ -54,12 +54,14 @@ _CONDITIONS: Mapping[str, ColumnElement[bool]] = {
     ),
     "expires_before": _c.not_after < bindparam("expires_before", type_=Time()),
     "expires_after": _c.not_after >= bindparam("expires_after", type_=Time()),
-    # written so that the indexes over revoked and over pending rows fit
-    "revoked": and_(_c.revoked_at.is_not(None), _c.issuer_role.in_([literal_column(f"'{role}'") for role in _ROLES])),
+    "revoked": _c.revoked_at.is_not(None),
+    # a literal, so that the index over pending rows fits
     "pending": _c.state == literal_column("'pending'"),
     "expired": and_(_c.not_after < _NOW, _c.revoked_at.is_(None), _c.state != literal_column("'pending'")),
     "live": and_(_c.not_after >= _NOW, _c.revoked_at.is_(None), _c.state != literal_column("'pending'")),
 }
+# The index over revoked rows begins with their issuer; the one over owners' rows must not be asked for it.
+_BY_ISSUER = _c.issuer_role.in_([literal_column(f"'{role}'") for role in _ROLES])
 STATES = ("live", "revoked", "expired", "pending")
 _EXACT = frozenset({"agent", "owner", "proxy", "serial", "key"})
 _LAST = select(func.max(_c.id))
@@ -94,6 +96,8 @@ def _among_newest(names: frozenset[str]) -> Select[Any]:
 @cache
 def _everywhere(names: frozenset[str]) -> Select[Any]:
     conditions = [_CONDITIONS[name] for name in sorted(names)]
+    if "revoked" in names and not names & (_EXACT | {"department"}):
+        conditions.append(_BY_ISSUER)
     inner = (
         select(_c.id.label("found"))
         .where(_c.id < bindparam("before"), *conditions)

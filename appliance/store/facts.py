@@ -12,6 +12,8 @@ from appliance.store import policies
 from appliance.store.schema import agents, certificates, owners
 from appliance.store.transaction import Tx
 
+AGENTS = "agents"
+"""The one CA whose certificates a port can be decided for; others fail in TLS, and are many."""
 _CERTIFICATES = select(
     certificates.c.issuer_role,
     certificates.c.issuer_aki,
@@ -24,7 +26,7 @@ _CERTIFICATES = select(
     certificates.c.not_after,
     certificates.c.model,
     certificates.c.txn,
-).where(certificates.c.not_after > bindparam("now"))
+).where(certificates.c.not_after > bindparam("now"), certificates.c.issuer_role == bindparam("role"))
 _OWNERS = select(owners.c.id, owners.c.identifier, owners.c.state, owners.c.kind, owners.c.department)
 _AGENTS = select(agents.c.identifier, agents.c.state)
 _ALIVE = select(owners.c.id).limit(1)
@@ -43,7 +45,7 @@ class FactRows:
 def read(tx: Tx) -> FactRows:
     """Everything that decisions need, of one moment."""
     return FactRows(
-        [row._mapping for row in tx.all(_CERTIFICATES, {"now": tx.now})],
+        [row._mapping for row in tx.all(_CERTIFICATES, {"now": tx.now, "role": AGENTS})],
         [row._mapping for row in tx.all(_OWNERS)],
         [row._mapping for row in tx.all(_AGENTS)],
         policies.newest(tx),

@@ -19,6 +19,13 @@ def upgrade() -> None:
         ["issuer_role", "revoked_at", "not_after", "serial", "revocation_reason"],
         sqlite_where=sa.text("revoked_at IS NOT NULL"),
     )
+    op.drop_index("certificates_owner", "certificates")
+    op.create_index(
+        "certificates_owner",
+        "certificates",
+        ["owner_id", "not_after", "revoked_at"],
+        sqlite_where=sa.text("owner_id IS NOT NULL"),
+    )
     op.create_index("certificates_pending", "certificates", ["state"], sqlite_where=sa.text("state = 'pending'"))
     op.create_index("certificates_expiry", "certificates", ["not_after"])
     # The numbers stay: they must never go back. No list has this digest, so each is made anew at the next start.
