@@ -1,4 +1,4 @@
-"""Every certificate and CRL shape that we issue passes pkilint: no warning and no error but the accepted ones."""
+"""Every certificate, CRL and OCSP shape that we issue passes pkilint: no warning and no error but the accepted ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from pkilint import loader, pkix
 from pkilint.pkix import certificate as certificates
 from pkilint.pkix import crl as crls
 from pkilint.pkix import extension, name
+from pkilint.pkix import ocsp as ocsps
 from pkilint.validation import ValidationFindingSeverity
 
-from est import profiles
+from est import ocsp, profiles
 from est.revocation import REASONS, Revoked
 from est.signer import KeySigner
 from tests.est.pki import DAY, campus, sign
-from tests.est.test_profiles import END_ENTITIES
+from tests.est.test_ocsp import request
+from tests.est.test_profiles import END_ENTITIES, NAME, PUBLIC, under_ca
 from tests.support import NOW, key
 
 ACCEPTED = {
@@ -46,6 +48,18 @@ def _certificate_linter() -> Any:
             certificates.create_extensions_validator_container([]),
             certificates.create_spki_validator_container([]),
         ],
+    )
+
+
+@cache
+def _ocsp_linter() -> Any:
+    return ocsps.create_pkix_ocsp_response_validator_container(
+        [
+            ocsps.create_response_decoder(),
+            pkix.create_attribute_decoder(name.ATTRIBUTE_TYPE_MAPPINGS),
+            pkix.create_extension_decoder(extension.EXTENSION_MAPPINGS),
+        ],
+        [],
     )
 
 
@@ -125,3 +139,27 @@ def test_a_crl_with_every_reason_passes_pkilint() -> None:
     der = profiles.assemble(tbs, KeySigner(key("campus ca")).sign(tbs), key("campus ca").public_key())
     document = loader.RFC5280CertificateListDocumentLoader().load_der_document(der, "crl")
     assert findings(_crl_linter(), document) == []
+
+
+def test_the_certificate_of_an_ocsp_signer_passes_pkilint() -> None:
+    assert lint(sign(profiles.ocsp_signer(under_ca(), NAME, PUBLIC), key("campus ca"))) == []
+
+
+@pytest.mark.parametrize("delegated", [True, False])
+@pytest.mark.parametrize("nonce", [None, bytes(32)])
+def test_an_ocsp_response_of_every_status_passes_pkilint(delegated: bool, nonce: bytes | None) -> None:
+    (asked,) = ocsp.read_request(request()).certificates
+    signer = KeySigner(key("x" if delegated else "campus ca"))
+    own = sign(profiles.ocsp_signer(under_ca(), NAME, signer.public_key()), key("campus ca"))
+    for status in (True, None, *(ocsp.Revocation(NOW - DAY, reason) for reason in REASONS)):
+        data = ocsp.response_data(
+            [ocsp.Single(asked, status)],
+            responder=ocsp.key_hash(signer.public_key()),
+            this_update=NOW,
+            next_update=NOW + DAY,
+            nonce=nonce,
+        )
+        certificate = own.public_bytes(Encoding.DER) if delegated else b""
+        der = ocsp.assemble(data, signer.sign(data), signer.public_key(), certificate)
+        document = loader.RFC6960OCSPResponseDocumentLoader().load_der_document(der, "ocsp")
+        assert findings(_ocsp_linter(), document) == []

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
 from est import chains, profiles
 from est.errors import CertificateNotAsShaped, KeyNotAccepted, ShapeNotPossible
@@ -37,7 +37,12 @@ SERVER, CLIENT, RA = chains.SERVER_AUTH, chains.CLIENT_AUTH, chains.CMC_RA
 
 
 def under_ca() -> profiles.Terms:
-    return replace(terms(campus().ca), crl_url="http://pki.example/crl/devices.crl", issuer_url="http://pki.example/ca")
+    return replace(
+        terms(campus().ca),
+        crl_url="http://pki.example/crl/devices.crl",
+        issuer_url="http://pki.example/ca",
+        ocsp_url="http://pki.example/ocsp",
+    )
 
 
 END_ENTITIES = {
@@ -106,6 +111,27 @@ def test_only_the_registrar_gets_cmcra_and_it_has_a_key_identifier() -> None:
         assert (RA in purposes) is (kind == "registrar")
         if kind == "registrar":
             assert chains.ski_of(certificate)
+
+
+def test_addresses_of_crl_issuer_and_ocsp_stand_where_readers_look() -> None:
+    certificate = sign(END_ENTITIES["ldevid"][0], key("campus ca"))
+    (point,) = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert [one.value for one in point.full_name] == ["http://pki.example/crl/devices.crl"]
+    access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    assert [(one.access_method, one.access_location.value) for one in access] == [
+        (AuthorityInformationAccessOID.OCSP, "http://pki.example/ocsp"),
+        (AuthorityInformationAccessOID.CA_ISSUERS, "http://pki.example/ca"),
+    ]
+
+
+def test_an_ocsp_signer_may_sign_answers_and_nothing_else() -> None:
+    certificate = sign(profiles.ocsp_signer(under_ca(), NAME, PUBLIC), key("campus ca"))
+    found = {one.oid: one for one in certificate.extensions}
+    assert {oid: one.critical for oid, one in found.items()} == {
+        BC: True, KU: True, EKU: False, SKI: False, AKI: False, CRL: False, AIA: False, x509.OCSPNoCheck.oid: False
+    }  # fmt: skip
+    assert [one.dotted_string for one in found[EKU].value] == ["1.3.6.1.5.5.7.3.9"]  # type: ignore[attr-defined]
+    certificate.verify_directly_issued_by(campus().ca)
 
 
 def test_cas_have_their_path_length_and_nothing_for_end_entities() -> None:
