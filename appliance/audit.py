@@ -44,6 +44,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "wit-issued": "An agent got a workload identity token.",
         "credential-revoked": "A certificate was revoked.",
         "crl-issued": "A certificate revocation list was signed.",
+        "crl-taken-in": "A CRL of ours was taken in, after a restored backup: what it names is revoked here too.",
         "ocsp-signer-issued": "The OCSP responder got a certificate to answer for one issuing CA.",
         "manufacturer-added": "A manufacturer's anchors became known.",
         "manufacturer-removed": "A manufacturer's anchors were forgotten.",

@@ -91,7 +91,7 @@ def restore_backup(home: Path, file: Path, passphrase: bytes) -> dict[str, Any]:
     return {
         "home": str(home),
         "passphrase": f"give it by --passphrase-file, a systemd credential, or {home / PASSPHRASE_FILE}",
-        "note": "revocations made after this backup are not in it; compare `appliance audit list` with your log",
+        "note": "revocations made after this backup are not in it: `appliance certs take-crl` the last CRL of each CA",
     }
 
 

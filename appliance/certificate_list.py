@@ -6,17 +6,20 @@ or spans from now: 30d, 12h.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.audit import Actor
-from appliance.ca import revoke
+from appliance.ca import CertificateAuthority, revoke
 from appliance.clock import Clock
+from appliance.crl_intake import take_crl
 from appliance.errors import CertificateUnknown, Conflict, NotFound, NotPermitted, RequestMalformed
 from appliance.store import Row, Store, Tx, certificate_search, certificates, owners
 from est.certificates import load_certificate
@@ -32,9 +35,10 @@ _SPAN = re.compile(r"(\d{1,5})([dh])", re.ASCII)
 class CertificateList:
     """What administrators do about certificates."""
 
-    def __init__(self, *, origin: str, store: Store, clock: Clock) -> None:
+    def __init__(self, *, origin: str, ca: CertificateAuthority, store: Store, clock: Clock) -> None:
         """`origin` is scheme and trust domain, the front of identifiers."""
         self._origin = origin
+        self._ca = ca
         self._store = store
         self._clock = clock
 
@@ -129,6 +133,14 @@ class CertificateList:
             return _brief(done, tx.now)
 
         return await self._store.write(write, essential=True)
+
+    async def take_crl(self, file: Path, *, actor: Actor) -> Json:
+        """Revoke what a CRL of ours in a file names; raises CrlForeign, RequestMalformed for a file that is none."""
+        try:
+            data = await asyncio.to_thread(file.read_bytes)
+        except OSError as error:
+            raise RequestMalformed(f"cannot read {file}: {error.strerror}") from error
+        return await take_crl(data, ca=self._ca, store=self._store, actor=actor)
 
     def _identifier(self, kind: str, name: str) -> str:
         return name if "://" in name or not name else f"{self._origin}/{kind}/{name}"

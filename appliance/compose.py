@@ -171,7 +171,7 @@ class Appliance:
             on_proxy_revoked=(revoke_agents_behind,),
         )
         self.agents = AgentRegistry(origin=settings.origin, store=store)
-        self.certificates = CertificateList(origin=settings.origin, store=store, clock=clock)
+        self.certificates = CertificateList(origin=settings.origin, ca=ca, store=store, clock=clock)
         self.health = Health(store=store, clock=clock, ca=ca, crls=self.crls, settings=settings)
         self._passphrase = passphrase
         self.operations = self._operations()

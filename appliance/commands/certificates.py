@@ -96,6 +96,14 @@ def certs_revoke(
     show(ask("certs.revoke", serial=serial, reason=reason, issuer=issuer))
 
 
+@certs.command("take-crl")
+def certs_take_crl(
+    file: Annotated[Path, typer.Argument(help="A CRL that this home's CA signed, DER or PEM.")],
+) -> None:
+    """After a restored backup: revoke again what the last published list names."""
+    show(ask("certs.take_crl", file=str(file.absolute())))
+
+
 @certs.command("export")
 def certs_export(
     agent: Agent = "",

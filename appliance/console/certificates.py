@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from appliance.audit import Actor
@@ -47,6 +48,9 @@ class CertificateOperations:
 
     async def show(self, serial: str, issuer: str = "") -> Any:
         return await self._certificates.show(serial, issuer=issuer)
+
+    async def take_crl(self, file: str) -> Any:
+        return await self._certificates.take_crl(Path(file), actor=self._actor)
 
     async def revoke(self, serial: str, reason: str = "unspecified", issuer: str = "") -> Any:
         return await self._certificates.revoke(serial, reason=reason, issuer=issuer, actor=self._actor)

@@ -30,6 +30,11 @@ _PUT = _INSERT.on_conflict_do_update(
     set_={name: _INSERT.excluded[name] for name in _COLUMNS},
     where=_c.number < _INSERT.excluded.number,
 )
+_RAISE = _INSERT.on_conflict_do_update(
+    index_elements=["role"],
+    set_={name: _INSERT.excluded[name] for name in ("number", "sha256")},
+    where=_c.number < _INSERT.excluded.number,
+)
 _REVOKED = (_cert.issuer_role == bindparam("role"), _cert.revoked_at.is_not(None))
 _COUNT = select(func.count()).where(*_REVOKED)
 _ALL_ENTRIES = (
@@ -64,6 +69,12 @@ def put(tx: Tx, role: str, crl: Crl) -> None:
     values = {name: getattr(crl, name) for name in _COLUMNS}
     if tx.execute(_PUT, {"role": role, **values}).rowcount != 1:
         raise Conflict("a CRL with this number or a higher one is stored")
+
+
+def raise_number(tx: Tx, role: str, number: int) -> None:
+    """Let the next list be numbered above this; a list with a lower number is no longer the current one."""
+    values = {"number": number, "this_update": tx.now, "next_update": tx.now, "entries": 0, "revoked": 0, "sha256": b""}
+    tx.execute(_RAISE, {"role": role, **values})
 
 
 def revoked(tx: Tx, role: str) -> int:

@@ -338,6 +338,7 @@ APPLIANCE = {
     "certificate-unknown": 404,
     "issuance-failed": 500,
     "crl-not-built": 503,
+    "crl-foreign": 400,
     "token-unavailable": 503,
     "clock-went-back": 503,
     "audit-broken": 500,

@@ -12,12 +12,13 @@ import pytest
 from cryptography import x509
 
 from appliance.audit import Actor
+from appliance.ca import CertificateAuthority
 from appliance.certificate_list import CertificateList
 from appliance.errors import CertificateUnknown, Conflict, NotFound, NotPermitted, RequestMalformed
 from appliance.store import Store, certificate_search, certificates
 from appliance.store.owners import ACTIVE, Owner
 from appliance.store.owners import add as add_owner
-from tests.appliance.authority import authority, issue_ldevid
+from tests.appliance.authority import authority, issue_ldevid, issuing
 from tests.support import NOW, FixedClock
 
 ORIGIN = "spiffe://campus.example"
@@ -66,7 +67,9 @@ def campus(store: Store, clock: FixedClock) -> CertificateList:
     store.write_sync(fill)
     for serial in (3, 4, 9):
         store.write_sync(lambda tx, serial=serial: certificates.revoke(tx, AKI, serial, "superseded"))  # type: ignore[misc]
-    return CertificateList(origin=ORIGIN, store=store, clock=clock)
+    root, cas = issuing()
+    ca = CertificateAuthority(root=root, issuing=cas, store=store, clock=clock)
+    return CertificateList(origin=ORIGIN, ca=ca, store=store, clock=clock)
 
 
 def serials(campus: CertificateList, **given: Any) -> list[int]:
@@ -187,7 +190,7 @@ def test_two_cas_with_one_serial_number_are_kept_apart(campus: CertificateList, 
 def test_a_certificate_is_shown_with_what_it_says_itself(tmp_path: Path) -> None:
     async def act(ca: Any, store: Store) -> None:
         issued = await issue_ldevid(ca)
-        listed = CertificateList(origin=ORIGIN, store=store, clock=FixedClock())
+        listed = CertificateList(origin=ORIGIN, ca=ca, store=store, clock=FixedClock())
         shown = await listed.show(format(issued.serial, "x"))
         assert x509.load_pem_x509_certificate(shown["pem"].encode()) == issued.certificate
         assert (shown["names"], shown["profile"], shown["proxy"]) == ("CN=proxy", "ldevid", "proxy")

@@ -27,7 +27,7 @@ manufacturers: add list remove
 pledges: list show admit refuse
 owners: import add add-key rotate-key list suspend resume revoke
 agents: add list show revoke
-certs: list show revoke export
+certs: list show revoke export take-crl
 policy: show validate publish explain
 radius: render run check
 nas: add list remove
