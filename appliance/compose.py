@@ -253,7 +253,7 @@ class Appliance:
     async def start(self) -> dict[str, str | None]:
         """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
         settings, web = self.settings, self.settings.web
-        await self.crls.build_missing()
+        await self.crls.start()
         await self.ocsp.start()
         limits = Limits(
             self.clock,
@@ -261,6 +261,9 @@ class Appliance:
             Bucket(web.identity_rate, web.identity_burst),
             is_known=self.registrar.ldevids.is_ours,
         )
+        # a nonce wants a signature each time, and anybody may send one
+        of_pki = Bucket(web.pki_rate, web.pki_burst)
+        asked = Limits(self.clock, of_pki, of_pki)
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
         trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
@@ -284,7 +287,7 @@ class Appliance:
             ("device", web.host, web.device_port, device, device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, None),
             ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
-            ("pki", web.host, web.pki_port, pki.endpoints, None, None),
+            ("pki", web.host, web.pki_port, pki.endpoints, None, asked),
         ]
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]

@@ -143,11 +143,18 @@ class CrlKeeper:
             if not current or (role not in self._published and await self._load(role) is None):
                 await self.build(role)
 
+    async def start(self) -> None:
+        """build_missing(), but what hinders a list (a full disk) does not hinder the start: run() tries again."""
+        for left in self._folder.glob(f".*{_TEMPORARY}"):  # by a kill
+            left.unlink(missing_ok=True)
+        try:
+            await self.build_missing()
+        except (ApplianceError, OSError) as error:
+            _log.error("event=crl-not-built error=%r", error)
+
     async def run(self) -> None:
         """Keep the lists fresh until cancelled; subscribes to the store itself."""
         self._store.subscribe(self._on_events)
-        for left in self._folder.glob(f".*{_TEMPORARY}"):  # by a kill
-            left.unlink(missing_ok=True)
         while True:
             due, self._due = self._due, set()
             self._wake.clear()

@@ -67,6 +67,8 @@ class WebSettings(_Section):
         5.0, gt=0, description="Requests per second that an address may make without a known certificate."
     )
     address_burst: int = Field(20, gt=0, description="Burst for address_rate.")
+    pki_rate: float = Field(100.0, gt=0, description="OCSP requests per second that an address may make.")
+    pki_burst: int = Field(1000, gt=0, description="Burst for pki_rate.")
     identity_rate: float = Field(
         50.0, gt=0, description="Requests per second that one certificate of ours, or one local user, may make."
     )

@@ -34,7 +34,8 @@ EST = "/.well-known/est"
 ORIGIN = "spiffe://campus.example"
 # A lab's settings: everybody comes from one address and one proxy asks as often as it can.
 PLENTY = ("web.address_rate=100000", "web.address_burst=1000000", "web.identity_rate=100000",
-          "web.identity_burst=1000000", "identity.proxy_rate=100000", "identity.proxy_burst=1000000",
+          "web.identity_burst=1000000", "web.pki_rate=100000", "web.pki_burst=1000000",
+          "identity.proxy_rate=100000", "identity.proxy_burst=1000000",
           "identity.reserve_per_proxy=1000000", "web.keepalive_seconds=600")  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def _rows(
     ders = {size: secrets.token_bytes(size) for size in (LDEVID_BYTES, AGENT_BYTES)}
     kinds = ["revoked"] * stock.revoked + ["live"] * stock.live
     kinds += ["expired"] * (stock.total - len(kinds))
+    sampled = max(1, stock.total // 50_000)
     chance.shuffle(kinds)  # as life would have mixed them
     for at, kind in enumerate(kinds):
         is_agent = kind == "expired" and at % 5 != 0
@@ -103,7 +104,7 @@ def _rows(
         digests = f"{chance.getrandbits(1024):0256x}"
         proxy = sample.proxies[at % PROXIES]
         agent = sample.agents[at % AGENTS] if is_agent else None
-        if kind != "expired" and at % 20 == 0:
+        if kind != "expired" and at % sampled == 0:
             (sample.revoked if kind == "revoked" else sample.good).append(serial)
             sample.keys.append(digests[128:192])
         yield (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.plan import Plan
+from tests.bench.revocation import IDS as REVOCATION
 from tests.bench.run import measure, report, table
 
 IDS = ("a1", "a1s", "a2", "b1", "b2", "b1x2", "b2x2", "c", "d1", "g", "m", "m99")
@@ -21,3 +22,13 @@ def test_every_bench_gets_right_answers_and_balanced_books(tmp_path: Path) -> No
     assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
     assert all(bench.id in table(benches) for bench in benches)
     assert len(report(benches)["benches"]) == len(IDS)
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+def test_the_benches_of_revocation_get_right_answers(tmp_path: Path) -> None:
+    wanted = [name for name in REVOCATION if name != "a1f"]
+    plan = Plan(repetitions=1, operations=16, warm_up=8, stored=2000, only=[*wanted, "e1m"])
+    benches = {bench.id: bench for bench in measure(plan, tmp_path)}
+    assert set(benches) == {"e1", "e1r", "e2", "e2l", "f", "fr", "s", "e1m", "e1mr"}
+    assert all(benches[name].notes["books"] == "checked" for name in ("e1", "e2", "e2l"))
