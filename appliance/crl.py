@@ -114,8 +114,7 @@ class CrlKeeper:
         plan = await self._store.read(partial(self._plan, role=role))
         self._folder.mkdir(mode=0o700, exist_ok=True)
         entries, count = await self._entries(role, plan)
-        der = await asyncio.to_thread(self._sign, issuing, plan, entries)
-        digest = hashlib.sha256(der).digest()
+        der, digest = await asyncio.to_thread(self._sign, issuing, plan, entries)
         made = crls.Crl(plan.number, plan.now, plan.now + self._life, count, plan.revoked, digest)
         temporary = await asyncio.to_thread(_write_beside, self._path(role), der)
         try:
@@ -192,8 +191,8 @@ class CrlKeeper:
         row = await self._store.read(lambda tx: crls.get(tx, role))
         if row is None:
             return None
-        der = await asyncio.to_thread(_read, self._path(role))
-        if der is None or hashlib.sha256(der).hexdigest() != row.sha256:
+        der = await asyncio.to_thread(_read, self._path(role), row.sha256)
+        if der is None:
             return None
         found = PublishedCrl(der, row.number, row.this_update, row.next_update, row.sha256)
         return self._published.setdefault(role, found)
@@ -245,8 +244,8 @@ class CrlKeeper:
             raise CrlNotBuilt(f"the entries of the {role} CRL were not written: {last}", retry_after_seconds=60)
         return int(json.loads(output)["entries"])
 
-    def _sign(self, issuing: IssuingCa, plan: _Plan, entries: bytes | list[Revoked]) -> bytes:
-        """The finished list; in a thread."""
+    def _sign(self, issuing: IssuingCa, plan: _Plan, entries: bytes | list[Revoked]) -> tuple[bytes, bytes]:
+        """The finished list and its SHA-256; in a thread."""
         key = issuing.signer.public_key()
         tbs = crl_to_be_signed(
             issuing.certificate.subject,
@@ -257,7 +256,8 @@ class CrlKeeper:
             next_update=plan.now + self._life,
             entries=entries,
         )
-        return assemble(tbs, issuing.signer.sign(tbs), key)
+        der = assemble(tbs, issuing.signer.sign(tbs), key)
+        return der, hashlib.sha256(der).digest()
 
 
 def _record(tx: Tx, *, role: Role, crl: crls.Crl) -> None:
@@ -281,8 +281,10 @@ def _write_beside(path: Path, der: bytes) -> Path:
     return Path(name)
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, sha256: str) -> bytes | None:
+    """The bytes of a file, if these they are."""
     try:
-        return path.read_bytes()
+        der = path.read_bytes()
     except OSError:
         return None
+    return der if hashlib.sha256(der).hexdigest() == sha256 else None

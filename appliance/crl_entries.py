@@ -8,7 +8,6 @@ writes the entries to `file`, and their number to standard output. It gets no ke
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from typing import Any
 from est.revocation import EntryWriter
 
 _BATCH = 10_000
-_NICER = 10
 
 
 def main() -> None:
     """Runs one order."""
-    os.nice(_NICER)
     order = json.load(sys.stdin)
     count = 0
     with Path(order["file"]).open("wb") as file:

@@ -26,7 +26,7 @@ from est.certificates import extensions_of, load_certificate, ski_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, spki
 from est.revocation import Revoked, crl_to_be_signed
-from est.signer import hash_for
+from est.signer import signed_form
 
 __all__ = [
     "Extension",
@@ -312,7 +312,7 @@ def assemble(tbs: bytes, signature: bytes, issuer_key: ec.EllipticCurvePublicKey
     Raises CertificateNotAsShaped if the signature is not that of `issuer_key` over `tbs`.
     """
     try:
-        issuer_key.verify(signature, tbs, ec.ECDSA(hash_for(issuer_key)))
+        issuer_key.verify(signature, *signed_form(tbs, issuer_key))
     except InvalidSignature as error:
         raise CertificateNotAsShaped("the signature does not verify with the issuer's key") from error
     return tlv.sequence(

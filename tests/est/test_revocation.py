@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from est import chains, der, profiles, revocation
 from est.errors import CertificateNotAsShaped, ShapeNotPossible
@@ -97,3 +99,45 @@ def test_a_crl_signed_by_another_key_is_not_assembled() -> None:
     tbs = to_be_signed()
     with pytest.raises(CertificateNotAsShaped):
         profiles.assemble(tbs, KeySigner(key("thief")).sign(tbs), key("campus ca").public_key())
+
+
+def test_a_list_of_many_megabytes_is_signed_like_a_small_one() -> None:
+    """Beyond a megabyte the digest is made first; another library sees no difference."""
+    entries = b"".join(
+        revocation.EntryWriter().write(format(at, "x"), 1_767_000_000, "superseded") for at in range(1, 40_000)
+    )
+    ca = campus().ca
+    tbs = profiles.crl_to_be_signed(
+        ca.subject,
+        issuer_key=key("campus ca").public_key(),
+        issuer_key_identifier=chains.ski_of(ca) or b"",
+        number=5,
+        this_update=NOW,
+        next_update=NOW + WEEK,
+        entries=entries,
+    )
+    assert len(tbs) > 1_048_576
+    signature = KeySigner(key("campus ca")).sign(tbs)
+    found = x509.load_der_x509_crl(profiles.assemble(tbs, signature, key("campus ca").public_key()))
+    assert found.is_signature_valid(key("campus ca").public_key())
+    assert len(found) == 39_999
+    with pytest.raises(CertificateNotAsShaped):
+        profiles.assemble(tbs[:-1] + b"\x01", signature, key("campus ca").public_key())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    serial=st.integers(1, (1 << 159) - 1),
+    at=st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)),
+    reason=st.sampled_from(sorted(revocation.REASONS)),
+)
+def test_an_entry_is_what_another_library_reads(serial: int, at: datetime, reason: str) -> None:
+    at = at.replace(microsecond=0, tzinfo=UTC)
+    [entry] = list(crl(profiles.Revoked(serial, at, reason)))
+    assert (entry.serial_number, entry.revocation_date_utc) == (serial, at)
+
+
+@pytest.mark.parametrize("serial", ["", "0", "00", "xyz", "-1", "1" * 43])
+def test_serials_that_cannot_be_are_refused(serial: str) -> None:
+    with pytest.raises(ShapeNotPossible):
+        revocation.EntryWriter().write(serial, 0, "unspecified")
