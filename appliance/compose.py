@@ -229,7 +229,7 @@ class Appliance:
             {
                 "": HomeOperations(self.doctor, self.backup),
                 "manufacturers": ManufacturerOperations(self.registrar.manufacturers, actor),
-                "pledges": PledgeOperations(self.registrar.inventory, actor),
+                "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
                 "est": EstOperations(self.registrar.inventory, actor),
                 "owners": OwnerOperations(self.directory, actor),

@@ -142,7 +142,7 @@ def _next(home: Path, result: dict[str, str], settings: Settings) -> str:
 Root certificate, SHA-256: {result["root_sha256"]}
 {kept}
 Next:
-  appliance manufacturers add MAKER-CA.pem --masa https://masa.example{at}
+  appliance manufacturers add MAKER-CA.pem --masa https://masa.example --masa-anchors MASA-TLS-CA.pem{at}
   appliance owners import owners.csv{at}          # columns: ref,name,kind,department
   appliance policy publish policy.toml{at}
   appliance nas add switch-1 192.0.2.10{at}

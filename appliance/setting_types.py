@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from typing import Annotated
 
@@ -33,6 +35,18 @@ def _check_arc(arc: str) -> str:
     return arc
 
 
+def _check_domain_id(text: str) -> str:
+    try:
+        octets = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        octets = b""
+    if not octets:
+        raise ValueError("a domainID is base64")
+    return text
+
+
+DomainId = Annotated[str, AfterValidator(_check_domain_id)]
+"""The domainID of a MASA's audit log (RFC 8995, section 5.8.2), as it stands there."""
 # an identifier could hold more than a host name, but names of servers are made of the trust domain, too
 TrustDomain = Annotated[str, AfterValidator(lambda name: _check_host(name, MAX_TRUST_DOMAIN))]
 HostName = Annotated[str, AfterValidator(lambda name: name and _check_host(name, 253))]

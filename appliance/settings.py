@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from appliance.setting_types import HostName, OidArc, Organization, ServerId, TrustDomain
+from appliance.setting_types import DomainId, HostName, OidArc, Organization, ServerId, TrustDomain
 from est.errors import Refusal
 
 
@@ -119,6 +119,17 @@ class HsmSettings(_Section):
     label: str = Field("campus", description="How labels of our keys begin, so that a token can hold those of others.")
 
 
+AuditRule = Literal[
+    "foreign-domain",
+    "foreign-nonceless",
+    "before-purchase",
+    "more-than-issued",
+    "own-entry-missing",
+    "entries-removed",
+    "newer-version",
+]
+
+
 class RegistrarSettings(_Section):
     """[registrar]"""
 
@@ -142,8 +153,33 @@ class RegistrarSettings(_Section):
         min_length=1,
         description="Voucher formats that pledges may ask in: cms, jws. The MASA is asked in the pledge's.",
     )
-    audit_unknown_domains: Literal["refuse", "accept"] = Field(
-        "refuse", description="What an audit-log entry of a foreign domain means."
+    pledge_rate: float = Field(0.1, gt=0, description="Voucher-requests per second of one device; retries are free.")
+    pledge_burst: int = Field(20, gt=0, description="Burst for pledge_rate.")
+    maker_rate: float = Field(
+        100.0, gt=0, description="Voucher-requests per second of all devices of one manufacturer, retries not counted."
+    )
+    maker_burst: int = Field(1000, gt=0, description="Burst for maker_rate.")
+    request_rate: float = Field(200.0, gt=0, description="Voucher-requests per second of all devices together.")
+    request_burst: int = Field(2000, gt=0, description="Burst for request_rate.")
+    audit_refuse: tuple[AuditRule, ...] = Field(
+        (
+            "foreign-domain",
+            "foreign-nonceless",
+            "before-purchase",
+            "more-than-issued",
+            "own-entry-missing",
+            "entries-removed",
+        ),
+        description="Rules over a device's history that keep it out; those left out are only reported.",
+    )
+    audit_known_domains: tuple[DomainId, ...] = Field(
+        (), description="domainIDs, base64, whose entries in a device's history are in order."
+    )
+    max_ldevids: int = Field(8, ge=0, description="Live LDevIDs that one proxy may hold; 0 = any number.")
+    prefetch: Literal["off", "nonceless-requests", "masa-silent"] = Field(
+        "off",
+        description="Vouchers without a nonce, fetched ahead: none; handed out to requests without a nonce; also to "
+        "others while the MASA does not answer.",
     )
 
 

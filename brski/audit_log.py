@@ -10,10 +10,11 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
+from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -157,13 +158,31 @@ class Concern(Enum):
     NEWER_VERSION = "newer-version"
 
 
+RULES: Mapping[Concern, str] = MappingProxyType(
+    {
+        Concern.FOREIGN_DOMAIN: "a domain that is neither ours nor known was given a voucher with a nonce",
+        Concern.FOREIGN_NONCELESS: "such a domain holds a voucher without a nonce, which may be used at any time",
+        Concern.BEFORE_PURCHASE: "a voucher was issued before the device was delivered to us",
+        Concern.MORE_THAN_ISSUED: "the log has vouchers in our name that we never asked for",
+        Concern.OWN_ENTRY_MISSING: "the voucher that we were just given is not in the log",
+        Concern.ENTRIES_REMOVED: "the manufacturer removed entries from the log for reasons of its own",
+        Concern.NEWER_VERSION: "the log is of a later version; what is known of it was read",
+    }
+)
+"""What each concern means, in the order in which the manual has them."""
+
+EVERYTHING = "*"
+"""The key that stands for every finding, in an override that does not say which."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditPolicy:
     """The site's rule over histories.
 
     `refuse` are the concerns that keep a device out; the others are only reported. `known_domains` are domainIDs of
-    others that are in order (a reseller, a sister campus). `ignore_history` lets everything pass and exists as explicit
-    configuration only. `purchased_at` dates the delivery, where it is known.
+    others that are in order (a reseller, a sister campus). `purchased_at` dates the delivery, where it is known.
+    `overridden` are the keys of findings that a human looked at and let pass, `EVERYTHING` for all of them: what comes
+    up later is judged as before (RFC 8995, section 5.8.3).
     """
 
     refuse: frozenset[Concern] = frozenset(
@@ -178,16 +197,24 @@ class AuditPolicy:
     )
     known_domains: frozenset[bytes] = frozenset()
     purchased_at: datetime | None = None
-    ignore_history: bool = False
+    overridden: frozenset[str] = frozenset()
+
+    def is_overridden(self, key: str) -> bool:
+        """Whether a human let this finding pass."""
+        return key in self.overridden or EVERYTHING in self.overridden
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One concern, whether it counts under the policy, and a public sentence about it."""
+    """One concern, whether it counts under the policy, and a public sentence about it.
+
+    `key` stays the same while the fact does: it names concern and domain, or concern and number.
+    """
 
     concern: Concern
     is_refusing: bool
     detail: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,34 +251,40 @@ def appraise(
     us). `own_nonces`, where the site keeps them, are the nonces of all vouchers it was ever given for this device: more
     own entries than that mean that somebody else asks in our name, and the newest has to be there.
     """
-    findings: list[Finding] = []
+    findings: dict[str, Finding] = {}
 
-    def note(concern: Concern, detail: str) -> None:
-        findings.append(Finding(concern, concern in policy.refuse and not policy.ignore_history, detail))
+    def note(concern: Concern, about: str, detail: str) -> None:
+        key = f"{concern.value}:{about}" if about else concern.value
+        counts = concern in policy.refuse and not policy.is_overridden(key)
+        findings.setdefault(key, Finding(concern, counts, detail, key))
 
     if log.version > VERSION:
-        note(Concern.NEWER_VERSION, f"the log is of version {log.version}")
+        note(Concern.NEWER_VERSION, str(log.version), f"the log is of version {log.version}")
     own = [entry for entry in log.events if entry.domain_id in own_domain_ids]
     trusted = {*own_domain_ids, *policy.known_domains}
     for entry in log.events:
+        when = leaves.write_date(entry.date)
         if policy.purchased_at is not None and entry.date < policy.purchased_at:
-            note(Concern.BEFORE_PURCHASE, f"a voucher was issued at {leaves.write_date(entry.date)}, before delivery")
+            note(Concern.BEFORE_PURCHASE, str(when), f"a voucher was issued at {when}, before delivery")
         if entry.domain_id in trusted:
             continue
         name = base64.b64encode(entry.domain_id).decode("ascii")
         if entry.nonce is None:
-            note(Concern.FOREIGN_NONCELESS, f"domain {name} holds a voucher without nonce, usable at any time")
+            note(Concern.FOREIGN_NONCELESS, name, f"domain {name} holds a voucher without nonce, usable at any time")
         else:
-            note(Concern.FOREIGN_DOMAIN, f"domain {name} was given a voucher")
+            note(Concern.FOREIGN_DOMAIN, name, f"domain {name} was given a voucher")
     if own_nonces is not None:
         counted = sum(1 + entry.truncated for entry in own)
-        if counted > len(own_nonces) or any(entry.nonce not in own_nonces for entry in own):
-            note(Concern.MORE_THAN_ISSUED, "vouchers were issued in our name that we did not ask for")
+        unknown = sum(1 for entry in own if entry.nonce not in own_nonces)
+        more = max(counted - len(own_nonces), unknown)
+        if more > 0:
+            note(Concern.MORE_THAN_ISSUED, str(more), "vouchers were issued in our name that we did not ask for")
         if own_nonces and not own:
-            note(Concern.OWN_ENTRY_MISSING, "the voucher just issued is not in the log")
+            note(Concern.OWN_ENTRY_MISSING, "", "the voucher just issued is not in the log")
     if log.truncation.arbitrary:
-        note(Concern.ENTRIES_REMOVED, f"{log.truncation.arbitrary} entries were removed from the log")
-    return Appraisal(tuple(findings))
+        removed = log.truncation.arbitrary
+        note(Concern.ENTRIES_REMOVED, str(removed), f"{removed} entries were removed from the log")
+    return Appraisal(tuple(findings.values()))
 
 
 def _read_entry(entry: object) -> LogEntry:

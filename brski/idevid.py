@@ -6,6 +6,7 @@ Nothing here trusts the certificate: chains are checked by `brski.manufacturer.i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from urllib.parse import SplitResult, urlsplit
@@ -20,17 +21,30 @@ from est import der
 from est.errors import EstError
 
 MASA_URI = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.32")
+HARDWARE_MODULE_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.8.4")
 
 _MAX_MASA_URI = 1024
 _HOST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
+
+
+class SerialSource(Enum):
+    """Where a manufacturer's certificates hold the device's serial number (RFC 8995, section 2.3.1).
+
+    The subject's serialNumber attribute is what the document says. Others put it into the hwSerialNum of a
+    hardwareModuleName (RFC 4108, section 5) in subjectAltName, or into the subject's common name.
+    """
+
+    SUBJECT = "subject-serial-number"
+    HARDWARE_MODULE = "hardware-module-name"
+    COMMON_NAME = "common-name"
 
 
 @dataclass(frozen=True, slots=True)
 class IDevID:
     """A device certificate, read.
 
-    `serial_number` is the device's (subject attribute 2.5.4.5), `issuer` the octets for idevid-issuer, `masa_uri` the
-    text of the MASA URI extension ("" without one).
+    `serial_number` is the device's (by default subject attribute 2.5.4.5), `issuer` the octets for idevid-issuer,
+    `masa_uri` the text of the MASA URI extension ("" without one).
     """
 
     serial_number: str
@@ -44,31 +58,63 @@ class IDevID:
         return self.issuer.hex(), self.serial_number
 
 
-def read_idevid(certificate: x509.Certificate) -> IDevID:
+def read_idevid(certificate: x509.Certificate, source: SerialSource = SerialSource.SUBJECT) -> IDevID:
     """The device facts of a certificate; raises DeviceSerialMissing or MasaUriInvalid.
 
     The serial's string type differs between real certificates, so the decoded text is what counts.
     """
     return IDevID(
-        serial_number=read_serial_number(certificate),
+        serial_number=read_serial_number(certificate, source),
         issuer=idevid_issuer(certificate),
         masa_uri=read_masa_uri(certificate),
         certificate=certificate,
     )
 
 
-def read_serial_number(certificate: x509.Certificate) -> str:
-    """The X.520 serialNumber attribute of the subject (RFC 8995, section 2.3.1); raises DeviceSerialMissing."""
+def read_serial_number(certificate: x509.Certificate, source: SerialSource = SerialSource.SUBJECT) -> str:
+    """The device's serial number (RFC 8995, section 2.3.1); raises DeviceSerialMissing.
+
+    There must be exactly one: a certificate that gives two does not say which device it is.
+    """
     try:
-        attributes = certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
-    except ValueError as cause:
-        raise DeviceSerialMissing("the certificate's subject is not readable") from cause
-    if len(attributes) != 1:
-        raise DeviceSerialMissing("the certificate's subject has not exactly one serialNumber attribute")
+        if source is SerialSource.HARDWARE_MODULE:
+            values: list[object] = [_hardware_serial(one) for one in _hardware_modules(certificate)]
+        else:
+            oid = NameOID.SERIAL_NUMBER if source is SerialSource.SUBJECT else NameOID.COMMON_NAME
+            values = [one.value for one in certificate.subject.get_attributes_for_oid(oid)]
+    except (ValueError, EstError) as cause:
+        raise DeviceSerialMissing("the certificate's names are not readable", source=source.value) from cause
+    what = _SERIAL_SOURCES[source]
+    if len(values) != 1:
+        raise DeviceSerialMissing(f"the certificate has not exactly one {what}", source=source.value)
     try:
-        return leaves.read_string(attributes[0].value)
+        return leaves.read_string(values[0])
     except ValueError as cause:
-        raise DeviceSerialMissing(f"the certificate's serialNumber attribute: {cause}") from cause
+        raise DeviceSerialMissing(f"the certificate's {what}: {cause}", source=source.value) from cause
+
+
+_SERIAL_SOURCES = {
+    SerialSource.SUBJECT: "serialNumber attribute in its subject",
+    SerialSource.HARDWARE_MODULE: "hardwareModuleName in its subjectAltName",
+    SerialSource.COMMON_NAME: "common name in its subject",
+}
+
+
+def _hardware_modules(certificate: x509.Certificate) -> list[bytes]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension):
+        return []
+    return [one.value for one in names.get_values_for_type(x509.OtherName) if one.type_id == HARDWARE_MODULE_NAME]
+
+
+def _hardware_serial(value: bytes) -> str:
+    """hwSerialNum of a HardwareModuleName: its text if it is printable ASCII, else its octets in hex."""
+    start, stop = der.only(value, 0, len(value), der.SEQUENCE)
+    _, after_type = der.expect(value, start, stop, der.OID)
+    start, stop = der.only(value, after_type, stop, der.OCTET_STRING)
+    octets = value[start:stop]
+    return octets.decode("ascii") if all(0x20 <= octet <= 0x7E for octet in octets) else octets.hex()
 
 
 def idevid_issuer(certificate: x509.Certificate) -> bytes:

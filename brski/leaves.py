@@ -32,6 +32,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NONCE_OCTETS = range(8, 33)
 MAX_SERIAL = 255
 MAX_NONCE = 128
+LONG_NONCE_OCTETS = range(8, MAX_NONCE + 1)
 MAX_DEPTH = 8
 MAX_BYTES = 262_144
 

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from brski.dialect import STRICT, Dialect
 from brski.errors import ClientCertificateMissing, ManufacturerUnknown, MasaNotAllowed, MasaUnknown
-from brski.idevid import IDevID, MasaAddress, read_idevid, read_masa_address
+from brski.idevid import IDevID, MasaAddress, SerialSource, read_idevid, read_masa_address
 from est import chains
 from est.errors import ChainNotTrusted, EstError
 
@@ -23,7 +23,8 @@ class Manufacturer:
     `anchors` end the IDevID chains. `masa` is the MASA of this manufacturer as configured ("" = none): it is asked when
     the IDevID names none, and it is on the list of allowed ones. `allowed_masas` are further authorities that an IDevID
     may name, exactly, as host:port. `ignores_expiry` takes IDevIDs outside their dates (RFC 8995, section 2.6.2).
-    `dialect` is what is tolerated of this manufacturer's devices and of its MASA.
+    `serial_source` says where the serial number stands. `asks_configured_masa`: whatever an IDevID names, `masa` is
+    asked. `dialect` is what is tolerated of this manufacturer's devices and of its MASA.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Manufacturer:
     allowed_masas: frozenset[str] = frozenset()
     ignores_expiry: bool = False
     dialect: Dialect = STRICT
+    serial_source: SerialSource = SerialSource.SUBJECT
+    asks_configured_masa: bool = False
 
     def masa_of(self, idevid: IDevID) -> MasaAddress:
         """Where to ask for this device's voucher.
@@ -40,7 +43,7 @@ class Manufacturer:
         to any host. Raises MasaUnknown, MasaNotAllowed, MasaUriInvalid.
         """
         configured = read_masa_address(self.masa) if self.masa else None
-        if not idevid.masa_uri:
+        if not idevid.masa_uri or self.asks_configured_masa:
             if configured is None:
                 raise MasaUnknown(f"no MASA is known for devices of {self.name}", manufacturer=self.name)
             return configured
@@ -81,6 +84,7 @@ def identify(
     if certificate is None:
         raise ClientCertificateMissing("a pledge authenticates with its IDevID as TLS client certificate")
     refusal: EstError | None = None
+    nearest = ""
     for manufacturer in manufacturers:
         try:
             path = chains.check(
@@ -94,9 +98,11 @@ def identify(
         except EstError as cause:
             # the most telling refusal: a path that exists but does not hold beats "no path"
             if refusal is None or isinstance(refusal, ChainNotTrusted):
-                refusal = cause
+                refusal, nearest = cause, "" if isinstance(cause, ChainNotTrusted) else manufacturer.name
             continue
-        return KnownPledge(read_idevid(certificate), manufacturer, path)
+        return KnownPledge(read_idevid(certificate, manufacturer.serial_source), manufacturer, path)
     raise ManufacturerUnknown(
-        "the device certificate's chain is not one of a known manufacturer", because=refusal.reason if refusal else ""
+        "the device certificate's chain is not one of a known manufacturer",
+        because=refusal.reason if refusal else "",
+        nearest=nearest,
     ) from refusal

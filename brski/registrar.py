@@ -108,7 +108,7 @@ class MasaExchange:
         MasaAuthenticationRequired, MasaUnavailable, MasaAnswerInvalid, VoucherMalformed, VoucherSignatureInvalid.
         """
         dialect = self.pledge.manufacturer.dialect
-        _check_masa_reply(reply, self.call.media_type, dialect)
+        check_masa_reply(reply, self.call.media_type, dialect)
         received, _ = voucher.unseal(
             reply.body, self.call.media_type, accept_id_data=self.accept_id_data, dialect=dialect
         )
@@ -136,7 +136,7 @@ class MasaExchange:
 
     def read_audit_log(self, reply: Reply) -> AuditLog:
         """The device's history; raises the MASA's refusals as `conclude` does, and AuditLogMalformed."""
-        _check_masa_reply(reply, paths.JSON, self.pledge.manufacturer.dialect)
+        check_masa_reply(reply, paths.JSON, self.pledge.manufacturer.dialect)
         return audit_log.read(reply.body)
 
     def follow_audit_log(self, reply: Reply) -> Call | None:
@@ -144,22 +144,7 @@ class MasaExchange:
 
         The Location must lie at the same MASA; raises MasaAnswerInvalid (RFC 8995, section 5.8).
         """
-        if reply.status != 201:
-            return None
-        location = reply.headers.get("location", "")
-        try:
-            parts = urlsplit(location)
-            authority = f"{parts.hostname}:{parts.port or 443}"
-        except ValueError as cause:
-            raise MasaAnswerInvalid("the audit log's location cannot be read") from cause
-        own = urlsplit(self.audit_log_url)
-        is_own = parts.scheme == "https" and "@" not in parts.netloc and authority == f"{own.hostname}:{own.port}"
-        if not all("!" <= char <= "~" for char in location) or not parts.path.startswith("/"):
-            raise MasaAnswerInvalid("the audit log's location cannot be read")
-        if (parts.scheme or parts.netloc) and not is_own:
-            raise MasaAnswerInvalid("the audit log is offered at another host")
-        query = f"?{parts.query}" if parts.query else ""
-        return Call("GET", f"{parts.path}{query}", headers={"accept": paths.JSON})
+        return follow_audit_log(reply, self.masa)
 
 
 class Registrar:
@@ -231,15 +216,7 @@ class Registrar:
             idevid_issuer=pledge.idevid.issuer,
             prior_signed_voucher_request=asked.sealed,
         )
-        body = sealed.seal(
-            voucher_request.write(request, dialect),
-            media_type,
-            signer=self._signer,
-            certificate=self._certificate,
-            certificates=self._chain,
-            now=now,
-        )
-        body = sealed.wrap(body, media_type, in_base64=dialect.base64_bodies)
+        body = self.sign(request, media_type, now=now, dialect=dialect)
         return MasaExchange(
             pledge=pledge,
             masa=masa,
@@ -250,6 +227,23 @@ class Registrar:
             accept_id_data=policy.accept_id_data,
             is_base64=opened.is_base64,
         )
+
+    @property
+    def own_chain(self) -> tuple[x509.Certificate, ...]:
+        """Our certificate and what a MASA may pin beside it."""
+        return (self._certificate, *self._chain)
+
+    def sign(self, request: VoucherRequest, media_type: str, *, now: datetime, dialect: Dialect) -> bytes:
+        """A voucher-request of the registrar, signed, in the form its MASA takes."""
+        body = sealed.seal(
+            voucher_request.write(request, dialect),
+            media_type,
+            signer=self._signer,
+            certificate=self._certificate,
+            certificates=self._chain,
+            now=now,
+        )
+        return sealed.wrap(body, media_type, in_base64=dialect.base64_bodies)
 
     def _check_request(
         self,
@@ -291,7 +285,28 @@ def transaction_of(call: Call) -> str:
     return hashlib.sha256(call.body).hexdigest()
 
 
-def _check_masa_reply(reply: Reply, media_type: str, dialect: Dialect) -> None:
+def follow_audit_log(reply: Reply, masa: MasaAddress) -> Call | None:
+    """The call that fetches a log which `masa` offers as 201 with a Location; raises MasaAnswerInvalid."""
+    if reply.status != 201:
+        return None
+    location = reply.headers.get("location", "")
+    try:
+        parts = urlsplit(location)
+        authority = f"{parts.hostname}:{parts.port or 443}"
+    except ValueError as cause:
+        raise MasaAnswerInvalid("the audit log's location cannot be read") from cause
+    own = urlsplit(masa.url("requestauditlog"))
+    is_own = parts.scheme == "https" and "@" not in parts.netloc and authority == f"{own.hostname}:{own.port}"
+    if not all("!" <= char <= "~" for char in location) or not parts.path.startswith("/"):
+        raise MasaAnswerInvalid("the audit log's location cannot be read")
+    if (parts.scheme or parts.netloc) and not is_own:
+        raise MasaAnswerInvalid("the audit log is offered at another host")
+    query = f"?{parts.query}" if parts.query else ""
+    return Call("GET", f"{parts.path}{query}", headers={"accept": paths.JSON})
+
+
+def check_masa_reply(reply: Reply, media_type: str, dialect: Dialect) -> None:
+    """Refuse every answer of a MASA that is not 200 in the format that was asked for."""
     status = reply.status
     if status == 200:
         if not dialect.untyped_answers and paths.bare(reply.media_type) != media_type:

@@ -22,11 +22,14 @@ from appliance import audit
 from appliance.cli import app
 from appliance.commands.invocation import EVERYWHERE
 from appliance.proxy import agent_api
-from appliance.settings import Settings, describe_settings, sample_file
+from appliance.registrar.hints import HINTS, hint
+from appliance.registrar.maker_options import Options
+from appliance.settings import RegistrarSettings, Settings, describe_settings, sample_file
 from appliance.web import routes
 from appliance.web.problems import all_leaves, status_of
 from appliance.web.routes import Route
 from brski import states
+from brski.audit_log import RULES, Concern
 from brski.dialect import SWITCHES
 from est.errors import Refusal
 from lab.__main__ import _parser as lab_parser
@@ -364,6 +367,56 @@ def states_page() -> str:
     return "\n".join(parts)
 
 
+# -- the registrar
+
+
+def manufacturers_page() -> str:
+    """Every option of a manufacturer."""
+    rows = []
+    for name, info in Options.model_fields.items():
+        default = ",".join(info.default) if isinstance(info.default, tuple) else str(info.default)
+        shown = default.lower() if isinstance(info.default, bool) else default
+        rows.append((f"`{name.replace('_', '-')}`", f"`{shown}`" if shown else "", info.description or ""))
+    return "\n".join(
+        [
+            head("Options of a manufacturer", "the model in `appliance/registrar/maker_options.py`"),
+            "Given as OPTION=VALUE to `appliance manufacturers add` and `appliance manufacturers set`; lists have "
+            "commas. `appliance manufacturers show` prints them, with `_` for `-`. The switches of `dialect`: "
+            "[dialects](dialects.md).\n",
+            table(("option", "default", "meaning"), rows),
+        ]
+    )
+
+
+def history_page() -> str:
+    """Every rule over a device's history."""
+    default = get_args(RegistrarSettings.model_fields["audit_refuse"].annotation)[0]
+    assert set(get_args(default)) == {one.value for one in Concern}
+    refusing = RegistrarSettings().audit_refuse
+    rows = [(f"`{one.value}`", "refuses" if one.value in refusing else "is reported", RULES[one]) for one in RULES]
+    return "\n".join(
+        [
+            head("Rules over a device's history", "`RULES` in `brski/audit_log.py`"),
+            "`registrar.audit_refuse` lists the rules that keep a device out (RFC 8995, section 5.8.3); the others are "
+            "reported in its record. How to read and override a judgement: "
+            "[judge a device's history](../howto/judge-a-history.md).\n",
+            table(("rule", "by default", "what it says"), rows),
+        ]
+    )
+
+
+def hints_page() -> str:
+    """What to do about each refusal at the registrar."""
+    return "\n".join(
+        [
+            head("What to do", "`HINTS` in `appliance/registrar/hints.py`"),
+            "The line that `appliance pledges knocking`, `appliance pledges list` and `appliance pledges show` give "
+            "for a reason, with the names filled in.\n",
+            table(("reason", "what an administrator can do"), [(f"`{name}`", hint(name)) for name in HINTS]),
+        ]
+    )
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "reference/settings.md": settings_page,
     "reference/appliance.toml": sample_file,
@@ -375,6 +428,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/reason-codes.md": reference_radius.reasons_page,
     "reference/dialects.md": dialects_page,
     "reference/misbehaviours.md": misbehaviours_page,
+    "reference/manufacturers.md": manufacturers_page,
+    "reference/history-rules.md": history_page,
+    "reference/what-to-do.md": hints_page,
     "explanation/states.md": states_page,
 }
 """Every generated file by its path below appliance/docs, and what makes it."""

@@ -257,7 +257,8 @@ def _misfit_of_arguments(command: Any, rest: list[str]) -> str:
                     return f"{name} wants a value"
                 rest.pop(0)
     arguments = [one for one in command.params if not one.opts[0].startswith("-")]
-    if not sum(one.required for one in arguments) <= positional <= len(arguments):
+    is_open = any(one.nargs == -1 for one in arguments)
+    if positional < sum(one.required for one in arguments) or (positional > len(arguments) and not is_open):
         return f"{positional} arguments"
     missing = [one.opts[0] for one in options.values() if one.required and one.name not in given]
     return f"lacks {', '.join(missing)}" if missing else ""

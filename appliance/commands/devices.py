@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from appliance.commands.invocation import ask, group, read_text, show
+from appliance.console.tables import printable
+from appliance.console.timeline import timeline_text
 
 manufacturers = group("Whose IDevIDs are known.")
 pledges = group("Proxies on their way in.")
@@ -15,30 +17,78 @@ proxies = group("Identity proxies that are in.")
 est_secrets = group("Plain EST: one-time enrolment secrets.")
 
 
+_OPTIONS = typer.Argument(
+    metavar="OPTION=VALUE...", help="Options of the manufacturer; the manual has the table (manufacturers)."
+)
+_MASA_ANCHORS = typer.Option(help="Anchors of the MASA's TLS certificate, PEM.")
+
+
 @manufacturers.command("add")
 def manufacturers_add(
     file: Annotated[Path, typer.Argument(help="CA certificates of its IDevIDs, PEM.")],
+    options: Annotated[list[str] | None, _OPTIONS] = None,
     masa: Annotated[str, typer.Option(help="MASA URL, or the host:port that its IDevIDs may name.")] = "",
     name: Annotated[str, typer.Option(help="Name; default: from the certificate.")] = "",
-    masa_anchors: Annotated[
-        Path | None, typer.Option(help="Anchors of the MASA's TLS certificate; default: the CA file.")
-    ] = None,
+    masa_anchors: Annotated[Path | None, _MASA_ANCHORS] = None,
     serials: Annotated[Path | None, typer.Option(help="File with the serial numbers to admit, one per line.")] = None,
     ignore_expiry: Annotated[bool, typer.Option(help="Accept expired IDevIDs of this manufacturer.")] = False,
 ) -> None:
     """Trust a manufacturer's IDevIDs."""
-    anchors = read_text(masa_anchors) if masa_anchors else ""
     show(
         ask(
             "manufacturers.add",
             anchors_pem=read_text(file),
             masa_url=masa,
             name=name,
-            masa_tls_anchors_pem=anchors,
+            masa_tls_anchors_pem=read_text(masa_anchors) if masa_anchors else "",
             ignore_expiry=ignore_expiry,
             serials=[line.strip() for line in read_text(serials).splitlines() if line.strip()] if serials else [],
+            options=_assignments(options),
         )
     )
+
+
+@manufacturers.command("set")
+def manufacturers_set(
+    name: Annotated[str, typer.Argument(help="The manufacturer.")],
+    options: Annotated[list[str] | None, _OPTIONS] = None,
+    masa: Annotated[str, typer.Option(help="MASA URL; none = only what its IDevIDs name.")] = "",
+    new_name: Annotated[str, typer.Option(help="Another name.")] = "",
+    anchors: Annotated[Path | None, typer.Option(help="CA certificates of its IDevIDs, PEM, instead of now's.")] = None,
+    masa_anchors: Annotated[Path | None, _MASA_ANCHORS] = None,
+) -> None:
+    """Change what is given, keep the rest."""
+    show(
+        ask(
+            "manufacturers.set",
+            name=name,
+            new_name=new_name,
+            anchors_pem=read_text(anchors) if anchors else "",
+            masa_url=masa,
+            masa_tls_anchors_pem=read_text(masa_anchors) if masa_anchors else "",
+            options=_assignments(options),
+        )
+    )
+
+
+def _assignments(options: list[str] | None) -> dict[str, str]:
+    found = {}
+    for text in options or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"OPTION=VALUE is wanted, not {text!r}")
+        path = name.replace("_", "-") in _PATHS and value
+        found[name] = str(Path(value).absolute()) if path else value
+    return found
+
+
+_PATHS = ("masa-client-certificate", "masa-client-key", "masa-basic-file")
+
+
+@manufacturers.command("show")
+def manufacturers_show(name: str) -> None:
+    """One manufacturer with everything that is set."""
+    show(ask("manufacturers.show", name=name))
 
 
 @manufacturers.command("list")
@@ -55,19 +105,33 @@ def manufacturers_remove(name: str) -> None:
 
 @pledges.command("list")
 def pledges_list() -> None:
-    """Every pledge that knocked."""
-    show(ask("pledges.list"), ("serial", "manufacturer", "state", "proxy", "updated_at"))
+    """Pledges of known manufacturers, and where each stands."""
+    show(ask("pledges.list"), ("serial", "manufacturer", "state", "updated_at", "what_to_do"))
 
 
 @pledges.command("show")
-def pledgesshow(serial: str) -> None:
-    """One pledge with its timeline."""
-    show(ask("pledges.show", serial=serial))
+def pledges_show(serial: Annotated[str, typer.Argument(help="Serial number, or fingerprint of the IDevID.")]) -> None:
+    """One pledge: where it stands, its timeline, its artefacts decoded, and what to do."""
+    result = ask("pledges.show", serial=serial)
+    show(result, text=timeline_text(result))
+
+
+@pledges.command("knocking")
+def pledges_knocking() -> None:
+    """Who knocked and was not let in, and what to do about each."""
+    columns = ("fingerprint", "serial", "maker", "reason", "first_seen", "last_seen", "times", "what_to_do")
+    show(ask("pledges.knocking"), columns)
+
+
+@pledges.command("forget")
+def pledges_forget(fingerprint: Annotated[str, typer.Argument(help="SHA-256 of the certificate, hex.")]) -> None:
+    """Remove one from the list of who knocked, until it knocks again."""
+    show(ask("pledges.forget", fingerprint=fingerprint))
 
 
 @pledges.command("admit")
 def pledges_admit(serial: str) -> None:
-    """Let a waiting pledge in."""
+    """Let a waiting pledge in, or one that was refused by hand."""
     show(ask("pledges.admit", serial=serial))
 
 
@@ -75,6 +139,72 @@ def pledges_admit(serial: str) -> None:
 def pledges_refuse(serial: str, reason: Annotated[str, typer.Option(help="Why, for the log.")] = "") -> None:
     """Keep a pledge out."""
     show(ask("pledges.refuse", serial=serial, reason=reason))
+
+
+@pledges.command("override")
+def pledges_override(serial: str, reason: Annotated[str, typer.Option(help="Why, for the log.")]) -> None:
+    """Let a pledge in with the findings that its history was refused for."""
+    show(ask("pledges.override", serial=serial, reason=reason))
+
+
+@pledges.command("withdraw")
+def pledges_withdraw(serial: str, reason: Annotated[str, typer.Option(help="Why, for the log.")] = "") -> None:
+    """Take an override back: the pledge is refused, its proxy and certificates end."""
+    show(ask("pledges.withdraw", serial=serial, reason=reason))
+
+
+@pledges.command("import")
+def pledges_import(
+    file: Annotated[
+        Path, typer.Argument(help="CSV: manufacturer,serial and, if wanted, label,idevid-issuer,delivered.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Forget devices of its makers that are not in it.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
+) -> None:
+    """Take in a list of expected devices; they are admitted when they come."""
+    result = ask("pledges.import", csv=read_text(file), replace=replace, dry_run=dry_run)
+    show(result, text=_diff_text(result))
+
+
+@pledges.command("expected")
+def pledges_expected() -> None:
+    """Expected devices."""
+    show(ask("pledges.expected"), ("manufacturer", "serial", "label", "idevid-issuer", "delivered"))
+
+
+@pledges.command("prefetch")
+def pledges_prefetch(
+    serials: Annotated[list[str] | None, typer.Argument(help="Serial numbers; none = every expected one.")] = None,
+    manufacturer: Annotated[str, typer.Option(help="Their manufacturer.")] = "",
+) -> None:
+    """Fetch vouchers without a nonce for devices that will come while the site is offline."""
+    wanted = serials or ask("pledges.lacking", manufacturer=manufacturer)
+    rows = []
+    for at in range(0, len(wanted), _PREFETCHED_AT_ONCE):
+        rows += ask("pledges.prefetch", manufacturer=manufacturer, serials=wanted[at : at + _PREFETCHED_AT_ONCE])
+    show(rows, ("serial", "outcome", "reason", "expires_at", "what_to_do"))
+
+
+_PREFETCHED_AT_ONCE = 20
+
+
+@pledges.command("vouchers")
+def pledges_vouchers() -> None:
+    """Vouchers that were fetched ahead."""
+    show(ask("pledges.vouchers"), ("serial", "state", "fetched_at", "expires_at", "masa"))
+
+
+def _diff_text(result: dict[str, Any]) -> str:
+    lines = []
+    for kind, mark in (("added", "+"), ("changed", "~"), ("removed", "-"), ("missing", "?")):
+        for row in result.get(kind, ()):
+            what = ", ".join(f"{key} {value}" for key, value in row.items() if value and isinstance(value, str))
+            lines.append(printable(f"{mark} {what}"))
+    counts = ", ".join(f"{count} {kind}" for kind, count in result["counts"].items())
+    done = "done" if result["applied"] else "nothing was changed (dry run)"
+    return "\n".join([*lines, f"{counts}; {done}"])
 
 
 @proxies.command("list")

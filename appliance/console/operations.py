@@ -60,6 +60,8 @@ def _check(function: Operation, arguments: Mapping[str, Any]) -> None:
             raise RequestMalformed(f"argument {name} must be {wanted.__name__}")
         if wanted is list and any(type(one) is not str for one in value):
             raise RequestMalformed(f"argument {name} must be a list of texts")
+        if wanted is dict and any(type(one) is not str for one in value.values()):
+            raise RequestMalformed(f"argument {name} must be an object of texts")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise RequestMalformed(f"argument {name} is missing")

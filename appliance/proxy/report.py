@@ -23,7 +23,7 @@ HINTS: Mapping[str, str] = {
     "peer-unreachable": "is the registrar running, and the port open between here and there?",
     "peer-connection-closed": "the registrar probably does not know this device's manufacturer",
     "tls-handshake-failed": "the registrar probably does not know this device's manufacturer, or speaks no TLS 1.2",
-    "registrar-refused": "look at `appliance pledges list` and the audit log of the registrar for the reason",
+    "registrar-refused": "look at `appliance pledges knocking` on the registrar for the reason",
     "voucher-signature-invalid": "the voucher is not from this device's manufacturer: wrong MASA, or an attack",
     "voucher-for-other-device": "the MASA answered for another serial number",
     "voucher-for-other-request": "an old voucher was replayed",

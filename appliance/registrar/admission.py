@@ -15,7 +15,7 @@ from appliance import audit, ca
 from appliance.audit import Actor, AuditEvent
 from appliance.registrar.manufacturers import KnownManufacturer
 from appliance.settings import RegistrarSettings
-from appliance.store import Row, certificates, proxies
+from appliance.store import Row, certificates, listed_devices, proxies
 from appliance.store.pledges import PledgeRecord
 from appliance.store.proxies import ProxyRow
 from appliance.store.transaction import Tx
@@ -36,13 +36,23 @@ class Admission(Enum):
 
 
 def decide(tx: Tx, record: PledgeRecord, manufacturer: KnownManufacturer, settings: RegistrarSettings) -> Admission:
-    """Whether this pledge is in: an active proxy identity is a standing yes, the setting decides on all others."""
+    """Whether this pledge is in.
+
+    An active proxy identity is a standing yes and a listed device is expected; on all others the manufacturer's policy
+    decides, or the site's where it has none.
+    """
     proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
     if proxy is not None and proxy.is_active:
         return Admission.ADMITTED
-    if settings.admission == "automatic" or record.serial in manufacturer.serials:
+    policy = manufacturer.options.admission or settings.admission
+    if policy == "automatic" or _is_listed(tx, record, manufacturer):
         return Admission.ADMITTED
-    return Admission.WAITING if settings.admission == "manual" else Admission.UNLISTED
+    return Admission.WAITING if policy == "manual" else Admission.UNLISTED
+
+
+def _is_listed(tx: Tx, record: PledgeRecord, manufacturer: KnownManufacturer) -> bool:
+    listed = listed_devices.get(tx, manufacturer.id, record.serial)
+    return listed is not None and listed.idevid_issuer in (None, record.idevid_issuer)
 
 
 class ProxyIdentities:

@@ -17,7 +17,7 @@ from appliance import audit, ca
 from appliance.audit import Actor, AuditEvent
 from appliance.ca import IssuedRow
 from appliance.registrar import records
-from appliance.registrar.admission import ProxyIdentities, ldevids_of
+from appliance.registrar.admission import LDEVID, ProxyIdentities, ldevids_of
 from appliance.registrar.caller import Caller
 from appliance.registrar.errors import (
     EnrolledAlready,
@@ -25,6 +25,7 @@ from appliance.registrar.errors import (
     EnrollmentSecretInvalid,
     NamesNotJustified,
     ProxyRevoked,
+    TooManyLdevids,
 )
 from appliance.registrar.ldevids import LiveLdevid, require_still_live
 from appliance.store import certificates, est_secrets, pledges, proxies
@@ -202,6 +203,7 @@ class RenewalApplicant:
     live: LiveLdevid
     est: EstServer
     caller: Caller
+    max_ldevids: int
     event: str = "ldevid-renewed"
 
     @property
@@ -229,8 +231,18 @@ class RenewalApplicant:
         return True
 
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
-        """The old certificate may have been revoked since the connection was opened."""
+        """The old certificate may have been revoked since the connection was opened; only so many live at once."""
         require_still_live(self.live, tx)
+        # the new row is among them
+        limit = self.max_ldevids + 1
+        if self.max_ldevids and certificates.count_live_of_proxy(tx, self.proxy_id, LDEVID, limit=limit) == limit:
+            others = [row for row in ldevids_of(tx, self.proxy_id) if row.id != pending_id]
+            wait = min(row.not_after for row in others) - tx.now
+            raise TooManyLdevids(
+                "this proxy holds as many live certificates as it may",
+                live=len(others),
+                retry_after_seconds=max(1, round(wait.total_seconds())),
+            )
 
     def finish(self, tx: Tx, issued: IssuedRow) -> None:
         """The old certificate stays good until its end: the reply may get lost."""

@@ -12,11 +12,14 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.registrar.admission import OnRevoked, ProxyIdentities
 from appliance.registrar.est_service import EstService
+from appliance.registrar.expected import ExpectedDevices
 from appliance.registrar.history import History
 from appliance.registrar.inventory import Inventory
+from appliance.registrar.knocking import Knocks
 from appliance.registrar.ldevids import Ldevids
 from appliance.registrar.manufacturers import Manufacturers
 from appliance.registrar.masa_client import MasaTransport
+from appliance.registrar.prefetch import Prefetch
 from appliance.registrar.reports import Reports
 from appliance.registrar.routes import endpoints
 from appliance.registrar.service import RegistrarService
@@ -39,16 +42,20 @@ class RegistrarPart:
     endpoints: Mapping[str, Handler]
     manufacturers: Manufacturers
     inventory: Inventory
+    knocks: Knocks
+    expected: ExpectedDevices
+    prefetch: Prefetch
     ldevids: Ldevids
     history: History
     masa: MasaTransport
 
     async def run(self) -> None:
-        """Looks after pledges that took a voucher and never reported, until cancelled (B-338)."""
+        """Looks after pledges that took a voucher and never reported (B-338) and counts knocks, until cancelled."""
         while True:
             await asyncio.sleep(REVIEW_SECONDS)
             try:
                 await self.history.review_silent()
+                await self.knocks.flush()
             except ApplianceError as refusal:
                 log.warning("review-failed reason=%s", refusal.reason)
 
@@ -85,6 +92,7 @@ def assemble(
     turns = Turns()
     identities = ProxyIdentities(origin, on_proxy_revoked)
     manufacturers = Manufacturers(store, clock)
+    knocks = Knocks(store, clock)
     ldevids = Ldevids(store=store, clock=clock, ca=ca)
     history = History(
         settings,
@@ -104,6 +112,7 @@ def assemble(
         masa=masa,
         identities=identities,
         turns=turns,
+        knocks=knocks,
     )
     reports = Reports(
         store=store, clock=clock, manufacturers=manufacturers, history=history, ldevids=ldevids, turns=turns
@@ -111,6 +120,7 @@ def assemble(
     est = EstService(
         origin=origin,
         ldevid_days=ldevid_days,
+        max_ldevids=settings.max_ldevids,
         store=store,
         clock=clock,
         ca=ca,
@@ -120,5 +130,15 @@ def assemble(
         identities=identities,
         turns=turns,
     )
-    inventory = Inventory(store=store, clock=clock, identities=identities)
-    return RegistrarPart(endpoints(service, reports, est), manufacturers, inventory, ldevids, history, masa)
+    prefetch = Prefetch(settings, store=store, clock=clock, registrar=registrar, manufacturers=manufacturers, masa=masa)
+    return RegistrarPart(
+        endpoints=endpoints(service, reports, est),
+        manufacturers=manufacturers,
+        inventory=Inventory(store=store, clock=clock, identities=identities),
+        knocks=knocks,
+        expected=ExpectedDevices(store),
+        prefetch=prefetch,
+        ldevids=ldevids,
+        history=history,
+        masa=masa,
+    )

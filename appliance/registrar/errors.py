@@ -5,16 +5,20 @@ ApplianceError
 │   ├── EnrollmentNotOpen        no voucher, no positive telemetry, or the pledge said no (RFC 8995, section 5.8.3)
 │   ├── HistoryUnjudged          the audit log could not be fetched yet; later may help
 │   ├── PledgeClash              another certificate already stands for this issuer and serial number
-│   └── EnrolledAlready          this bootstrap has its certificate; a new one needs a new voucher-request
+│   ├── EnrolledAlready          this bootstrap has its certificate; a new one needs a new voucher-request
+│   └── MasaCredentialsUnusable  the files for one MASA cannot be used
 ├── enrolment
 │   ├── EnrollmentCredentialsMissing  neither a known client certificate nor HTTP Basic
 │   ├── EnrollmentSecretInvalid  HTTP Basic name or secret unknown, expired or spent
 │   ├── ProxyRevoked             the identity proxy was revoked
 │   ├── LdevidNotAccepted        the client certificate is not a live LDevID of this domain
+│   ├── TooManyLdevids           the proxy has as many live certificates as it may
 │   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
 │   └── KeyInUse                 the CSR's key belongs to somebody else's certificate
 └── administration
-    └── ManufacturerUnusable     anchors or MASA address of a manufacturer cannot be used
+    ├── ManufacturerUnusable     anchors, MASA address or options of a manufacturer cannot be used
+    ├── DeviceFileRefused        a CSV file of expected devices cannot be taken in
+    └── PrefetchNotPossible      no voucher can be fetched ahead for this device
 """
 
 from __future__ import annotations
@@ -97,3 +101,27 @@ class ManufacturerUnusable(ApplianceError):
     """Anchors, MASA address or MASA anchors of a manufacturer cannot be used."""
 
     reason: ClassVar[str] = "manufacturer-unusable"
+
+
+class MasaCredentialsUnusable(ApplianceError):
+    """Client certificate, key or secret file for one MASA cannot be read, or others may read it too."""
+
+    reason: ClassVar[str] = "masa-credentials-unusable"
+
+
+class TooManyLdevids(ApplianceError):
+    """The identity proxy holds as many live certificates as `registrar.max_ldevids` allows."""
+
+    reason: ClassVar[str] = "too-many-ldevids"
+
+
+class DeviceFileRefused(ApplianceError):
+    """The CSV file of expected devices cannot be taken in; `line` says where."""
+
+    reason: ClassVar[str] = "device-file-refused"
+
+
+class PrefetchNotPossible(ApplianceError):
+    """No voucher can be fetched ahead: it is switched off, or the site does not know enough of the device."""
+
+    reason: ClassVar[str] = "prefetch-not-possible"

@@ -31,6 +31,7 @@ from appliance.registrar.errors import (
     EnrollmentSecretInvalid,
     KeyInUse,
 )
+from appliance.registrar.hints import hint
 from appliance.registrar.history import History
 from appliance.registrar.ldevids import ROLE, Ldevids, LiveLdevid
 from appliance.registrar.manufacturers import Manufacturers
@@ -78,6 +79,7 @@ class EstService:
         *,
         origin: str,
         ldevid_days: int,
+        max_ldevids: int,
         store: Store,
         clock: Clock,
         ca: CertificateAuthority,
@@ -89,6 +91,7 @@ class EstService:
     ) -> None:
         self._origin = origin
         self._lifetime = timedelta(days=ldevid_days)
+        self._max_ldevids = max_ldevids
         self._store = store
         self._clock = clock
         self._ca = ca
@@ -133,7 +136,7 @@ class EstService:
     async def simplereenroll(self, call: Call, peer: Peer) -> Reply:
         """A new certificate for a proxy that shows a live one (RFC 7030, section 4.2.2; E-117, E-118).
 
-        Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, and what
+        Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, TooManyLdevids, and what
         EstServer.read_enroll and the CA raise.
         """
         self._est.operation(call)
@@ -145,7 +148,7 @@ class EstService:
             live = await self._ldevids.seen(peer)
             if live is None:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
-            return await self._enroll(RenewalApplicant(live, self._est, caller), call, peer, caller)
+            return await self._enroll(RenewalApplicant(live, self._est, caller, self._max_ldevids), call, peer, caller)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=live is not None)
             raise
@@ -235,7 +238,7 @@ class EstService:
 
     async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller, *, is_known: bool) -> None:
         """In the audit log, so many per caller; a stranger counts by address, because certificates cost it nothing."""
-        log.info("enrolment-refused reason=%s address=%s", refusal.reason, caller.address)
+        log.info("enrolment-refused reason=%s address=%s hint=%r", refusal.reason, caller.address, hint(refusal.reason))
         if not caller.fingerprint and not isinstance(refusal, EnrollmentSecretInvalid):
             return
         who = caller.fingerprint if is_known and caller.fingerprint else caller.address
@@ -249,7 +252,15 @@ class EstService:
             request_id=caller.request_id,
             fields={"body_sha256": hashlib.sha256(call.body).hexdigest()},
         )
-        await self._store.write(partial(audit.append, event=event))
+        await self._store.write(partial(_keep_refusal, event, refusal, caller))
+
+
+def _keep_refusal(event: AuditEvent, refusal: Refusal, caller: Caller, tx: Tx) -> None:
+    """Audit it, and show it on the timeline of the device whose IDevID this is."""
+    audit.append(tx, event)
+    for record in pledges.by_idevid(tx, caller.fingerprint)[-1:] if caller.fingerprint else ():
+        noted = records.noted(record, "enrolment-refused", now=tx.now, code=refusal.reason)
+        pledges.save(tx, noted, was=record.state)
 
 
 def _pledge_and_proxy(idevid: IDevID, caller: Caller, tx: Tx) -> tuple[PledgeRecord, ProxyRow | None]:

@@ -18,15 +18,17 @@ from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound, RequestMalformed
-from appliance.registrar import records
+from appliance.registrar import records, timeline
 from appliance.registrar.admission import ProxyIdentities, ldevids_of
-from appliance.registrar.history import FORGIVEN
-from appliance.store import est_secrets, manufacturers, pledges, proxies
+from appliance.registrar.maker_options import read_options
+from appliance.store import est_secrets, knocks, manufacturers, pledges, proxies
 from appliance.store.est_secrets import SecretRow
 from appliance.store.pledges import PledgeRecord
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
+from brski import audit_log
+from brski.dialect import STRICT, Dialect, read_dialect
 from brski.states import RecordEvent, RecordState
 
 SECRET_BYTES = 24
@@ -44,11 +46,11 @@ class Inventory:
         self._identities = identities
 
     async def pledges(self) -> list[Json]:
-        """Everybody who knocked, the latest first."""
+        """Devices of known manufacturers that asked for a voucher, the latest first."""
 
         def read(tx: Tx) -> list[Json]:
             makers = {row.id: row.name for row in manufacturers.every(tx)}
-            return [_pledge_json(tx, record, makers) for record in pledges.every(tx)]
+            return [_summary(tx, record, makers) for record in pledges.every(tx)]
 
         return await self._store.read(read)
 
@@ -62,12 +64,27 @@ class Inventory:
         return await self._store.read(read)
 
     async def admit(self, key: str, *, actor: Actor) -> Json:
-        """An administrator's yes: to one that waits, or to one that was refused. Its next message finds it admitted.
+        """An administrator's yes: to one that waits, or that an administrator refused. Its next message finds it in.
 
-        Who was refused for its history is let in with that history: this is the override of RFC 8995, section 5.8.3.
-        Raises NotFound, Conflict.
+        Who was refused for its history needs `override`. Raises NotFound, Conflict.
         """
         return await self._decide(key, partial(self._admit, actor=actor))
+
+    async def override(self, key: str, *, actor: Actor, reason: str) -> Json:
+        """Let a device in with the findings that its history was refused for (RFC 8995, section 5.8.3).
+
+        What is found later is judged as before. Raises NotFound, Conflict, RequestMalformed without a reason.
+        """
+        if not reason.strip():
+            raise RequestMalformed("an override says why: give --reason")
+        return await self._decide(key, partial(self._override, actor=actor, reason=reason))
+
+    async def withdraw(self, key: str, *, actor: Actor, reason: str = "") -> Json:
+        """Take an override back: the device is refused again, its proxy identity and certificates end.
+
+        Raises NotFound, Conflict.
+        """
+        return await self._decide(key, partial(self._withdraw, actor=actor, reason=reason))
 
     async def refuse(self, key: str, *, actor: Actor, reason: str = "") -> Json:
         """An administrator's no, at any time; the device's proxy identity and certificates end with it."""
@@ -133,10 +150,9 @@ class Inventory:
     async def _decide(self, key: str, change: Any) -> Json:
         def write(tx: Tx) -> Json:
             record = _find(tx, key)
-            if record.is_stranger:
-                raise Conflict("nobody known vouches for this certificate; add its manufacturer first")
             changed: PledgeRecord = change(tx, record)
             pledges.save(tx, changed, was=record.state)
+            knocks.remove(tx, record.idevid_sha256)
             makers = {row.id: row.name for row in manufacturers.every(tx)}
             return _pledge_json(tx, changed, makers)
 
@@ -145,27 +161,87 @@ class Inventory:
     def _admit(self, tx: Tx, record: PledgeRecord, *, actor: Actor) -> PledgeRecord:
         state = records.state_of(record)
         if state is RecordState.REFUSED:
-            verdict = FORGIVEN if (record.audit_verdict or "").startswith("refused") else record.audit_verdict
-            admitted = records.moved(
-                record, RecordEvent.FORGIVEN, now=tx.now, audit_verdict=verdict, pvr_sha256=None, voucher=None
-            )
+            if _is_refused_for_history(record):
+                raise Conflict(
+                    f"it was refused for its history ({record.audit_verdict}); to let it in with that: "
+                    f"appliance pledges override {record.serial} --reason TEXT"
+                )
+            admitted = _again(record, tx)
         elif state is RecordState.WAITING_FOR_ADMISSION:
-            admitted = records.moved(record, RecordEvent.ADMITTED, now=tx.now)
+            admitted = records.moved(record, RecordEvent.ADMITTED, now=tx.now, code=actor.identifier)
         else:
             raise Conflict(f"the pledge does not wait: {state.value}")
         admitted = self._identities.ensure(tx, admitted)
         _audit(tx, "pledge-admitted", record, actor, {"proxy": admitted.proxy_id})
         return admitted
 
+    def _override(self, tx: Tx, record: PledgeRecord, *, actor: Actor, reason: str) -> PledgeRecord:
+        if not _is_refused_for_history(record):
+            raise Conflict(f"its history is not what keeps it out: {record.audit_verdict or record.state}")
+        findings = (record.history or {}).get("findings", ())
+        before = (record.history_override or {}).get("keys", ())
+        keys = sorted({*before, *(one["key"] for one in findings if one["refuses"])}) or [audit_log.EVERYTHING]
+        said = {"by": actor.identifier, "at": tx.now.isoformat(timespec="seconds"), "reason": reason, "keys": keys}
+        let_in = self._identities.ensure(tx, _again(record, tx, code="history-overridden", history_override=said))
+        _audit(tx, "history-overridden", record, actor, {"proxy": let_in.proxy_id, "keys": keys}, reason=reason)
+        return let_in
+
+    def _withdraw(self, tx: Tx, record: PledgeRecord, *, actor: Actor, reason: str) -> PledgeRecord:
+        if record.history_override is None:
+            raise Conflict("there is no override to withdraw")
+        keys = list(record.history_override.get("keys", ()))
+        verdict = "refused: override withdrawn"
+        changes: dict[str, Any] = {"history_override": None, "audit_verdict": verdict, "voucher": None}
+        if records.state_of(record) is RecordState.REFUSED:
+            ended = replace(records.noted(record, "override-withdrawn", now=tx.now), **changes)
+        else:
+            ended = records.moved(record, RecordEvent.REFUSED, now=tx.now, code="override-withdrawn", **changes)
+        history = {**(record.history or {}), "findings": _refusing(record.history, keys)}
+        _audit(tx, "history-override-withdrawn", record, actor, {"keys": keys}, reason=reason)
+        self._end_proxy(tx, record, actor, "history-override-withdrawn")
+        return replace(ended, history=history, updated_at=tx.now)
+
     def _refuse(self, tx: Tx, record: PledgeRecord, *, actor: Actor, reason: str) -> PledgeRecord:
         if records.state_of(record) is RecordState.REFUSED:
             raise Conflict("the pledge is refused already")
-        refused = records.moved(record, RecordEvent.REFUSED, now=tx.now, code=reason[:64], voucher=None)
+        verdict = None if (record.audit_verdict or "").startswith("refused") else record.audit_verdict
+        refused = records.moved(
+            record, RecordEvent.REFUSED, now=tx.now, code=reason[:64], voucher=None, audit_verdict=verdict
+        )
         _audit(tx, "pledge-refused", record, actor, {}, reason=reason)
+        self._end_proxy(tx, record, actor, "pledge-refused")
+        return replace(refused, updated_at=tx.now)
+
+    def _end_proxy(self, tx: Tx, record: PledgeRecord, actor: Actor, reason: str) -> None:
         proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
         if proxy is not None and proxy.is_active:
-            self._identities.revoke(tx, proxy, actor, reason="pledge-refused")
-        return replace(refused, updated_at=tx.now)
+            self._identities.revoke(tx, proxy, actor, reason=reason)
+
+
+def _again(record: PledgeRecord, tx: Tx, *, code: str = "", **changes: Any) -> PledgeRecord:
+    """A refused record at its beginning: the next request, also the same one, is a new transaction."""
+    return records.moved(
+        record,
+        RecordEvent.FORGIVEN,
+        now=tx.now,
+        code=code,
+        pvr_sha256=None,
+        voucher=None,
+        audit_verdict=None,
+        **changes,
+    )
+
+
+def _is_refused_for_history(record: PledgeRecord) -> bool:
+    is_out = records.state_of(record) is RecordState.REFUSED
+    return is_out and (record.audit_verdict or "").startswith("refused")
+
+
+def _refusing(history: Json | None, keys: list[str]) -> list[Json]:
+    """The findings as they count without the override."""
+    every = audit_log.EVERYTHING in keys
+    found = (history or {}).get("findings", ())
+    return [{**one, "refuses": one["refuses"] or every or one["key"] in keys} for one in found]
 
 
 def _audit(tx: Tx, event: str, record: PledgeRecord, actor: Actor, fields: Json, *, reason: str = "") -> None:
@@ -176,12 +252,15 @@ def _audit(tx: Tx, event: str, record: PledgeRecord, actor: Actor, fields: Json,
 def _find(tx: Tx, key: str) -> PledgeRecord:
     direct = pledges.get(tx, key)
     found = [direct] if direct is not None else (pledges.by_serial(tx, key) or pledges.by_idevid(tx, key.lower()))
-    known = [record for record in found if not record.is_stranger] or found
-    if not known:
+    if not found:
+        if any(key.lower() == one.fingerprint or key == one.serial for one in knocks.every(tx)):
+            raise NotFound(
+                f"no known manufacturer vouches for {key}; see what to do in appliance pledges knocking", key=key
+            )
         raise NotFound(f"no pledge {key} has knocked", key=key)
-    if len(known) > 1:
+    if len(found) > 1:
         raise Conflict("several devices have this serial; name one by its fingerprint", key=key)
-    return known[0]
+    return found[0]
 
 
 def _find_proxy(tx: Tx, key: str) -> ProxyRow:
@@ -196,14 +275,31 @@ def _find_proxy(tx: Tx, key: str) -> ProxyRow:
     return named[0]
 
 
-def _pledge_json(tx: Tx, record: PledgeRecord, makers: Mapping[str, str]) -> Json:
+def _summary(tx: Tx, record: PledgeRecord, makers: Mapping[str, str]) -> Json:
     proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
+    maker = makers.get(record.manufacturer_id or "", "")
     return {
         **records.as_json(record),
-        "manufacturer": makers.get(record.manufacturer_id or "", ""),
-        "known": not record.is_stranger,
+        "manufacturer": maker,
         "proxy": proxy.identifier if proxy is not None else "",
+        "what_to_do": timeline.what_to_do(record, maker, tx.now),
     }
+
+
+def _pledge_json(tx: Tx, record: PledgeRecord, makers: Mapping[str, str]) -> Json:
+    maker = makers.get(record.manufacturer_id or "", "")
+    return {
+        **_summary(tx, record, makers),
+        "history": record.history or {},
+        "artefacts": timeline.artefacts(record, _dialect_of(tx, record)),
+        "timeline": timeline.steps(record, maker),
+    }
+
+
+def _dialect_of(tx: Tx, record: PledgeRecord) -> Dialect:
+    """What its artefacts are read with; that of a manufacturer removed since is not known any more."""
+    rows = [row for row in manufacturers.every(tx) if row.id == record.manufacturer_id]
+    return read_dialect(read_options(rows[0].options).dialect) if rows else STRICT
 
 
 def _proxy_json(tx: Tx, row: ProxyRow) -> Json:

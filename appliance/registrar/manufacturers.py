@@ -1,14 +1,15 @@
 """The site's list of manufacturers: whose IDevIDs are taken, which MASA is asked, what is trusted there (B-144, B-158).
 
-IDevID anchors and MASA TLS anchors are separate. Where an administrator gives no TLS anchors, the manufacturer's own
-certificates and the machine's trust store serve: the voucher's signature is the pledge's to check in any case.
+IDevID anchors and MASA TLS anchors are separate, and the machine's trust store counts at a MASA only where an
+administrator said so.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography import x509
@@ -19,16 +20,22 @@ from appliance.audit import Actor, AuditEvent
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound
 from appliance.registrar.errors import ManufacturerUnusable
+from appliance.registrar.maker_options import Options, read_options
 from appliance.registrar.masa_client import MasaDestination
+from appliance.store import knocks, listed_devices
 from appliance.store import manufacturers as table
+from appliance.store.listed_devices import ListedDevice
 from appliance.store.manufacturers import ManufacturerRow
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow, Tx
+from brski.dialect import read_dialect
 from brski.errors import ManufacturerUnknown
 from brski.idevid import MasaAddress, read_masa_address
 from brski.manufacturer import Manufacturer
 from est.chains import TrustAnchors, spki_sha256
-from est.errors import EstError
+from est.errors import EstError, Refusal
+
+log = logging.getLogger(__name__)
 
 TOPIC = "manufacturer"
 MAX_NAME = 120
@@ -38,48 +45,26 @@ MAX_NAME = 120
 class KnownManufacturer:
     """One entry, read: what brski needs, and what only the site needs.
 
-    `serials` are the devices admitted by list (admission = "listed"); `listed_hosts` are the hosts that somebody
-    wrote down literally.
+    `listed_hosts` are the hosts that somebody wrote down literally.
     """
 
     id: str
     facts: Manufacturer
-    serials: frozenset[str]
+    options: Options
     listed_hosts: frozenset[str]
     masa_tls_anchors_pem: str
-    public_anchors: bool
 
     def destination(self, masa: MasaAddress) -> MasaDestination:
-        """Where calls for this manufacturer's devices go, and what is trusted there."""
+        """Where calls for this manufacturer's devices go, what is trusted there and what we show."""
+        trust = self.options.masa_trust
         return MasaDestination(
             base=f"https://{masa.authority}",
-            tls_anchors_pem=self.masa_tls_anchors_pem,
-            public_anchors=self.public_anchors,
+            tls_anchors_pem="" if trust == "machine" else self.masa_tls_anchors_pem,
+            public_anchors=trust != "anchors",
             listed=self.listed_hosts,
+            credentials=self.options.credentials,
+            concurrency=self.options.masa_concurrency,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set beside the anchors.
-
-    `ignore_expiry`: take IDevIDs outside their dates (RFC 8995, section 2.6.2). `serials`: devices admitted by list.
-    `masas`: further MASA authorities, host:port, that an IDevID may name. `masa_addresses`: private addresses that the
-    MASA's name may lead to.
-    """
-
-    ignore_expiry: bool = False
-    serials: tuple[str, ...] = ()
-    masas: tuple[str, ...] = ()
-    masa_addresses: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "ignore_expiry": self.ignore_expiry,
-            "serials": list(self.serials),
-            "masas": list(self.masas),
-            "masa_addresses": list(self.masa_addresses),
-        }
 
 
 class Manufacturers:
@@ -97,7 +82,7 @@ class Manufacturers:
         if self._known is not None:
             return self._known
         generation = self._generation
-        known = tuple(read(row) for row in await self._store.read(table.every))
+        known = tuple(_readable(await self._store.read(table.every)))
         if generation == self._generation:
             self._known = known
         return known
@@ -129,10 +114,12 @@ class Manufacturers:
         masa_url: str = "",
         masa_tls_anchors_pem: str = "",
         options: Options = Options(),
+        serials: Sequence[str] = (),
     ) -> Mapping[str, Any]:
-        """Trust a manufacturer's IDevIDs; answers what `every` shows of it.
+        """Trust a manufacturer's IDevIDs; answers what `every` shows of it. `serials` are devices that are expected.
 
-        Raises ManufacturerUnusable, MasaUriInvalid, Conflict (the name, or one of its anchors, is there already).
+        Raises ManufacturerUnusable, MasaCredentialsUnusable, MasaUriInvalid, Conflict (the name, or one of its anchors,
+        is there already).
         """
         anchors = read_pem(anchors_pem)
         row = ManufacturerRow(
@@ -145,10 +132,13 @@ class Manufacturers:
             created_at=self._clock.now(),
         )
         new = read(row)
+        options.credentials.check()
 
         def write(tx: Tx) -> None:
             _check_disjoint(new, (read(other) for other in table.every(tx)))
             table.add(tx, row)
+            for serial in dict.fromkeys(serials):
+                listed_devices.put(tx, ListedDevice(row.id, serial, tx.now))
             tx.emit(TOPIC, row.name, {"id": row.id})
             audit.append(
                 tx,
@@ -159,7 +149,8 @@ class Manufacturers:
                     fields={
                         "anchors": [spki_sha256(one).hex() for one in anchors],
                         "masa": row.masa_url,
-                        **options.as_json(),
+                        "serials": len(serials),
+                        **_said(options),
                     },
                 ),
             )
@@ -167,19 +158,81 @@ class Manufacturers:
         await self._store.write(write)
         return as_json(row)
 
+    async def change(
+        self,
+        name: str,
+        *,
+        actor: Actor,
+        new_name: str = "",
+        anchors_pem: str = "",
+        masa_url: str | None = None,
+        masa_tls_anchors_pem: str = "",
+        options: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, Any]:
+        """Change what is given and keep the rest; `options` has the members of Options that change.
+
+        Raises NotFound, ManufacturerUnusable, MasaCredentialsUnusable, MasaUriInvalid, Conflict.
+        """
+
+        def changed(tx: Tx) -> tuple[ManufacturerRow, Options, Options]:
+            row = _find(tx, name)
+            before = read_options(row.options)
+            after = read_options({**before.as_json(), **(options or {})})
+            new = replace(
+                row,
+                name=(new_name or row.name)[:MAX_NAME],
+                anchors_pem=anchors_pem or row.anchors_pem,
+                masa_url=row.masa_url if masa_url is None else masa_url,
+                masa_tls_anchors_pem=masa_tls_anchors_pem or row.masa_tls_anchors_pem,
+                options=after.as_json(),
+            )
+            _check_disjoint(read(new), (read(other) for other in table.every(tx) if other.id != row.id))
+            return new, before, after
+
+        _, _, planned = await self._store.read(changed)
+        planned.credentials.check()
+
+        def write(tx: Tx) -> ManufacturerRow:
+            row, before, after = changed(tx)
+            table.save(tx, row)
+            tx.emit(TOPIC, row.name, {"id": row.id})
+            old, now = before.as_json(), after.as_json()
+            fields: dict[str, Any] = {key: now[key] for key in now if now[key] != old[key]}
+            if anchors_pem:
+                fields["anchors"] = [spki_sha256(one).hex() for one in read_pem(anchors_pem)]
+            if masa_tls_anchors_pem:
+                fields["masa_tls_anchors"] = [spki_sha256(one).hex() for one in read_pem(masa_tls_anchors_pem)]
+            if masa_url is not None:
+                fields["masa"] = masa_url
+            if row.name != name:
+                fields["was"] = name
+            audit.append(tx, AuditEvent("manufacturer-changed", actor, object=row.name, fields=fields))
+            return row
+
+        return as_json(await self._store.write(write))
+
     async def remove(self, name: str, *, actor: Actor) -> Mapping[str, Any]:
         """Trust a manufacturer no more; running bootstraps of its devices end with the next message."""
 
         def write(tx: Tx) -> ManufacturerRow:
-            row = table.by_name(tx, name)
-            if row is None:
-                raise NotFound(f"there is no manufacturer {name}", name=name)
+            row = _find(tx, name)
             table.remove(tx, row.id)
+            listed_devices.remove_all(tx, row.id)
+            knocks.remove_of(tx, row.id)
             tx.emit(TOPIC, row.name, {"id": row.id})
             audit.append(tx, AuditEvent("manufacturer-removed", actor, object=row.name))
             return row
 
         return as_json(await self._store.write(write))
+
+    async def one(self, name: str) -> Mapping[str, Any]:
+        """One, for an administrator; raises NotFound."""
+
+        def find(tx: Tx) -> Mapping[str, Any]:
+            row = _find(tx, name)
+            return {**as_json(row), "listed_devices": len(listed_devices.of(tx, row.id))}
+
+        return await self._store.read(find)
 
     async def every(self) -> list[Mapping[str, Any]]:
         """All, for an administrator."""
@@ -193,10 +246,16 @@ class Manufacturers:
 
 def read(row: ManufacturerRow) -> KnownManufacturer:
     """The row with its certificates and addresses read; raises ManufacturerUnusable or MasaUriInvalid."""
-    options = row.options
-    addresses = [read_masa_address(text) for text in (row.masa_url, *options.get("masas", ())) if text]
+    options = read_options(row.options)
+    addresses = [read_masa_address(text) for text in (row.masa_url, *options.masas) if text]
     if row.masa_tls_anchors_pem:
         read_pem(row.masa_tls_anchors_pem)
+    elif options.masa_trust != "machine":
+        raise ManufacturerUnusable(
+            f"nothing is trusted at the MASA of {row.name}: give --masa-anchors FILE, or say masa-trust=machine"
+        )
+    if options.masa_from == "configured" and not row.masa_url:
+        raise ManufacturerUnusable(f"masa-from=configured needs the MASA of {row.name}: give --masa URL")
     try:
         anchors = TrustAnchors(read_pem(row.anchors_pem))
     except EstError as cause:
@@ -208,13 +267,24 @@ def read(row: ManufacturerRow) -> KnownManufacturer:
             anchors=anchors,
             masa=row.masa_url,
             allowed_masas=frozenset(address.authority for address in addresses),
-            ignores_expiry=bool(options.get("ignore_expiry")),
+            ignores_expiry=options.ignore_expiry,
+            serial_source=options.source,
+            asks_configured_masa=options.masa_from == "configured",
+            dialect=read_dialect(options.dialect),
         ),
-        serials=frozenset(options.get("serials", ())),
-        listed_hosts=frozenset([*(address.host for address in addresses), *options.get("masa_addresses", ())]),
-        masa_tls_anchors_pem=row.masa_tls_anchors_pem or row.anchors_pem,
-        public_anchors=not row.masa_tls_anchors_pem,
+        options=options,
+        listed_hosts=frozenset([*(address.host for address in addresses), *options.masa_addresses]),
+        masa_tls_anchors_pem=row.masa_tls_anchors_pem,
     )
+
+
+def _readable(rows: Iterable[ManufacturerRow]) -> Iterator[KnownManufacturer]:
+    """One row that cannot be used must not shut out the devices of the others."""
+    for row in rows:
+        try:
+            yield read(row)
+        except Refusal as refusal:
+            log.error("manufacturer-unusable name=%r reason=%s detail=%r", row.name, refusal.reason, refusal.detail)
 
 
 def read_pem(pem: str) -> Sequence[x509.Certificate]:
@@ -237,10 +307,24 @@ def as_json(row: ManufacturerRow) -> Mapping[str, Any]:
         "masa_url": row.masa_url,
         "not_after": min(one.not_valid_after_utc for one in anchors).isoformat(timespec="seconds"),
         "fingerprints": [spki_sha256(one).hex() for one in anchors],
-        "own_masa_anchors": bool(row.masa_tls_anchors_pem),
-        **row.options,
+        "masa_anchors": [spki_sha256(one).hex() for one in read_pem(row.masa_tls_anchors_pem)]
+        if row.masa_tls_anchors_pem
+        else [],
+        **read_options(row.options).as_json(),
         "created_at": row.created_at.isoformat(timespec="seconds"),
     }
+
+
+def _find(tx: Tx, name: str) -> ManufacturerRow:
+    row = table.by_name(tx, name)
+    if row is None:
+        raise NotFound(f"there is no manufacturer {name}", name=name)
+    return row
+
+
+def _said(options: Options) -> dict[str, Any]:
+    """Options that are not the default."""
+    return options.model_dump(mode="json", exclude_defaults=True)
 
 
 def _check_disjoint(new: KnownManufacturer, others: Iterable[KnownManufacturer]) -> None:

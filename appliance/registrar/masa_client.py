@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from appliance.registrar.masa_credentials import NO_CREDENTIALS, MasaCredentials
 from appliance.settings import RegistrarSettings
 from brski.errors import MasaAnswerInvalid, MasaNotAllowed, MasaTimedOut, MasaUnreachable
 from est.exchange import Call, Reply
@@ -45,14 +46,17 @@ class MasaDestination:
     """Where a call goes and what is trusted there.
 
     `base` is `https://host[:port]`; `tls_anchors_pem` are the manufacturer's anchors for MASA TLS; `public_anchors`
-    adds the machine's own trust store; `listed` holds the hosts that the administrator listed literally: only these
-    may be loopback or private addresses.
+    adds the machine's own trust store, which is never used unasked; `listed` holds the hosts that the administrator
+    listed literally: only these may be loopback or private addresses. `credentials` are what we show there instead of
+    the registrar's certificate; `concurrency` is the limit of calls at once, 0 for the site's.
     """
 
     base: str
     tls_anchors_pem: str = ""
-    public_anchors: bool = True
+    public_anchors: bool = False
     listed: frozenset[str] = field(default=frozenset())
+    credentials: MasaCredentials = NO_CREDENTIALS
+    concurrency: int = 0
 
 
 class MasaTransport(Protocol):
@@ -148,7 +152,7 @@ class HttpsMasa:
             async with asyncio.timeout(self._seconds):
                 lane = await self._lane(to)
                 async with lane.limit:
-                    return await self._exchange(lane.session, url, call)
+                    return await self._exchange(lane, url, call)
         except TimeoutError as cause:
             raise MasaTimedOut("the MASA did not answer in time", host=url.host, seconds=self._seconds) from cause
 
@@ -157,10 +161,10 @@ class HttpsMasa:
         for lane in lanes.values():
             await lane.session.close()
 
-    async def _exchange(self, session: aiohttp.ClientSession, url: URL, call: Call) -> Reply:
+    async def _exchange(self, lane: _Lane, url: URL, call: Call) -> Reply:
         # No silent retry: the MASA logs every voucher, and each of our calls must stand in our own records first.
         try:
-            return await _post(session, url, call)
+            return await _post(lane, url, call)
         except (aiohttp.ServerDisconnectedError, ConnectionResetError) as cause:
             raise _unreachable(url, "closed the connection without an answer", cause) from cause
         except aiohttp.ClientConnectorDNSError as cause:
@@ -177,11 +181,13 @@ class HttpsMasa:
         key = (to.base, _digest(to))
         lane = self._lanes.get(key)
         if lane is None:
+            concurrency = to.concurrency or self._concurrency
+            authorization = to.credentials.authorization()
             connector = aiohttp.TCPConnector(
                 ssl=self._context(to),
                 resolver=_CheckedResolver(to.listed),
                 use_dns_cache=False,
-                limit=self._concurrency,
+                limit=concurrency,
                 keepalive_timeout=KEEPALIVE_SECONDS,
             )
             session = aiohttp.ClientSession(
@@ -192,7 +198,7 @@ class HttpsMasa:
                 max_line_size=8190,
                 max_field_size=8190,
             )
-            lane = self._lanes[key] = _Lane(session, asyncio.Semaphore(self._concurrency))
+            lane = self._lanes[key] = _Lane(session, asyncio.Semaphore(concurrency), authorization)
         self._lanes.move_to_end(key)
         if len(self._lanes) > MAX_SESSIONS:
             _, oldest = self._lanes.popitem(last=False)
@@ -209,7 +215,9 @@ class HttpsMasa:
             # An anchor is what the administrator named, be it a root, an intermediate or the server's certificate.
             context.load_verify_locations(cadata=to.tls_anchors_pem)
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        if self._load_identity is not None:
+        if to.credentials.has_certificate:
+            to.credentials.load_into(context)
+        elif self._load_identity is not None:
             self._load_identity(context)
         return context
 
@@ -218,14 +226,19 @@ class HttpsMasa:
 class _Lane:
     session: aiohttp.ClientSession
     limit: asyncio.Semaphore
+    authorization: str = field(default="", repr=False)
 
 
-async def _post(session: aiohttp.ClientSession, url: URL, call: Call) -> Reply:
+async def _post(lane: _Lane, url: URL, call: Call) -> Reply:
     headers = {**call.headers, "accept-encoding": "identity", "user-agent": "campus-appliance"}
     if call.media_type:
         headers["content-type"] = call.media_type
+    if lane.authorization:
+        headers["authorization"] = lane.authorization
     target = URL(f"{url.origin()}{call.path}", encoded=True)  # as it stands: a query and its escapes are the MASA's
-    async with session.request(call.method, target, data=call.body, headers=headers, allow_redirects=False) as answer:
+    async with lane.session.request(
+        call.method, target, data=call.body, headers=headers, allow_redirects=False
+    ) as answer:
         if (answer.content_length or 0) > MAX_ANSWER_BYTES:
             answer.close()
             raise MasaAnswerInvalid("the MASA's answer is too large", host=url.host, limit=MAX_ANSWER_BYTES)
@@ -262,5 +275,11 @@ def _unreachable(url: URL, what: str, cause: BaseException) -> MasaUnreachable:
 
 
 def _digest(to: MasaDestination) -> str:
-    parts = (to.tls_anchors_pem, str(to.public_anchors), *sorted(to.listed))
+    parts = (
+        to.tls_anchors_pem,
+        str(to.public_anchors),
+        str(to.concurrency),
+        to.credentials.state(),
+        *sorted(to.listed),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

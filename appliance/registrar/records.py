@@ -19,19 +19,41 @@ def state_of(record: PledgeRecord) -> RecordState:
 
 
 def moved(
-    record: PledgeRecord, event: RecordEvent, *, now: datetime, ms: int | None = None, code: str = "", **changes: Any
+    record: PledgeRecord,
+    event: RecordEvent,
+    *,
+    now: datetime,
+    ms: int | None = None,
+    code: str = "",
+    facts: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> PledgeRecord:
     """The record after `event`, with a step on its timeline; raises OutOfOrder where the table has no row."""
     state = after(state_of(record), event)
-    return noted(replace(record, state=state.value, **changes), event.value, now=now, ms=ms, code=code)
+    return noted(replace(record, state=state.value, **changes), event.value, now=now, ms=ms, code=code, facts=facts)
 
 
-def noted(record: PledgeRecord, step: str, *, now: datetime, ms: int | None = None, code: str = "") -> PledgeRecord:
-    """The record with one more step; a repetition of the last step replaces it, so that retries cannot fill it."""
-    fresh = Step(step, now.isoformat(timespec="milliseconds"), ms, code)
-    before = record.steps
-    if before and (before[-1].step, before[-1].code) == (step, code):
-        before = before[:-1]
+def noted(
+    record: PledgeRecord,
+    step: str,
+    *,
+    now: datetime,
+    ms: int | None = None,
+    code: str = "",
+    facts: Mapping[str, Any] | None = None,
+    times: int = 1,
+) -> PledgeRecord:
+    """The record with one more step.
+
+    A repetition of the last step, or of the last two in turn, is counted in it, so that retries cannot fill the
+    timeline.
+    """
+    before = list(record.steps)
+    for back in (1, 2):
+        if len(before) >= back and (before[-back].step, before[-back].code) == (step, code):
+            times += before.pop(-back).times
+            break
+    fresh = Step(step, now.isoformat(timespec="milliseconds"), ms, code, times, facts)
     return replace(record, steps=(*before, fresh)[-MAX_STEPS:], updated_at=now)
 
 
@@ -46,7 +68,7 @@ def known_nonces(record: PledgeRecord) -> tuple[str | None, ...] | None:
 
 
 def as_json(record: PledgeRecord) -> Mapping[str, Any]:
-    """What an administrator sees of a record."""
+    """What an administrator sees of a record; its timeline is appliance.registrar.timeline's to show."""
     return {
         "id": record.id,
         "serial": record.serial,
@@ -56,12 +78,9 @@ def as_json(record: PledgeRecord) -> Mapping[str, Any]:
         "masa": record.masa_url or "",
         "assertion": record.assertion or "",
         "audit_verdict": record.audit_verdict or "",
+        "history_override": record.history_override or {},
         "nonce": record.nonce or "",
         "voucher_sha256": record.voucher_sha256 or "",
         "created_at": record.created_at.isoformat(timespec="seconds"),
         "updated_at": record.updated_at.isoformat(timespec="seconds"),
-        "timeline": [
-            {"step": one.step, "at": one.at, **({} if one.ms is None else {"ms": one.ms}), "code": one.code}
-            for one in record.steps
-        ],
     }

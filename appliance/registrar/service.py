@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,27 +18,37 @@ from cryptography import x509
 
 from appliance.clock import Clock
 from appliance.errors import RateLimited
+from appliance.failpoint import failpoint
 from appliance.registrar import admission, records, trail
 from appliance.registrar.admission import Admission, ProxyIdentities
 from appliance.registrar.caller import Caller, caller_of
 from appliance.registrar.errors import PledgeClash
-from appliance.registrar.history import FORGIVEN
+from appliance.registrar.hints import hint
+from appliance.registrar.knocking import WAITING, Knocks, stranger_detail
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
 from appliance.registrar.masa_client import MasaTransport
-from appliance.registrar.strangers import Strangers
+from appliance.registrar.prefetch import permitted
+from appliance.registrar.rates import RequestRates
 from appliance.registrar.turns import Turns
 from appliance.settings import RegistrarSettings
+from appliance.store import knocks as knock_rows
 from appliance.store import manufacturers as manufacturer_rows
-from appliance.store import pledges
+from appliance.store import pledges, vouchers_ahead
 from appliance.store.pledges import PledgeRecord
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
+from appliance.store.vouchers_ahead import VoucherAhead
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
+from brski import voucher
 from brski.errors import (
+    DeviceHistoryRefused,
     FormatNotAcceptable,
     ManufacturerUnknown,
     MasaAuthenticationRequired,
+    MasaTimedOut,
+    MasaUnavailable,
+    MasaUnreachable,
     MediaTypeUnsupported,
     PledgeNotAuthorized,
     RegistrarCertificateUnfit,
@@ -52,8 +63,11 @@ from est.exchange import Call, Reply
 
 log = logging.getLogger(__name__)
 
-# New voucher-requests of one pledge (T-36): retries of the same request do not count.
-PLEDGE_BUCKET = Bucket(per_second=0.1, burst=20)
+# Refusals of one certificate that are written down, and retries of one that waits.
+NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
+RETRIES_BUCKET = Bucket(per_second=1 / 30, burst=1)
+_MAX_REMEMBERED = 4096
+_SILENT = (MasaUnreachable, MasaTimedOut, MasaUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,7 @@ class _Opened:
     record: PledgeRecord
     admission: Admission
     voucher: bytes | None = None
+    ahead: VoucherAhead | None = None
 
 
 class RegistrarService:
@@ -79,6 +94,7 @@ class RegistrarService:
         masa: MasaTransport,
         identities: ProxyIdentities,
         turns: Turns,
+        knocks: Knocks,
     ) -> None:
         """`registrar` holds the certificate that the device port shows."""
         self._settings = settings
@@ -89,9 +105,11 @@ class RegistrarService:
         self._masa = masa
         self._identities = identities
         self._turns = turns
-        self._strangers = Strangers(store)
-        self._new_requests = Gcra(PLEDGE_BUCKET)
-        self._noted_refusals = Gcra(PLEDGE_BUCKET)
+        self._knocks = knocks
+        self._rates = RequestRates(settings, clock)
+        self._noted_refusals = Gcra(NOTED_BUCKET)
+        self._noted_retries = Gcra(RETRIES_BUCKET)
+        self._retries: OrderedDict[str, int] = OrderedDict()
 
     async def request_voucher(self, call: Call, peer: Peer) -> Reply:
         """The voucher, or 202 while an administrator has not decided (RFC 8995, sections 5.2 and 5.6).
@@ -126,19 +144,44 @@ class RegistrarService:
         if opened.voucher is not None:
             return exchange.reply_with(opened.voucher)
         if opened.admission is Admission.WAITING:
+            await self._note_knock(exchange.pledge, manufacturer, caller, reason=WAITING)
             return Reply(202, headers={"retry-after": str(self._settings.retry_after_seconds)})
         if opened.admission is Admission.UNLISTED:
             raise PledgeNotAuthorized("this device is not on the list; an administrator can admit it")
+        self._knocks.forget_pending(caller.fingerprint)
+        if opened.ahead is not None and exchange.request.nonce is None:
+            return await self._hand_out(exchange, opened.ahead, caller)
         began = self._clock.monotonic()
+        failpoint("voucher-requested")
         try:
             reply = await self._masa.send(exchange.call, manufacturer.destination(exchange.masa))
+            failpoint("masa-answered")
             granted = exchange.conclude(reply, self._clock.now())
         except Refusal as refusal:
+            if opened.ahead is not None and isinstance(refusal, _SILENT):
+                return await self._hand_out(exchange, opened.ahead, caller, refusal, self._ms(began))
             if isinstance(refusal, MasaAuthenticationRequired):
                 log.error("masa-authentication-required masa=%s an administrator has to act", exchange.authority)
             await self._store.write(partial(self._keep_failure, exchange, refusal, self._ms(began)))
             raise
         await self._store.write(partial(self._keep_voucher, exchange, granted, self._ms(began), caller))
+        failpoint("voucher-kept")
+        return exchange.reply(granted)
+
+    async def _hand_out(
+        self,
+        exchange: MasaExchange,
+        ahead: VoucherAhead,
+        caller: Caller,
+        refusal: Refusal | None = None,
+        ms: int | None = None,
+    ) -> Reply:
+        """The voucher that was fetched before the device came; `refusal` is why the MASA was no help now."""
+        dialect = exchange.pledge.manufacturer.dialect
+        granted, _ = voucher.unseal(ahead.voucher or b"", ahead.media_type, dialect=dialect)
+        await self._store.write(
+            partial(self._keep_voucher, exchange, granted, ms, caller, ahead=ahead, refusal=refusal)
+        )
         return exchange.reply(granted)
 
     def _open(self, exchange: MasaExchange, manufacturer: KnownManufacturer, caller: Caller, tx: Tx) -> _Opened:
@@ -146,35 +189,55 @@ class RegistrarService:
         found = pledges.by_device(tx, issuer, serial)
         record = found or _new_record(exchange.idevid, manufacturer, caller, tx.now)
         _check_same_device(tx, record, manufacturer)
-        if records.state_of(record) is RecordState.REFUSED:
-            raise PledgeNotAuthorized("this device was refused; an administrator can admit it")
+        _check_not_refused(record)
         if found is not None and record.pvr_sha256 == exchange.transaction:
             if record.voucher is not None:
                 return _Opened(record, Admission.ADMITTED, record.voucher)
             if records.state_of(record) is RecordState.VOUCHER_REQUESTED:
                 # Nobody else holds this device's turn, so that call ended with a restart of ours.
                 record = records.moved(record, RecordEvent.MASA_FAILED, now=tx.now, code="interrupted")
+            record = self._count_retry(record, tx.now)
         else:
-            self._check_rate(exchange.idevid)
+            self._rates.take(exchange.idevid.device, manufacturer)
             record = _restarted(record, exchange, manufacturer, caller, tx.now)
-            pledges.drop_stranger(tx, caller.fingerprint)
             self._audit(tx, "pledge-seen", exchange, caller)
         decided = admission.decide(tx, record, manufacturer, self._settings)
+        ahead = None
         if decided is Admission.ADMITTED:
-            record = self._ask(tx, record, exchange, caller)
+            if found is not None and record.pvr_sha256 == found.pvr_sha256 and _has_failed(found):
+                self._rates.take(exchange.idevid.device, manufacturer)  # each time the MASA is asked again
+            knock_rows.remove(tx, caller.fingerprint)
+            ahead = permitted(tx, self._settings, exchange)
+            record = self._ask(tx, record, exchange, caller, is_ahead=ahead is not None)
         elif records.state_of(record) is not RecordState.WAITING_FOR_ADMISSION:
             record = records.moved(record, RecordEvent.HELD, now=tx.now, code=decided.value)
         if found is None:
             pledges.add(tx, record)
         elif record != found:
             pledges.save(tx, record, was=found.state)
-        return _Opened(record, decided)
+        return _Opened(record, decided, ahead=ahead)
 
-    def _ask(self, tx: Tx, record: PledgeRecord, exchange: MasaExchange, caller: Caller) -> PledgeRecord:
+    def _count_retry(self, record: PledgeRecord, now: datetime) -> PledgeRecord:
+        """Retries of a pledge that waits are counted in memory and written twice a minute at most."""
+        if records.state_of(record) is not RecordState.WAITING_FOR_ADMISSION:
+            return record
+        count = self._retries.pop(record.id, 0) + 1
+        if self._noted_retries.take(record.id, self._clock.monotonic()):
+            self._retries[record.id] = count
+            if len(self._retries) > _MAX_REMEMBERED:
+                self._retries.popitem(last=False)
+            return record
+        return records.noted(record, "asked-again", now=now, code="waiting", times=count)
+
+    def _ask(
+        self, tx: Tx, record: PledgeRecord, exchange: MasaExchange, caller: Caller, *, is_ahead: bool
+    ) -> PledgeRecord:
         if records.state_of(record) is RecordState.WAITING_FOR_ADMISSION:
             record = records.moved(record, RecordEvent.ADMITTED, now=tx.now)
         record = self._identities.ensure(tx, record)
         record = records.moved(record, RecordEvent.MASA_ASKED, now=tx.now, rvr=exchange.call.body)
+        if is_ahead and exchange.request.nonce is None:
+            return record  # the MASA was asked before the device came
         self._audit(
             tx, "voucher-requested", exchange, caller, rvr_sha256=hashlib.sha256(exchange.call.body).hexdigest()
         )
@@ -185,29 +248,46 @@ class RegistrarService:
         failed = records.moved(record, RecordEvent.MASA_FAILED, now=tx.now, ms=ms, code=refusal.reason)
         pledges.save(tx, failed, was=record.state)
 
-    def _keep_voucher(self, exchange: MasaExchange, granted: Voucher, ms: int, caller: Caller, tx: Tx) -> None:
-        record = self._current(tx, exchange)
+    def _keep_voucher(
+        self,
+        exchange: MasaExchange,
+        granted: Voucher,
+        ms: int | None,
+        caller: Caller,
+        tx: Tx,
+        *,
+        ahead: VoucherAhead | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
+        record = was = self._current(tx, exchange)
+        if refusal is not None:
+            record = records.noted(record, RecordEvent.MASA_FAILED.value, now=tx.now, ms=ms, code=refusal.reason)
         digest = hashlib.sha256(granted.sealed).hexdigest()
         issued = records.moved(
             record,
             RecordEvent.VOUCHER_GRANTED,
             now=tx.now,
-            ms=ms,
-            code=granted.assertion.value,
+            ms=ms if ahead is None else None,
+            code=granted.assertion.value if ahead is None else f"{granted.assertion.value}, fetched ahead",
             voucher=granted.sealed,
             voucher_sha256=digest,
             assertion=granted.assertion.value,
         )
-        pledges.save(tx, issued, was=record.state)
-        self._audit(tx, "voucher-issued", exchange, caller, voucher_sha256=digest, assertion=granted.assertion.value)
+        pledges.save(tx, issued, was=was.state)
+        more: dict[str, object] = {}
+        if ahead is not None:
+            vouchers_ahead.hand(tx, ahead.id)
+            more = {"ahead": True, "because": refusal.reason if refusal else "no nonce in the request"}
+        self._audit(
+            tx, "voucher-issued", exchange, caller, voucher_sha256=digest, assertion=granted.assertion.value, **more
+        )
 
     def _current(self, tx: Tx, exchange: MasaExchange) -> PledgeRecord:
         """The record of a transaction under way; an administrator may have refused the pledge meanwhile."""
         record = pledges.by_device(tx, *exchange.idevid.device)
         if record is None or record.pvr_sha256 != exchange.transaction:
             raise PledgeNotAuthorized("the pledge's record has changed meanwhile")
-        if records.state_of(record) is RecordState.REFUSED:
-            raise PledgeNotAuthorized("this device was refused; an administrator can admit it")
+        _check_not_refused(record)
         return record
 
     async def _note_refusal(self, refusal: Refusal, peer: Peer, caller: Caller) -> None:
@@ -215,7 +295,8 @@ class RegistrarService:
         if peer.certificate is None or isinstance(refusal, MediaTypeUnsupported | FormatNotAcceptable):
             return
         if isinstance(refusal, ManufacturerUnknown):
-            await self._strangers.note(peer.certificate, refusal, caller)
+            log.info("stranger fingerprint=%s address=%s", caller.fingerprint, caller.address)
+            await self._knocks.note(peer.certificate, caller, reason=refusal.reason, detail=stranger_detail(refusal))
             return
         try:
             facts = await self._manufacturers.facts()
@@ -228,23 +309,40 @@ class RegistrarService:
     async def _audit_refusal(
         self, refusal: Refusal, known: KnownPledge, caller: Caller, *, in_record: bool = False
     ) -> None:
-        log.warning("voucher-refused reason=%s address=%s fields=%r", refusal.reason, caller.address, refusal.fields)
+        reason, maker = refusal.reason, known.manufacturer.name
+        if isinstance(refusal, PledgeNotAuthorized):
+            reason = str(refusal.fields.get("because", reason))
+        log.warning(
+            "voucher-refused reason=%s address=%s fields=%r hint=%r",
+            refusal.reason,
+            caller.address,
+            refusal.fields,
+            hint(reason, device=known.idevid.serial_number, maker=maker),
+        )
         if isinstance(refusal, RateLimited):
             return
+        manufacturer = await self._manufacturers.entry(known.manufacturer)
+        await self._note_knock(known, manufacturer, caller, reason=reason, detail=refusal.detail)
         if self._noted_refusals.take(caller.fingerprint, self._clock.monotonic()):
             return
-        manufacturer = await self._manufacturers.entry(known.manufacturer) if in_record else None
-        await self._store.write(partial(_keep_refusal, refusal, known, caller, manufacturer))
+        await self._store.write(partial(_keep_refusal, refusal, known, caller, manufacturer if in_record else None))
 
-    def _check_rate(self, idevid: IDevID) -> None:
-        wait = self._new_requests.take("/".join(idevid.device), self._clock.monotonic())
-        if wait:
-            raise RateLimited("too many new voucher-requests of this pledge", retry_after_seconds=round(wait + 0.5))
+    async def _note_knock(
+        self, known: KnownPledge, manufacturer: KnownManufacturer, caller: Caller, *, reason: str, detail: str = ""
+    ) -> None:
+        await self._knocks.note(
+            known.idevid.certificate,
+            caller,
+            reason=reason,
+            detail=detail,
+            serial=known.idevid.serial_number,
+            manufacturer=manufacturer,
+        )
 
     def _ms(self, began: float) -> int:
         return round((self._clock.monotonic() - began) * 1000)
 
-    def _audit(self, tx: Tx, event: str, exchange: MasaExchange, caller: Caller, **more: str) -> None:
+    def _audit(self, tx: Tx, event: str, exchange: MasaExchange, caller: Caller, **more: object) -> None:
         trail.append(
             tx,
             event,
@@ -279,6 +377,17 @@ def _new_record(idevid: IDevID, manufacturer: KnownManufacturer, caller: Caller,
     )
 
 
+def _check_not_refused(record: PledgeRecord) -> None:
+    if records.state_of(record) is not RecordState.REFUSED:
+        return
+    if (record.audit_verdict or "").startswith("refused"):
+        raise PledgeNotAuthorized(
+            "this device was refused for its history; an administrator can override that",
+            because=DeviceHistoryRefused.reason,
+        )
+    raise PledgeNotAuthorized("this device was refused; an administrator can admit it")
+
+
 def _check_same_device(tx: Tx, record: PledgeRecord, manufacturer: KnownManufacturer) -> None:
     """A manufacturer that copies another one's key identifier must not reach that one's devices."""
     if record.manufacturer_id == manufacturer.id:
@@ -290,7 +399,7 @@ def _check_same_device(tx: Tx, record: PledgeRecord, manufacturer: KnownManufact
 def _restarted(
     record: PledgeRecord, exchange: MasaExchange, manufacturer: KnownManufacturer, caller: Caller, now: datetime
 ) -> PledgeRecord:
-    """The record at the beginning of a new transaction; what an administrator forgave stays forgiven."""
+    """The record at the beginning of a new transaction; what an administrator overrode stays overridden."""
     return records.moved(
         record,
         RecordEvent.REQUEST_RECEIVED,
@@ -304,7 +413,8 @@ def _restarted(
         voucher=None,
         voucher_sha256=None,
         assertion=None,
-        audit_verdict=FORGIVEN if record.audit_verdict == FORGIVEN else None,
+        audit_verdict=None,
+        history=None,
     )
 
 
@@ -316,8 +426,15 @@ def _keep_refusal(
     if manufacturer is None:
         return
     record = pledges.by_device(tx, *known.idevid.device)
+    facts = trail.shown(refusal)
     if record is None:
         fresh = _new_record(known.idevid, manufacturer, caller, tx.now)
-        pledges.add(tx, records.noted(fresh, "request-refused", now=tx.now, code=refusal.reason))
+        pledges.add(tx, records.noted(fresh, "request-refused", now=tx.now, code=refusal.reason, facts=facts))
     elif record.idevid_sha256 == caller.fingerprint:
-        pledges.save(tx, records.noted(record, "request-refused", now=tx.now, code=refusal.reason), was=record.state)
+        noted = records.noted(record, "request-refused", now=tx.now, code=refusal.reason, facts=facts)
+        pledges.save(tx, noted, was=record.state)
+
+
+def _has_failed(record: PledgeRecord) -> bool:
+    """Whether the last thing that happened was a MASA that did not help."""
+    return bool(record.steps) and record.steps[-1].step == RecordEvent.MASA_FAILED.value

@@ -43,8 +43,13 @@ def about(
 def refused(tx: Tx, idevid: IDevID, refusal: Refusal, caller: Caller) -> None:
     """The entry of a refused voucher-request, with the facts that an administrator needs to put it right."""
     issuer, serial = idevid.device
-    facts = {name: value for name, value in refusal.fields.items() if name in _SHOWN}
+    facts: dict[str, object] = {name: value for name, value in refusal.fields.items() if name in _SHOWN}
     _append(tx, "voucher-refused", issuer, serial, caller, "refused", refusal.reason, facts)
+
+
+def shown(refusal: Refusal) -> dict[str, object]:
+    """The facts of a refusal that an administrator needs, as JSON values."""
+    return {name: _plain(value) for name, value in refusal.fields.items() if name in _SHOWN and value not in ("", None)}
 
 
 def _append(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, literal_column, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
@@ -59,6 +59,13 @@ _ALL = {
     for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id", "spki_sha256", "csr_sha256")
 }
 _HOLDERS = plain(select(_c.subject_id).where(_c.spki_sha256 == bindparam("spki")), "spki")
+_SOME_OF_PROXY = plain(
+    select(literal_column("1"))
+    .where(_c.proxy_id == bindparam("proxy"), _c.profile == bindparam("profile"))
+    .where(_c.state != bindparam("not_state"), _c.not_after > bindparam("at"))
+    .limit(bindparam("limit")),
+    "proxy", "profile", "not_state", "at", "limit",
+)  # fmt: skip
 _PAGE = select(_t).where(_c.id > bindparam("after")).order_by(_c.id).limit(bindparam("count"))
 _UNEXPIRED = (
     select(_t)
@@ -176,6 +183,11 @@ def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
 def holders(tx: Tx, spki_sha256: bytes) -> set[str | None]:
     """The subject_id of every certificate that was ever begun for a key."""
     return {row[0] for row in tx.rows(_HOLDERS, (spki_sha256.hex(),))}
+
+
+def count_live_of_proxy(tx: Tx, proxy_id: str, profile: str, *, limit: int) -> int:
+    """How many unexpired, unrevoked certificates of this profile a proxy has, counted up to `limit`."""
+    return len(tx.rows(_SOME_OF_PROXY, (proxy_id, profile, REVOKED, to_micros(tx.now), limit)))
 
 
 def page(tx: Tx, *, after: int = 0, count: int = 1000) -> list[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from appliance.store.schema import manufacturers as table
 from appliance.store.transaction import Tx
@@ -15,6 +15,11 @@ from appliance.store.transaction import Tx
 _INSERT = insert(table)
 _ALL = select(table).order_by(table.c.created_at, table.c.name)
 _BY_NAME = select(table).where(table.c.name == bindparam("name"))
+_UPDATE = (
+    update(table)
+    .where(table.c.id == bindparam("key"))
+    .values({name: bindparam(name) for name in ("name", "anchors_pem", "masa_url", "masa_tls_anchors_pem", "options")})
+)
 _DELETE = delete(table).where(table.c.id == bindparam("id"))
 
 
@@ -43,6 +48,21 @@ def add(tx: Tx, row: ManufacturerRow) -> None:
             "masa_tls_anchors_pem": row.masa_tls_anchors_pem,
             "options": dict(row.options),
             "created_at": row.created_at,
+        },
+    )
+
+
+def save(tx: Tx, row: ManufacturerRow) -> None:
+    """Write everything but id and time of creation; raises Conflict when the name is another one's."""
+    tx.execute(
+        _UPDATE,
+        {
+            "name": row.name,
+            "anchors_pem": row.anchors_pem,
+            "masa_url": row.masa_url,
+            "masa_tls_anchors_pem": row.masa_tls_anchors_pem,
+            "options": dict(row.options),
+            "key": row.id,
         },
     )
 

@@ -1,7 +1,7 @@
 """Records of pledges: where each bootstrap stands, keyed by (idevid-issuer, serial-number) (RFC 8995, section 5.3).
 
-A stranger, whose certificate no known manufacturer vouches for, has a record of its own under its fingerprint: what an
-unverified certificate says never touches the record of a real device.
+Devices whose certificate no known manufacturer vouches for have no record here: they stand in the list of who knocked
+(knocks.py), so what an unverified certificate says never touches the record of a real device.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict, NotFound
 from appliance.store.schema import pledges as table
 from appliance.store.transaction import Tx
 
-STRANGER = "unverified:"
 MAX_STEPS = 64
 
 _INSERT = insert(table)
@@ -35,8 +34,6 @@ _SILENT = (
     .order_by(table.c.updated_at)
     .limit(bindparam("limit"))
 )
-_STRANGERS = select(func.count()).select_from(table).where(table.c.manufacturer_id.is_(None))
-_DROP_STRANGER = delete(table).where(table.c.idevid_issuer == bindparam("idevid_issuer"))
 _UPDATE = (
     update(table)
     .where(table.c.id == bindparam("key"), table.c.state == bindparam("was"))
@@ -45,7 +42,8 @@ _UPDATE = (
             name: bindparam(name)
             for name in (
                 "idevid_sha256", "manufacturer_id", "state", "masa_url", "nonce", "pvr_sha256", "voucher_sha256",
-                "voucher", "rvr", "assertion", "audit_verdict", "proxy_id", "timeline", "updated_at",
+                "voucher", "rvr", "assertion", "audit_verdict", "proxy_id", "timeline", "history", "history_override",
+                "updated_at",
             )
         }
     )
@@ -54,17 +52,28 @@ _UPDATE = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened to a pledge: name, when, how long it took, and a code (a reason, a status)."""
+    """One thing that happened to a pledge.
+
+    `at` is when it happened last, `times` how often in a row; `ms` is how long it took, `code` a reason or a status,
+    `facts` what else is known of it.
+    """
 
     step: str
     at: str
     ms: int | None = None
     code: str = ""
+    times: int = 1
+    facts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PledgeRecord:
-    """One row. `state` is a brski.states.RecordState value; `nonces` are those of every voucher ever asked for."""
+    """One row.
+
+    `state` is a brski.states.RecordState value; `nonces` are those of every voucher ever asked for. `history` is the last
+    judgement of the device's audit log, `history_override` what an administrator said to it; their members are those of
+    appliance.registrar.history.
+    """
 
     id: str
     idevid_issuer: str
@@ -83,13 +92,10 @@ class PledgeRecord:
     assertion: str | None = None
     audit_verdict: str | None = None
     proxy_id: str | None = None
+    history: Mapping[str, Any] | None = None
+    history_override: Mapping[str, Any] | None = None
     steps: tuple[Step, ...] = ()
     nonces: tuple[str | None, ...] = ()
-
-    @property
-    def is_stranger(self) -> bool:
-        """Whether no known manufacturer vouches for the certificate."""
-        return self.idevid_issuer.startswith(STRANGER)
 
 
 def add(tx: Tx, record: PledgeRecord) -> None:
@@ -152,29 +158,11 @@ def unjudged(tx: Tx, state: str, *, before: datetime, limit: int = 20) -> list[P
     return [_read(row) for row in rows]
 
 
-def stranger_key(idevid_sha256: str) -> str:
-    """What stands for the issuer in the record of a stranger."""
-    return STRANGER + idevid_sha256
-
-
-def strangers(tx: Tx) -> int:
-    """How many records of strangers there are."""
-    return int(tx.scalar(_STRANGERS))
-
-
-def drop_stranger(tx: Tx, idevid_sha256: str) -> None:
-    """Forget a stranger, because its manufacturer is known now."""
-    tx.execute(_DROP_STRANGER, {"idevid_issuer": stranger_key(idevid_sha256)})
-
-
 _PLAIN = tuple(one.name for one in fields(PledgeRecord) if one.name not in ("steps", "nonces"))
 
 
 def _write(record: PledgeRecord) -> dict[str, Any]:
-    steps = [
-        {"step": one.step, "at": one.at, **({} if one.ms is None else {"ms": one.ms}), "code": one.code}
-        for one in record.steps[-MAX_STEPS:]
-    ]
+    steps = [step_json(one) for one in record.steps[-MAX_STEPS:]]
     return {
         "idevid_sha256": record.idevid_sha256,
         "manufacturer_id": record.manufacturer_id,
@@ -189,8 +177,23 @@ def _write(record: PledgeRecord) -> dict[str, Any]:
         "audit_verdict": record.audit_verdict,
         "proxy_id": record.proxy_id,
         "timeline": {"steps": steps, "nonces": list(record.nonces)},
+        "history": record.history,
+        "history_override": record.history_override,
         "updated_at": record.updated_at,
     }
+
+
+def step_json(step: Step) -> dict[str, Any]:
+    """A step as it is kept and shown; members that say nothing are left out."""
+    members: dict[str, Any] = {"step": step.step, "at": step.at}
+    if step.ms is not None:
+        members["ms"] = step.ms
+    members["code"] = step.code
+    if step.times > 1:
+        members["times"] = step.times
+    if step.facts:
+        members["facts"] = dict(step.facts)
+    return members
 
 
 def _maybe(row: Any) -> PledgeRecord | None:
@@ -202,7 +205,8 @@ def _read(row: Any) -> PledgeRecord:
     return PledgeRecord(
         **{name: getattr(row, name) for name in _PLAIN},
         steps=tuple(
-            Step(one["step"], one["at"], one.get("ms"), one.get("code", "")) for one in timeline.get("steps", ())
+            Step(one["step"], one["at"], one.get("ms"), one.get("code", ""), one.get("times", 1), one.get("facts"))
+            for one in timeline.get("steps", ())
         ),
         nonces=tuple(timeline.get("nonces", ())),
     )

@@ -155,10 +155,59 @@ pledges = Table(
     _text("audit_verdict", null=True),
     _text("proxy_id", null=True),
     Column("timeline", Json, nullable=True),
+    Column("history", Json, nullable=True),
+    Column("history_override", Json, nullable=True),
     _time("created_at"),
     _time("updated_at"),
     UniqueConstraint("idevid_issuer", "serial"),
     Index("pledges_idevid", "idevid_sha256"),
+)
+
+listed_devices = Table(
+    "listed_devices",
+    metadata,
+    _text("manufacturer_id"),
+    _text("serial"),
+    _text("label", null=True),
+    _hex("idevid_issuer"),
+    _time("delivered_at", null=True),
+    _time("created_at"),
+    PrimaryKeyConstraint("manufacturer_id", "serial"),
+)
+
+knocks = Table(
+    "knocks",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    _text("serial"),
+    _text("maker"),
+    _text("manufacturer_id", null=True),
+    _text("address"),
+    _text("reason"),
+    _text("detail"),
+    Column("times", Integer, nullable=False),
+    _time("first_seen"),
+    _time("last_seen"),
+    Index("knocks_last_seen", "last_seen"),
+    Index("knocks_address", "address"),
+)
+
+vouchers_ahead = Table(
+    "vouchers_ahead",
+    metadata,
+    _id(),
+    _text("manufacturer_id"),
+    _text("serial"),
+    _hex("idevid_issuer", null=False),
+    _text("masa_url"),
+    _text("media_type"),
+    Column("rvr", LargeBinary, nullable=False),
+    Column("voucher", LargeBinary, nullable=True),
+    Column("history", LargeBinary, nullable=True),
+    _time("asked_at"),
+    _time("expires_at", null=True),
+    _time("handed_at", null=True),
+    Index("vouchers_ahead_device", "idevid_issuer", "serial"),
 )
 
 proxies = Table(

@@ -317,16 +317,62 @@ def test_backup_and_restore_make_the_same_home_again(command: Command, tmp_path:
 @pytest.mark.slow
 def test_manufacturers_come_and_go(command: Command, home: Path, tmp_path: Path) -> None:
     root = certificate_file(home, "root")
-    made = command("manufacturers", "add", root, "--name", "acme", "--masa", "https://masa.example").json
-    assert made["name"] == "acme"
-    refused(command("manufacturers", "add", root, "--name", "acme"), "conflict")
+    words = ("manufacturers", "add", root, "--name", "acme", "--masa", "https://masa.example")
+    refused(command(*words), "manufacturer-unusable")
+    made = command(*words, "--masa-anchors", root, "admission=manual").json
+    assert (made["name"], made["masa_trust"], made["admission"]) == ("acme", "anchors", "manual")
+    refused(command(*words, "masa-trust=machine"), "conflict")
     refused(command("manufacturers", "add", tmp_path / "none"), "file-unreadable")
     for text in ("", "nonsense", root.read_text().replace("A", "B", 5)):
         found = command("manufacturers", "add", write(tmp_path / "x.pem", text), "--name", "x")
         assert found.status == 1 and found.err.count("\n") == 1, found
     assert [row["name"] for row in command("manufacturers", "list").json] == ["acme"]
+    basic = tmp_path / "basic"
+    write(basic, "campus:secret words\n").chmod(0o644)
+    refused(command("manufacturers", "set", "acme", f"masa-basic-file={basic}"), "masa-credentials-unusable")
+    basic.chmod(0o600)
+    done = command(
+        "manufacturers", "set", "acme", f"masa-basic-file={basic}", "masa-concurrency=2", "--new-name", "ACME"
+    )
+    assert (done.json["name"], done.json["masa_concurrency"], done.json["admission"]) == ("ACME", 2, "manual")
+    assert "secret words" not in done.out
+    refused(command("manufacturers", "set", "ACME", "color=blue"), "manufacturer-unusable")
+    refused(command("manufacturers", "set", "ACME"), "request-malformed")
+    assert command("manufacturers", "set", "ACME", "admission").status == 2
+    refused(command("manufacturers", "set", "acme", "masas=m.example:1"), "not-found")
+    assert command("manufacturers", "set", "ACME", "--masa", "none", "--new-name", "acme").json["masa_url"] == ""
+    assert command("manufacturers", "show", "acme").json["masa_basic_file"] == str(basic)
     assert command("manufacturers", "remove", "acme").status == 0
     refused(command("manufacturers", "remove", "acme"), "not-found")
+
+
+@pytest.mark.slow
+def test_expected_devices_come_by_file_with_a_difference_first(command: Command, home: Path, tmp_path: Path) -> None:
+    root = certificate_file(home, "root")
+    command("manufacturers", "add", root, "--name", "acme", "--masa", "m.example", "masa-trust=machine")
+    file = write(tmp_path / "devices.csv", "manufacturer,serial,label\nacme,PX-1,lab\nacme,PX-2,\n")
+    planned = command("pledges", "import", file, "--dry-run").json
+    assert planned["applied"] is False and planned["counts"]["added"] == 2
+    assert command("pledges", "expected").json == []
+    own = tmp_path / "home"
+    text = run_here("pledges", "import", file, "--dry-run", "--home", own).out
+    assert text.splitlines() == [
+        "+ manufacturer acme, serial PX-1, label lab", "+ manufacturer acme, serial PX-2",
+        "2 added, 0 changed, 0 unchanged, 0 missing; nothing was changed (dry run)",
+    ]  # fmt: skip
+    assert command("pledges", "import", file).json["applied"] is True
+    assert [row["serial"] for row in command("pledges", "expected").json] == ["PX-1", "PX-2"]
+    for line in ("acme,PX-3,lab,extra", "nobody,PX-3,lab"):
+        wrong = write(tmp_path / "wrong.csv", f"manufacturer,serial,label\n{line}\n")
+        found = command("pledges", "import", wrong)
+        refused(found, "device-file-refused")
+        assert "line 2: " in found.err
+    refused(command("pledges", "prefetch", "--manufacturer", "acme"), "prefetch-not-possible")
+    assert command("pledges", "vouchers").json == command("pledges", "knocking").json == []
+    refused(command("pledges", "show", "PX-1"), "not-found")
+    refused(command("pledges", "override", "PX-1", "--reason", "x"), "not-found")
+    refused(command("pledges", "withdraw", "PX-1"), "not-found")
+    refused(command("pledges", "forget", "00"), "not-found")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ ORIGIN = "spiffe://campus.example"
 PLENTY = ("web.address_rate=100000", "web.address_burst=1000000", "web.identity_rate=100000",
           "web.identity_burst=1000000", "web.pki_rate=100000", "web.pki_burst=1000000",
           "identity.proxy_rate=100000", "identity.proxy_burst=1000000",
-          "identity.reserve_per_proxy=1000000", "web.keepalive_seconds=600")  # fmt: skip
+          "identity.reserve_per_proxy=1000000", "web.keepalive_seconds=600", "registrar.max_ldevids=0")  # fmt: skip
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:

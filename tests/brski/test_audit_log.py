@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from brski import AuditLog, AuditLogMalformed, AuditPolicy, Concern, DeviceHistoryRefused, LogEntry, appraise, audit_log
-from brski.audit_log import Truncation, prune
+from brski.audit_log import EVERYTHING, Truncation, prune
 from lab.factory import make_leaf
 from tests.brski.trio import LONG_AGO, campus
 from tests.support import NOW
@@ -217,7 +218,7 @@ def test_known_other_domains_are_in_order() -> None:
 def test_history_is_ignored_by_explicit_configuration_only_and_still_reported() -> None:
     history = log(entry(THEIRS, None), entry())
     assert not appraise(history, AuditPolicy(), own_domain_ids={OURS}).is_accepted
-    ignored = appraise(history, AuditPolicy(ignore_history=True), own_domain_ids={OURS})
+    ignored = appraise(history, AuditPolicy(overridden=frozenset({EVERYTHING})), own_domain_ids={OURS})
     assert ignored.is_accepted
     assert [finding.concern for finding in ignored.findings] == [Concern.FOREIGN_NONCELESS]
 
@@ -240,3 +241,23 @@ def test_domain_that_copies_our_key_identifier_is_found_by_counting() -> None:
     history = log(entry(nonce="n1"), entry(nonce="mallory", days=1))
     assert appraise(history, AuditPolicy(), own_domain_ids={OURS}).is_accepted
     assert not appraise(history, AuditPolicy(), own_domain_ids={OURS}, own_nonces=["n1"]).is_accepted
+
+
+@pytest.mark.req("B-342")
+def test_an_override_names_findings_and_covers_no_others() -> None:
+    history = AuditLog((entry(THEIRS), entry(THEIRS, nonce=None), entry(OURS)), Truncation(arbitrary=1))
+    found = appraise(history, AuditPolicy(), own_domain_ids={OURS}).findings
+    assert len({one.key for one in found}) == len(found) == 3
+    for one in found:
+        some = appraise(history, AuditPolicy(overridden=frozenset({one.key})), own_domain_ids={OURS})
+        assert [two.key for two in some.findings if not two.is_refusing] == [one.key] and not some.is_accepted
+    every = AuditPolicy(overridden=frozenset(one.key for one in found))
+    assert appraise(history, every, own_domain_ids={OURS}).is_accepted
+    # one more entry removed than a human knew of is a new finding
+    worse = replace(history, truncation=Truncation(arbitrary=2))
+    assert not appraise(worse, every, own_domain_ids={OURS}).is_accepted
+
+
+def test_the_same_fact_is_found_once() -> None:
+    history = AuditLog((entry(THEIRS), entry(THEIRS, nonce="other-nonce-of-it"), entry(OURS)))
+    assert len(appraise(history, AuditPolicy(), own_domain_ids={OURS}).findings) == 1

@@ -8,8 +8,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from brski import DeviceSerialMissing, MasaUriInvalid
 from brski.idevid import (
+    HARDWARE_MODULE_NAME,
     MASA_URI,
     MasaAddress,
+    SerialSource,
     idevid_issuer,
     is_same_issuer,
     read_idevid,
@@ -185,3 +187,51 @@ def test_certificate_with_broken_extensions_gives_no_facts() -> None:
     at = good.index(b"\x30\x16\x80\x14")
     broken = x509.load_der_x509_certificate(good[:at] + b"\x30\x16\x80\x13" + good[at + 4 :])
     assert idevid_issuer(broken) != idevid_issuer(device().certificate)
+
+
+def with_names(*names: x509.GeneralName, subject: str = "") -> x509.Certificate:
+    attributes = [x509.NameAttribute(NAME.COMMON_NAME, subject)] if subject else []
+    extensions = [(x509.SubjectAlternativeName(names), False)] if names else []
+    return make_leaf(factory().device_ca, x509.Name(attributes), now=LONG_AGO, extensions=extensions).certificate
+
+
+def module(serial: bytes, *more: bytes) -> x509.OtherName:
+    value = der.sequence(der.oid("1.3.6.1.4.1.32473.1"), der.tlv(der.OCTET_STRING, serial), *more)
+    return x509.OtherName(HARDWARE_MODULE_NAME, value)
+
+
+@pytest.mark.req("B-153")
+@pytest.mark.parametrize(("octets", "serial"), [(b"HW-1", "HW-1"), (b"\x01\xfe", "01fe"), (b"a\nb", "610a62")])
+def test_a_hardware_module_name_gives_its_text_or_its_octets_in_hex(octets: bytes, serial: str) -> None:
+    certificate = with_names(x509.DNSName("device.example"), module(octets))
+    assert read_serial_number(certificate, SerialSource.HARDWARE_MODULE) == serial
+    with pytest.raises(DeviceSerialMissing):
+        read_serial_number(certificate)
+
+
+@pytest.mark.req("B-153")
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        (x509.DNSName("device.example"),),
+        (module(b"one"), module(b"two")),
+        (module(b""),),
+        (module(b"one", der.integer(1)),),
+        (x509.OtherName(HARDWARE_MODULE_NAME, der.tlv(der.OCTET_STRING, b"HW-1")),),
+        (x509.OtherName(x509.ObjectIdentifier("1.2.3"), der.tlv(der.OCTET_STRING, b"HW-1")),),
+    ],
+)
+def test_a_hardware_module_name_that_is_missing_twofold_or_misshapen_is_no_serial(
+    names: tuple[x509.GeneralName, ...],
+) -> None:
+    with pytest.raises(DeviceSerialMissing) as caught:
+        read_serial_number(with_names(*names), SerialSource.HARDWARE_MODULE)
+    assert caught.value.fields["source"] == "hardware-module-name"
+
+
+@pytest.mark.req("B-153")
+def test_a_common_name_serves_where_it_was_chosen() -> None:
+    assert read_idevid(with_names(subject="CN-9"), SerialSource.COMMON_NAME).serial_number == "CN-9"
+    with pytest.raises(DeviceSerialMissing):
+        read_serial_number(with_names(), SerialSource.COMMON_NAME)

@@ -29,7 +29,7 @@ from est import csr
 from est.exchange import Call, Reply
 from lab import factory as lab_factory
 from lab.factory import Factory, Identity
-from tests.appliance.registrar.world import World, campus_keys, certificate_in, enroll_call
+from tests.appliance.registrar.world import ADMIN, World, campus_keys, certificate_in, enroll_call
 
 BORN = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
 
@@ -108,7 +108,6 @@ async def open_site(folder: Path, masa_port: int, maker: Factory, **settings: ob
         factory=maker,
         masa=lambda maker, clock: HttpsMasa(options),
         masa_url=f"https://127.0.0.1:{masa_port}/.well-known/brski",
-        masa_anchors=True,
         **settings,
     )
     *_, server = campus_keys(BORN)
@@ -238,11 +237,84 @@ def test_strangers_and_people_without_a_certificate_get_an_answer_over_tls(tmp_p
             asked = pledge.voucher_request(client.server, nonce=bytes(range(16)), now=datetime.now(UTC))
             assert (await asyncio.to_thread(client.send, asked)).status == status
             client.close()
-        (row,) = await site.world.part.inventory.pledges()
+        (row,) = await site.world.part.knocks.every()
         assert not row["known"]
+        assert await site.world.part.inventory.pledges() == []
 
     run_with_masa(tmp_path, story)
 
 
 def _san(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
     return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+@pytest.mark.lab
+@pytest.mark.req("T-05", "B-340", "B-371")
+def test_a_bad_history_shuts_est_on_the_open_connection_until_an_override_and_again_after_it_is_withdrawn(
+    tmp_path: Path,
+) -> None:
+    async def story(site: Site) -> None:
+        inventory, device = site.world.part.inventory, site.make_device("PX-1")
+        pledge = Pledge(device.signer, device.chain, site.world.factory.masa_anchors)
+        client = await site.client(device)
+        send = partial(asyncio.to_thread, client.send)
+        key = ec.generate_private_key(ec.SECP256R1())
+        enroll = enroll_call(csr.build(subject=x509.Name([]), key=key))
+
+        async def ask(first: int) -> int:
+            asked = pledge.voucher_request(client.server, nonce=bytes([first] * 16), now=datetime.now(UTC))
+            status = (await send(asked)).status
+            if status == 200:
+                assert (await send(pledge.voucher_status(True))).status == 200
+            return status
+
+        assert await ask(1) == 200
+        reply = await send(enroll)
+        assert (reply.status, reply.body[:19]) == (403, b"enrollment-not-open")
+        assert await ask(2) == 403
+        await inventory.override("PX-1", actor=ADMIN, reason="second-hand, the seller is known")
+        assert (await send(enroll)).status == 403
+        assert await ask(3) == 200
+        reply = await send(enroll)
+        assert reply.status == 200, reply
+        ldevid = Identity(key, certificate_in(reply), site.world.ca.chain("devices")[:1])
+        proxy = await site.client(ldevid)
+        names = {"subject": ldevid.certificate.subject, "san": _san(ldevid.certificate)}
+        renewal = enroll_call(csr.build(key=key, **names), again=True)  # type: ignore[arg-type]
+        assert (await asyncio.to_thread(proxy.send, renewal)).status == 200
+        await inventory.withdraw("PX-1", actor=ADMIN, reason="the seller was not the owner")
+        # both connections were open all the time
+        other = ec.generate_private_key(ec.SECP256R1())
+        assert (await send(enroll_call(csr.build(subject=x509.Name([]), key=other)))).status == 403
+        again = enroll_call(csr.build(key=other, **names), again=True)  # type: ignore[arg-type]
+        assert (await asyncio.to_thread(proxy.send, again)).status == 403
+        assert await ask(4) == 403
+        client.close()
+        proxy.close()
+
+    run_with_masa(tmp_path, story, "foreign-history")
+
+
+@pytest.mark.lab
+@pytest.mark.req("B-222", "T-15")
+def test_two_connections_that_wait_for_an_administrator_get_one_voucher(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        device = site.make_device("PX-1")
+        pledge = Pledge(device.signer, device.chain, site.world.factory.masa_anchors)
+        clients = [await site.client(device) for _ in range(2)]
+        asked = pledge.voucher_request(clients[0].server, nonce=bytes(range(16)), now=datetime.now(UTC))
+
+        async def both() -> list[Reply]:
+            return list(await asyncio.gather(*(asyncio.to_thread(one.send, asked) for one in clients)))
+
+        for _ in range(3):
+            assert [(reply.status, reply.headers["retry-after"]) for reply in await both()] == [(202, "5")] * 2
+        await site.world.part.inventory.admit("PX-1", actor=ADMIN)
+        first, second = await both()
+        assert (first.status, second.status) == (200, 200) and first.body == second.body
+        steps = {one["step"]: one["times"] for one in (await site.world.row())["timeline"]}
+        assert steps["masa-asked"] == 1
+        for one in clients:
+            one.close()
+
+    run_with_masa(tmp_path, story, admission="manual")

@@ -393,7 +393,7 @@ def test_a_certificate_revoked_after_it_was_looked_at_is_refused_in_the_transact
         live = await world.part.ldevids.find(device.with_ldevid(old))
         assert live is not None
         await world.ca.revoke("devices", old.serial_number, actor=ADMIN)
-        applicant = RenewalApplicant(live, EstServer(), APPLIANCE)
+        applicant = RenewalApplicant(live, EstServer(), APPLIANCE, 8)
         asked = csr.read(device.csr(subject=old.subject, san=san_of(old)))
         with pytest.raises(LdevidNotAccepted):
             await world.store.write(lambda tx: applicant.begin(tx, asked, 0))
@@ -465,5 +465,24 @@ def test_a_stranger_with_ever_new_certificates_is_noted_as_one(tmp_path: Path, g
             stranger = make_self_signed(f"stranger {number}", now=world.clock.now())
             assert (await world.handle(call, world.peer(stranger))).status == 401
         assert 1 <= len(await world.audited("enrolment-refused")) <= 20
+
+    play(tmp_path, story)
+
+
+def test_a_refused_enrolment_stands_on_the_timeline_of_its_device(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        await device.voucher()
+        await device.status()
+        wrong = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, "PX-9")])
+        assert (await device.enroll(device.csr(subject=wrong))).status == 403
+        row = await world.row()
+        assert (row["timeline"][-1]["step"], row["timeline"][-1]["code"]) == (
+            "enrolment-refused",
+            "names-not-justified",
+        )
+        assert row["what_to_do"] == row["timeline"][-1]["hint"] != ""
+        assert (await device.enroll()).status == 200
+        assert (await world.row())["what_to_do"] == ""
 
     play(tmp_path, story)

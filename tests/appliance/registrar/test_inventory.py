@@ -13,7 +13,7 @@ from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.registrar.admission import ProxyIdentities
 from appliance.registrar.errors import ManufacturerUnusable
 from appliance.registrar.inventory import Inventory
-from appliance.registrar.manufacturers import Options
+from appliance.registrar.maker_options import Options
 from appliance.store import Tx, proxies
 from appliance.store.proxies import ProxyRow
 from brski.errors import MasaUriInvalid
@@ -32,7 +32,11 @@ def test_a_manufacturer_is_named_by_its_certificate_and_listed_with_what_was_giv
     async def story(world: World) -> None:
         pem = world.factory.device_root.chain_pem.decode()
         shown = await world.part.manufacturers.add(
-            anchors_pem=pem, masa_url="masa.acme.example:9443", options=Options(ignore_expiry=True), actor=ADMIN
+            anchors_pem=pem,
+            masa_url="masa.acme.example:9443",
+            masa_tls_anchors_pem=world.factory.tls_root.chain_pem.decode(),
+            options=Options(ignore_expiry=True),
+            actor=ADMIN,
         )
         assert shown["name"] == "Acme Device Root"
         assert await world.part.manufacturers.every() == [shown]
@@ -61,10 +65,13 @@ def test_a_manufacturer_that_cannot_be_used_is_not_added(tmp_path: Path) -> None
             "https://masa.example/#x",
         ):
             await refused(add(anchors_pem=pem, masa_url=url, name="X", actor=ADMIN), MasaUriInvalid)
-        await add(anchors_pem=pem, name="Acme", actor=ADMIN)
-        await refused(add(anchors_pem=pem, name="Acme again", actor=ADMIN), Conflict)
+        # nothing is trusted at a MASA unless somebody says what
+        await refused(add(anchors_pem=pem, name="Acme", masa_url=MASA_HOST, actor=ADMIN), ManufacturerUnusable)
+        machine = Options(masa_trust="machine")
+        await add(anchors_pem=pem, name="Acme", options=machine, actor=ADMIN)
+        await refused(add(anchors_pem=pem, name="Acme again", options=machine, actor=ADMIN), Conflict)
         other = Factory.create("Other", now=NOW).device_root.chain_pem.decode()
-        await refused(add(anchors_pem=other, name="Acme", actor=ADMIN), Conflict)
+        await refused(add(anchors_pem=other, name="Acme", options=machine, actor=ADMIN), Conflict)
         assert [row["name"] for row in await world.part.manufacturers.every()] == ["Acme"]
 
     play(tmp_path, story, known=False)
@@ -86,9 +93,9 @@ def test_a_stranger_is_shown_and_cannot_be_admitted(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()
         await world.handle(device.request(), device.peer)
-        shown = await world.part.inventory.pledge("PX-1")
-        assert shown["timeline"][-1]["step"] == "knocked"
-        await refused(world.part.inventory.admit("PX-1", actor=ADMIN), Conflict)
+        (shown,) = await world.part.knocks.every()
+        assert (shown["serial"], shown["known"]) == ("PX-1", False)
+        await refused(world.part.inventory.admit("PX-1", actor=ADMIN), NotFound)
 
     play(tmp_path, story, known=False)
 

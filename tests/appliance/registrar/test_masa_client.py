@@ -6,17 +6,20 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from appliance.registrar.errors import MasaCredentialsUnusable
 from appliance.registrar.masa_client import MAX_ANSWER_BYTES, HttpsMasa, MasaDestination, check_address
+from appliance.registrar.masa_credentials import MasaCredentials
 from appliance.settings import RegistrarSettings
 from brski.errors import BrskiError, MasaAnswerInvalid, MasaNotAllowed, MasaTimedOut, MasaUnreachable
 from est.exchange import Call, Reply
-from lab.factory import Domain, Factory
+from lab.factory import Domain, Factory, Identity
 
 CALL = Call("POST", "/.well-known/brski/requestvoucher", "application/voucher-cms+json", {"accept": "x/y"}, b"RVR")
 Serve = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -303,5 +306,104 @@ def test_the_registrars_certificate_is_shown_to_a_masa_that_asks(tmp_path: Path)
             (without,) = await ask(destination(port))
             assert isinstance(without, MasaUnreachable)
             assert isinstance(with_it, Reply)
+
+    asyncio.run(run())
+
+
+def files_for(folder: Path, identity: Identity) -> MasaCredentials:
+    contents = {"own.pem": identity.chain_pem, "own.key.pem": identity.key_pem, "basic": b"campus:s3cret-of-the-masa\n"}
+    for name, content in contents.items():
+        (folder / name).touch(0o600)
+        (folder / name).write_bytes(content)
+    return MasaCredentials(*(str(folder / name) for name in contents))
+
+
+@pytest.mark.req("B-144", "B-147")
+def test_one_masa_sees_a_certificate_of_its_own_and_basic_credentials_and_another_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        credentials = files_for(tmp_path, campus().registrar)
+        async with masa(plain("200 OK"), tmp_path, demand=True) as (port, heads):
+            (reply,) = await ask(replace(destination(port), credentials=credentials))
+            assert isinstance(reply, Reply)
+            assert b"authorization: Basic Y2FtcHVzOnMzY3JldC1vZi10aGUtbWFzYQ==\r\n" in heads[0]
+            # a certificate that this MASA does not know
+            foreign = files_for(tmp_path, factory().masa_tls)
+            (refusal,) = await ask(replace(destination(port), credentials=foreign))
+            assert isinstance(refusal, MasaUnreachable)
+        async with masa(plain("200 OK"), tmp_path) as (port, heads):
+            await ask(destination(port))
+            assert b"authorization" not in heads[0].lower()
+
+    with caplog.at_level("DEBUG"):
+        asyncio.run(run())
+    assert "s3cret" not in caplog.text and "Y2FtcHVz" not in caplog.text
+
+
+@pytest.mark.req("B-144")
+def test_a_secret_that_was_changed_on_disk_is_used_with_the_next_call(tmp_path: Path) -> None:
+    async def run() -> None:
+        credentials = MasaCredentials(basic_file=files_for(tmp_path, campus().registrar).basic_file)
+        async with masa(plain("200 OK"), tmp_path) as (port, heads):
+            client = HttpsMasa(RegistrarSettings(masa_seconds=3))
+            to = replace(destination(port), credentials=credentials)
+            try:
+                await client.send(CALL, to)
+                (tmp_path / "basic").write_bytes(b"campus:another\n")
+                await client.send(CALL, to)
+                (tmp_path / "basic").unlink()
+                with pytest.raises(MasaCredentialsUnusable):
+                    await client.send(CALL, to)
+            finally:
+                await client.close()
+            assert len(heads) == 2 and heads[0] != heads[1]
+            assert b"authorization: Basic Y2FtcHVzOmFub3RoZXI=\r\n" in heads[1]
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-144")
+def test_the_machines_trust_store_is_not_used_unless_the_destination_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenSSL's own way to name the machine's store: here it holds what signed the MASA's certificate
+    store = tmp_path / "store.pem"
+    store.write_bytes(factory().tls_root.chain_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+
+    async def run() -> None:
+        async with masa(plain("200 OK"), tmp_path) as (port, _):
+            to = replace(destination(port), tls_anchors_pem="")
+            (refusal,) = await ask(to)
+            assert isinstance(refusal, MasaUnreachable)
+            (reply,) = await ask(replace(to, public_anchors=True))
+            assert isinstance(reply, Reply)
+            # other anchors beside it, and the wrong ones alone
+            wrong = replace(to, tls_anchors_pem=factory().voucher_root.chain_pem.decode())
+            (both,) = await ask(replace(wrong, public_anchors=True))
+            assert isinstance(both, Reply)
+            (refusal,) = await ask(wrong)
+            assert isinstance(refusal, MasaUnreachable)
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-36")
+def test_a_manufacturers_own_limit_of_calls_goes_before_the_sites(tmp_path: Path) -> None:
+    async def run() -> None:
+        running, most = 0, 0
+
+        async def serve(head: bytes, writer: asyncio.StreamWriter) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.02)
+            running -= 1
+            await plain("200 OK")(head, writer)
+
+        async with masa(serve, tmp_path) as (port, _):
+            replies = await ask(replace(destination(port), concurrency=1), calls=6)
+            assert all(isinstance(reply, Reply) for reply in replies) and most == 1
 
     asyncio.run(run())

@@ -88,16 +88,22 @@ def test_a_device_of_an_unknown_manufacturer_is_refused_and_stands_in_the_list_o
             reply = await world.handle(device.request(), device.peer)
             assert reply.status == 403
             assert b"Acme" not in reply.body
-        (row,) = await world.part.inventory.pledges()
-        assert (row["state"], row["known"], row["serial"]) == ("seen", False, "PX-1")
+        assert await world.part.inventory.pledges() == []
+        (row,) = await world.part.knocks.every()
+        assert (row["known"], row["serial"], row["times"]) == (False, "PX-1", 3)
         assert world.masa.calls == []
         assert len(await world.audited("voucher-refused")) == 1
         await world.part.manufacturers.add(
-            anchors_pem=world.factory.device_root.chain_pem.decode(), masa_url=MASA_HOST, name="Acme", actor=ADMIN
+            anchors_pem=world.factory.device_root.chain_pem.decode(),
+            masa_url=MASA_HOST,
+            name="Acme",
+            masa_tls_anchors_pem=world.factory.tls_root.chain_pem.decode(),
+            actor=ADMIN,
         )
         assert (await device.voucher()).status == 200
         (row,) = await world.part.inventory.pledges()
-        assert row["known"]
+        assert row["manufacturer"] == "Acme"
+        assert await world.part.knocks.every() == []
 
     play(tmp_path, story, known=False)
 
@@ -248,7 +254,11 @@ def test_two_makers_devices_with_one_serial_are_told_apart(tmp_path: Path) -> No
         assert (await world.device("PX-1").voucher()).status == 200
         other = Factory.create("Other", now=NOW)
         await world.part.manufacturers.add(
-            anchors_pem=other.device_root.chain_pem.decode(), masa_url=MASA_HOST, name="Other", actor=ADMIN
+            anchors_pem=other.device_root.chain_pem.decode(),
+            masa_url=MASA_HOST,
+            name="Other",
+            masa_tls_anchors_pem=other.tls_root.chain_pem.decode(),
+            actor=ADMIN,
         )
         twin = other.make_device("PX-1", masa=MASA_HOST, now=NOW)
         world.factory.sold.clear()

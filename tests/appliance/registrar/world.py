@@ -149,13 +149,12 @@ class World:
         known: bool = True,
         options: Mapping[str, Any] | None = None,
         masa_url: str = MASA_HOST,
-        masa_anchors: bool = False,
         born: datetime = NOW,
         factory: Factory | None = None,
         **registrar: Any,
     ) -> World:
         """A new registrar, or the same one after a restart (`reopen`)."""
-        from appliance.registrar.manufacturers import Options
+        from appliance.registrar.maker_options import read_options
 
         settings = Settings(home=folder, registrar=RegistrarSettings(**registrar))
         clock = reopen.clock if reopen else FixedClock(born)
@@ -185,13 +184,15 @@ class World:
         )
         if known and reopen is None:
             anchors = factory.device_root.chain_pem.decode()
-            tls = factory.tls_root.chain_pem.decode() if masa_anchors else ""
+            chosen = dict(options or {})
+            serials = chosen.pop("serials", ())
             await part.manufacturers.add(
                 anchors_pem=anchors,
                 name="Acme",
                 masa_url=masa_url,
-                masa_tls_anchors_pem=tls,
-                options=Options(**(options or {})),
+                masa_tls_anchors_pem=factory.tls_root.chain_pem.decode(),
+                options=read_options(chosen),
+                serials=serials,
                 actor=ADMIN,
             )
         mine = [route for route in ROUTES if route.endpoint in part.endpoints]
