@@ -10,7 +10,14 @@ from datetime import datetime
 from cryptography import x509
 
 from brski.dialect import STRICT, Dialect
-from brski.errors import ClientCertificateMissing, ManufacturerUnknown, MasaNotAllowed, MasaUnknown
+from brski.errors import (
+    ClientCertificateMissing,
+    DeviceSerialMissing,
+    ManufacturerUnknown,
+    MasaNotAllowed,
+    MasaUnknown,
+    MasaUriInvalid,
+)
 from brski.idevid import IDevID, MasaAddress, SerialSource, read_idevid, read_masa_address
 from est import chains
 from est.errors import ChainNotTrusted, EstError
@@ -100,7 +107,11 @@ def identify(
             if refusal is None or isinstance(refusal, ChainNotTrusted):
                 refusal, nearest = cause, "" if isinstance(cause, ChainNotTrusted) else manufacturer.name
             continue
-        return KnownPledge(read_idevid(certificate, manufacturer.serial_source), manufacturer, path)
+        try:
+            idevid = read_idevid(certificate, manufacturer.serial_source)
+        except (DeviceSerialMissing, MasaUriInvalid) as cause:
+            raise type(cause)(cause.detail, **{**cause.fields, "manufacturer": manufacturer.name}) from cause
+        return KnownPledge(idevid, manufacturer, path)
     raise ManufacturerUnknown(
         "the device certificate's chain is not one of a known manufacturer",
         because=refusal.reason if refusal else "",

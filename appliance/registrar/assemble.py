@@ -60,7 +60,11 @@ class RegistrarPart:
                 log.warning("review-failed reason=%s", refusal.reason)
 
     async def close(self) -> None:
-        """Ends connections to MASAs."""
+        """Writes down who knocked meanwhile, and ends connections to MASAs."""
+        try:
+            await self.knocks.flush()
+        except ApplianceError as refusal:
+            log.warning("knocks-lost reason=%s", refusal.reason)
         await self.masa.close()
 
 

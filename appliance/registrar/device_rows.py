@@ -19,8 +19,8 @@ from brski import leaves
 REQUIRED = ("manufacturer", "serial")
 OPTIONAL = ("label", "idevid-issuer", "delivered")
 COLUMNS = (*REQUIRED, *OPTIONAL)
-MAX_CHARS = 32_000_000
-MAX_ROWS = 500_000
+MAX_CHARS = 3_500_000
+MAX_ROWS = 100_000
 MAX_LABEL = 120
 
 _EXPECTED = f"the columns are {','.join(COLUMNS)}; the first two are needed"
@@ -58,7 +58,7 @@ class Difference:
 def read_csv(text: str) -> tuple[DeviceRow, ...]:
     """The rows of a file; raises DeviceFileRefused naming the line."""
     if len(text) > MAX_CHARS:
-        raise DeviceFileRefused(f"the file has more than {MAX_CHARS} characters")
+        raise DeviceFileRefused(f"the file has more than {MAX_CHARS} characters; take it in by parts")
     if "\0" in text:
         raise refused_at(text[: text.index("\0")].count("\n") + 1, "a NUL character")
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
@@ -74,7 +74,7 @@ def read_csv(text: str) -> tuple[DeviceRow, ...]:
             if len(cells) != len(header):
                 raise refused_at(line, f"{len(cells)} values for {len(header)} columns")
             if len(rows) == MAX_ROWS:
-                raise refused_at(line, f"more than {MAX_ROWS} devices")
+                raise refused_at(line, f"more than {MAX_ROWS} devices; take the file in by parts")
             row = _read_row(dict(zip(header, cells, strict=True)), line)
             key = (row.manufacturer, row.serial)
             if key in lines:

@@ -257,7 +257,7 @@ def _find(tx: Tx, key: str) -> PledgeRecord:
             raise NotFound(
                 f"no known manufacturer vouches for {key}; see what to do in appliance pledges knocking", key=key
             )
-        raise NotFound(f"no pledge {key} has knocked", key=key)
+        raise NotFound(f"no pledge {key} has knocked; to expect it: appliance pledges import FILE", key=key)
     if len(found) > 1:
         raise Conflict("several devices have this serial; name one by its fingerprint", key=key)
     return found[0]

@@ -98,6 +98,10 @@ class Manufacturers:
                 return one
         raise ManufacturerUnknown("the manufacturer was removed meanwhile", name=facts.name)
 
+    async def named(self, name: str) -> KnownManufacturer | None:
+        """The entry of this name, None if there is none."""
+        return next((one for one in await self.known() if one.facts.name == name), None)
+
     async def by_id(self, identifier: str) -> KnownManufacturer:
         """The entry with this id; raises ManufacturerUnknown when it was removed."""
         for one in await self.known():

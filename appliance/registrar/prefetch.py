@@ -110,7 +110,7 @@ class Prefetch:
             raise PrefetchNotPossible(
                 "vouchers without a nonce are switched off: set registrar.prefetch to nonceless-requests or masa-silent"
             )
-        known = next((one for one in await self._manufacturers.known() if one.facts.name == name), None)
+        known = await self._manufacturers.named(name)
         if known is None:
             raise NotFound(f"there is no manufacturer {name}", name=name)
         return known

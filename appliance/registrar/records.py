@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from appliance.store.pledges import MAX_STEPS, PledgeRecord, Step
+from brski.idevid import IDevID
 from brski.states import RecordEvent, RecordState, after
 
 MAX_NONCES = 1024
@@ -16,6 +18,21 @@ MAX_NONCES = 1024
 def state_of(record: PledgeRecord) -> RecordState:
     """Where the bootstrap stands."""
     return RecordState(record.state)
+
+
+def begun(idevid: IDevID, manufacturer_id: str, fingerprint: str, *, now: datetime) -> PledgeRecord:
+    """The first record of a device."""
+    issuer, serial = idevid.device
+    return PledgeRecord(
+        id=str(uuid.uuid4()),
+        idevid_issuer=issuer,
+        serial=serial,
+        idevid_sha256=fingerprint,
+        manufacturer_id=manufacturer_id,
+        state=RecordState.SEEN.value,
+        created_at=now,
+        updated_at=now,
+    )
 
 
 def moved(

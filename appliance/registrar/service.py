@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,18 +16,17 @@ from functools import partial
 from cryptography import x509
 
 from appliance.clock import Clock
-from appliance.errors import RateLimited
 from appliance.failpoint import failpoint
 from appliance.registrar import admission, records, trail
 from appliance.registrar.admission import Admission, ProxyIdentities
 from appliance.registrar.caller import Caller, caller_of
 from appliance.registrar.errors import PledgeClash
-from appliance.registrar.hints import hint
-from appliance.registrar.knocking import WAITING, Knocks, stranger_detail
+from appliance.registrar.knocking import Knocks
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
 from appliance.registrar.masa_client import MasaTransport
 from appliance.registrar.prefetch import permitted
 from appliance.registrar.rates import RequestRates
+from appliance.registrar.refusals import Refusals
 from appliance.registrar.turns import Turns
 from appliance.settings import RegistrarSettings
 from appliance.store import knocks as knock_rows
@@ -43,18 +41,13 @@ from appliance.web.peer import Peer
 from brski import voucher
 from brski.errors import (
     DeviceHistoryRefused,
-    FormatNotAcceptable,
-    ManufacturerUnknown,
     MasaAuthenticationRequired,
     MasaTimedOut,
     MasaUnavailable,
     MasaUnreachable,
-    MediaTypeUnsupported,
     PledgeNotAuthorized,
     RegistrarCertificateUnfit,
 )
-from brski.idevid import IDevID
-from brski.manufacturer import KnownPledge, identify
 from brski.registrar import MasaExchange, Registrar
 from brski.states import RecordEvent, RecordState
 from brski.voucher import Voucher
@@ -63,8 +56,7 @@ from est.exchange import Call, Reply
 
 log = logging.getLogger(__name__)
 
-# Refusals of one certificate that are written down, and retries of one that waits.
-NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
+# Retries of one pledge that waits that are written down.
 RETRIES_BUCKET = Bucket(per_second=1 / 30, burst=1)
 _MAX_REMEMBERED = 4096
 _SILENT = (MasaUnreachable, MasaTimedOut, MasaUnavailable)
@@ -107,7 +99,7 @@ class RegistrarService:
         self._turns = turns
         self._knocks = knocks
         self._rates = RequestRates(settings, clock)
-        self._noted_refusals = Gcra(NOTED_BUCKET)
+        self._refusals = Refusals(store=store, clock=clock, manufacturers=manufacturers, knocks=knocks)
         self._noted_retries = Gcra(RETRIES_BUCKET)
         self._retries: OrderedDict[str, int] = OrderedDict()
 
@@ -129,13 +121,13 @@ class RegistrarService:
                 now=self._clock.now(),
             )
         except Refusal as refusal:
-            await self._note_refusal(refusal, peer, caller)
+            await self._refusals.before(refusal, peer, caller)
             raise
         async with self._turns.of(exchange.idevid.device):
             try:
                 return await self._transact(exchange, caller)
             except Refusal as refusal:
-                await self._audit_refusal(refusal, exchange.pledge, caller)
+                await self._refusals.about(refusal, exchange.pledge, caller)
                 raise
 
     async def _transact(self, exchange: MasaExchange, caller: Caller) -> Reply:
@@ -144,7 +136,7 @@ class RegistrarService:
         if opened.voucher is not None:
             return exchange.reply_with(opened.voucher)
         if opened.admission is Admission.WAITING:
-            await self._note_knock(exchange.pledge, manufacturer, caller, reason=WAITING)
+            await self._refusals.waiting(exchange.pledge, manufacturer, caller)
             return Reply(202, headers={"retry-after": str(self._settings.retry_after_seconds)})
         if opened.admission is Admission.UNLISTED:
             raise PledgeNotAuthorized("this device is not on the list; an administrator can admit it")
@@ -187,7 +179,7 @@ class RegistrarService:
     def _open(self, exchange: MasaExchange, manufacturer: KnownManufacturer, caller: Caller, tx: Tx) -> _Opened:
         issuer, serial = exchange.idevid.device
         found = pledges.by_device(tx, issuer, serial)
-        record = found or _new_record(exchange.idevid, manufacturer, caller, tx.now)
+        record = found or records.begun(exchange.idevid, manufacturer.id, caller.fingerprint, now=tx.now)
         _check_same_device(tx, record, manufacturer)
         _check_not_refused(record)
         if found is not None and record.pvr_sha256 == exchange.transaction:
@@ -290,55 +282,6 @@ class RegistrarService:
         _check_not_refused(record)
         return record
 
-    async def _note_refusal(self, refusal: Refusal, peer: Peer, caller: Caller) -> None:
-        """Who was refused before a transaction began: strangers in the list of who knocked, devices in their record."""
-        if peer.certificate is None or isinstance(refusal, MediaTypeUnsupported | FormatNotAcceptable):
-            return
-        if isinstance(refusal, ManufacturerUnknown):
-            log.info("stranger fingerprint=%s address=%s", caller.fingerprint, caller.address)
-            await self._knocks.note(peer.certificate, caller, reason=refusal.reason, detail=stranger_detail(refusal))
-            return
-        try:
-            facts = await self._manufacturers.facts()
-            known = identify(peer.certificate, peer.chain[1:], facts, now=self._clock.now())
-        except Refusal:
-            log.warning("voucher-refused reason=%s address=%s", refusal.reason, caller.address)
-            return
-        await self._audit_refusal(refusal, known, caller, in_record=True)
-
-    async def _audit_refusal(
-        self, refusal: Refusal, known: KnownPledge, caller: Caller, *, in_record: bool = False
-    ) -> None:
-        reason, maker = refusal.reason, known.manufacturer.name
-        if isinstance(refusal, PledgeNotAuthorized):
-            reason = str(refusal.fields.get("because", reason))
-        log.warning(
-            "voucher-refused reason=%s address=%s fields=%r hint=%r",
-            refusal.reason,
-            caller.address,
-            refusal.fields,
-            hint(reason, device=known.idevid.serial_number, maker=maker),
-        )
-        if isinstance(refusal, RateLimited):
-            return
-        manufacturer = await self._manufacturers.entry(known.manufacturer)
-        await self._note_knock(known, manufacturer, caller, reason=reason, detail=refusal.detail)
-        if self._noted_refusals.take(caller.fingerprint, self._clock.monotonic()):
-            return
-        await self._store.write(partial(_keep_refusal, refusal, known, caller, manufacturer if in_record else None))
-
-    async def _note_knock(
-        self, known: KnownPledge, manufacturer: KnownManufacturer, caller: Caller, *, reason: str, detail: str = ""
-    ) -> None:
-        await self._knocks.note(
-            known.idevid.certificate,
-            caller,
-            reason=reason,
-            detail=detail,
-            serial=known.idevid.serial_number,
-            manufacturer=manufacturer,
-        )
-
     def _ms(self, began: float) -> int:
         return round((self._clock.monotonic() - began) * 1000)
 
@@ -361,20 +304,6 @@ def _presented(peer: Peer) -> x509.Certificate:
     if peer.server_certificate is None:
         raise RegistrarCertificateUnfit("the connection does not say which certificate it shows")
     return peer.server_certificate
-
-
-def _new_record(idevid: IDevID, manufacturer: KnownManufacturer, caller: Caller, now: datetime) -> PledgeRecord:
-    issuer, serial = idevid.device
-    return PledgeRecord(
-        id=str(uuid.uuid4()),
-        idevid_issuer=issuer,
-        serial=serial,
-        idevid_sha256=caller.fingerprint,
-        manufacturer_id=manufacturer.id,
-        state=RecordState.SEEN.value,
-        created_at=now,
-        updated_at=now,
-    )
 
 
 def _check_not_refused(record: PledgeRecord) -> None:
@@ -416,23 +345,6 @@ def _restarted(
         audit_verdict=None,
         history=None,
     )
-
-
-def _keep_refusal(
-    refusal: Refusal, known: KnownPledge, caller: Caller, manufacturer: KnownManufacturer | None, tx: Tx
-) -> None:
-    """Audit the refusal; with `manufacturer`, also show it in the device's record, which may begin with it."""
-    trail.refused(tx, known.idevid, refusal, caller)
-    if manufacturer is None:
-        return
-    record = pledges.by_device(tx, *known.idevid.device)
-    facts = trail.shown(refusal)
-    if record is None:
-        fresh = _new_record(known.idevid, manufacturer, caller, tx.now)
-        pledges.add(tx, records.noted(fresh, "request-refused", now=tx.now, code=refusal.reason, facts=facts))
-    elif record.idevid_sha256 == caller.fingerprint:
-        noted = records.noted(record, "request-refused", now=tx.now, code=refusal.reason, facts=facts)
-        pledges.save(tx, noted, was=record.state)
 
 
 def _has_failed(record: PledgeRecord) -> bool:

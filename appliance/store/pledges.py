@@ -70,9 +70,9 @@ class Step:
 class PledgeRecord:
     """One row.
 
-    `state` is a brski.states.RecordState value; `nonces` are those of every voucher ever asked for. `history` is the last
-    judgement of the device's audit log, `history_override` what an administrator said to it; their members are those of
-    appliance.registrar.history.
+    `state` is a brski.states.RecordState value; `nonces` are those of every voucher ever asked for. `history` is the
+    last judgement of the device's audit log, `history_override` what an administrator said to it; their members are
+    those of appliance.registrar.history.
     """
 
     id: str

@@ -176,6 +176,8 @@ def test_the_serial_number_comes_from_where_the_manufacturer_puts_it(
         peer, call = world.peer(device), request_of(world, device, serial)
         reply = await world.handle(call, peer)
         assert (reply.status, reply.body[:21]) == (404, b"device-serial-missing")
+        (knock,) = await world.part.knocks.every()
+        assert knock["known"] and "manufacturers set Acme serial-source=" in knock["what_to_do"]
         await world.part.manufacturers.change("Acme", actor=ADMIN, options={"serial_source": source})
         # the MASA of these tests reads subjects only: that it was asked, and about whom, is what counts here
         world.masa.answer = lambda call: Reply(404)
