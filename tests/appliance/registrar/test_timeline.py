@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from appliance.console.timeline import timeline_text
 from appliance.registrar import errors as registrar_errors
 from appliance.registrar import records
 from appliance.registrar.hints import HINTS, hint
+from appliance.registrar.maker_options import Options
+from appliance.settings import describe_settings
 from appliance.store.pledges import MAX_STEPS, PledgeRecord
 from appliance.web.problems import all_leaves
 from brski import errors as brski_errors
 from brski.errors import MasaTimedOut
 from est.exchange import Reply
+from tests import reference
 from tests.appliance.registrar.world import ADMIN, World, play
 from tests.support import NOW
 
@@ -154,6 +158,15 @@ def test_every_refusal_of_the_registrar_has_its_line() -> None:
     for reason in HINTS:
         line = hint(reason, device="PX-1", maker="Acme")
         assert line and "\n" not in line and "{" not in line
+    # and every command and setting in them exists
+    text = " ".join(hint(reason) for reason in HINTS)
+    known = {" ".join(words) for words, _ in reference.commands()}
+    assert set(re.findall(r"appliance (\w+ \w+)", text)) - known - {"appliance doctor"} == set()
+    assert {"pledges admit", "pledges override", "manufacturers set"} <= set(re.findall(r"appliance (\w+ \w+)", text))
+    settings = {dotted for dotted, _, _ in describe_settings()}
+    assert set(re.findall(r"registrar\.\w+", text)) - settings == set()
+    options = {name.replace("_", "-") for name in Options.model_fields}
+    assert set(re.findall(r"([a-z-]+)=[A-Za-z.]", text)) - options == set()
 
 
 def test_a_hint_can_be_pasted_into_a_shell_whatever_a_certificate_says() -> None:
