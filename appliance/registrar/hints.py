@@ -81,7 +81,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "key-in-use": "two devices hold the same key: find the copy before you let either in",
         "out-of-order": "nothing: the message came when it meant nothing; the pledge begins again by itself",
         "registrar-certificate-unfit": "the appliance's own certificate is wrong: appliance doctor",
-        "interrupted": "nothing: the appliance was stopped in the middle; the pledge asks again",
+        "interrupted": "nothing: this host stopped in the middle; the pledge asks again by itself",
     }
 )
 
