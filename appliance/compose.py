@@ -310,6 +310,7 @@ class Appliance:
         if settings.registrar.announce:
             self._announcer = Announcer(
                 interfaces=settings.registrar.announce_interfaces,
+                as_proxy=settings.registrar.announce_as_proxy,
                 host=web.host,
                 port=int((self.listeners["device"] or "").rpartition(":")[2]),
                 instance=f"{settings.domain.trust_domain.replace('.', '-')[:40]}-{_tag(own.certificate)}",

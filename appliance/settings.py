@@ -139,7 +139,11 @@ class RegistrarSettings(_Section):
     )
     announce: bool = Field(True, description="Announce the registrar by mDNS.")
     announce_interfaces: tuple[str, ...] = Field(
-        ("127.0.0.1",), description="Interface addresses or names that mDNS announcements go out on."
+        ("127.0.0.1",),
+        description="Interface names or addresses that mDNS announcements go out on; * = all but loopback.",
+    )
+    announce_as_proxy: bool = Field(
+        True, description="Announce the registrar as join proxy too; off where pledges come through join proxies only."
     )
     masa_seconds: float = Field(10.0, gt=0, description="Deadline for one call to a MASA.")
     masa_concurrency: int = Field(4, gt=0, description="Calls under way to one MASA at once.")

@@ -62,9 +62,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "radius",
         "appliance.binding.errors",
     ),
+    "appliance.mdns": ("appliance.mdns", "appliance.errors", "appliance.clock", "brski", "est"),
     "appliance.store": ("appliance.store", "appliance.errors", "appliance.clock", "appliance.settings", "est"),
     "appliance.proxy": (
         "appliance.proxy",
+        "appliance.mdns",
         "appliance.binding",
         "appliance.web",
         "appliance.settings",

@@ -1,14 +1,13 @@
-"""The announcement over real mDNS on the loopback interface."""
+"""Which service types the registrar announces, over real mDNS on the loopback interface."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from appliance.registrar.announce import Announcer, interface_addresses
+from appliance.registrar.announce import Announcer
 from brski import discovery
 
 LOOPBACK = ("127.0.0.1",)
@@ -46,40 +45,16 @@ def test_both_service_types_are_announced_with_our_port_and_variation() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.req("B-116")
+@pytest.mark.req("B-102", "B-103")
 @pytest.mark.slow
-def test_the_announcement_is_withdrawn_while_the_port_takes_no_connections_and_comes_back() -> None:
+def test_a_registrar_behind_join_proxies_does_not_pretend_to_be_one() -> None:
     async def story() -> None:
-        server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        announcer = Announcer(
-            interfaces=LOOPBACK, host="127.0.0.1", port=port, instance=f"gone-{port}", probe_seconds=0.1
-        )
+        announcer = Announcer(interfaces=LOOPBACK, host="127.0.0.1", port=1, instance="only-registrar", as_proxy=False)
         await announcer.start()
         try:
-            assert announcer.is_announced
-            server.close()
-            await server.wait_closed()
-            await until(lambda: not announcer.is_announced)
-            assert await look(discovery.REGISTRAR_SERVICE, f"gone-{port}", seconds=0.4) is None
-            server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", port)
-            await until(lambda: announcer.is_announced)
+            assert await look(discovery.REGISTRAR_SERVICE, "only-registrar") is not None
+            assert await look(discovery.PROXY_SERVICE, "only-registrar", seconds=0.4) is None
         finally:
             await announcer.stop()
-            server.close()
 
     asyncio.run(story())
-
-
-async def until(fact: object) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(5):
-            while not fact():  # type: ignore[operator]
-                await asyncio.sleep(0.02)
-    assert fact()  # type: ignore[operator]
-
-
-def test_interfaces_are_named_by_address_or_by_name_and_unknown_names_yield_nothing() -> None:
-    assert interface_addresses(["127.0.0.1", "127.0.0.1"]) == ("127.0.0.1",)
-    assert "127.0.0.1" in interface_addresses(["lo"])
-    assert interface_addresses(["no-such-interface"]) == ()
