@@ -262,7 +262,12 @@ class ProxySettings(_Section):
     est_secret_file: Path | None = Field(
         None, description="File with NAME:SECRET, the one-time enrolment secret (method est)."
     )
-    interfaces: tuple[str, ...] = Field(("127.0.0.1",), description="Interface addresses that discovery listens on.")
+    interfaces: tuple[str, ...] = Field(
+        ("*",), description="Interface names or addresses that discovery listens on; * = all but loopback."
+    )
+    discovery_listen_seconds: float = Field(
+        0.5, ge=0, description="Discovery only listens, by chance up to so long, before it asks; 0 = ask at once."
+    )
     socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
     socket_mode: int = Field(0o660, description="File mode of the socket.")
     allow_root_agents: bool = Field(False, description="Serve callers with uid 0; only for laboratories.")

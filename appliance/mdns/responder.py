@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zeroconf import DNSAddress, DNSService, NonUniqueNameException
+from zeroconf import DNSAddress, DNSService, NonUniqueNameException  # type: ignore[attr-defined]
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from appliance.mdns.links import Link, bare

@@ -11,15 +11,16 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol
+from types import TracebackType
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.clock import Clock
+from appliance.mdns.links import EVERY, LinkWatch, find_links
+from appliance.mdns.queries import QueryTiming
 from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
 from appliance.proxy.discover import Discovery
 from appliance.proxy.enrol import Enrolled, EnrolPhase
@@ -29,16 +30,17 @@ from appliance.proxy.errors import (
     FingerprintMismatch,
     PeerSilent,
     PeerUnreachable,
+    ProxyStateDamaged,
 )
 from appliance.proxy.line import Line
 from appliance.proxy.material import BrskiMaterial, EstMaterial, read_brski, read_est
 from appliance.proxy.report import BootstrapReport, Listener, Reporter
-from appliance.proxy.rounds import Timers, race
+from appliance.proxy.rounds import Hunt, Offers, Timers
 from appliance.proxy.state import ProxyRecord, ProxyState
 from appliance.proxy.timing import Timing
 from appliance.proxy.voucher_phase import Imprint, VoucherPhase
 from appliance.settings import ProxySettings
-from brski.discovery import Offer, backoff_seconds, order
+from brski.discovery import Offer, backoff_seconds
 from brski.paths import VOUCHER_FORMATS, VOUCHER_JWS_JSON
 from est import chains, cms, transfer
 from est.client import EstClient
@@ -47,25 +49,33 @@ from est.errors import EnrollmentRefused, EstError, Refusal, ReplyNotAccepted
 log = logging.getLogger(__name__)
 
 
-class Offers(Protocol):
-    """Where offers come from: discovery, or one configured place."""
-
-    def offers(self) -> Sequence[Offer]: ...
-
-    async def wait(self, seconds: float | None) -> None: ...
-
-
 class Configured:
-    """The one registrar that the settings name."""
+    """The one registrar that the settings name; open, it notices when the network changes."""
 
     def __init__(self, target: Target) -> None:
         self._offer = Offer(instance=target.authority, addresses=(target.host,), port=target.port)
+        self._watch = LinkWatch()
+        self._links = find_links((EVERY,))
+        self.changes = 0
+
+    async def __aenter__(self) -> Configured:
+        await self._watch.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._watch.__aexit__(kind, error, trace)
 
     def offers(self) -> Sequence[Offer]:
         return (self._offer,)
 
     async def wait(self, seconds: float | None) -> None:
-        await asyncio.sleep(3600.0 if seconds is None else seconds)
+        await self._watch.changed(seconds)
+        links = find_links((EVERY,))
+        if links != self._links:
+            self._links = links
+            self.changes += 1
 
 
 class Bootstrap:
@@ -137,47 +147,30 @@ class Bootstrap:
         )
         named = material.registrar is not None
         timers = Timers(self._timing.first_pause, 0.0 if named else self._timing.round)
-        last: Refusal | None = None
         async with self._source(material.registrar) as source:
+            hunt = Hunt(source, phase.attempt, timers, self._clock, self._reporter, self._timing, named=named)
             while True:
-                now = self._clock.monotonic()
-                self._check_deadline(last)
-                due = order(
-                    [offer for offer in source.offers() if timers.is_due(offer, now)],
-                    shuffle=random.SystemRandom().shuffle,
-                )
-                if not due:
-                    await source.wait(self._pause(timers.next_due(source.offers())))
-                    continue
-                self._reporter.step("registrars-found", offers=len(due), how="configured" if named else "mdns")
                 try:
                     async with asyncio.timeout(self._remaining()):
-                        outcome = await race(due, phase.attempt, self._reporter, self._timing, named=named)
+                        imprint, offer = await hunt.next()
                 except TimeoutError as cause:
-                    raise self._gave_up(last) from cause
-                for offer, refusal in outcome.failed:
-                    timers.failed(offer, self._clock.monotonic())
-                    last = refusal
-                if outcome.imprint is not None and outcome.offer is not None:
-                    try:
-                        await self._enrol_imprinted(outcome.imprint, material)
-                        return
-                    except Refusal as refusal:
-                        last = refusal
-                        timers.failed(outcome.offer, self._clock.monotonic())
+                    raise self._gave_up(hunt.last) from cause
+                try:
+                    await self._enrol_imprinted(imprint, material)
+                    return
+                except ProxyStateDamaged:
+                    raise  # a full disk is not the registrar's fault, and another voucher does not help
+                except Refusal as refusal:
+                    hunt.failed(offer, refusal)
 
     async def _enrol_imprinted(self, imprint: Imprint, material: BrskiMaterial) -> None:
-        trusted, connect = self._settings.trust_clock, self._timing.connect
-        line = Line(
-            imprint.connection,
-            lambda: imprint.reopen(material.client, clock_trusted=trusted, seconds=connect),
-        )
+        line = imprint.line
         try:
             enrolled = await self._enrol.first(line)
         except Refusal as refusal:
             self._reporter.refused("enrolment-failed", refusal, server=imprint.target.authority)
             with contextlib.suppress(Refusal):
-                await self._enrol.report_failure(line.connection, refusal.reason)
+                await self._enrol.report_failure(line, refusal.reason)
             raise
         finally:
             await line.connection.close()
@@ -196,9 +189,12 @@ class Bootstrap:
     @contextlib.asynccontextmanager
     async def _source(self, registrar: Target | None) -> AsyncIterator[Offers]:
         if registrar is not None:
-            yield Configured(registrar)
+            async with Configured(registrar) as configured:
+                yield configured
             return
-        async with Discovery(self._settings.interfaces) as discovery:
+        async with Discovery(
+            self._settings.interfaces, queries=QueryTiming(listen=self._settings.discovery_listen_seconds)
+        ) as discovery:
             yield discovery
 
     # -- EST -----------------------------------------------------------------------------------------------------
@@ -284,12 +280,6 @@ class Bootstrap:
 
     def _remaining(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - self._clock.monotonic())
-
-    def _pause(self, due: float | None) -> float | None:
-        """How long to listen: until an offer is due again or the time is up, whichever comes first."""
-        until = [0.05 + due - self._clock.monotonic()] if due is not None else []
-        remaining = self._remaining()
-        return min([*until, *([] if remaining is None else [remaining])], default=None)
 
     def _check_deadline(self, last: Refusal | None) -> None:
         if self._remaining() == 0.0:

@@ -80,6 +80,12 @@ class Target:
         return f"{host}:{self.port}"
 
     @property
+    def host_header(self) -> str:
+        """The authority for the peer's eyes: a zone means something on this machine only (RFC 6874, section 4)."""
+        host = self.host.partition("%")[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
     def server_name(self) -> str | None:
         """What goes into SNI: a DNS name that was configured, never an address (RFC 6066, section 3)."""
         try:
@@ -165,7 +171,7 @@ class Connection:
                 raise ConnectionClosed("the peer has closed the connection", answered=False)
             try:
                 async with asyncio.timeout(seconds):
-                    self._writer.write(http1.write_request(call, self._target.authority))
+                    self._writer.write(http1.write_request(call, self._target.host_header))
                     await self._writer.drain()
                     answer = await http1.read_answer(self._reader, call.method, max_body_bytes=max_body_bytes)
             except TimeoutError as cause:

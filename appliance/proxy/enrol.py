@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.binding import identifier
 from appliance.binding.errors import BindingError
 from appliance.clock import Clock
-from appliance.proxy.connection import Connection, Target, open_verified
+from appliance.proxy.connection import Target, open_verified
 from appliance.proxy.line import Line
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ProxyRecord, ProxyState
@@ -71,8 +71,8 @@ class EnrolPhase:
 
         The request names nobody: who the proxy is, the registrar decides. Raises EstError and ProxyError leaves.
         """
-        trust = await self.fetch_anchors(line.connection)
-        await self._ask_attributes(line.connection)
+        trust = await self.fetch_anchors(line)
+        await self._ask_attributes(line)
         key, request = self._new_request(x509.Name([]), None)
         call = self._client.simpleenroll_call(request)
         if authorization:
@@ -84,7 +84,7 @@ class EnrolPhase:
 
         Raises EstError and ProxyError leaves.
         """
-        trust = await self.fetch_anchors(line.connection)
+        trust = await self.fetch_anchors(line)
         old = self._state.ldevid_chain()[0]
         key, request = self._new_request(old.subject, _alternative_names(old))
         call = self._client.simplereenroll_call(request)
@@ -93,9 +93,10 @@ class EnrolPhase:
             raise ReplyNotAccepted("the renewed LDevID names another proxy")
         return enrolled
 
-    async def fetch_anchors(self, connection: Connection) -> CaCertificates:
+    async def fetch_anchors(self, line: Line) -> CaCertificates:
         """The domain's CA certificates; they must vouch for the server that handed them out."""
-        reply = await connection.exchange(self._client.cacerts_call(), seconds=self._timing.call)
+        reply = await line.exchange(self._client.cacerts_call(), seconds=self._timing.call)
+        connection = line.connection
         trust = self._client.read_cacerts(reply, at=self._at())
         try:
             chains.check(
@@ -142,22 +143,26 @@ class EnrolPhase:
         self._state.note_enroll_status()
         self._reporter.step("enroll-status-sent", status=True)
 
-    async def report_failure(self, connection: Connection, reason: str) -> None:
-        """The bad news, on the connection that failed (RFC 8995, section 5.9.4). Raises ProxyError leaves."""
-        await connection.exchange(_enroll_status(False, reason), seconds=self._timing.call)
+    async def report_failure(self, line: Line, reason: str) -> None:
+        """The bad news, on the connection that failed (RFC 8995, section 5.9.4).
+
+        Where that is what failed, on another to the same server. Raises ProxyError leaves.
+        """
+        await line.restore()
+        await line.connection.exchange(_enroll_status(False, reason), seconds=self._timing.call)
         self._reporter.step("enroll-status-sent", status=False)
 
-    async def _ask_attributes(self, connection: Connection) -> None:
+    async def _ask_attributes(self, line: Line) -> None:
         """The question is mandatory (RFC 8995, section 5.9.2); 204 and 404 say that nothing special is wanted."""
         call = Call("GET", path(CSRATTRS), headers={"accept": CSR_ATTRIBUTES})
-        reply = await connection.exchange(call, seconds=self._timing.call)
+        reply = await line.exchange(call, seconds=self._timing.call)
         self._reporter.step("attributes-asked", status=reply.status)
 
     async def _request(
         self, line: Line, call: Call, request: bytes, key: ec.EllipticCurvePrivateKey, trust: CaCertificates
     ) -> Enrolled:
         while True:
-            reply = await line.connection.exchange(call, seconds=self._timing.call)
+            reply = await line.exchange(call, seconds=self._timing.call)
             got = self._client.read_enrolled(reply, key.public_key(), csr_der=request, trust=trust, at=self._at())
             if not isinstance(got, Pending):
                 break
@@ -166,7 +171,6 @@ class EnrolPhase:
             wait = min(later, self._timing.longest_enrol_wait)
             self._reporter.step("enrolment-pending", "enrolment-pending", wait_seconds=round(wait, 1))
             await self._sleep(wait)
-            await line.restore()
         chains.check_end_entity(got, chains.CLIENT)
         enrolled = Enrolled(got, _issuers(got, trust.others), trust, _proxy_named_in(got))
         self._reporter.step("ldevid-received", proxy=enrolled.identifier)

@@ -13,7 +13,8 @@ class Timing:
     between starts of attempts. `round`: shortest pause before an announced offer is tried again. `first_pause`: first
     pause of a configured one. `longest_pending_wait`, `longest_enrol_wait`: caps on Retry-After. `retry`: first pause
     after a failed report or renewal, doubling to `longest_retry`. `idle`: age at which a kept connection is not used
-    again. `at_once`: attempts under way together.
+    again. `at_once`: attempts under way together. `stall`: an attempt without progress for so long may be given up for
+    another. `resume`, `resume_enrol`: how long a lost connection is repaired before and after the voucher was accepted.
     """
 
     connect: float = 5.0
@@ -28,3 +29,6 @@ class Timing:
     longest_retry: float = 3600.0
     idle: float = 8.0
     at_once: int = 8
+    stall: float = 5.0
+    resume: float = 120.0
+    resume_enrol: float = 900.0

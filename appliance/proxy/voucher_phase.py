@@ -11,7 +11,6 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -27,28 +26,21 @@ from brski.paths import VOUCHER_CMS_JSON
 from brski.pledge import Pledge, is_given_up
 from brski.voucher import Voucher
 from est.errors import Refusal
-from est.exchange import Call, Reply
+from est.exchange import Call
 
 NONCE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Imprint:
-    """A registrar that a valid voucher vouches for, on the connection that is no longer provisional."""
+    """A registrar that a valid voucher vouches for, on a line that is no longer provisional and stays with it."""
 
-    connection: Connection
+    line: Line
     target: Target
     voucher: Voucher
     request: bytes = field(repr=False)
     sealed: bytes = field(repr=False)
     media_type: str
-    at: datetime
-
-    async def reopen(self, client: ClientFiles, *, clock_trusted: bool, seconds: float) -> Connection:
-        """A second connection to the same registrar, held to the same certificate and pin (RFC 8995, section 5)."""
-        connection = await _reopen(self.target, client, self.connection, seconds)
-        connection.upgrade(self.voucher.pin(), at=self.at if clock_trusted else None)
-        return connection
 
 
 class VoucherPhase:
@@ -75,14 +67,20 @@ class VoucherPhase:
         self._clock_trusted = clock_trusted
         self._sleep = sleep
 
-    async def attempt(self, target: Target) -> Imprint:
+    async def attempt(self, target: Target, progress: Callable[[], None] | None = None) -> Imprint:
         """Ask the registrar at `target` for a voucher and check it; the nonce is new for every attempt.
 
-        Raises ProxyError and BrskiError leaves; the connection is closed then, and the registrar was told why if the
-        voucher was at fault (RFC 8995, section 5.6.2).
+        `progress` is called whenever something moved. Raises ProxyError and BrskiError leaves; the connection is closed
+        then, and the registrar was told why if the voucher was at fault (RFC 8995, section 5.6.2).
         """
         connection = await open_provisional(target, self._client, seconds=self._timing.connect)
-        line = Line(connection, lambda: _reopen(target, self._client, connection, self._timing.connect))
+        line = Line(
+            connection,
+            lambda: _reopen(target, self._client, connection, self._timing.connect),
+            self._timing.resume,
+            on_loss=lambda loss: self._reporter.refused("connection-lost", loss, server=target.authority),
+            progress=progress,
+        )
         try:
             self._reporter.step("server-connected", server=target.authority, subject=_subject(connection))
             call = self._pledge.voucher_request(
@@ -100,12 +98,13 @@ class VoucherPhase:
     async def _converse(self, line: Line, target: Target, call: Call) -> Imprint:
         first_sent = self._clock.now()
         while True:
-            connection = line.connection
-            reply = await connection.exchange(call, seconds=self._timing.voucher)
+            reply = await line.exchange(call, seconds=self._timing.voucher)
             now = self._clock.now()
+            at = now if self._clock_trusted else None
             try:
-                voucher = self._pledge.accept_voucher(reply, call, connection.chain, now=now)
-                connection.upgrade(voucher.pin(), at=now if self._clock_trusted else None)
+                voucher = self._pledge.accept_voucher(reply, call, line.connection.chain, now=now)
+                pin = voucher.pin()
+                line.connection.upgrade(pin, at=at)
                 break
             except VoucherPending as pending:
                 if is_given_up(first_sent, now):
@@ -113,11 +112,10 @@ class VoucherPhase:
                 wait = min(pending.retry_after_seconds, self._timing.longest_pending_wait)
                 self._reporter.step("voucher-pending", "voucher-pending", server=target.authority, wait_seconds=wait)
                 await self._sleep(wait)
-                await line.restore()
             except RegistrarRefused:
                 raise
             except Refusal as refusal:
-                await self._complain(connection, target, refusal)
+                await self._complain(line, target, refusal)
                 raise
         self._reporter.step(
             "voucher-verified",
@@ -125,21 +123,34 @@ class VoucherPhase:
             assertion=voucher.assertion.value,
             serial_number=voucher.serial_number,
         )
-        await self._tell(connection, self._pledge.voucher_status(True))
-        self._reporter.step("voucher-status-sent", server=target.authority, status=True)
-        return Imprint(connection, target, voucher, call.body, reply.body, call.media_type, now)
+        provisional = line.reopen
 
-    async def _complain(self, connection: Connection, target: Target, refusal: Refusal) -> None:
-        """Report the bad voucher on the same connection; whether that works changes nothing."""
-        connection.refuse()
+        async def reopen_trusted() -> Connection:
+            """Held to the same certificate and the same pin (RFC 8995, section 5)."""
+            connection = await provisional()
+            connection.upgrade(pin, at=at)
+            return connection
+
+        line.reopen, line.patience = reopen_trusted, self._timing.resume_enrol
+        # what the registrar answers is of no interest (RFC 8995, section 5.7)
+        await line.exchange(self._pledge.voucher_status(True), seconds=self._timing.call)
+        self._reporter.step("voucher-status-sent", server=target.authority, status=True)
+        return Imprint(line, target, voucher, call.body, reply.body, call.media_type)
+
+    async def _complain(self, line: Line, target: Target, refusal: Refusal) -> None:
+        """Report the bad voucher; on the same connection, or if the peer has closed it, on another to the same peer.
+
+        Whether that works changes nothing.
+        """
         self._reporter.refused("voucher-refused", refusal, server=target.authority)
         with contextlib.suppress(Refusal):
-            await self._tell(connection, self._pledge.voucher_status(False, refusal.reason))
+            line.connection.refuse()
+            await line.restore()
+            line.connection.refuse()
+            await line.connection.exchange(
+                self._pledge.voucher_status(False, refusal.reason), seconds=self._timing.call
+            )
             self._reporter.step("voucher-status-sent", server=target.authority, status=False)
-
-    async def _tell(self, connection: Connection, call: Call) -> Reply:
-        """Send telemetry; what the registrar answers is of no interest (RFC 8995, section 5.7)."""
-        return await connection.exchange(call, seconds=self._timing.call)
 
 
 async def _reopen(target: Target, client: ClientFiles, first: Connection, seconds: float) -> Connection:

@@ -252,7 +252,14 @@ def _files(folder: Path, factory: Factory, device: Identity) -> ProxySettings:
     key.touch(0o600)
     key.write_bytes(device.key_pem)
     anchors.write_bytes(factory.voucher_root.chain_pem)
-    return ProxySettings(idevid_certificate=certificate, idevid_key=key, masa_anchors=anchors, give_up_seconds=5)
+    return ProxySettings(
+        idevid_certificate=certificate,
+        idevid_key=key,
+        masa_anchors=anchors,
+        give_up_seconds=5,
+        interfaces=("127.0.0.1",),
+        discovery_listen_seconds=0,
+    )
 
 
 async def _read_call(reader: asyncio.StreamReader) -> Call | None:

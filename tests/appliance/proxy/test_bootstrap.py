@@ -25,7 +25,7 @@ from brski import Masa, Voucher, leaves, sealed, telemetry, voucher, voucher_req
 from brski.paths import VOUCHER_CMS_JSON, VOUCHER_JWS_JSON
 from est.exchange import Call, Reply
 from lab.factory import Factory
-from tests.appliance.proxy.campus import BORN, CLOSE, PROXY_ID, Campus, World, make_world, other_domain
+from tests.appliance.proxy.campus import BORN, CLOSE, PROXY_ID, Campus, World, make_world, other_domain, write_reply
 
 QUICK = Timing(connect=2, voucher=3, call=3, spacing=0.2, round=0.3, first_pause=0.2)
 Scenario = Callable[[Campus], Awaitable[None]]
@@ -461,10 +461,121 @@ def test_a_registrar_that_hangs_up_is_explained(world: World, state: ProxyState)
     async def scenario(campus: Campus) -> None:
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: CLOSE
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.15))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=1.2))
         failed = [one for one in report_of(state)["steps"] if one["step"] == "attempt-failed"][0]
         assert failed["code"] == "peer-connection-closed"
         assert "manufacturer" in failed["hint"]
+
+    with_campus(world, scenario)
+
+
+# -- lost connections ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("B-231", "B-138", "B-109")
+def test_a_request_whose_answer_was_lost_is_repeated_octet_for_octet(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        def lost(call: Call, client: object, proper: Callable[[], Reply]) -> object:
+            return CLOSE if len(campus.of("requestvoucher")) == 1 else proper()
+
+        campus.instead["/.well-known/brski/requestvoucher"] = lost
+        report = await bootstrap(state, world.with_settings(registrar_url=campus.url))
+        first, second = campus.of("requestvoucher")
+        assert (first.connection, second.connection) == (1, 2)
+        assert first.call.body == second.call.body
+        assert [one.code for one in report.steps if one.name == "connection-lost"] == ["peer-connection-closed"]
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("B-137", "B-138", "B-329")
+@pytest.mark.parametrize("path", ["brski/voucher_status", "est/cacerts", "est/csrattrs", "est/simpleenroll"])
+def test_a_connection_lost_after_the_voucher_costs_no_second_voucher(
+    world: World, state: ProxyState, path: str
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        name = path.rpartition("/")[2]
+
+        def lost(call: Call, client: object, proper: Callable[[], Reply]) -> object:
+            return CLOSE if len(campus.of(name)) == 1 else proper()
+
+        campus.instead[f"/.well-known/{path}"] = lost
+        assert (await bootstrap(state, world.with_settings(registrar_url=campus.url))).outcome == "ok"
+        assert len(campus.of("requestvoucher")) == 1
+        assert len(campus.issued) == 1
+        first, second = campus.of(name)
+        assert first.call.body == second.call.body
+        assert first.connection != second.connection
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("B-138", "T-32", "B-327")
+def test_a_connection_lost_after_the_voucher_is_not_continued_with_another_server(
+    world: World, state: ProxyState
+) -> None:
+    async def run() -> None:
+        async with Campus(world.factory, world.domain) as campus:
+            impostor = Campus(world.factory, other_domain())
+
+            async def swap(*_: object) -> object:
+                campus._server.close()
+                impostor._server = await asyncio.start_server(
+                    impostor._serve, "127.0.0.1", campus.port, ssl=impostor._context()
+                )
+                return CLOSE
+
+            campus.instead["/.well-known/est/cacerts"] = swap
+            with pytest.raises(BootstrapGaveUp):
+                impostor.instead["/.well-known/brski/requestvoucher"] = lambda *_: Reply(403)
+                await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=1.5))
+            failed = [one["code"] for one in report_of(state)["steps"] if one["step"] == "enrolment-failed"]
+            assert failed == ["server-untrusted"]
+            assert set(impostor.paths()) <= {"requestvoucher"}
+            await impostor.__aexit__()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-328", "B-351")
+def test_the_bad_news_about_a_voucher_is_told_even_if_the_registrar_has_closed(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        def bad_and_closed(call: Call, client: object, proper: Callable[[], Reply]) -> object:
+            return write_reply(other_nonce(world, proper()), {"connection": "close"})
+
+        campus.instead["/.well-known/brski/requestvoucher"] = bad_and_closed
+        with pytest.raises(BootstrapGaveUp):
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.3))
+        assert statuses(campus, "voucher_status")[:1] == [False]
+        assert campus.of("voucher_status")[0].connection == 2
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("B-137", "B-138")
+def test_a_registrar_that_closes_after_every_answer_is_good_enough(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        for path in ("brski/requestvoucher", "brski/voucher_status", "est/cacerts", "est/csrattrs", "est/simpleenroll"):
+            campus.instead[f"/.well-known/{path}"] = lambda call, client, proper: write_reply(
+                proper(), {"connection": "close"}
+            )
+        assert (await bootstrap(state, world.with_settings(registrar_url=campus.url))).outcome == "ok"
+        assert [one.connection for one in campus.seen] == [1, 2, 3, 4, 5, 6]
+        assert len(campus.issued) == 1
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("B-357")
+def test_a_failed_enrolment_is_reported_even_if_its_connection_is_gone(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        refusal = write_reply(Reply(403, "text/plain", body=b"not you\n"), {"connection": "close"})
+        campus.instead["/.well-known/est/simpleenroll"] = lambda *_: refusal
+        with pytest.raises(BootstrapGaveUp):
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.15))
+        assert statuses(campus, "enrollstatus")[:1] == [False]
+        told = campus.of("enrollstatus")[0]
+        assert (told.connection, told.client) == (2, world.device.certificate)
 
     with_campus(world, scenario)
 

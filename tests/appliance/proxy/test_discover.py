@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from zeroconf import IPVersion
+from zeroconf import DNSIncoming, IPVersion
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from appliance.clock import SystemClock
+from appliance.mdns.links import Link
+from appliance.mdns.queries import QueryTiming
 from appliance.proxy.bootstrap import Bootstrap
-from appliance.proxy.discover import MAX_KNOWN, Discovery, read_offer
+from appliance.proxy.connection import Target
+from appliance.proxy.discover import MAX_KNOWN, Discovery, _Ear, read_offer
 from appliance.proxy.errors import PeerUnreachable
 from appliance.proxy.report import Reporter
-from appliance.proxy.rounds import Timers, race
+from appliance.proxy.rounds import Attempt, Hunt, Timers
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from appliance.proxy.voucher_phase import Imprint
@@ -114,6 +119,12 @@ def test_a_link_local_ipv6_address_is_tried_first_and_ipv4_will_do() -> None:
     assert offer is not None
     assert offer.addresses[0].startswith("fe80::7")
     assert set(offer.addresses[1:]) == {"192.0.2.7", "2001:db8::7"}
+    # the link it was heard on is where a link-local address means something
+    scoped = read_offer(info, "eth7")
+    assert scoped is not None
+    assert scoped.addresses[0] == "fe80::7%eth7"
+    assert Target(scoped.addresses[0], 8443).authority == "[fe80::7%25eth7]:8443"
+    assert Target(scoped.addresses[0], 8443).host_header == "[fe80::7]:8443"
 
 
 @pytest.mark.parametrize("info", [announcement("x", 0), announcement("x", 1, address="0.0.0.0"),
@@ -125,16 +136,16 @@ def test_an_announcement_that_leads_nowhere_is_no_offer(info: AsyncServiceInfo) 
 @pytest.mark.req("B-117")
 def test_the_memory_for_announcements_is_bounded() -> None:
     async def run() -> None:
-        discovery = Discovery([LOOPBACK])
+        ear = _Ear(Link("lo", 1, (LOOPBACK,)), (REGISTRAR_SERVICE,), QueryTiming(), lambda: None)
         for number in range(MAX_KNOWN):
-            discovery._offers[f"n{number}"] = Offer(f"n{number}", (LOOPBACK,), 1000 + number)
+            ear.offers[f"n{number}"] = Offer(f"n{number}", (LOOPBACK,), 1000 + number)
         from zeroconf import ServiceStateChange
 
-        discovery._heard(
+        ear._heard(
             zeroconf=None, service_type=REGISTRAR_SERVICE, name="one more", state_change=ServiceStateChange.Added
         )
-        assert len(discovery.offers()) == MAX_KNOWN
-        assert not discovery._tasks
+        assert len(ear.offers) == MAX_KNOWN
+        assert not ear._resolving
 
     asyncio.run(run())
 
@@ -197,27 +208,54 @@ def test_a_silent_registrar_does_not_hold_up_the_next(tmp_path: Path) -> None:
         async with Campus(world.factory, world.domain) as campus:
             offers = [
                 Offer("tarpit", (LOOPBACK,), tarpit.sockets[0].getsockname()[1]),
-                Offer("true", (LOOPBACK,), campus.port),
+                offer(campus.port, priority=1),
             ]
             started = time.monotonic()
             imprint = await attempts(world, offers, Timing(connect=30, spacing=0.3))
             assert time.monotonic() - started < 3
-            assert imprint is not None
             assert imprint.target.port == campus.port
-            await imprint.connection.close()
+            await imprint.line.connection.close()
         tarpit.close()
 
     asyncio.run(run())
 
 
-async def attempts(world: World, offers: list[Offer], timing: Timing) -> Imprint | None:
+class Known:
+    """A source of offers that a test fills."""
+
+    def __init__(self, *offers: Offer) -> None:
+        self.known = list(offers)
+        self.changes = 0
+        self.news = asyncio.Event()
+
+    def offers(self) -> list[Offer]:
+        return self.known
+
+    def tell(self, *offers: Offer, changes: int = 0) -> None:
+        self.known += offers
+        self.changes += changes
+        self.news.set()
+
+    async def wait(self, seconds: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
+        self.news.clear()
+
+
+def hunt(source: Known, attempt: Attempt, timing: Timing = QUICK, round_: float = 30.0) -> Hunt:
+    clock = SystemClock()
+    return Hunt(source, attempt, Timers(1.0, round_), clock, Reporter("brski", clock), timing)
+
+
+async def attempts(world: World, offers: list[Offer], timing: Timing) -> Imprint:
     from appliance.proxy.material import read_brski
     from appliance.proxy.voucher_phase import VoucherPhase
 
     material = read_brski(world.settings)
     reporter = Reporter("brski", SystemClock())
     phase = VoucherPhase(material.pledge, material.client, SystemClock(), reporter, timing)
-    return (await race(offers, phase.attempt, reporter, timing)).imprint
+    return (await hunt(Known(*offers), phase.attempt, timing).next())[0]
 
 
 @pytest.mark.req("T-31", "B-111")
@@ -235,9 +273,8 @@ def test_two_registrars_asked_at_once_get_different_nonces_and_one_wins(tmp_path
                 return proper()  # type: ignore[operator]
 
             first.instead["/.well-known/brski/requestvoucher"] = late
-            offers = [Offer("first", (LOOPBACK,), first.port), Offer("second", (LOOPBACK,), second.port)]
+            offers = [offer(first.port), offer(second.port, priority=1)]
             imprint = await attempts(world, offers, Timing(spacing=0.1))
-            assert imprint is not None
             assert imprint.target.port == second.port
             bodies = [one.of("requestvoucher")[0].call.body for one in (first, second)]
             asked = [voucher_request.unseal(body, VOUCHER_CMS_JSON)[0] for body in bodies]
@@ -245,21 +282,206 @@ def test_two_registrars_asked_at_once_get_different_nonces_and_one_wins(tmp_path
             await asyncio.sleep(0.6)
             # the loser's voucher is never looked at, and the loser never hears of an enrolment
             assert first.paths() == ["requestvoucher"]
-            await imprint.connection.close()
+            await imprint.line.connection.close()
 
     asyncio.run(run())
 
 
-@pytest.mark.req("B-112")
-def test_when_all_offers_fail_the_round_says_so() -> None:
-    async def run() -> None:
-        async def unreachable(target: object) -> Imprint:
-            raise PeerUnreachable("no")
+class Stage:
+    """Attempts that end as a test says: port -> what happens; every start is noted."""
 
-        reporter = Reporter("brski", SystemClock())
-        offers = [Offer(str(n), (LOOPBACK, "127.0.0.2"), n) for n in range(1, 4)]
-        outcome = await race(offers, unreachable, reporter, QUICK)
-        assert outcome.imprint is None
-        assert [offer.port for offer, _ in outcome.failed] == [1, 2, 3]
+    def __init__(self, **ends: object) -> None:
+        self.started: list[int] = []
+        self.progress: dict[int, Callable[[], None]] = {}
+        self._ends = {int(port.removeprefix("p")): end for port, end in ends.items()}
+
+    async def attempt(self, target: Target, progress: Callable[[], None]) -> Imprint:
+        self.started.append(target.port)
+        self.progress[target.port] = progress
+        end = self._ends.get(target.port)
+        if isinstance(end, Exception):
+            raise end
+        if end is None:
+            await asyncio.sleep(3600)
+        return end  # type: ignore[return-value]
+
+
+def offer(port: int, priority: int = 0) -> Offer:
+    return Offer(f"n{port}", (LOOPBACK,), port, priority=priority)
+
+
+@pytest.mark.req("B-112", "B-109")
+def test_when_all_offers_have_failed_it_listens_until_another_turns_up() -> None:
+    async def run() -> None:
+        good = object()
+        stage = Stage(p1=PeerUnreachable("no"), p2=PeerUnreachable("no"), p3=PeerUnreachable("no"), p4=good)
+        source = Known(offer(1), offer(2), offer(3))
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt).next())
+        await asyncio.sleep(0.3)
+        assert sorted(stage.started) == [1, 2, 3]
+        assert not hunting.done()
+        source.tell(offer(4))
+        assert (await asyncio.wait_for(hunting, 1))[0] is good
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-31")
+def test_of_two_vouchers_that_come_in_the_same_moment_one_counts_and_the_other_connection_is_closed() -> None:
+    async def run() -> None:
+        closed: list[int] = []
+
+        def imprint(port: int) -> Imprint:
+            async def close() -> None:
+                closed.append(port)
+
+            line = SimpleNamespace(connection=SimpleNamespace(close=close))
+            return Imprint(line, Target(LOOPBACK, port), None, b"", b"", "")  # type: ignore[arg-type]
+
+        both = asyncio.Event()
+
+        async def attempt(target: Target, progress: object) -> Imprint:
+            await both.wait()
+            return imprint(target.port)
+
+        hunting = asyncio.ensure_future(hunt(Known(offer(1), offer(2)), attempt, Timing(spacing=0.01)).next())
+        await asyncio.sleep(0.1)
+        both.set()
+        winner, _ = await hunting
+        assert sorted([winner.target.port, *closed]) == [1, 2]
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-110", "T-33")
+def test_a_registrar_that_turns_up_while_another_makes_us_wait_is_tried_at_once() -> None:
+    async def run() -> None:
+        good = object()
+        stage = Stage(p2=good)  # 1 answers 202 for days
+        source = Known(offer(1))
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt).next())
+        await asyncio.sleep(0.3)
+        source.tell(offer(2))
+        assert (await asyncio.wait_for(hunting, 1))[0] is good
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-110")
+def test_with_all_places_taken_the_attempt_without_progress_for_longest_gives_way() -> None:
+    async def run() -> None:
+        good = object()
+        stage = Stage(p9=good)
+        timing = Timing(spacing=0.01, at_once=2, stall=0.4)
+        source = Known(offer(1), offer(2))
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt, timing).next())
+        await asyncio.sleep(0.2)
+        source.tell(offer(9, priority=5))
+        await asyncio.sleep(0.1)
+        stage.progress[1]()
+        assert sorted(stage.started) == [1, 2]  # nobody has been stuck for long enough yet
+        assert (await asyncio.wait_for(hunting, 2))[0] is good
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-107", "B-108")
+def test_a_link_that_comes_back_starts_all_timers_anew() -> None:
+    async def run() -> None:
+        stage = Stage(p1=PeerUnreachable("no"))
+        source = Known(offer(1))
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt, round_=3600).next())
+        await asyncio.sleep(0.2)
+        assert stage.started == [1]
+        source.tell(changes=1)
+        await asyncio.sleep(0.2)
+        assert stage.started == [1, 1]
+        hunting.cancel()
+        await asyncio.gather(hunting, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-115", "B-109")
+def test_whoever_was_tried_least_often_comes_first() -> None:
+    async def run() -> None:
+        stage = Stage(p1=PeerUnreachable("no"), p2=PeerUnreachable("no"))
+        source = Known(offer(1, priority=0))
+        timing = Timing(spacing=0.01)
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt, timing, round_=0.2).next())
+        await asyncio.sleep(0.1)
+        source.tell(offer(2, priority=9))
+        await asyncio.sleep(0.1)
+        assert stage.started[:2] == [1, 2]
+        hunting.cancel()
+        await asyncio.gather(hunting, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("B-107")
+def test_pauses_between_questions_double_up_to_an_hour() -> None:
+    timing = QueryTiming()
+    pauses = [timing.pauses(number) for number in range(12)]
+    assert pauses[:4] == [15, 30, 60, 120]
+    assert pauses[-1] == timing.ceiling == 3600
+    assert sorted(pauses) == pauses
+
+
+class Ears(asyncio.DatagramProtocol):
+    """Counts the questions for a service type on loopback, as the wire has them."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        message = DNSIncoming(data)
+        if message.is_query() and any(one.name == REGISTRAR_SERVICE and one.type == 12 for one in message.questions):
+            if not message.num_authorities:  # those are a responder's probes
+                self.asked.append(time.monotonic())
+
+    async def __aenter__(self) -> Ears:
+        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            ear.setsockopt(socket.SOL_SOCKET, option, 1)
+        ear.bind(("224.0.0.251", 5353))
+        ear.setsockopt(
+            socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.251") + socket.inet_aton(LOOPBACK)
+        )
+        self._transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, sock=ear)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._transport.close()
+
+
+@pytest.mark.req("B-105", "B-107")
+@pytest.mark.slow
+def test_the_questions_of_a_pledge_that_finds_nobody_become_rarer() -> None:
+    async def run() -> None:
+        queries = QueryTiming(listen=0, first_pause=0.5, ceiling=4)
+        async with Ears() as ears, Discovery([LOOPBACK], queries=queries):
+            await asyncio.sleep(5.2)
+        # zeroconf's own at 0, 1 and 3 s, ours at 0.5, 1.5 and 3.5 s; the last two within the window are the same ones
+        assert 4 <= len(ears.asked) <= 7
+        assert len([when for when in ears.asked if when > ears.asked[0] + 3.7]) <= 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-106")
+@pytest.mark.slow
+def test_an_announcement_that_comes_while_it_listens_is_taken_without_asking_for_it() -> None:
+    async def run() -> None:
+        port = dead_port()
+        queries = QueryTiming(listen=3600, first_pause=3600)
+        async with Ears() as ears, Discovery([LOOPBACK], queries=queries) as discovery:
+            await asyncio.sleep(1)
+            assert ears.asked == []
+            async with Announcer(announcement(f"reg-{port}", port)):
+                assert [one.port for one in await until(discovery, port, 1)] == [port]
 
     asyncio.run(run())
