@@ -93,9 +93,20 @@ class Responder:
             log.warning("announce-failed link=%s cause=%r", self.link.name, cause)
             await self.close()
             return False
+        except asyncio.CancelledError:
+            await self.close()
+            raise
 
     async def close(self) -> None:
-        """Withdraw with goodbye packets, as far as the link still carries them."""
+        """Withdraw with goodbye packets, as far as the link still carries them; also if the caller is cancelled."""
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+
+    async def _close(self) -> None:
         zeroconf, self._zeroconf = self._zeroconf, None
         self._infos = ()
         for broadcast in self._broadcasts:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, literal_column, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
 from appliance.store.columns import to_micros
-from appliance.store.statements import Row, plain
+from appliance.store.statements import Plain, Row, plain
 from appliance.store.transaction import Tx
 
 _t = schema.certificates
@@ -59,13 +59,9 @@ _ALL = {
     for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id", "spki_sha256", "csr_sha256")
 }
 _HOLDERS = plain(select(_c.subject_id).where(_c.spki_sha256 == bindparam("spki")), "spki")
-_SOME_OF_PROXY = plain(
-    select(literal_column("1"))
-    .where(_c.proxy_id == bindparam("proxy"), _c.profile == bindparam("profile"))
-    .where(_c.state != bindparam("not_state"), _c.not_after > bindparam("at"))
-    .limit(bindparam("limit")),
-    "proxy", "profile", "not_state", "at", "limit",
-)  # fmt: skip
+_SOME_OF_PROXY = Plain(
+    "SELECT 1 FROM certificates WHERE proxy_id = ? AND profile = ? AND state != ? AND not_after > ? LIMIT ?"
+)
 _PAGE = select(_t).where(_c.id > bindparam("after")).order_by(_c.id).limit(bindparam("count"))
 _UNEXPIRED = (
     select(_t)
