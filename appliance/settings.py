@@ -279,6 +279,27 @@ class ProxySettings(_Section):
     give_up_seconds: float = Field(0, ge=0, description="Stop discovery after this long; 0 = never.")
 
 
+class JoinSettings(_Section):
+    """[join] (of the join proxy's own settings file)"""
+
+    registrar: str = Field(
+        "", description="Registrar as HOST:PORT; empty = found by mDNS among the neighbours on registrar_interfaces."
+    )
+    interfaces: tuple[str, ...] = Field(
+        ("*",), description="Interface names or addresses of the pledges: announced there; * = all but loopback."
+    )
+    registrar_interfaces: tuple[str, ...] = Field(
+        ("*",), description="Interface names or addresses on which registrars are looked for; * = all but loopback."
+    )
+    host: str = Field("0.0.0.0", description="Address to listen on; :: for IPv6.")  # noqa: S104 - pledges are anywhere
+    port: int = Field(0, ge=0, le=65535, description="TCP port; 0 = any free one, announced as it is.")
+    max_circuits: int = Field(128, ge=1, description="Connections of pledges at once.")
+    max_per_address: int = Field(8, ge=1, description="Connections at once of one address (IPv6: one /64).")
+    max_octets: int = Field(1_048_576, ge=1, description="Octets that one connection may carry in each direction.")
+    idle_seconds: float = Field(90.0, gt=0, description="A connection without any octet for so long is closed.")
+    total_seconds: float = Field(900.0, gt=0, description="Longest life of a connection.")
+
+
 class OwnerSettings(_Section):
     """[owner]"""
 
@@ -306,6 +327,7 @@ class Settings(_Section):
     access: AccessSettings = AccessSettings()
     radius: RadiusSettings = RadiusSettings()
     proxy: ProxySettings = ProxySettings()
+    join: JoinSettings = JoinSettings()
     owner: OwnerSettings = OwnerSettings()
     log: LogSettings = LogSettings()
 

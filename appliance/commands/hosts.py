@@ -53,15 +53,35 @@ def proxy_run(
 
     found = load_settings(state, invocation().assignments, file=settings_file)
 
-    def tell(event: dict[str, Any]) -> None:
-        if invocation().output == "json":
-            line = json.dumps(event)
-        else:
-            line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
-        print(line, flush=True)
-
     set_up_logging(found.settings.log)
-    asyncio.run(run_proxy(found.settings.proxy, state, SystemClock(), tell))
+    asyncio.run(run_proxy(found.settings.proxy, state, SystemClock(), _tell))
+
+
+@proxy.command("join")
+def proxy_join(
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="Settings file with a [join] section.")
+    ] = None,
+) -> None:
+    """Join proxy: carry pledges' connections to the registrar, octet for octet; in the foreground, SIGTERM stops it."""
+    from appliance.clock import SystemClock
+    from appliance.log import set_up_logging
+    from appliance.proxy.join import run_join
+    from appliance.settings import load_settings
+    from appliance.signals import until_signalled
+
+    found = load_settings(None, invocation().assignments, file=settings_file)
+    set_up_logging(found.settings.log)
+    asyncio.run(until_signalled(run_join(found.settings.join, SystemClock(), _tell)))
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """One event of a program in the foreground, one line."""
+    if invocation().output == "json":
+        line = json.dumps(event)
+    else:
+        line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
+    print(line, flush=True)
 
 
 @owner.command("keygen")

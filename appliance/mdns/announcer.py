@@ -57,8 +57,8 @@ class Announcer:
         self._nudged = asyncio.Event()
 
     async def start(self) -> None:
-        """Announces on the links that are there, and watches from then on."""
-        await self._make_true(is_alive=True)
+        """Announces on the links that are there if the service works, and watches from then on."""
+        await self._make_true(is_alive=await self._is_alive())
         self._task = asyncio.create_task(self._keep_true(), name="mdns-announce")
 
     async def stop(self) -> None:

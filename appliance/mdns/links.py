@@ -96,6 +96,25 @@ def find_links(wanted: Sequence[str]) -> tuple[Link, ...]:
     return tuple(sorted(found, key=lambda link: link.index))
 
 
+def is_neighbour(address: str, wanted: Sequence[str]) -> bool:
+    """Whether an address is that of another machine on one of the wanted links, by the links' own prefixes."""
+    found = ipaddress.ip_address(bare(address))
+    names = {link.name for link in find_links(wanted)}
+    if found.is_loopback or found in {ipaddress.ip_address(bare(own)) for own in _own_addresses()}:
+        return False
+    return any(
+        found
+        in ipaddress.ip_network(f"{bare(ip.ip if isinstance(ip.ip, str) else ip.ip[0])}/{ip.network_prefix}", False)
+        for adapter in ifaddr.get_adapters()
+        if adapter.name in names
+        for ip in adapter.ips
+    )
+
+
+def _own_addresses() -> Iterable[str]:
+    return (ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in ifaddr.get_adapters() for ip in adapter.ips)
+
+
 def _addresses(adapter: ifaddr.Adapter, unusable: frozenset[tuple[str, int]]) -> Iterable[str]:
     for ip in adapter.ips:
         if isinstance(ip.ip, str):

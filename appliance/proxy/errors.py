@@ -22,7 +22,8 @@ ApplianceError
     ├── CallerGone                the calling process ended or changed while it was measured
     ├── RequestNotYours           another local caller asked with this key
     ├── AgentCallMalformed        the Agent API's body has another shape
-    └── IdentityServerAway        the identity server cannot be reached now
+    ├── IdentityServerAway        the identity server cannot be reached now
+    └── JoinNotPossible           the join proxy's settings do not work here
 """
 
 from __future__ import annotations
@@ -160,3 +161,9 @@ class IdentityServerAway(ProxyError):
     """The identity server does not answer; come back after `retry_after_seconds`."""
 
     reason: ClassVar[str] = "identity-server-away"
+
+
+class JoinNotPossible(ProxyError):
+    """The settings of the join proxy do not work here: a registrar that does not read, or a port that is taken."""
+
+    reason: ClassVar[str] = "join-not-possible"

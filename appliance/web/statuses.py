@@ -284,6 +284,7 @@ PROXY: dict[str, int] = {
     "request-not-yours": 403,
     "agent-call-malformed": 400,
     "identity-server-away": 503,
+    "join-not-possible": 500,
 }
 
 OWNER = {

@@ -162,6 +162,36 @@ def test_a_lan_without_any_address_but_ipv6_link_local_ones_is_enough(
     assert re.fullmatch(r"\[fe80:[0-9a-f:]+%25uplink\]:[0-9]+", proxy.wait_for("ready", 20)["registrar"])
 
 
+@pytest.mark.req("B-101", "B-102", "B-121", "B-122")
+def test_a_pledge_on_another_network_comes_in_through_a_join_proxy_that_nobody_configured(
+    template: Path, machines: ExitStack, tmp_path: Path
+) -> None:
+    office, hall, desk = (machines.enter_context(Machine(name)) for name in ("office", "hall", "desk"))
+    Cable(office, "eth0", hall, "uplink").plug()
+    Cable(hall, "floor", desk, "eth0").plug()
+    office.address("eth0", "192.0.2.1/24")
+    hall.address("uplink", "192.0.2.2/24")
+    hall.address("floor", "198.51.100.1/24")
+    desk.address("eth0", "198.51.100.2/24")
+    site = Site(office, tmp_path, template)
+    machines.callback(site.campus.close)
+    cast = CastOn(hall, tmp_path / "join-logs")
+    machines.callback(cast.stop)
+    join = cast.start(
+        "join",
+        [sys.executable, "-m", "appliance", "proxy", "join", "-o", "json",
+         "--set=join.interfaces=floor", "--set=join.registrar_interfaces=uplink"],
+    )  # fmt: skip
+    join.wait_for("registrar-found", 20)
+    proxy = start_proxy(machines, desk, tmp_path, site.device("PX-9"))
+    ready = proxy.wait_for("ready", 20)
+    assert ready["registrar"] == f"198.51.100.1:{join.wait_for('ready', 1)['port']}"
+    assert site.audited("ldevid-issued") == {"PX-9": 1}
+    join.popen.terminate()
+    assert join.finish(10) == 0
+    assert join.events[-1]["event"] == "stopped"
+
+
 class PulledAt:
     """Says when to cut: at the n-th frame with payload of one direction, counted over all connections."""
 

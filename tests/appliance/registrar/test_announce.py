@@ -49,12 +49,17 @@ def test_both_service_types_are_announced_with_our_port_and_variation() -> None:
 @pytest.mark.slow
 def test_a_registrar_behind_join_proxies_does_not_pretend_to_be_one() -> None:
     async def story() -> None:
-        announcer = Announcer(interfaces=LOOPBACK, host="127.0.0.1", port=1, instance="only-registrar", as_proxy=False)
+        server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        announcer = Announcer(
+            interfaces=LOOPBACK, host="127.0.0.1", port=port, instance="only-registrar", as_proxy=False
+        )
         await announcer.start()
         try:
             assert await look(discovery.REGISTRAR_SERVICE, "only-registrar") is not None
             assert await look(discovery.PROXY_SERVICE, "only-registrar", seconds=0.4) is None
         finally:
             await announcer.stop()
+            server.close()
 
     asyncio.run(story())
