@@ -67,6 +67,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "appliance.proxy": (
         "appliance.proxy",
         "appliance.mdns",
+        "appliance.failpoint",
         "appliance.binding",
         "appliance.web",
         "appliance.settings",

@@ -2,14 +2,13 @@
 
 Folder 0700, files 0600: `method` (how the first LDevID was got), `ldevid.pem` (LDevID and its issuers),
 `ldevid.key.pem`, `anchors.pem` (explicit trust anchors), `proxy.json` (identifier, server, what was reported),
-`voucher.cms`, `voucher-request.cms` (or `.vjj`, signed by JWS), `bootstrap.json` (report), `callers.json`, `lock`. A
-new key waits as `next.key.pem` with its request `next.csr`, and its certificate as `next.pem`; the presence of
-`next.pem` is the decision to change over, and `recover` finishes a change-over that was cut short.
+`voucher.cms`, `voucher-request.cms` (or `.vjj`, signed by JWS), `bootstrap.json` (report), `time` (a lower bound of it),
+`callers.json`, `lock`. A new key waits as `next.key.pem` with its request `next.csr`, its certificate as `next.pem`;
+the presence of `next.pem` is the decision to change over, and `recover` finishes a change-over that was cut short.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -21,7 +20,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from appliance.proxy.disk import Disk
 from appliance.proxy.errors import ProxyStateDamaged, ProxyStateLocked
+from est import csr
+from est.errors import EstError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +51,17 @@ class ClientFiles:
 class ProxyState:
     """The state folder, locked while this object is open. Raises ProxyStateLocked, ProxyStateDamaged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disk: Disk | None = None) -> None:
         self.folder = folder
+        self._disk = disk or Disk(folder)
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> ProxyState:
+    def open(cls, folder: Path, disk: Disk | None = None) -> ProxyState:
         """Make the folder if needed, take its lock, finish what a kill interrupted."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        state = cls(folder)
+        state = cls(folder, disk)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,26 +88,9 @@ class ProxyState:
         `durable` False survives the end of this process, not that of the machine.
         """
         try:
-            self._replace(name, body, durable)
+            self._disk.replace(name, body, durable=durable)
         except OSError as cause:
             raise ProxyStateDamaged(f"{name} cannot be written: {cause.strerror}", file=name) from cause
-
-    def _replace(self, name: str, body: bytes, durable: bool) -> None:
-        temporary = self.folder / f".{name}.tmp"
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(body)
-            while view:
-                view = view[os.write(handle, view) :]
-            if durable:
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-        temporary.rename(self.folder / name)
-        if durable:
-            self._sync_folder()
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -113,13 +99,6 @@ class ProxyState:
             return None
         except OSError as cause:
             raise ProxyStateDamaged(f"{name} cannot be read: {cause.strerror}", file=name) from cause
-
-    def _sync_folder(self) -> None:
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     # -- credential ----------------------------------------------------------------------------------------------
 
@@ -141,13 +120,20 @@ class ProxyState:
         self.write("next.csr", csr_der)
 
     def staged(self) -> tuple[ec.EllipticCurvePrivateKey, bytes] | None:
-        """Key and CSR of an enrolment that is under way, also after a restart."""
+        """Key and CSR of an enrolment that is under way, also after a restart; a pair that is none does not count."""
         pem, csr_der = self.read("next.key.pem"), self.read("next.csr")
-        return None if pem is None or csr_der is None else (_read_key(pem, "next.key.pem"), csr_der)
+        if pem is None or csr_der is None:
+            return None
+        key = _read_key(pem, "next.key.pem")
+        try:
+            # a power cut may bring back the CSR of an earlier key
+            return (key, csr_der) if csr.read(csr_der).public_key == key.public_key() else None
+        except EstError:
+            return None
 
     def discard_staged(self) -> None:
         for name in ("next.csr", "next.key.pem"):
-            self.path(name).unlink(missing_ok=True)
+            self._disk.remove(name)
 
     def adopt(self, chain: Sequence[x509.Certificate]) -> None:
         """Change over to the certificate `chain[0]` of the staged key."""
@@ -156,6 +142,7 @@ class ProxyState:
 
     def recover(self) -> None:
         """Finish a change-over. Writing `next.pem` decided it; each rename below may have happened already."""
+        self._disk.clean()
         staged = self.read("next.pem")
         if staged is None:
             return
@@ -167,11 +154,9 @@ class ProxyState:
         else:
             raise ProxyStateDamaged("next.pem has no key in the state folder", file="next.pem")
         if name == "next.key.pem":
-            self.path(name).rename(self.path("ldevid.key.pem"))
-            self._sync_folder()
-        self.path("next.csr").unlink(missing_ok=True)
-        self.path("next.pem").rename(self.path("ldevid.pem"))
-        self._sync_folder()
+            self._disk.rename(name, "ldevid.key.pem")
+        self._disk.remove("next.csr")
+        self._disk.rename("next.pem", "ldevid.pem")
 
     def credential(self) -> ClientFiles:
         """The LDevID's files for a TLS context."""
