@@ -275,7 +275,7 @@ class ProxySettings(_Section):
         "cms", description="Voucher format to ask in: JSON signed by CMS, or by JWS (method brski)."
     )
     accept_nonceless: bool = Field(False, description="Accept a nonceless voucher.")
-    trust_clock: bool = Field(True, description="The machine's clock is right, so check every date.")
+    trust_clock: bool = Field(True, description="The machine's clock is right, so check every date; off: it has none.")
     give_up_seconds: float = Field(0, ge=0, description="Stop discovery after this long; 0 = never.")
 
 

@@ -49,7 +49,8 @@ GIVE_UP_AFTER = timedelta(days=4)
 class PledgePolicy:
     """What a pledge insists on.
 
-    `clock_trusted`: without it dates are not looked at (RFC 8995, section 2.6.1). `strict_registrar`: after a CA was
+    `clock_trusted`: without it dates are not judged by the clock (RFC 8995, section 2.6.1); a fresh voucher's own date
+    then bounds the time from below, and the registrar's certificate is held to that. `strict_registrar`: after a CA was
     pinned, the registrar's certificate must be meant for TLS servers and for registration authorities, so that another
     certificate of that CA cannot play registrar. `dialect`: how a registrar must be spoken to.
     """
@@ -143,6 +144,8 @@ class Pledge:
             raise VoucherForOtherRequest("the voucher's nonce is not the one of this attempt")
         if policy.clock_trusted:
             self._check_dates(received, opened.signing_time, now)
+        elif received.nonce is not None:
+            _check_not_older(received, tls_chain)
         if received.assertion not in policy.assertions:
             raise AssertionNotAcceptable(
                 f"the MASA asserts {received.assertion.value} only", assertion=received.assertion.value
@@ -220,6 +223,16 @@ class Pledge:
 
 
 _STRICT_REGISTRAR = chains.EndEntityPolicy(all_eku=frozenset({chains.SERVER_AUTH, chains.CMC_RA}))
+
+
+def _check_not_older(received: Voucher, tls_chain: Sequence[x509.Certificate]) -> None:
+    """Without a clock: the nonce proves that the voucher is newer than the request, so its date is a bound of now.
+
+    A registrar's certificate that had expired by then is expired whatever the time is.
+    """
+    made = received.created_on
+    if made is not None and any(one.not_valid_after_utc < made for one in (*tls_chain[:1], received.pin())):
+        raise DomainNotPinned("the registrar's certificate had expired before the voucher was made")
 
 
 def check_reply(reply: Reply, media_type: str, dialect: Dialect = STRICT) -> None:

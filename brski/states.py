@@ -54,15 +54,17 @@ PLEDGE: Mapping[tuple[PledgeState, PledgeEvent], PledgeState] = {
     (PledgeState.PROVISIONAL, PledgeEvent.VOUCHER_PENDING): PledgeState.WAITING_FOR_VOUCHER,
     (PledgeState.PROVISIONAL, PledgeEvent.VOUCHER_VERIFIED): PledgeState.IMPRINTED,
     (PledgeState.PROVISIONAL, PledgeEvent.VOUCHER_REFUSED): PledgeState.DISCOVERING,
-    (PledgeState.PROVISIONAL, PledgeEvent.CONNECTION_LOST): PledgeState.DISCOVERING,
+    # the same request may be repeated on a new connection to the same certificate (RFC 8995, section 5)
+    (PledgeState.PROVISIONAL, PledgeEvent.CONNECTION_LOST): PledgeState.PROVISIONAL,
+    (PledgeState.PROVISIONAL, PledgeEvent.GIVEN_UP): PledgeState.DISCOVERING,
     (PledgeState.WAITING_FOR_VOUCHER, PledgeEvent.VOUCHER_PENDING): PledgeState.WAITING_FOR_VOUCHER,
     (PledgeState.WAITING_FOR_VOUCHER, PledgeEvent.VOUCHER_VERIFIED): PledgeState.IMPRINTED,
     (PledgeState.WAITING_FOR_VOUCHER, PledgeEvent.VOUCHER_REFUSED): PledgeState.DISCOVERING,
-    # the same request may be repeated on a new connection to the same certificate (RFC 8995, section 5)
     (PledgeState.WAITING_FOR_VOUCHER, PledgeEvent.CONNECTION_LOST): PledgeState.WAITING_FOR_VOUCHER,
     (PledgeState.WAITING_FOR_VOUCHER, PledgeEvent.GIVEN_UP): PledgeState.DISCOVERING,
     (PledgeState.IMPRINTED, PledgeEvent.CERTIFICATE_RECEIVED): PledgeState.ENROLLED,
-    (PledgeState.IMPRINTED, PledgeEvent.CONNECTION_LOST): PledgeState.DISCOVERING,
+    # held to the same certificate and pin, so that a pulled cable costs no second voucher
+    (PledgeState.IMPRINTED, PledgeEvent.CONNECTION_LOST): PledgeState.IMPRINTED,
     (PledgeState.IMPRINTED, PledgeEvent.GIVEN_UP): PledgeState.DISCOVERING,
     (PledgeState.ENROLLED, PledgeEvent.RESET): PledgeState.DISCOVERING,
 }

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
 from types import TracebackType
 
 from cryptography import x509
@@ -81,8 +82,8 @@ class Configured:
 class Bootstrap:
     """One run of the configured method on an unconfigured state folder; `run` ends with an LDevID or raises.
 
-    `listener` gets an event per step. Raises BootstrapNotConfigured, BootstrapGaveUp, and for method est the refusal
-    that no repetition would change.
+    `listener` gets an event per step, `learn` moments that have passed. Raises BootstrapNotConfigured,
+    BootstrapGaveUp, and for method est the refusal that no repetition would change.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Bootstrap:
         *,
         listener: Listener | None = None,
         timing: Timing | None = None,
+        learn: Callable[[datetime | None], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
@@ -100,9 +102,16 @@ class Bootstrap:
         self._clock = clock
         self._timing = timing or Timing()
         self._sleep = sleep
+        self._learn = learn
         self._reporter = Reporter(settings.method, clock, listener)
         self._enrol = EnrolPhase(
-            state, clock, self._reporter, self._timing, clock_trusted=settings.trust_clock, sleep=sleep
+            state,
+            clock,
+            self._reporter,
+            self._timing,
+            clock_trusted=settings.trust_clock,
+            learn=learn,
+            sleep=sleep,
         )
         self._deadline = clock.monotonic() + settings.give_up_seconds if settings.give_up_seconds else None
 
@@ -165,6 +174,8 @@ class Bootstrap:
 
     async def _enrol_imprinted(self, imprint: Imprint, material: BrskiMaterial) -> None:
         line = imprint.line
+        if imprint.voucher.nonce is not None:
+            self._learn(imprint.voucher.created_on)  # made after we asked
         try:
             enrolled = await self._enrol.first(line)
         except Refusal as refusal:

@@ -34,6 +34,7 @@ from appliance.proxy.errors import (
     ServerUntrusted,
     TlsHandshakeFailed,
 )
+from appliance.proxy.lower_bound import read_date
 from appliance.proxy.state import ClientFiles
 from appliance.web.transports import abort
 from est import chains
@@ -124,6 +125,8 @@ class Connection:
         self._busy = asyncio.Lock()
         self.chain = chain
         self.exchanges = 0
+        self.date: datetime | None = None
+        """What a trusted server said last about the time."""
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -184,6 +187,8 @@ class Connection:
                 await self.close()
                 raise
             self.exchanges += 1
+            if self._trust is Trust.TRUSTED:
+                self.date = read_date(answer.reply.headers.get("date", "")) or self.date
             if not answer.reusable:
                 await self.close()
         if 300 <= answer.reply.status <= 399:

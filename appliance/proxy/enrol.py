@@ -46,7 +46,7 @@ class Enrolled:
 
 
 class EnrolPhase:
-    """Gets one certificate. `sleep` is asyncio.sleep, or a test's own."""
+    """Gets one certificate. `learn` hears of moments that have passed; `sleep` is asyncio.sleep, or a test's own."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class EnrolPhase:
         timing: Timing,
         *,
         clock_trusted: bool = True,
+        learn: Callable[[datetime | None], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._state = state
@@ -63,6 +64,7 @@ class EnrolPhase:
         self._reporter = reporter
         self._timing = timing
         self._clock_trusted = clock_trusted
+        self._learn = learn
         self._sleep = sleep
         self._client = EstClient()
 
@@ -97,6 +99,7 @@ class EnrolPhase:
         """The domain's CA certificates; they must vouch for the server that handed them out."""
         reply = await line.exchange(self._client.cacerts_call(), seconds=self._timing.call)
         connection = line.connection
+        self._learn(connection.date)
         trust = self._client.read_cacerts(reply, at=self._at())
         try:
             chains.check(
@@ -172,6 +175,7 @@ class EnrolPhase:
             self._reporter.step("enrolment-pending", "enrolment-pending", wait_seconds=round(wait, 1))
             await self._sleep(wait)
         chains.check_end_entity(got, chains.CLIENT)
+        self._learn(got.not_valid_before_utc)
         enrolled = Enrolled(got, _issuers(got, trust.others), trust, _proxy_named_in(got))
         self._reporter.step("ldevid-received", proxy=enrolled.identifier)
         return enrolled

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, open_verified
@@ -44,6 +45,7 @@ class ServerLink:
         *,
         trust_clock: bool = True,
         on_change: Callable[[bool, str], None] | None = None,
+        learn: Callable[[datetime | None], None] = lambda _: None,
     ) -> None:
         self._state = state
         self._target = target
@@ -51,6 +53,7 @@ class ServerLink:
         self._timing = timing
         self._trust_clock = trust_clock
         self._on_change = on_change
+        self._learn = learn
         self._kept: list[_Kept] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._generation = 0
@@ -107,6 +110,7 @@ class ServerLink:
                 raise
             connection = await self.open()
             reply = await connection.exchange(call, seconds=self._timing.call)
+        self._learn(connection.date)
         if connection.usable and generation == self._generation:
             self._kept.append(_Kept(connection, self._clock.monotonic(), generation))
         else:

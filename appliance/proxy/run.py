@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -25,6 +26,7 @@ from appliance.proxy.enrol import EnrolPhase
 from appliance.proxy.errors import ProxyStateDamaged
 from appliance.proxy.evidence import Device
 from appliance.proxy.link import ServerLink
+from appliance.proxy.lower_bound import LowerBound
 from appliance.proxy.material import read_certificates
 from appliance.proxy.renew import Renewal
 from appliance.proxy.report import Listener, Reporter
@@ -73,9 +75,12 @@ async def run_proxy(
         state.close()
 
 
-async def _run(settings: ProxySettings, state: ProxyState, clock: Clock, tell: Listener, timing: Timing) -> None:
+async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Listener, timing: Timing) -> None:
+    bound = LowerBound(own, state)
+    clock: Clock = own if settings.trust_clock else bound
+    learn: Callable[[datetime | None], None] = _ignore if settings.trust_clock else bound.learn
     if not state.configured:
-        await Bootstrap(settings, state, clock, listener=tell, timing=timing).run()
+        await Bootstrap(settings, state, clock, listener=tell, timing=timing, learn=learn).run()
     record = state.record()
     attester = _Attesters(settings, state)
     target = Target(record.host, record.port, record.named)
@@ -88,8 +93,11 @@ async def _run(settings: ProxySettings, state: ProxyState, clock: Clock, tell: L
         on_change=lambda away, why: tell(
             {"event": "server-away", "because": why} if away else {"event": "server-back"}
         ),
+        learn=learn,
     )
-    enrol = EnrolPhase(state, clock, Reporter("renewal", clock), timing, clock_trusted=settings.trust_clock)
+    enrol = EnrolPhase(
+        state, clock, Reporter("renewal", clock), timing, clock_trusted=settings.trust_clock, learn=learn
+    )
 
     def renewed() -> None:
         link.renewed()
@@ -125,6 +133,10 @@ async def _run(settings: ProxySettings, state: ProxyState, clock: Clock, tell: L
     finally:
         await listener.close(_DRAIN_SECONDS)
         await link.close()
+
+
+def _ignore(_: datetime | None) -> None:
+    """A clock that is right learns nothing from others."""
 
 
 async def _report_enrolment(enrol: EnrolPhase, target: Target, timing: Timing) -> None:

@@ -247,10 +247,22 @@ def test_voucher_signed_in_the_future_is_refused_by_whoever_has_a_clock(clock_tr
 
 
 @pytest.mark.req("B-148", "B-325")
-def test_pledge_without_clock_looks_at_no_date() -> None:
+def test_pledge_without_clock_judges_no_date_by_what_it_takes_for_now() -> None:
     trio = Trio(pledge_policy=PledgePolicy(clock_trusted=False))
-    content = with_leaf(good(trio), expires_on="2020-01-01T00:00:00Z", created_on="2040-01-01T00:00:00Z")
-    assert trio.accept(trio.voucher_reply(content), now=NOW - timedelta(days=20_000))
+    content = with_leaf(good(trio), expires_on="2020-01-01T00:00:00Z")
+    for now in (NOW - timedelta(days=20_000), NOW + timedelta(days=20_000)):
+        assert trio.accept(trio.voucher_reply(content), now=now)
+
+
+@pytest.mark.req("B-148", "B-327")
+def test_the_date_of_a_fresh_voucher_bounds_the_time_of_a_pledge_without_clock() -> None:
+    trio = Trio(pledge_policy=PledgePolicy(clock_trusted=False, accept_nonceless=True))
+    late = with_leaf(good(trio), created_on="2040-01-01T00:00:00Z")
+    with pytest.raises(DomainNotPinned, match="expired before the voucher was made"):
+        trio.accept(trio.voucher_reply(late), now=NOW - timedelta(days=20_000))
+    # one without a nonce may be old, so its date says nothing about now
+    old = with_leaf(late, nonce=None, expires_on="2041-01-01T00:00:00Z")
+    assert trio.accept(trio.voucher_reply(old), now=NOW - timedelta(days=20_000))
 
 
 @pytest.mark.req("B-326")

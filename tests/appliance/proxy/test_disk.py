@@ -1,4 +1,4 @@
-"""kill -9 and power cuts at every step of every file: a proxy ends enrolled once or begins anew, and nothing is half."""
+"""kill -9 and power cuts at every step of every file: a proxy ends enrolled once or begins anew, nothing is half."""
 
 from __future__ import annotations
 
