@@ -2,9 +2,10 @@
 
 Folder 0700, files 0600: `method` (how the first LDevID was got), `ldevid.pem` (LDevID and its issuers),
 `ldevid.key.pem`, `anchors.pem` (explicit trust anchors), `proxy.json` (identifier, server, what was reported),
-`voucher.cms`, `voucher-request.cms` (or `.vjj`, signed by JWS), `bootstrap.json` (report), `time` (a lower bound of it),
-`callers.json`, `lock`. A new key waits as `next.key.pem` with its request `next.csr`, its certificate as `next.pem`;
-the presence of `next.pem` is the decision to change over, and `recover` finishes a change-over that was cut short.
+`voucher.cms`, `voucher-request.cms` (or `.vjj`, signed by JWS), `bootstrap.json` (report), `time` (a lower bound of
+it), `callers.json`, `lock`. A new key waits as `next.key.pem` with its request `next.csr`, its certificate as
+`next.pem`; the presence of `next.pem` is the decision to change over, and `recover` finishes a change-over that was cut
+short.
 """
 
 from __future__ import annotations
