@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +42,7 @@ _LINGER_SECONDS = 2.0
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({204, 304})
 _ONCE = frozenset({"host", "content-type", "content-length", "authorization", "content-encoding", "transfer-encoding"})
-_NEVER_FROM_HANDLERS = frozenset({"content-length", "connection", "transfer-encoding"})
+_NEVER_FROM_HANDLERS = frozenset({"content-length", "connection", "date", "transfer-encoding"})
 _NEVER = float("inf")
 
 
@@ -58,6 +61,12 @@ class _Request:
     size: int = 0
 
 
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """A server with a clock says what time it is (RFC 9110, section 6.6.1); devices without one listen."""
+    return formatdate(second, usegmt=True)
+
+
 def serialise(reply: Reply, request_id: str, *, head_only: bool, keep_alive: bool) -> bytes:
     """A reply as HTTP/1.1 bytes; ValueError if a header has a line break in it."""
     status = reply.status
@@ -71,6 +80,7 @@ def serialise(reply: Reply, request_id: str, *, head_only: bool, keep_alive: boo
             lines.append(f"{name.title()}: {value}")
     if not keep_alive:
         lines.append("Connection: close")
+    lines.append(f"Date: {_date(int(time.time()))}")
     lines.append(f"X-Request-Id: {request_id}\r\n\r\n")
     head = "\r\n".join(lines)
     if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:

@@ -8,6 +8,8 @@ import logging
 import os
 import random
 import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import psutil
 import pytest
@@ -18,6 +20,20 @@ from tests.appliance.web.front import Client, Seen, get, listening, post
 from tests.support import FixedClock
 
 QUICK = Timing(header_seconds=0.4, keepalive_seconds=0.6, handshake_seconds=0.5, stall_seconds=0.6)
+
+
+@pytest.mark.req("B-148")
+def test_every_answer_says_what_time_it_is() -> None:
+    async def run() -> None:
+        async with listening() as (_, port):
+            client = await Client.connect(port)
+            for request in (post("/echo", b"x"), get("/nowhere")):
+                answer = await client.ask(request)
+                told = parsedate_to_datetime(answer.headers["date"])
+                assert abs((datetime.now(UTC) - told).total_seconds()) < 5
+            await client.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.req("E-12")
