@@ -111,7 +111,7 @@ def host_with_avahi(tmp_path: Path) -> Iterator[tuple[Machine, Machine, Avahi]]:
         yield host, peer, Avahi(host, tmp_path, stack)
 
 
-@pytest.mark.req("B-102", "B-105", "B-114")
+@pytest.mark.req("B-102", "B-114", "B-116")
 def test_each_finds_what_the_other_announces_on_the_same_host(host_with_avahi: tuple[Machine, Machine, Avahi]) -> None:
     host, peer, avahi = host_with_avahi
     avahi.start("avahi-publish", "--service", "by-avahi", REGISTRAR_SERVICE.removesuffix(".local."), "9443", "est-tls")

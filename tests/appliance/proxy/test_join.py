@@ -210,7 +210,7 @@ def test_more_octets_than_a_bootstrap_needs_end_the_circuit() -> None:
     story(run)
 
 
-@pytest.mark.req("B-124", "T-36")
+@pytest.mark.req("B-124")
 def test_places_are_bounded_per_address_and_in_all() -> None:
     async def run() -> None:
         async with joined(max_per_address=2, max_circuits=100) as join:
