@@ -88,21 +88,23 @@ class Announcer:
         self._nudged.set()
 
     async def _keep_true(self) -> None:
+        loop = asyncio.get_running_loop()
         async with LinkWatch() as watch:
-            known = find_links(self._interfaces)
+            known, due = find_links(self._interfaces), loop.time() + self._probe_seconds
             while True:
                 waiting = [asyncio.ensure_future(watch.changed()), asyncio.ensure_future(self._nudged.wait())]
                 try:
-                    await asyncio.wait(waiting, timeout=self._probe_seconds, return_when=asyncio.FIRST_COMPLETED)
+                    pause = max(0.0, due - loop.time())
+                    await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     for one in waiting:
                         one.cancel()
                     await asyncio.gather(*waiting, return_exceptions=True)
+                nudged, links = self._nudged.is_set(), find_links(self._interfaces)
                 self._nudged.clear()
-                now = find_links(self._interfaces)
-                if waiting[0].done() and not waiting[0].cancelled() and now == known and self._responders:
-                    continue  # some other interface of this machine
-                known = now
+                if links == known and not nudged and loop.time() < due:
+                    continue  # some other interface of this machine; they may come and go all the time
+                known, due = links, loop.time() + self._probe_seconds
                 await self._make_true(is_alive=await self._is_alive())
 
     async def _make_true(self, *, is_alive: bool) -> None:
