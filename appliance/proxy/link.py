@@ -1,8 +1,8 @@
 """The kept line to the identity server: mutual TLS with the LDevID, verified against the explicit anchors.
 
 A few connections are kept and used one exchange at a time. One that has been idle for long is not used again, because
-the server may be closing it just then. Nothing here believes a name: the host and port are those of the bootstrap, the
-server is who our anchors and the RA mark (or the configured name) say it is.
+the server may be closing it just then. Nothing here believes a name: host and port are those of the bootstrap, or those
+that `follow` has found since; the server is who our anchors and the RA mark (or the configured name) say it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from datetime import datetime
 
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, open_verified
-from appliance.proxy.errors import ConnectionClosed, IdentityServerAway, ProxyError
+from appliance.proxy.errors import (
+    ConnectionClosed,
+    IdentityServerAway,
+    PeerUnreachable,
+    ProxyError,
+    ServerUntrusted,
+)
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from est.exchange import Call, Reply
@@ -58,6 +64,17 @@ class ServerLink:
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._generation = 0
         self._away = False
+        self.unreachable = asyncio.Event()
+        """Set when nobody answered at the server's place."""
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    def move(self, target: Target) -> None:
+        """The server is somewhere else now."""
+        self._target = target
+        self._generation += 1
 
     async def send(self, call: Call) -> Reply:
         """One call and its answer.
@@ -80,13 +97,17 @@ class ServerLink:
 
     async def open(self) -> Connection:
         """A connection of one's own, for renewal. Raises ProxyError leaves."""
-        return await open_verified(
-            self._target,
-            self._state.anchors(),
-            self._state.credential(),
-            seconds=self._timing.connect,
-            trust_clock=self._trust_clock,
-        )
+        try:
+            return await open_verified(
+                self._target,
+                self._state.anchors(),
+                self._state.credential(),
+                seconds=self._timing.connect,
+                trust_clock=self._trust_clock,
+            )
+        except (PeerUnreachable, ServerUntrusted):  # nobody is there, or by now somebody else is
+            self.unreachable.set()
+            raise
 
     def renewed(self) -> None:
         """Connections made with the old LDevID or anchors are not used again."""

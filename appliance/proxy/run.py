@@ -1,7 +1,8 @@
 """The identity proxy as one running thing: bootstrap if needed, then serve agents and keep the LDevID fresh.
 
 Events go to one listener, in order: a `step` for everything that happens during bootstrap, `ready` once agents are
-served, later `server-away`, `server-back`, `ldevid-renewed`, `ldevid-renewal-failed`, `ldevid-expired`, `stopped`.
+served, later `server-away`, `server-back`, `server-moved`, `ldevid-renewed`, `ldevid-renewal-failed`,
+`ldevid-expired`, `stopped`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from appliance.proxy.connection import Target
 from appliance.proxy.enrol import EnrolPhase
 from appliance.proxy.errors import ProxyStateDamaged
 from appliance.proxy.evidence import Device
+from appliance.proxy.follow import Follower
 from appliance.proxy.link import ServerLink
 from appliance.proxy.lower_bound import LowerBound
 from appliance.proxy.material import read_certificates
@@ -116,6 +118,11 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(renewal.run())
+            if record.method == "brski" and not record.named:
+                follower = Follower(
+                    state, link, settings.interfaces, clock, timing, tell, trust_clock=settings.trust_clock
+                )
+                tasks.create_task(follower.run())
             if not record.enroll_status_sent:
                 tasks.create_task(_report_enrolment(enrol, target, timing))
             tell(
