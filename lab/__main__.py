@@ -41,7 +41,10 @@ def _run(options: argparse.Namespace) -> None:
 
         broken = misbehave.read_knobs(word for word in options.broken.split(",") if word)
         how = mock_masa.MasaOptions(
-            crls=tuple(options.crl), demand_crl=options.demand_crl, log_by_url=options.log_by_url
+            crls=tuple(options.crl),
+            demand_crl=options.demand_crl,
+            log_by_url=options.log_by_url,
+            is_hasty=options.hasty,
         )
         asyncio.run(mock_masa.serve(options.dir, options.host, options.port, broken, _policy(options), how))
     elif options.verb == "rogue":
@@ -93,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     masa.add_argument("--forbid-pin", type=Path, action="append", default=[], metavar="PEM",
                       help="certificates that are never pinned, as those of public CAs; may be repeated")  # fmt: skip
     masa.add_argument("--demand-issuer", action="store_true", help="idevid-issuer must be in every request")
+    masa.add_argument("--hasty", action="store_true", help="commits outlive a kill, not a power cut; for load tests")
     masa.add_argument("--log-by-url", action="store_true", help="audit logs are offered at unguessable addresses")
     verbs.add_parser("break", help="list the knobs that make the MASA misbehave")
     rogue = verbs.add_parser("rogue", help="an agent that cheats at the Agent API")

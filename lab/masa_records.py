@@ -46,14 +46,15 @@ _REQUEST = ("time", "path", "status", "serial", "detail", "media_type", "body_sh
 class Records:
     """The folder of devices and the file beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_hasty: bool = False) -> None:
+        """`is_hasty`: a commit outlives a killed process, not a power cut, and costs no write to the disk."""
         path = folder / "masa.sqlite"
         with contextlib.suppress(FileExistsError):
             write_file(path, b"")
         self._devices = folder / "devices"
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
+        self._database.execute(f"PRAGMA synchronous={'NORMAL' if is_hasty else 'FULL'}")
         self._database.executescript(_SCHEMA)
 
     def close(self) -> None:

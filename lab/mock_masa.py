@@ -63,12 +63,14 @@ class MasaOptions:
     """How this MASA is run, beyond its policy.
 
     `crls` are files with revocation lists of domains, read for every request; `demand_crl`: a registrar certificate
-    that names a list needs one of them. `log_by_url`: an audit log is answered with 201 and a Location.
+    that names a list needs one of them. `log_by_url`: an audit log is answered with 201 and a Location. `is_hasty`: what
+    is remembered outlives a killed process, not a power cut; for load tests of others.
     """
 
     crls: tuple[Path, ...] = ()
     demand_crl: bool = False
     log_by_url: bool = False
+    is_hasty: bool = False
 
 
 class MockMasa:
@@ -86,6 +88,7 @@ class MockMasa:
     ) -> None:
         self._folder = folder
         self._clock = clock
+        self._options = options or MasaOptions()
         self._factory: Factory = load_or_create(folder, now=clock())
         self._masa = Masa(
             self._factory.masa_signer,
@@ -94,9 +97,8 @@ class MockMasa:
             policy or MasaPolicy(),
             lasting=self._factory.lasting,
         )
-        self._options = options or MasaOptions()
         self._foreign: Identity = make_root("Somebody Else", now=clock())
-        self._records = records or Records(folder)
+        self._records = records or Records(folder, is_hasty=self._options.is_hasty)
         self._runner: web.AppRunner | None = None
         self.broken: Mapping[str, str] = dict(broken or {})
 
