@@ -63,8 +63,8 @@ class MasaOptions:
     """How this MASA is run, beyond its policy.
 
     `crls` are files with revocation lists of domains, read for every request; `demand_crl`: a registrar certificate
-    that names a list needs one of them. `log_by_url`: an audit log is answered with 201 and a Location. `is_hasty`: what
-    is remembered outlives a killed process, not a power cut; for load tests of others.
+    that names a list needs one of them. `log_by_url`: an audit log is answered with 201 and a Location. `is_hasty`:
+    what is remembered outlives a killed process, not a power cut; for load tests of others.
     """
 
     crls: tuple[Path, ...] = ()

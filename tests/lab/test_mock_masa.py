@@ -529,9 +529,12 @@ def test_process_says_when_it_is_ready_serves_and_stops_cleanly(tmp_path: Path) 
 
 @pytest.mark.lab
 @pytest.mark.req("B-294")
-def test_no_voucher_that_anybody_has_is_missing_from_the_log_after_kill_9(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--hasty",)])
+def test_no_voucher_that_anybody_has_is_missing_from_the_log_after_kill_9(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
     domain, received = campus_now(), []
-    with process("masa", "--dir", str(tmp_path), "--port", "0") as (running, ready):
+    with process("masa", "--dir", str(tmp_path), "--port", "0", *options) as (running, ready):
         at = Desk(tmp_path, ready["port"], domain)
 
         async def ask_until_it_dies() -> None:
