@@ -167,15 +167,14 @@ def check_end_entity(certificate: x509.Certificate, policy: EndEntityPolicy) -> 
 
     Raises CertificatePurposeWrong, KeyNotAccepted, CertificateMalformed.
     """
-    check_readable(certificate)
     _check_use(certificate, policy)
 
 
 def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
+    usage, purposes, basic, _, _ = facts_of(certificate)
     if not 0 < certificate.serial_number < 1 << 159:
         raise CertificatePurposeWrong("the serial number is not positive or longer than 20 octets")
     public_key_of(certificate, policy.keys)
-    usage, purposes, basic, _, _ = facts_of(certificate)
     if policy.forbid_ca and ((basic is not None and basic.ca) or (usage is not None and usage.key_cert_sign)):
         raise CertificatePurposeWrong("a CA certificate stands where an end entity's is due")
     if policy.require_digital_signature and usage is not None and not usage.digital_signature:

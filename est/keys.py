@@ -67,6 +67,7 @@ def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     raise KeyNotAccepted("only elliptic curve (P-256, P-384) and RSA keys are accepted")
 
 
+@lru_cache(maxsize=1024)
 def public_key_of(certificate: x509.Certificate, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     """The certificate's key under the rules; raises KeyNotAccepted or CertificateMalformed."""
     try:
