@@ -6,6 +6,7 @@ ApplianceError
 │   ├── HistoryUnjudged          the audit log could not be fetched yet; later may help
 │   ├── PledgeClash              another certificate already stands for this issuer and serial number
 │   ├── EnrolledAlready          this bootstrap has its certificate; a new one needs a new voucher-request
+│   ├── MasaBusy                 as many calls to this MASA are under way as may be; later may help
 │   └── MasaCredentialsUnusable  the files for one MASA cannot be used
 ├── enrolment
 │   ├── EnrollmentCredentialsMissing  neither a known client certificate nor HTTP Basic
@@ -101,6 +102,12 @@ class ManufacturerUnusable(ApplianceError):
     """Anchors, MASA address or MASA anchors of a manufacturer cannot be used."""
 
     reason: ClassVar[str] = "manufacturer-unusable"
+
+
+class MasaBusy(ApplianceError):
+    """Too many calls wait for this MASA, whose limit of calls at once is used up; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "masa-busy"
 
 
 class MasaCredentialsUnusable(ApplianceError):

@@ -54,6 +54,8 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "masa-authentication-required": "register this registrar at {maker}, or give credentials: "
         "appliance manufacturers set {maker} masa-client-certificate=FILE masa-client-key=FILE (masa-basic-file=FILE)",
         "masa-credentials-unusable": "correct the files named in appliance manufacturers show {maker}; mode 0600",
+        "masa-busy": "wait, the pledge asks again; if its MASA can take more at once: "
+        "appliance manufacturers set {maker} masa-concurrency=16",
         "masa-answer-invalid": "the MASA of {maker} answered what RFC 8995 does not know; allow its dialect, "
         "or ask {maker}",
         "masa-unavailable": _LATER,

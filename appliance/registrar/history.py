@@ -21,7 +21,7 @@ from appliance.clock import Clock
 from appliance.registrar import records, trail
 from appliance.registrar.admission import ProxyIdentities
 from appliance.registrar.caller import APPLIANCE, Caller
-from appliance.registrar.errors import HistoryUnjudged
+from appliance.registrar.errors import HistoryUnjudged, MasaBusy, MasaCredentialsUnusable
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
 from appliance.registrar.masa_client import RETRY_AFTER_SECONDS, MasaTransport
 from appliance.settings import RegistrarSettings
@@ -43,6 +43,7 @@ from brski.idevid import read_idevid, read_masa_address
 from brski.manufacturer import KnownPledge
 from brski.registrar import MasaExchange, Registrar
 from brski.states import RecordEvent, RecordState
+from est.errors import Refusal
 from est.exchange import Call, Reply
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ SILENCE_SECONDS = 60
 UNAVAILABLE = "unavailable"
 FROM_MASA, FROM_AHEAD = "masa", "fetched ahead"
 _SILENT = (MasaUnreachable, MasaTimedOut, MasaUnavailable)
+_NOT_FETCHED = (BrskiError, MasaBusy, MasaCredentialsUnusable)
 _JUDGED = {RecordState.VOUCHER_ISSUED, RecordState.VOUCHER_ACCEPTED, RecordState.AUDIT_PASSED}
 
 
@@ -119,7 +121,7 @@ class History:
         began = self._clock.monotonic()
         try:
             judgement = await self._appraise(record, facts)
-        except BrskiError as refusal:
+        except _NOT_FETCHED as refusal:
             log.warning("audit-log-unavailable serial=%s reason=%s", record.serial, refusal.reason)
             await self._store.write(partial(_note_failure, record.id, refusal, caller))
             raise HistoryUnjudged(
@@ -232,7 +234,7 @@ class History:
         return judged
 
 
-def _note_failure(pledge_id: str, refusal: BrskiError, caller: Caller, tx: Tx) -> None:
+def _note_failure(pledge_id: str, refusal: Refusal, caller: Caller, tx: Tx) -> None:
     record = pledges.require(tx, pledge_id)
     noted = records.noted(record, "audit-log-unavailable", now=tx.now, code=refusal.reason)
     if records.state_of(record) is RecordState.VOUCHER_ISSUED and record.audit_verdict is None:

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from appliance.registrar.errors import MasaBusy
 from appliance.registrar.masa_credentials import NO_CREDENTIALS, MasaCredentials
 from appliance.settings import RegistrarSettings
 from brski.errors import MasaAnswerInvalid, MasaNotAllowed, MasaTimedOut, MasaUnreachable
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 262_144
 MAX_SESSIONS = 32
 RETRY_AFTER_SECONDS = 30
+BUSY_SECONDS = 5
 # Shorter than any server's keep-alive, so that a kept connection is seldom a dead one.
 KEEPALIVE_SECONDS = 4.0
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -65,7 +67,7 @@ class MasaTransport(Protocol):
     async def send(self, call: Call, to: MasaDestination) -> Reply:
         """The MASA's answer, whatever its status.
 
-        Raises MasaNotAllowed, MasaUnreachable, MasaTimedOut, MasaAnswerInvalid.
+        Raises MasaNotAllowed, MasaUnreachable, MasaTimedOut, MasaAnswerInvalid, MasaBusy, MasaCredentialsUnusable.
         """
         ...
 
@@ -148,13 +150,19 @@ class HttpsMasa:
         if url.scheme != "https" or not url.host:
             raise MasaNotAllowed("a MASA is reached by https only", base=to.base)
         _check_literal(url.host, to.listed)
+        lane = await self._lane(to)
         try:
             async with asyncio.timeout(self._seconds):
-                lane = await self._lane(to)
-                async with lane.limit:
-                    return await self._exchange(lane, url, call)
+                await lane.limit.acquire()
+        except TimeoutError as cause:
+            raise MasaBusy("too many calls wait for this MASA", retry_after_seconds=BUSY_SECONDS) from cause
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._exchange(lane, url, call)
         except TimeoutError as cause:
             raise MasaTimedOut("the MASA did not answer in time", host=url.host, seconds=self._seconds) from cause
+        finally:
+            lane.limit.release()
 
     async def close(self) -> None:
         lanes, self._lanes = self._lanes, OrderedDict()

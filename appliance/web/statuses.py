@@ -232,6 +232,7 @@ REGISTRAR = {
     "names-not-justified": 403,
     "key-in-use": 403,
     "manufacturer-unusable": 400,
+    "masa-busy": 503,
     "masa-credentials-unusable": 502,
     "too-many-ldevids": 429,
     "device-file-refused": 400,

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.registrar.errors import MasaBusy, MasaCredentialsUnusable
 from brski import Pledge
+from brski.errors import MasaTimedOut
 from brski.masa import Masa
 from est.chains import TrustAnchors
+from est.errors import Refusal
+from est.exchange import Call
 from tests.appliance.registrar.world import ADMIN, Device_, World, play
 
 
@@ -51,5 +55,33 @@ def test_a_manufacturer_removed_meanwhile_is_not_asked(tmp_path: Path) -> None:
         await world.part.history.review_silent()
         assert len(world.masa.calls) == asked
         assert (await world.row())["audit_verdict"] == "unavailable"
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("B-340")
+@pytest.mark.parametrize("refusal", [MasaBusy, MasaCredentialsUnusable, MasaTimedOut])
+def test_a_log_that_cannot_be_fetched_keeps_est_shut_and_holds_up_nobody_else(
+    tmp_path: Path, refusal: type[Refusal]
+) -> None:
+    async def story(world: World) -> None:
+        first, second = world.device("PX-1"), world.device("PX-2")
+        for device in (first, second):
+            await device.voucher()
+
+        def fail(call: Call) -> None:
+            raise refusal("not now")
+
+        world.masa.answer = fail
+        assert (await first.status()).status == 200
+        reply = await first.enroll()
+        assert (reply.status, reply.body[:24]) == (503, b"device-history-unjudged:")
+        world.clock.advance(120)
+        assert await world.part.history.review_silent() == 1
+        row = await world.row("PX-2")
+        assert row["audit_verdict"] == "unavailable" and row["timeline"][-1]["code"] == refusal.reason
+        assert row["what_to_do"] != ""
+        world.masa.answer = lambda call: None
+        assert (await first.enroll()).status == 200
 
     play(tmp_path, story)

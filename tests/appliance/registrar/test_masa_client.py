@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.registrar.errors import MasaCredentialsUnusable
+from appliance.registrar.errors import MasaBusy, MasaCredentialsUnusable
 from appliance.registrar.masa_client import MAX_ANSWER_BYTES, HttpsMasa, MasaDestination, check_address
 from appliance.registrar.masa_credentials import MasaCredentials
 from appliance.settings import RegistrarSettings
@@ -405,5 +405,23 @@ def test_a_manufacturers_own_limit_of_calls_goes_before_the_sites(tmp_path: Path
         async with masa(serve, tmp_path) as (port, _):
             replies = await ask(replace(destination(port), concurrency=1), calls=6)
             assert all(isinstance(reply, Reply) for reply in replies) and most == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("T-36", "B-228")
+def test_a_call_that_waits_too_long_for_its_turn_is_told_so_and_is_not_the_masas_fault(tmp_path: Path) -> None:
+    async def run() -> None:
+        async def serve(head: bytes, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.7)
+            await plain("200 OK")(head, writer)
+
+        async with masa(serve, tmp_path) as (port, heads):
+            found = await ask(replace(destination(port), concurrency=1), seconds=1.0, calls=4)
+            kinds = [type(one) for one in found]
+            # the second waits 0.7 s for its turn and then has a whole second of its own
+            assert kinds == [Reply, Reply, MasaBusy, MasaBusy]
+            assert all(one.fields["retry_after_seconds"] == 5 for one in found if isinstance(one, MasaBusy))
+            assert len(heads) == 2
 
     asyncio.run(run())
