@@ -27,7 +27,7 @@ from est.exchange import Call, Reply
 from lab.factory import Factory
 from tests.appliance.proxy.campus import BORN, CLOSE, PROXY_ID, Campus, World, make_world, other_domain, write_reply
 
-QUICK = Timing(connect=2, voucher=3, call=3, spacing=0.2, round=0.3, first_pause=0.2)
+QUICK = Timing(connect=2, voucher=3, call=3, spacing=0.2, round=0.3, first_pause=1.0)
 Scenario = Callable[[Campus], Awaitable[None]]
 NOW = datetime.now(UTC)
 
@@ -381,7 +381,7 @@ def test_a_bad_voucher_is_reported_and_nothing_else_is_asked(
     async def scenario(campus: Campus) -> None:
         campus.instead["/.well-known/brski/requestvoucher"] = lambda call, client, proper: damage(world, proper())
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == code
         # the report goes out on the connection that brought the voucher, and after it nothing does
         assert campus.paths() == ["requestvoucher", "voucher_status"]
@@ -405,7 +405,7 @@ def test_a_chain_with_a_gap_below_the_pinned_root_is_refused(world: World, state
                 world.factory, proper(), pinned_domain_cert=root
             )
             with pytest.raises(BootstrapGaveUp) as caught:
-                await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+                await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
             assert caught.value.fields["because"] == "domain-not-pinned"
 
     asyncio.run(run())
@@ -438,7 +438,7 @@ def test_no_redirect_is_followed(world: World, state: ProxyState, where: str) ->
         location = where.format(port=campus.port)
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: Reply(307, headers={"location": location})
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == "redirect-refused"
         assert campus.paths() == ["requestvoucher"]
 
@@ -451,7 +451,7 @@ def test_a_flood_instead_of_a_voucher_is_cut_off(world: World, state: ProxyState
         flood = b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n" + b"x" * 65536
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: flood
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == "peer-reply-too-large"
 
     with_campus(world, scenario)
@@ -572,7 +572,7 @@ def test_a_failed_enrolment_is_reported_even_if_its_connection_is_gone(world: Wo
         refusal = write_reply(Reply(403, "text/plain", body=b"not you\n"), {"connection": "close"})
         campus.instead["/.well-known/est/simpleenroll"] = lambda *_: refusal
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert statuses(campus, "enrollstatus")[:1] == [False]
         told = campus.of("enrollstatus")[0]
         assert (told.connection, told.client) == (2, world.device.certificate)
@@ -599,7 +599,7 @@ def test_a_failed_enrolment_is_reported_on_the_connection_that_failed(
     async def scenario(campus: Campus) -> None:
         campus.instead[f"/.well-known/est/{path}"] = lambda *_: reply
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == code
         last = campus.seen[-1]
         assert last.path.endswith("enrollstatus")
@@ -617,7 +617,7 @@ def test_ca_certificates_that_do_not_vouch_for_their_sender_are_not_stored(world
     async def scenario(campus: Campus) -> None:
         campus.anchors_served = [other_domain().root.certificate]
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == "est-reply-not-accepted"
         assert "simpleenroll" not in campus.paths()
         assert not state.configured
@@ -641,7 +641,7 @@ def test_a_certificate_for_another_key_is_not_taken(world: World, state: ProxySt
 
         campus.instead["/.well-known/est/simpleenroll"] = mixed_up
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.4))
+            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
         assert caught.value.fields["because"] == "est-reply-not-accepted"
         assert not state.configured
 
