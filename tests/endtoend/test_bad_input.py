@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.binding import composite
 from appliance.proxy import agent_api
 from appliance.web.routes import ROUTES, Route
-from est import csr
+from est import csr, ocsp
 from tests.campus import UNLIMITED, Answer, Campus, Client
 from tests.endtoend import visitors
 from tests.endtoend.test_access_matrix import HOOK
@@ -30,6 +30,7 @@ OUR_FAULT = re.compile(r"Traceback|event=request-failed|BaseException|Task excep
 PARAMETERS = {
     "label": "x",
     "rqh": "A" * 43,
+    "request": "MAA=",
     "role": "agents",
     "reason": "malformed",
     "path": "index.md",
@@ -158,6 +159,9 @@ def patiently(client: Client, *arguments: object, **more: object) -> Answer:
 def complaint(answer: Answer, allowed: range | tuple[int, ...] = range(400, 500)) -> str:
     """What is wrong with a refusal, "" if nothing."""
     text = answer.body.decode("utf-8", "replace")
+    if answer.headers.get("content-type") == ocsp.RESPONSE_TYPE:  # OCSP says in its own words what is wrong (RFC 6960)
+        is_error = answer.status == 200 and answer.body in (ocsp.MALFORMED, ocsp.UNAUTHORIZED)
+        return "" if is_error else f"status {answer.status}: an OCSP response that is no error"
     if answer.status not in allowed:
         return f"status {answer.status}: {text[:200]}"
     if "Traceback" in text or 'File "' in text:
