@@ -14,10 +14,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert
 
-from appliance.store import Store, meta, schema
+from appliance.errors import Conflict
+from appliance.store import Store, crls, meta, schema
 from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
-from tests.support import FixedClock
+from tests.support import NOW, FixedClock
 
 
 def test_the_named_head_is_the_newest_migration() -> None:
@@ -87,3 +88,22 @@ def test_schema_has_no_deferred_keys_and_no_defaults_in_python() -> None:
         assert not table.foreign_keys, table.name
         for column in table.columns:
             assert column.default is None and column.onupdate is None, (table.name, column.name)
+
+
+def test_crl_numbers_survive_the_move_of_lists_into_files(tmp_path: Path) -> None:
+    """A list of the older form is no longer the current one, but the next one is numbered above it."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with migration_engine(url).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO crls VALUES ('agents', 77, 1, 2, X'3000')")
+    store = Store.open(url, FixedClock())
+    try:
+        row = store.read_sync(lambda tx: crls.get(tx, "agents"))
+        assert (row.number, row.sha256, row.entries) == (77, "", 0)
+        with pytest.raises(Conflict):
+            store.write_sync(lambda tx: crls.put(tx, "agents", crls.Crl(77, NOW, NOW, 0, 0, b"x")))
+    finally:
+        store.close()
