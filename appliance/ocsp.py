@@ -1,6 +1,6 @@
 """The OCSP responder: one delegated signer per issuing CA, answers kept signed until something changes.
 
-A signer's key is made at every start and never leaves the process; its certificate lives days and
+A signer's key is made at every start and never leaves the process, or lies in a token; its certificate lives days and
 is renewed here. What a certificate's row says is read for every new answer; an answer that was signed before is given
 again until half of its life is over, its certificate is revoked, or the signer is renewed. All of that happens on the
 event loop, so no answer can be kept that a revocation has overtaken.
