@@ -167,6 +167,8 @@ class Tx:
 
     def emit(self, topic: str, key: str, body: Mapping[str, Any]) -> OutboxRow:
         """Write an outbox row; subscribers get it after the COMMIT, in order."""
+        if self.chain is None:
+            raise RuntimeError("a reading transaction has no outbox")
         text = _encode(body)
         (
             key + text

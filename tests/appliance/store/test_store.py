@@ -331,6 +331,13 @@ def test_readers_see_a_snapshot_and_cannot_write(store: Store) -> None:
         store.read_sync(put("c"))
 
 
+def test_a_reading_function_can_neither_emit_nor_append(store: Store) -> None:
+    with pytest.raises(RuntimeError):
+        store.read_sync(lambda tx: tx.emit("topic", "k", {}))
+    with pytest.raises(RuntimeError):
+        store.read_sync(lambda tx: audit.append(tx, AuditEvent("appliance-started", APPLIANCE)))
+
+
 def test_below_the_watermark_nothing_is_written_but_revocations_are(tmp_path: Path) -> None:
     store = Store.open(url(tmp_path), FixedClock(), create=True, free_bytes=1 << 60)
     with pytest.raises(DiskFull) as refused:
