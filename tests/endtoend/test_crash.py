@@ -23,6 +23,7 @@ from est import csr, transfer
 from est.cms import read_certs_only
 from tests.campus import UNLIMITED, Ask, Campus, Client, Crowd, OwnerHost, leaf_of, new_ask
 
+SIGNERS = 3  # every start issues certificates to its OCSP signers first
 ISSUANCES = 50
 THREADS = 8
 READY_SECONDS = 5.0
@@ -153,7 +154,7 @@ def check_books(story: Story) -> None:
 @pytest.mark.parametrize("point", ["issue-pending", "issue-signed", "issue-issued"])
 def test_death_at_each_step_of_issuing(own_campus: Callable[[], Campus], point: str) -> None:
     story = story_of(own_campus())
-    took = story.run(failpoints=[f"{point}:1", f"{point}:17", f"{point}:9"])
+    took = story.run(failpoints=[f"{point}:{SIGNERS + count}" for count in (1, 17, 9)])
     assert len(took) == 3 and max(took) <= READY_SECONDS, took
     check_books(story)
     assert set(story.retried) <= RETRY_ANSWERS and sum(story.retried.values()) > 0, story.retried
@@ -199,7 +200,7 @@ def test_renewals_of_the_proxy_survive_too(own_campus: Callable[[], Campus]) -> 
         assert answer.status == 200, answer
         held.append(read_certs_only(transfer.read_base64(answer.body))[0])
 
-    campus.start(*UNLIMITED, failpoint="issue-signed:11")
+    campus.start(*UNLIMITED, failpoint=f"issue-signed:{SIGNERS + 11}")
     story.up.set()
     story.crowd = Crowd(THREADS, range(ISSUANCES), renew)
     took = story.watch(lambda: False, ["issue-issued:11", "issue-pending:11"])
