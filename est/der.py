@@ -191,6 +191,14 @@ def tlv(tag: int, value: bytes) -> bytes:
     return bytes((tag, 0x80 | octets)) + length.to_bytes(octets, "big") + value
 
 
+def header(tag: int, length: int) -> bytes:
+    """Tag and length of an element, for whoever joins a large one out of parts without copying them twice."""
+    if length < 0x80:
+        return bytes((tag, length))
+    octets = (length.bit_length() + 7) // 8
+    return bytes((tag, 0x80 | octets)) + length.to_bytes(octets, "big")
+
+
 def sequence(*parts: bytes) -> bytes:
     """SEQUENCE of these encoded elements, in this order."""
     return tlv(SEQUENCE, b"".join(parts))

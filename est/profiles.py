@@ -315,11 +315,8 @@ def assemble(tbs: bytes, signature: bytes, issuer_key: ec.EllipticCurvePublicKey
         issuer_key.verify(signature, *signed_form(tbs, issuer_key))
     except InvalidSignature as error:
         raise CertificateNotAsShaped("the signature does not verify with the issuer's key") from error
-    return tlv.sequence(
-        tbs,
-        _algorithm(issuer_key),
-        tlv.tlv(tlv.BIT_STRING, b"\x00" + signature),
-    )
+    parts = (tbs, _algorithm(issuer_key), tlv.tlv(tlv.BIT_STRING, b"\x00" + signature))
+    return b"".join((tlv.header(tlv.SEQUENCE, sum(map(len, parts))), *parts))  # a CRL may be long: copied once
 
 
 def check(certificate: x509.Certificate, shape: Shape) -> None:

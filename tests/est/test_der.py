@@ -127,3 +127,9 @@ def test_times_in_another_form_are_refused(tag: int, value: bytes) -> None:
 def test_names_written_by_cryptography_pass_the_gate() -> None:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "é")])
     der.check(name.public_bytes())
+
+
+@pytest.mark.parametrize("length", [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0x1000000])
+def test_a_header_alone_is_that_of_the_element(length: int) -> None:
+    value = bytes(length)
+    assert der.header(der.SEQUENCE, length) + value == der.tlv(der.SEQUENCE, value)
