@@ -55,6 +55,7 @@ class Run:
     """What came of one load: pledges through per second in the window, latencies of the client beside them."""
 
     rate: float
+    seconds: float
     beside: list[float] = field(repr=False)
     through: int
     retries: int
@@ -130,7 +131,7 @@ def _measure(campus: Campus, maker: Maker, plan: Plan) -> list[Bench]:
     seconds, in_flight = plan.seconds, plan.in_flight
     limit = in_flight / (MASA_SECONDS * MASA_ANSWERS)
     warm = _load(campus, maker, 1.0, in_flight, rate=limit)
-    enough = max(20.0, 3 * warm.rate)  # the start is slower than the rest
+    enough = max(0.6 * limit, 3 * warm.rate)  # the start is slower than the rest
     at_once = _load(campus, maker, seconds, in_flight, rate=min(enough, 1.5 * limit))
     maker.slow(MASA_SECONDS)
     late = _load(campus, maker, seconds, in_flight, rate=min(enough, limit))
@@ -148,6 +149,7 @@ def _measure(campus: Campus, maker: Maker, plan: Plan) -> list[Bench]:
         "books": "checked",
         "pledges/s": f"{late.rate:.0f} late, {at_once.rate:.0f} at once, limit {limit:.0f}",
         "through": f"{at_once.through} + {late.through}, none lost, {at_once.retries + late.retries} told to come back",
+        "window": f"{late.seconds:.0f} s late, {at_once.seconds:.0f} s at once",
         "a pledge takes": f"{_spread(late.took)} late, {_spread(at_once.took)} at once",
     }
     beside = Bench("m99", "EST renewals beside it: 99th percentile, us of wall clock", "at once", 2.0, at_least=False)
@@ -185,11 +187,12 @@ def _load(campus: Campus, maker: Maker, seconds: float, in_flight: int, *, rate:
     assert not lost, (len(lost), lost[:5])
     end = min([end, *(one["ran_out"] for one in outcomes if one["ran_out"])])  # a fast machine has less than a window
     seconds = end - begun - RAMP_SECONDS
-    assert seconds > 0, "not enough devices were made"
+    assert seconds > RAMP_SECONDS or end == begun + whole, "not enough devices were made"
     through = [moment for one in outcomes for moment in one["through"]]
     window = [moment for moment in through if begun + RAMP_SECONDS <= moment < end]
     return Run(
         rate=len(window) / seconds,
+        seconds=seconds,
         beside=beside,
         through=len(through),
         retries=sum(one["retries"] for one in outcomes),

@@ -71,7 +71,7 @@ class Line:
     def send(self, call: Call) -> Reply:
         """One exchange; OSError or HTTPException when the connection is gone."""
         headers = {**call.headers, **({"content-type": call.media_type} if call.media_type else {})}
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # an answer may come before all went out
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):  # answered before all went out
             self._http.request(call.method, call.path, call.body or None, headers)
         answer = self._http.getresponse()
         found = {name.lower(): value for name, value in answer.getheaders()}

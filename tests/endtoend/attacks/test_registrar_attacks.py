@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import secrets
 import socket
 import threading
@@ -21,7 +22,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from brski import VoucherRequest, paths, voucher_request
 from brski.idevid import read_serial_number
 from brski.leaves import Assertion
-from est.exchange import Reply
 from est.signer import Signer
 from lab.certificates import Domain, Identity
 from lab.damage import jws_with_mac, jws_with_unprotected_alg, jws_without_signature
@@ -117,10 +117,13 @@ def test_t23_bodies_that_are_too_large_too_deep_or_never_end_cost_a_4xx_and_no_m
     process = psutil.Process(site.campus.process.popen.pid)
     good = knock.request()
 
-    def send(body: bytes) -> Reply:
+    def send(body: bytes) -> int:
+        """The status; 0 if the connection ended while the body still went out, and the answer with it."""
         line = Line(site.address, knock.device)
         try:
-            return line.send(replace(good, body=body))
+            return line.send(replace(good, body=body)).status
+        except (OSError, http.client.HTTPException):
+            return 0
         finally:
             line.close()
 
@@ -136,10 +139,10 @@ def test_t23_bodies_that_are_too_large_too_deep_or_never_end_cost_a_4xx_and_no_m
         line.close()
 
     bad = {
-        "300 KiB": (bytes(300 << 10), {413}),
+        "300 KiB": (bytes(300 << 10), {413, 0}),
         "deep JSON": (sign(deep, knock.device).body, {400}),
         "forty certificates": (sign(b"{}", Identity(knock.device.key, crowd[0], crowd)).body, {400}),
-        "a thousand certificates": (thousand_certificates(good.body), {400, 413}),
+        "a thousand certificates": (thousand_certificates(good.body), {400, 413, 0}),
         "half": (good.body[: len(good.body) // 2], {400}),
         "twice": (good.body * 2, {400}),
     }
@@ -148,10 +151,10 @@ def test_t23_bodies_that_are_too_large_too_deep_or_never_end_cost_a_4xx_and_no_m
     before = process.memory_info().rss
     for _ in range(3):
         for what, (body, statuses) in bad.items():
-            assert send(body).status in statuses, what
+            assert send(body) in statuses, what
     assert process.memory_info().rss - before < 8_000_000
     assert site.acme.asked(knock.serial) == 0
-    assert knock.bootstrap()
+    assert site.knock(knock.device).bootstrap()  # its first connection may be too old by now
 
 
 @pytest.mark.slow
