@@ -30,7 +30,7 @@ from lab import factory as makers
 from lab.factory import Factory
 from tests.bench import wire
 from tests.bench.campus import Campus, environment, new_key, start, stop
-from tests.bench.measure import Bench, percentile
+from tests.bench.measure import Bench, cpu_seconds, percentile
 from tests.bench.plan import Plan
 
 MASA_SECONDS = 0.5
@@ -52,10 +52,12 @@ _OK = base64.b64encode(telemetry.write(telemetry.VoucherStatus(True, ""))).decod
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of one load: pledges through per second in the window, latencies of the client beside them."""
+    """What came of one load: pledges through per second in a window of so many seconds, microseconds of the appliance's
+    CPU per pledge, latencies of the client beside them."""
 
     rate: float
     seconds: float
+    cpu: float
     beside: list[float] = field(repr=False)
     through: int
     retries: int
@@ -149,6 +151,7 @@ def _measure(campus: Campus, maker: Maker, plan: Plan) -> list[Bench]:
         "books": "checked",
         "pledges/s": f"{late.rate:.0f} late, {at_once.rate:.0f} at once, limit {limit:.0f}",
         "through": f"{at_once.through} + {late.through}, none lost, {at_once.retries + late.retries} told to come back",
+        "appliance's CPU": f"{late.cpu:.0f} us per pledge late, {at_once.cpu:.0f} at once",
         "window": f"{late.seconds:.0f} s late, {at_once.seconds:.0f} s at once",
         "a pledge takes": f"{_spread(late.took)} late, {_spread(at_once.took)} at once",
     }
@@ -181,6 +184,7 @@ def _load(campus: Campus, maker: Maker, seconds: float, in_flight: int, *, rate:
         )
         for file in files
     ]  # fmt: skip
+    before = cpu_seconds(campus.pid)
     beside = _renew(campus, begun + RAMP_SECONDS, end)
     outcomes: list[dict[str, Any]] = [json.loads(one.communicate(timeout=120)[0]) for one in simulators]
     lost = [why for one in outcomes for why in one["lost"]]
@@ -190,7 +194,9 @@ def _load(campus: Campus, maker: Maker, seconds: float, in_flight: int, *, rate:
     assert seconds > RAMP_SECONDS or end == begun + whole, "not enough devices were made"
     through = [moment for one in outcomes for moment in one["through"]]
     window = [moment for moment in through if begun + RAMP_SECONDS <= moment < end]
+    spent = cpu_seconds(campus.pid) - before
     return Run(
+        cpu=spent / len(through) * 1e6,
         rate=len(window) / seconds,
         seconds=seconds,
         beside=beside,
