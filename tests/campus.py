@@ -60,6 +60,7 @@ UNLIMITED = (
     "web.address_burst=100000",
     "identity.proxy_rate=100000",
     "identity.proxy_burst=100000",
+    "registrar.max_ldevids=0",
 )
 """Assignments for tests that are not about rates."""
 

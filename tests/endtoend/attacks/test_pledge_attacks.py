@@ -412,7 +412,7 @@ def race(box: Box, offers: list[Offer]) -> int | None:
         imprint = await attempts(world, offers, Timing(connect=2, voucher=5, call=5, spacing=0.1))
         if imprint is None:
             return None
-        await imprint.connection.close()
+        await imprint.line.connection.close()
         return imprint.target.port
 
     return asyncio.run(run())
