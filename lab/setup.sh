@@ -3,10 +3,14 @@
 
 say() { printf '%s\n' "$*" >&2; }
 
+# The system's own Python first: it gets its fixes with the system, and distributions build it with every optimisation.
 find_python() {
-  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+  local system=
+  [ "$(uname -s)" = Linux ] && system=/usr/bin/python3
+  for candidate in "${PYTHON:-}" "$system" python3.13 python3.12 python3.11 python3 python; do
     [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+      { can_install || "$candidate" -c 'import ensurepip' 2>/dev/null; }; then
       printf '%s' "$candidate"
       return 0
     fi
