@@ -176,6 +176,11 @@ class CertificateAuthority:
         """Which of our CAs has this key identifier, or None."""
         return self._role_of.get(issuer_key_identifier or b"")
 
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        """The role of each issuing CA by its key identifier, hex."""
+        return {identifier.hex(): role for identifier, role in self._role_of.items()}
+
     def issuer_of(self, certificate: x509.Certificate) -> Role | None:
         """Which of our CAs signed this certificate, or None; the signature is verified, dates and state are not."""
         try:

@@ -137,7 +137,7 @@ class Appliance:
             max_kept=settings.ca.ocsp_kept,
             signers={role: key for role in ROLES if (key := ca.issuing(role).ocsp_signer) is not None},
         )
-        self.access = AccessService(settings.access, store, clock)
+        self.access = AccessService(settings.access, store, clock, ca.roles)
         self.nas = NasService(store, sealing)
         self.directory = OwnerDirectory(
             origin=settings.origin,

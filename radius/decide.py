@@ -54,11 +54,15 @@ class OwnerFact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything else a decision rests on; `now` and the credential's times are aware, ages are in seconds."""
+    """Everything else a decision rests on; `now` and the credential's times are aware, ages are in seconds.
+
+    `issuer_role` is that of the CA whose key the login names, empty for a key that is none of ours.
+    """
 
     now: datetime
     owner: OwnerFact | None = None
     agent_state: str = "registered"
+    issuer_role: str = ""
     snapshot_age_seconds: float = 0.0
     stale_after_seconds: float = 30.0
 
@@ -110,6 +114,9 @@ def decide(request: AccessRequest, credential: Credential | None, facts: Facts, 
     version = request.tls_version or "of unknown version"
     passed = [Step("tls", "pass", f"TLS {version}, serial {ref.serial:x}, issuer key {ref.aki}")]
     if credential is None:
+        if facts.issuer_role not in ("", AGENTS_ROLE):
+            evidence = f"issued by the {clean_text(facts.issuer_role)} CA"
+            return _no(request, passed, "credential-not-agent", evidence, revision)
         return _no(request, passed, "credential-unknown", "no such row", revision)
     code, evidence = _judge_credential(request, credential, facts)
     if code:

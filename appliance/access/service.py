@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -29,7 +30,11 @@ RELOAD_SECONDS = 900.0
 class AccessService:
     """Decisions for RADIUS servers, FreeRADIUS through routes.py and the embedded server alike."""
 
-    def __init__(self, settings: AccessSettings, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, settings: AccessSettings, store: Store, clock: Clock, issuers: Mapping[str, str] | None = None
+    ) -> None:
+        """`issuers`: role of each of our CAs by its key identifier, hex; the snapshot holds agents only."""
+        self._issuers = issuers or {}
         self._settings = settings
         self._store = store
         self._clock = clock
@@ -100,7 +105,7 @@ class AccessService:
         snapshot = self._snapshot
         ref = request.credential
         credential = None if ref is None else snapshot.credential(ref.aki, ref.serial)
-        return decide(request, credential, self._facts(snapshot, credential), snapshot.policy)
+        return decide(request, credential, self._facts(snapshot, request, credential), snapshot.policy)
 
     def failed(self, request: AccessRequest, decision: Decision) -> None:
         """Log a login that ended before policy was asked; the decision says at which stage and why."""
@@ -140,16 +145,20 @@ class AccessService:
             raise TokenRequired("the bearer token is not that of a RADIUS server known here")
         return found
 
-    def _facts(self, snapshot: Snapshot, credential: Credential | None) -> Facts:
+    def _facts(self, snapshot: Snapshot, request: AccessRequest, credential: Credential | None) -> Facts:
         owner = None
-        agent_state = "unknown"
-        if credential is not None:
+        agent_state, issuer_role = "unknown", ""
+        if credential is None:
+            if request.credential is not None:
+                issuer_role = self._issuers.get(request.credential.aki, "")
+        else:
             owner = snapshot.owners.get(credential.owner_id or "")
             agent_state = snapshot.agents.get(credential.agent_id, "unknown")
         return Facts(
             now=self._clock.now(),
             owner=owner,
             agent_state=agent_state,
+            issuer_role=issuer_role,
             snapshot_age_seconds=max(0.0, self._clock.monotonic() - snapshot.checked_at),
             stale_after_seconds=self._settings.stale_seconds,
         )

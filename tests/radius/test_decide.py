@@ -201,3 +201,14 @@ def test_a_decision_costs_well_under_a_millisecond() -> None:
     """The goal is 20 us; ten times that allows for a busy machine."""
     best = min(timeit.repeat(ask, number=500, repeat=5)) / 500
     assert best < 200e-6
+
+
+def test_a_certificate_that_is_not_in_the_snapshot_is_named_by_the_ca_that_issued_it() -> None:
+    for role, code in (
+        ("devices", "credential-not-agent"),
+        ("agents", "credential-unknown"),
+        ("", "credential-unknown"),
+    ):
+        decision = ask(credential=None, facts=replace(FACTS, issuer_role=role))
+        assert (decision.verdict, decision.reason_code) == ("reject", code)
+    assert "devices CA" in ask(credential=None, facts=replace(FACTS, issuer_role="devices")).steps[1].evidence

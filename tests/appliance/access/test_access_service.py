@@ -61,10 +61,10 @@ class Box:
 
 
 @asynccontextmanager
-async def access(tmp_path, clock=None, **settings):
+async def access(tmp_path, clock=None, issuers=None, **settings):
     clock = clock or FixedClock()
     store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
-    service = AccessService(AccessSettings(**settings), store, clock)
+    service = AccessService(AccessSettings(**settings), store, clock, issuers)
     try:
         await service.start()
         yield service, store, clock
@@ -141,6 +141,19 @@ def test_an_owner_who_moves_gets_another_vlan_at_the_next_login_with_the_same_ce
             await store.write(lambda tx: set_owner(tx, "Astrology"))
             decision = service.authorize(login())
             assert (decision.verdict, decision.vlan, decision.reason_code) == ("guest", 99, "department-unmapped")
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("A-10")
+def test_a_proxys_certificate_is_told_apart_from_an_unknown_one_by_its_issuer(tmp_path):
+    async def story():
+        async with access(tmp_path, issuers={AKI: "agents", "dd" * 20: "devices"}) as (service, store, _):
+            await ready(service, store)
+            assert service.authorize(login()).vlan == 20
+            for aki, code in (("dd" * 20, "credential-not-agent"), ("ee" * 20, "credential-unknown")):
+                decision = service.authorize(AccessRequest(tls_version="1.3", credential=CredentialRef(aki, 0xBEEF)))
+                assert (decision.verdict, decision.reason_code) == ("reject", code)
 
     asyncio.run(story())
 
