@@ -1,0 +1,205 @@
+"""A certificate before its signature: shape, sign, check (RFC 5280, section 4).
+
+`to_be_signed` writes the bytes to be signed and has cryptography read them back, so what is signed is byte for byte
+what was checked; `assemble` puts the signature on and verifies it. Extensions that many certificates share are encoded
+and compared once, when they are made. Serial numbers, times and keys are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from est import der as tlv
+from est.certificates import extensions_of, load_certificate
+from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
+from est.keys import PublicKey, check_key, spki
+from est.signer import signed_form
+
+_ECDSA = {
+    "secp256r1": tlv.sequence(tlv.oid("1.2.840.10045.4.3.2")),
+    "secp384r1": tlv.sequence(tlv.oid("1.2.840.10045.4.3.3")),
+}
+_VERSION_3 = b"\xa0\x03\x02\x01\x02"
+_NO_SIGNATURE = b"\x03\x01\x00"
+_CRITICAL = b"\x01\x01\xff"
+_WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
+
+
+class Extension(NamedTuple):
+    """An extension of a shape. `settled` is its DER if that was encoded and read back before, else empty."""
+
+    value: x509.ExtensionType
+    critical: bool
+    settled: bytes = b""
+
+    def encode(self) -> bytes:
+        """DER Extension."""
+        return self.settled or tlv.sequence(
+            tlv.oid(self.value.oid.dotted_string),
+            _CRITICAL if self.critical else b"",
+            tlv.tlv(tlv.OCTET_STRING, self.value.public_bytes()),
+        )
+
+
+def settle(value: x509.ExtensionType, *, critical: bool = False) -> Extension:
+    """An extension for many certificates: encoded, read back by cryptography and compared, once and here.
+
+    Raises ShapeNotPossible for a value that cannot be encoded or reads back as another one.
+    """
+    try:
+        der = Extension(value, critical).encode()
+        algorithm, nothing = _ECDSA["secp256r1"], tlv.sequence()
+        key = tlv.sequence(algorithm, tlv.tlv(tlv.BIT_STRING, b"\x00\x04"))
+        tbs = tlv.sequence(
+            _VERSION_3, tlv.integer(1), algorithm, nothing, _WHENEVER, nothing, key, tlv.tlv(0xA3, tlv.sequence(der))
+        )
+        found = extensions_of(load_certificate(tlv.sequence(tbs, algorithm, _NO_SIGNATURE)))
+    except (CertificateMalformed, ValueError) as error:
+        raise ShapeNotPossible("an extension cannot be encoded") from error
+    if [(one.value, one.critical) for one in found] != [(value, critical)]:
+        raise ShapeNotPossible("an extension reads back as another one")
+    return Extension(value, critical, der)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A certificate before its signature; `extensions` in order, each with its criticality."""
+
+    subject: x509.Name
+    issuer: x509.Name
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    public_key: PublicKey
+    extensions: tuple[Extension, ...]
+
+
+def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
+    """DER TBSCertificate of the shape for an issuer with this key, read back by cryptography.
+
+    Raises ShapeNotPossible, KeyNotAccepted, CertificateNotAsShaped.
+    """
+    _check_possible(shape)
+    algorithm = _algorithm(issuer_key)
+    tbs = tlv.sequence(
+        _VERSION_3,
+        tlv.integer(shape.serial),
+        algorithm,
+        shape.issuer.public_bytes(),
+        tlv.sequence(tlv.write_time(shape.not_before), tlv.write_time(shape.not_after)),
+        shape.subject.public_bytes(),
+        spki(shape.public_key),
+        tlv.tlv(0xA3, tlv.sequence(*[one.encode() for one in shape.extensions])),
+    )
+    try:
+        _check_written(load_certificate(tlv.sequence(tbs, algorithm, _NO_SIGNATURE)), shape)
+    except CertificateMalformed as error:
+        raise ShapeNotPossible("the certificate cannot be encoded") from error
+    return tbs
+
+
+def assemble(tbs: bytes, signature: bytes, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
+    """DER certificate or CRL from its signed part and the ECDSA signature, which is verified first.
+
+    Raises CertificateNotAsShaped if the signature is not that of `issuer_key` over `tbs`.
+    """
+    try:
+        issuer_key.verify(signature, *signed_form(tbs, issuer_key))
+    except InvalidSignature as error:
+        raise CertificateNotAsShaped("the signature does not verify with the issuer's key") from error
+    parts = (tbs, _algorithm(issuer_key), tlv.tlv(tlv.BIT_STRING, b"\x00" + signature))
+    return b"".join((tlv.header(tlv.SEQUENCE, sum(map(len, parts))), *parts))  # a CRL may be long: copied once
+
+
+def check(certificate: x509.Certificate, shape: Shape) -> None:
+    """Compare a finished certificate with its shape, field by field; raises CertificateNotAsShaped."""
+    try:
+        found = (
+            certificate.version,
+            certificate.issuer,
+            certificate.public_key(),
+            [(one.value, one.critical) for one in extensions_of(certificate)],
+        )
+    except (ValueError, TypeError, UnsupportedAlgorithm, EstError) as error:
+        raise CertificateNotAsShaped("the finished certificate cannot be read") from error
+    _check_own(certificate, shape)
+    _compare(
+        ("version", "issuer", "public key", "extensions"),
+        found,
+        (x509.Version.v3, shape.issuer, shape.public_key, [(one.value, one.critical) for one in shape.extensions]),
+    )
+
+
+def _check_own(certificate: x509.Certificate, shape: Shape) -> None:
+    """The fields that are of this certificate alone."""
+    try:
+        found = (
+            certificate.serial_number,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            certificate.subject,
+        )
+    except (ValueError, TypeError) as error:
+        raise CertificateNotAsShaped("the finished certificate cannot be read") from error
+    _compare(
+        ("serial number", "notBefore", "notAfter", "subject"),
+        found,
+        (
+            shape.serial,
+            shape.not_before.astimezone(UTC).replace(microsecond=0),
+            shape.not_after.astimezone(UTC).replace(microsecond=0),
+            shape.subject,
+        ),
+    )
+
+
+def _compare(names: Sequence[str], found: Sequence[object], wanted: Sequence[object]) -> None:
+    for what, is_, should_be in zip(names, found, wanted, strict=True):
+        if is_ != should_be:
+            raise CertificateNotAsShaped(f"the certificate's {what} is not the one shaped")
+
+
+def _check_written(certificate: x509.Certificate, shape: Shape) -> None:
+    """`check` for what `to_be_signed` has just put together.
+
+    Every extension is read again; of the settled ones only the name is compared, because the octets that stand here
+    were read and compared when they were settled. Issuer and key are cryptography's own encodings, copied.
+    """
+    _check_own(certificate, shape)
+    found = list(extensions_of(certificate))
+    if len(found) != len(shape.extensions):
+        raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
+    for one, wanted in zip(found, shape.extensions, strict=True):
+        if one.critical != wanted.critical or (
+            one.oid != wanted.value.oid if wanted.settled else one.value != wanted.value
+        ):
+            raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
+
+
+def check_der(der: bytes, shape: Shape) -> x509.Certificate:
+    """Re-read a finished certificate, compare it with its shape, and hand it over; every field of it was read."""
+    certificate = load_certificate(der)
+    check(certificate, shape)
+    return certificate
+
+
+def _check_possible(shape: Shape) -> None:
+    if not 0 < shape.serial < 1 << 159:
+        raise ShapeNotPossible("a certificate's serial number is positive and has at most 159 bits")
+    if shape.not_before.tzinfo is None or shape.not_after.tzinfo is None or shape.not_after <= shape.not_before:
+        raise ShapeNotPossible("a certificate's dates are aware and in order")
+    check_key(shape.public_key)
+
+
+def _algorithm(issuer_key: ec.EllipticCurvePublicKey) -> bytes:
+    try:
+        return _ECDSA[issuer_key.curve.name]
+    except KeyError as error:
+        raise ShapeNotPossible("issuing keys are on P-256 or P-384") from error
