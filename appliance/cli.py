@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from appliance.commands import certificates, devices, hosts, itself, network, people
+from appliance.commands import certificates, devices, hosts, itself, network, people, verify
 from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(itself.app)
+app.add_typer(verify.app)
 app.add_typer(devices.manufacturers, name="manufacturers")
 app.add_typer(devices.pledges, name="pledges")
 app.add_typer(devices.proxies, name="proxies")

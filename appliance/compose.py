@@ -233,7 +233,7 @@ class Appliance:
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
                 "est": EstOperations(self.registrar.inventory, actor),
-                "owners": OwnerOperations(self.directory, actor),
+                "owners": OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(self.certificates, actor),
                 "policy": PolicyOperations(self.policies, actor, issuers),

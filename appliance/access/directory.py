@@ -7,6 +7,7 @@ for command line, console and API.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from appliance import audit, cascade
 from appliance.access import owner_views as views
@@ -32,7 +34,7 @@ from appliance.access.owner_rows import (
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import dual_identity, possession
 from appliance.binding.errors import KeyReused
-from appliance.binding.facts import Limits
+from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.possession import KeyStatement
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound
@@ -109,6 +111,20 @@ class OwnerDirectory:
             keys = owners.all_keys(tx)
             return [
                 {**views.brief(one), "keys": sum(key.state == owners.ACTIVE for key in keys.get(one.identifier, ()))}
+                for one in owners.every(tx)
+            ]
+
+        return await self._store.read(read)
+
+    async def records(self) -> builtins.list[OwnerRecord]:
+        """Every owner with every key, also those that count no more, as a verifier wants them."""
+
+        def read(tx: Tx) -> builtins.list[OwnerRecord]:
+            keys = owners.all_keys(tx)
+            return [
+                OwnerRecord(
+                    one.identifier, tuple(_read_key(key) for key in keys.get(one.identifier, ())), one.state, one.kind
+                )
                 for one in owners.every(tx)
             ]
 
@@ -328,3 +344,9 @@ def _find(tx: Tx, name: str) -> Owner:
 
 def _row_of(owner: Owner) -> OwnerRow:
     return OwnerRow(owner.ref, owner.name, owner.kind, owner.department)
+
+
+def _read_key(row: Key) -> OwnerKey:
+    public = load_der_public_key(row.spki)
+    assert isinstance(public, ec.EllipticCurvePublicKey)  # possession statements bring no others
+    return OwnerKey(row.jkt, public, row.state, row.protection, row.not_before, row.not_after)

@@ -34,6 +34,16 @@ def _diff_text(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{len(result.get('unchanged', ()))} unchanged; {done}"])
 
 
+@owners.command("bundle")
+def owners_bundle(
+    file: Annotated[Path, typer.Argument(help="Where it goes; an older one is replaced.")],
+) -> None:
+    """Write the trust bundle: what others need to verify this campus's credentials offline. It holds no secret."""
+    result = ask("owners.bundle")
+    file.write_text(result["bundle"], encoding="utf-8")
+    show({"file": str(file), "bytes": len(result["bundle"].encode())}, text=f"written: {file}")
+
+
 @owners.command("add")
 def owners_add(
     ref: str,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from appliance.access.directory import OwnerDirectory
 from appliance.audit import Actor
+from appliance.binding.bundle import TrustBundle, write
+from appliance.binding.facts import OwnerRecord
 from appliance.identity.registry import AgentRegistry
 
 
 class OwnerOperations:
     """appliance owners ..."""
 
-    def __init__(self, directory: OwnerDirectory, actor: Actor) -> None:
+    def __init__(
+        self, directory: OwnerDirectory, actor: Actor, bundle: Callable[[list[OwnerRecord]], TrustBundle]
+    ) -> None:
+        """`bundle` puts owners together with what else a relying party needs."""
         self._directory = directory
         self._actor = actor
+        self._bundle = bundle
+
+    async def bundle(self) -> Any:
+        return {"bundle": write(self._bundle(await self._directory.records()))}
 
     async def import_(self, csv: str, confirm: bool = False, dry_run: bool = False) -> Any:
         return await self._directory.import_csv(csv, actor=self._actor, confirm=confirm, dry_run=dry_run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,6 +24,7 @@ from appliance.binding import approval as approvals
 from appliance.binding import dual_identity, jws, token
 from appliance.binding import verify as verification
 from appliance.binding.approval import OwnerApproval
+from appliance.binding.bundle import TrustBundle
 from appliance.binding.dual_identity import DualIdentity
 from appliance.binding.errors import BindingError
 from appliance.binding.facts import Limits, OwnerRecord
@@ -94,6 +95,18 @@ class Issuer:
     wit_issuer: str
     wit_seconds: int
     limits: Limits
+
+    def trust_bundle(self, owners: Iterable[OwnerRecord]) -> TrustBundle:
+        """What a relying party needs to verify what is issued here, with these owners."""
+        return TrustBundle(
+            self.domain,
+            self.wit_issuer,
+            {self.wit_kid: self.wit_signer.public_key()},
+            self.arc,
+            self.limits.backdating_seconds,
+            {one.owner_id: one for one in owners},
+            self.clock.now(),
+        )
 
     async def issue(
         self,

@@ -229,3 +229,24 @@ def test_one_transaction_id_is_found_from_the_request_to_the_switch(host: Host, 
 def _entry(line: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.loads(line)["body"])
     return found
+
+
+@pytest.mark.req("A-30", "A-34", "A-113")
+def test_a_stranger_verifies_certificate_and_wit_with_the_trust_bundle_alone(host: Host, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.json"
+    campus = host.campus
+    assert appliance("owners", "bundle", bundle, "--home", campus.home).status == 0
+    assert b"PRIVATE" not in bundle.read_bytes() and '"d"' not in bundle.read_text()
+    for option, file in (("--cert", "chain.pem"), ("--wit", "wit.txt")):
+        done = appliance("verify", option, host.agent / file, "--owners", bundle, "-o", "json", "--home", tmp_path)
+        assert done.status == 0, done.err
+        told = json.loads(done.out)
+        assert told["ok"] and told["model"] == "agent-mediated"
+        assert bool(told["approval"]) is (option == "--cert")  # the WIT names its approval by digest
+    swapped = json.loads(bundle.read_text())
+    for owner in swapped["owners"]:
+        for key in owner["keys"]:
+            key["state"] = "revoked"
+    (tmp_path / "revoked.json").write_text(json.dumps(swapped))
+    refused = appliance("verify", "--cert", host.agent / "chain.pem", "--owners", tmp_path / "revoked.json")
+    assert refused.status == 1 and "owner-key-not-valid" in refused.err
