@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import NamedTuple
 
 from cryptography import x509
@@ -279,8 +280,6 @@ def _read_frame(der: bytes) -> _Frame:
     certificates: tuple[tlv.Span, ...] = ()
     if tag == 0xA0:
         certificates = tuple((at, last) for _, at, _, last in _all(der, start, stop, tlv.SEQUENCE))
-        if len(certificates) > MAX_CERTIFICATES:
-            raise CmsMalformed(f"the SignedData has more than {MAX_CERTIFICATES} certificates")
         at = stop
         tag, start, stop = tlv.read_tlv(der, at, end)
     if tag == 0xA1:  # CRLs are allowed and ignored
@@ -321,7 +320,10 @@ def _read_signer_info(der: bytes, at: int, end: int) -> _SignerInfo:
 
 
 def _all(der: bytes, at: int, end: int, tag: int) -> list[tuple[int, int, int, int]]:
-    found = list(tlv.elements(der, at, end))
+    """The elements of a set, all with this tag: of digests, or of certificates."""
+    found = list(islice(tlv.elements(der, at, end), MAX_CERTIFICATES + 1))
+    if len(found) > MAX_CERTIFICATES:
+        raise CmsMalformed(f"the SignedData has more than {MAX_CERTIFICATES} certificates or digest algorithms")
     if any(one[0] != tag for one in found):
         raise CmsMalformed("an element of a CMS set has the wrong type")
     return found

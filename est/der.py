@@ -16,6 +16,7 @@ BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID = 0x01, 0x02, 0x03, 0x04, 
 UTF8_STRING, PRINTABLE_STRING, IA5_STRING, UTC_TIME, GENERALIZED_TIME = 0x0C, 0x13, 0x16, 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
 MAX_ELEMENTS = 20_000
+MAX_OID = 64
 
 Span = tuple[int, int]
 
@@ -240,6 +241,8 @@ def oid(dotted: str) -> bytes:
 @lru_cache(maxsize=256)
 def dotted(value: bytes) -> str:
     """Dotted decimal from the content octets of an OBJECT IDENTIFIER; raises BodyMalformed."""
+    if len(value) > MAX_OID:  # first of all: an arc grows with its octets, and shifting it costs its length each time
+        raise BodyMalformed("DER OBJECT IDENTIFIER is too long")
     arcs: list[int] = []
     number = 0
     fresh = True
@@ -251,7 +254,7 @@ def dotted(value: bytes) -> str:
         if fresh:
             arcs.append(number)
             number = 0
-    if not arcs or not fresh or len(value) > 64:
-        raise BodyMalformed("DER OBJECT IDENTIFIER is empty, cut off or too long")
+    if not arcs or not fresh:
+        raise BodyMalformed("DER OBJECT IDENTIFIER is empty or cut off")
     first = min(arcs[0] // 40, 2)
     return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:])))

@@ -83,7 +83,7 @@ def test_object_identifiers_survive_the_way_there_and_back(dotted: str) -> None:
     assert der.dotted(one[2:]) == dotted
 
 
-@pytest.mark.parametrize("content", ["", "80", "8001", "2a8648ce3d80", "2a" * 65])
+@pytest.mark.parametrize("content", ["", "80", "8001", "2a8648ce3d80", "2a" * 65, "ff" * 65 + "7f"])
 def test_object_identifiers_that_are_not_der_are_refused(content: str) -> None:
     with pytest.raises(BodyMalformed):
         der.dotted(bytes.fromhex(content))

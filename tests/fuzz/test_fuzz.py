@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from est import jose
+from est import cms, der, jose
 from est.errors import Refusal
 from tests.fuzz import __main__ as command
 from tests.fuzz.targets import CRASHES, JWS, MAX_BYTES, NAMES, TARGETS, WORLDS, Target, TooSlow, check
 
 ROOT = Path(__file__).parents[2]
 MAX_MEMORY = 16 * 1024 * 1024
+VOUCHER = der.oid(cms.ID_CT_ANIMA_JSON_VOUCHER)
 
 
 def _replayed() -> Iterator[tuple[str, Path]]:
@@ -91,8 +92,8 @@ def test_slowness_is_a_finding() -> None:
 def _costly() -> dict[str, bytes]:
     """Inputs of the largest size that make a reader work."""
     size = 262_000
-    der = base64.b64encode(TRIO_DER).decode()
-    crowd = jose.base64url(json.dumps({"alg": "ES256", "x5c": [der] * 32}).encode())
+    device = base64.b64encode(TRIO_DER).decode()
+    crowd = jose.base64url(json.dumps({"alg": "ES256", "x5c": [device] * 32}).encode())
     sequences = bytes.fromhex("3080") * (size // 2)
     return {
         "brackets": b"[" * size,
@@ -111,7 +112,24 @@ def _costly() -> dict[str, bytes]:
         "spaces": b" " * size,
         "base64": base64.b64encode(bytes(size * 3 // 4)),
         "wrapped": b"M\n" * (size // 2),
+        "content type": _signed_data(content_type=der.tlv(der.OID, b"\xff" * (size - 200) + b"\x7f")),
+        "certificates": _signed_data(certificates=b"\x30\x00" * (size // 2 - 200)),
     }
+
+
+def _signed_data(*, content_type: bytes = VOUCHER, certificates: bytes = b"") -> bytes:
+    """A SignedData that goes wrong as late as it can."""
+    digest = der.sequence(der.oid("2.16.840.1.101.3.4.2.1"))
+    info = der.sequence(
+        der.integer(1), der.sequence(b"\x30\x00", der.integer(1)), digest, der.tlv(0xA0, b""),
+        der.sequence(der.oid("1.2.840.10045.4.3.2")), der.tlv(der.OCTET_STRING, b""),
+    )  # fmt: skip
+    signed = der.sequence(
+        der.integer(3), der.tlv(der.SET, digest),
+        der.sequence(content_type, der.tlv(0xA0, der.tlv(der.OCTET_STRING, b"{}"))),
+        der.tlv(0xA0, certificates), der.tlv(der.SET, info),
+    )  # fmt: skip
+    return der.sequence(der.oid("1.2.840.113549.1.7.2"), der.tlv(0xA0, signed))
 
 
 def _nested(size: int) -> bytes:
