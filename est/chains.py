@@ -122,6 +122,7 @@ class TrustAnchors:
         self.key_identifiers: frozenset[bytes] = frozenset(
             identifier for one in self.certificates if (identifier := ski_of(one)) is not None
         )
+        self.names: frozenset[x509.Name] = frozenset(one.subject for one in self.certificates)
         self.store: Store | None = Store(list(self.certificates)) if self.certificates else None
 
     def __len__(self) -> int:
@@ -242,6 +243,10 @@ def _build(
 ) -> tuple[x509.Certificate, ...]:
     if anchors.store is None:
         raise ChainNotTrusted("there are no trust anchors for this certificate")
+    # Certificates of one name and key that certify each other make hundreds of paths, all of which the library tries.
+    # Where none of them can end at an anchor, there is nothing to try.
+    if not any(one.issuer in anchors.names for one in (leaf, *intermediates)) and leaf not in anchors.certificates:
+        raise ChainNotTrusted("no certificate of the chain names a trust anchor as its issuer")
     verifier = (
         PolicyBuilder()
         .store(anchors.store)

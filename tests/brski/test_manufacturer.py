@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from brski import Manufacturer, MasaNotAllowed, MasaUnknown, MasaUriInvalid, identify
+from brski import Manufacturer, ManufacturerUnknown, MasaNotAllowed, MasaUnknown, MasaUriInvalid, identify
 from brski.idevid import IDevID, read_idevid
+from est.chains import TrustAnchors
+from lab.certificates import common_name, issue, make_leaf, make_root
 from tests.brski.trio import MASA, device, factory
 from tests.support import NOW
 
@@ -75,3 +79,21 @@ def test_pledge_is_identified_by_the_first_manufacturer_whose_anchor_ends_its_ch
     assert known.path == (*device().chain, factory().device_root.certificate)
     again = identify(device().certificate, device().chain, iter([ACME]), now=NOW)
     assert again.idevid.device == known.idevid.device
+
+
+@pytest.mark.req("B-251", "T-23", "T-36")
+def test_a_stranger_whose_cas_certify_each_other_costs_as_much_as_any_other() -> None:
+    """Seven hundred paths lead from this certificate to nowhere, and each might end at one of twenty makers."""
+    nowhere = make_root("Nowhere", now=NOW - timedelta(days=90))
+    key, name, end = nowhere.key, nowhere.certificate.subject, NOW + timedelta(days=90)
+    many = [issue(key, name, key, name, now=NOW - timedelta(days=at), not_after=end, ca=True) for at in range(6)]
+    stranger = make_leaf(nowhere, common_name("stranger"), now=NOW, not_after=NOW + timedelta(days=1)).certificate
+    makers = [Manufacturer(name, TrustAnchors([make_root(name, now=NOW).certificate])) for name in map(str, range(20))]
+
+    def cost() -> float:
+        begun = time.thread_time()
+        with pytest.raises(ManufacturerUnknown):
+            identify(stranger, many, makers, now=NOW + timedelta(days=2))
+        return time.thread_time() - begun
+
+    assert min(cost() for _ in range(3)) < 0.010
