@@ -257,9 +257,10 @@ class Masa:
             # the topmost certificate sent is an anchor for consistency only (RFC 8995, section 5.5.3)
             if len(presented) == 1:
                 chains.check_pin(presented, opened.signer, at=now, policy=chains.REGISTRAR)
-                return presented
-            top = chains.TrustAnchors(presented[-1:])
-            path = chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)
+                path = presented
+            else:
+                top = chains.TrustAnchors(presented[-1:])
+                path = chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)
             if revocation is not None:
                 revocation.check(path, at=now)
             return path

@@ -41,9 +41,12 @@ class RevocationLists:
     def check(self, path: Sequence[x509.Certificate], *, at: datetime) -> None:
         """Hold a checked path, end entity first and anchor last, against the lists; the anchor itself is not asked for.
 
-        A list counts when its issuer's key in the path signed it and it is current. Raises CertificateRevoked,
-        RevocationUnknown, CertificateMalformed, KeyNotAccepted.
+        A list counts when its issuer's key in the path signed it and it is current; an end entity that came alone
+        has no issuer there, and so no list. Raises CertificateRevoked, RevocationUnknown, CertificateMalformed,
+        KeyNotAccepted.
         """
+        if len(path) == 1 and self._demanded and _names_list(path[0]):
+            raise RevocationUnknown("the certificate names a revocation list, and its issuer did not come along")
         for certificate, issuer in pairwise(path):
             lists = [one for one in self._lists if _is_by(one, issuer, at)]
             if any(one.get_revoked_certificate_by_serial_number(certificate.serial_number) for one in lists):

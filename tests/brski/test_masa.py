@@ -41,7 +41,9 @@ from brski import (
 )
 from brski.states import DeviceState
 from est import chains
+from est.crl import RevocationLists
 from est.exchange import Call
+from lab.certificates import common_name
 from lab.factory import CMC_RA, Identity, make_intermediate, make_leaf, make_registrar, make_root
 from lab.mock_masa import tamper
 from tests.brski.trio import LONG_AGO, SERIAL, Trio, campus, content_of, device, seal, with_leaf, without_leaf
@@ -139,10 +141,30 @@ def test_ca_that_copies_name_and_key_identifier_breaks_the_chain() -> None:
 
 
 @pytest.mark.req("B-282")
-def test_expired_registrar_is_refused() -> None:
+@pytest.mark.parametrize("chain", [campus().chain, ()], ids=["with its CAs", "alone"])
+def test_expired_registrar_is_refused(chain: tuple[x509.Certificate, ...]) -> None:
     trio = Trio()
+    call = trio.registrar_call(with_prior(trio, device()), by=registrar_with_chain(campus().registrar, *chain))
+    assert trio.issue(call)
     with pytest.raises(RegistrarChainBroken):
-        trio.issue(trio.consider().call, now=NOW + timedelta(days=400))
+        trio.issue(call, now=NOW + timedelta(days=400))
+
+
+@pytest.mark.req("B-284")
+def test_registrar_that_leaves_its_issuer_out_does_not_evade_revocation_lists() -> None:
+    trio = Trio()
+    list_ = x509.DistributionPoint([x509.UniformResourceIdentifier("http://ca.example/crl")], None, None, None)
+    extensions = [
+        (x509.ExtendedKeyUsage([CMC_RA]), False),
+        (x509.CRLDistributionPoints([list_]), False),
+    ]
+    ca, key = campus().ca, campus().registrar.key
+    named = make_leaf(ca, common_name("registrar"), now=LONG_AGO, key=key, extensions=extensions)
+    call = trio.registrar_call(with_prior(trio, device()), by=registrar_with_chain(named))
+    assert trio.issue(call, revocation=RevocationLists())
+    with pytest.raises(RegistrarChainBroken) as refused:
+        trio.issue(call, revocation=RevocationLists(demanded=True))
+    assert refused.value.fields["because"] == "chain-revocation-unknown"
 
 
 @pytest.mark.req("B-287", "T-09")
