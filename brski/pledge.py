@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from brski import leaves, paths, sealed, telemetry, voucher, voucher_request
 from brski.dialect import STRICT, Dialect
@@ -181,8 +182,13 @@ class Pledge:
             ) from cause
         # A manufacturer may issue MASA and devices from one CA (RFC 8995, appendix C does), and IDevIDs carry no usage
         # that tells them apart: without this every sold device could sign vouchers for all others.
-        if _has_masa_uri(opened.signer):
+        if _has_masa_uri(opened.signer) or self._is_sibling(opened.signer):
             raise VoucherSignatureInvalid("the voucher was signed by a device, not by a MASA")
+
+    def _is_sibling(self, signer: x509.Certificate) -> bool:
+        """Whether the CA of this device made another: its subject has a serial number (RFC 8995, section 2.3.1)."""
+        is_of_our_ca = signer.issuer == self.idevid.certificate.issuer
+        return is_of_our_ca and bool(signer.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER))
 
     def _check_device(self, received: Voucher) -> None:
         if received.serial_number != self.idevid.serial_number:

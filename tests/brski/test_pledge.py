@@ -201,8 +201,24 @@ def test_voucher_signed_by_a_sold_device_is_refused_even_under_a_shared_root() -
     content = good(trio)
     by_masa = make_leaf(trio.factory.device_ca, subject("MASA"), now=LONG_AGO)
     assert shared.accept_voucher(trio.voucher_reply(content, by=by_masa), sent, trio.campus.tls_chain, now=NOW)
-    with pytest.raises(VoucherSignatureInvalid, match="by a device"):
-        shared.accept_voucher(trio.voucher_reply(content, by=device("PX-2")), sent, trio.campus.tls_chain, now=NOW)
+    for sold in (device("PX-2"), device("PX-2", masa="")):
+        with pytest.raises(VoucherSignatureInvalid, match="by a device"):
+            shared.accept_voucher(trio.voucher_reply(content, by=sold), sent, trio.campus.tls_chain, now=NOW)
+
+
+@pytest.mark.req("B-148", "B-321")
+def test_the_masas_certificate_is_held_against_the_clock_where_there_is_one() -> None:
+    for is_trusted in (True, False):
+        trio = Trio(pledge_policy=PledgePolicy(clock_trusted=is_trusted))
+        once = make_leaf(
+            trio.factory.voucher_root, subject("MASA"), now=LONG_AGO, not_after=LONG_AGO + timedelta(days=1)
+        )
+        reply = trio.voucher_reply(good(trio), by=once)
+        if is_trusted:
+            with pytest.raises(VoucherSignatureInvalid):
+                trio.accept(reply)
+        else:
+            assert trio.accept(reply)
 
 
 @pytest.mark.req("B-321", "B-405")
