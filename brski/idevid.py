@@ -137,7 +137,8 @@ def is_same_issuer(received: bytes, certificate: x509.Certificate, issuer: x509.
     the second is taken where the issuer's certificate is at hand.
     """
     complete = idevid_issuer(certificate)
-    if received in (complete, complete[2:]):
+    inside = slice(*der.only(complete, 0, len(complete), der.OCTET_STRING))
+    if received in (complete, complete[inside]):
         return True
     extension = _extension(certificate, x509.AuthorityKeyIdentifier.oid)
     if isinstance(extension, x509.AuthorityKeyIdentifier):

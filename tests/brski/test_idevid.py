@@ -20,8 +20,10 @@ from brski.idevid import (
     read_serial_number,
 )
 from est import der
+from lab.certificates import issue
 from lab.factory import make_leaf
 from tests.brski.trio import LONG_AGO, device, factory
+from tests.support import NOW
 
 NAME = x509.NameOID
 
@@ -179,6 +181,21 @@ def test_issuer_is_recognised_in_the_forms_of_the_field() -> None:
         assert not is_same_issuer(form, device(maker="Other").certificate)
     for junk in (b"", b"C = IE, CN = ...", complete[:-1], complete.hex().encode()):
         assert not is_same_issuer(junk, device().certificate)
+
+
+@pytest.mark.req("B-265", "B-324")
+def test_issuer_is_recognised_where_the_extension_has_more_than_a_key_identifier() -> None:
+    long = x509.DirectoryName(x509.Name([x509.NameAttribute(NAME.ORGANIZATION_NAME, "Acme " * 12)] * 3))
+    extension = x509.AuthorityKeyIdentifier(bytes(range(20)), [long], 77)
+    ca, name = factory().device_ca, device().certificate.subject
+    certificate = issue(
+        ca.key, name, ca.key, ca.certificate.subject, now=LONG_AGO, not_after=NOW, ca=False, has_aki=False,
+        extensions=[(extension, False)],
+    )  # fmt: skip
+    complete = idevid_issuer(certificate)
+    assert complete == der.tlv(der.OCTET_STRING, extension.public_bytes()) and len(complete) > 130
+    for form in (complete, extension.public_bytes(), bytes(range(20))):
+        assert is_same_issuer(form, certificate)
 
 
 def test_certificate_with_broken_extensions_gives_no_facts() -> None:
