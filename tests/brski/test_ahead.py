@@ -52,23 +52,23 @@ def test_a_registrar_that_the_masa_does_not_know_gets_none() -> None:
 
 @pytest.mark.req("B-306", "B-313")
 @pytest.mark.parametrize(
-    "change",
+    ("change", "because"),
     [
-        {"serial_number": "PX-2"},
-        {"nonce": "AAAAAAAAAAAAAAAAAAAAAA==", "expires_on": None},
-        {"expires_on": None},
-        {"expires_on": NOW},
-        {"idevid_issuer": b"\x04\x02ab"},
+        ({"serial_number": "PX-2"}, "another device"),
+        ({"nonce": "AAAAAAAAAAAAAAAAAAAAAA==", "expires_on": None}, "a nonce that nobody sent"),
+        ({"expires_on": None}, "no end"),
+        ({"expires_on": NOW}, "has ended"),
+        ({"idevid_issuer": b"\x04\x02ab"}, "another issuer"),
     ],
 )
-def test_a_voucher_that_is_not_what_was_asked_for_is_not_kept(change: dict[str, object]) -> None:
+def test_a_voucher_that_is_not_what_was_asked_for_is_not_kept(change: dict[str, object], because: str) -> None:
     trio = known()
     exchange = ask(trio)
     grant = trio.masa.issue(exchange.call, trio, now=NOW)
     wrong = replace(grant.voucher, **change)  # type: ignore[arg-type]
     body = trio.masa.seal(wrong, paths.VOUCHER_CMS_JSON, now=NOW)
     voucher.unseal(body, paths.VOUCHER_CMS_JSON)
-    with pytest.raises(MasaAnswerInvalid):
+    with pytest.raises(MasaAnswerInvalid, match=because):
         exchange.conclude(Reply(200, paths.VOUCHER_CMS_JSON, body=body), NOW)
     assert exchange.conclude(grant.reply, NOW + timedelta(days=1)).serial_number == SERIAL
 

@@ -14,7 +14,7 @@ from est import profiles
 from est.crl import RevocationLists, read_crl
 from est.errors import BodyMalformed, CertificateRevoked, RevocationUnknown
 from est.signer import KeySigner
-from tests.est.pki import campus, sign, terms
+from tests.est.pki import CA, campus, odd, sign, terms
 from tests.est.test_revocation import WEEK, crl, to_be_signed
 from tests.support import NOW, key
 
@@ -51,6 +51,21 @@ def test_where_a_list_is_demanded_a_certificate_that_names_one_needs_it() -> Non
             RevocationLists(lists, demanded=True).check(chain, at=at)
     # who names no list is asked for none
     RevocationLists(demanded=True).check(path(), at=NOW)
+
+
+@pytest.mark.parametrize("signs_lists", [True, False])
+def test_a_list_counts_only_where_its_issuer_may_sign_lists(signs_lists: bool) -> None:
+    usage = x509.KeyUsage(False, False, False, False, False, True, signs_lists, False, False)
+    ca = odd("narrow", key("narrow"), key("narrow"), extensions=[CA, (usage, True)])
+    leaf = odd("leaf", key("leaf"), key("narrow"), issuer=ca, extensions=[])
+    entry = x509.RevokedCertificateBuilder().serial_number(leaf.serial_number).revocation_date(NOW).build()
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject).add_revoked_certificate(entry)
+    lists = RevocationLists([builder.last_update(NOW).next_update(NOW + WEEK).sign(key("narrow"), hashes.SHA256())])
+    if signs_lists:
+        with pytest.raises(CertificateRevoked):
+            lists.check((leaf, ca), at=NOW)
+    else:
+        lists.check((leaf, ca), at=NOW)
 
 
 def test_a_list_for_a_part_of_the_certificates_is_no_list() -> None:
