@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from brski import leaves
 from brski.errors import AuditLogMalformed, DeviceHistoryRefused
+from brski.voucher import Voucher
 from est.errors import EstError
 from est.transfer import read_json
 
@@ -244,12 +245,14 @@ def appraise(
     *,
     own_domain_ids: Collection[bytes],
     own_nonces: Collection[str | None] | None = None,
+    issued: Voucher | None = None,
 ) -> Appraisal:
     """Judge a device's history.
 
     `own_domain_ids` are the domainIDs under which this site's vouchers are logged (every certificate a MASA may pin for
     us). `own_nonces`, where the site keeps them, are the nonces of all vouchers it was ever given for this device: more
-    own entries than that mean that somebody else asks in our name, and the newest has to be there.
+    own entries than that mean that somebody else asks in our name. `issued` is the voucher that the device has now: a
+    log without it is not the whole one.
     """
     findings: dict[str, Finding] = {}
 
@@ -279,8 +282,8 @@ def appraise(
         more = max(counted - len(own_nonces), unknown)
         if more > 0:
             note(Concern.MORE_THAN_ISSUED, str(more), "vouchers were issued in our name that we did not ask for")
-        if own_nonces and not own:
-            note(Concern.OWN_ENTRY_MISSING, "", "the voucher just issued is not in the log")
+    if issued is not None and all(entry.nonce != issued.nonce for entry in own):
+        note(Concern.OWN_ENTRY_MISSING, "", "the voucher just issued is not in the log")
     if log.truncation.arbitrary:
         removed = log.truncation.arbitrary
         note(Concern.ENTRIES_REMOVED, str(removed), f"{removed} entries were removed from the log")

@@ -253,11 +253,10 @@ class Masa:
                 "the request's signer is not a registration authority", because=cause.reason
             ) from cause
         try:
-            presented = presented_path(opened.signer, opened.certificates[1:])
+            path = presented = presented_path(opened.signer, opened.certificates[1:])
             # the topmost certificate sent is an anchor for consistency only (RFC 8995, section 5.5.3)
             if len(presented) == 1:
                 chains.check_pin(presented, opened.signer, at=now, policy=chains.REGISTRAR)
-                path = presented
             else:
                 top = chains.TrustAnchors(presented[-1:])
                 path = chains.check(opened.signer, presented[1:], top, at=now, policy=chains.REGISTRAR)

@@ -29,7 +29,7 @@ from appliance.store import listed_devices, pledges, proxies, vouchers_ahead
 from appliance.store.pledges import PledgeRecord
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
-from brski import audit_log, sealed, voucher_request
+from brski import audit_log, sealed, voucher, voucher_request
 from brski.audit_log import Appraisal, AuditLog, AuditPolicy, Concern
 from brski.errors import (
     BrskiError,
@@ -43,6 +43,7 @@ from brski.idevid import read_idevid, read_masa_address
 from brski.manufacturer import KnownPledge
 from brski.registrar import MasaExchange, Registrar
 from brski.states import RecordEvent, RecordState
+from brski.voucher import Voucher
 from est.errors import Refusal
 from est.exchange import Call, Reply
 
@@ -164,8 +165,21 @@ class History:
             policy_for(self._policy, manufacturer, record, facts.delivered_at),
             own_domain_ids=self._registrar.domain_ids,
             own_nonces=None if nonces is None else (*nonces, *(None,) * facts.asked_ahead),
+            issued=self._issued(record, manufacturer),
         )
         return _Judgement(log, source, appraisal)
+
+    def _issued(self, record: PledgeRecord, manufacturer: KnownManufacturer) -> Voucher | None:
+        """The voucher that the device has now; it verified when it came."""
+        if record.voucher is None:
+            return None
+        granted, _ = voucher.unseal(
+            record.voucher,
+            sealed.media_type_of(record.voucher),
+            accept_id_data=self._accept_id_data,
+            dialect=manufacturer.facts.dialect,
+        )
+        return granted
 
     async def _fetch(self, exchange: MasaExchange, manufacturer: KnownManufacturer) -> Reply:
         destination = manufacturer.destination(exchange.masa)

@@ -13,7 +13,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from brski import AuditLog, AuditLogMalformed, AuditPolicy, Concern, DeviceHistoryRefused, LogEntry, appraise, audit_log
+from brski import (
+    Assertion,
+    AuditLog,
+    AuditLogMalformed,
+    AuditPolicy,
+    Concern,
+    DeviceHistoryRefused,
+    LogEntry,
+    Voucher,
+    appraise,
+    audit_log,
+)
 from brski.audit_log import EVERYTHING, Truncation, prune
 from lab.factory import make_leaf
 from tests.brski.trio import LONG_AGO, campus
@@ -178,7 +189,6 @@ CASES = [
     (log(entry(truncated=1)), ["n1"], [Concern.MORE_THAN_ISSUED]),
     (log(entry(nonce="stolen")), ["n1"], [Concern.MORE_THAN_ISSUED]),
     (log(entry(nonce=None)), ["n1"], [Concern.MORE_THAN_ISSUED]),
-    (log(), ["n1"], [Concern.OWN_ENTRY_MISSING]),
     (log(entry(), truncation=Truncation(arbitrary=1)), None, [Concern.ENTRIES_REMOVED]),
     (log(entry(), truncation=Truncation(nonced_duplicates=9)), None, []),
     (log(entry(), version=2), None, [Concern.NEWER_VERSION]),
@@ -206,6 +216,21 @@ def test_history_before_purchase() -> None:
     early = log(entry(days=-1), entry())
     assert [one.concern for one in appraise(early, policy, own_domain_ids={OURS}).findings] == [Concern.BEFORE_PURCHASE]
     assert appraise(log(entry()), policy, own_domain_ids={OURS}).is_accepted
+
+
+@pytest.mark.req("B-339")
+@pytest.mark.parametrize("nonce", ["n2", None])
+def test_the_voucher_just_issued_has_to_be_in_the_log(nonce: str | None) -> None:
+    issued = Voucher("PX-1", Assertion.LOGGED, created_on=NOW, nonce=nonce)
+
+    def found(*entries: LogEntry) -> list[Concern]:
+        nonces = ["n1", nonce]
+        judged = appraise(log(*entries), AuditPolicy(), own_domain_ids={OURS}, own_nonces=nonces, issued=issued)
+        return [one.concern for one in judged.findings]
+
+    assert found(entry(), entry(nonce=nonce)) == found(entry(nonce=nonce)) == []
+    for entries in ((), (entry(),), (entry(THEIRS, nonce=nonce),)):
+        assert Concern.OWN_ENTRY_MISSING in found(*entries)
 
 
 @pytest.mark.req("B-339")

@@ -356,6 +356,16 @@ def test_first_registrar_wins_where_the_policy_says_so() -> None:
     assert len(known.log.events) == 2
 
 
+@pytest.mark.req("B-292", "B-295")
+def test_a_former_owner_has_no_claim_any_more_where_the_first_registrar_wins() -> None:
+    former = Trio(masa_policy=MasaPolicy(override=False))
+    former.run()
+    ((key, known),) = former.events.items()
+    former.events[key] = replace(known, owners=(*known.owners, chains.spki_sha256(campus("New").ca.certificate)))
+    with pytest.raises(DeviceClaimed):
+        former.run()
+
+
 @pytest.mark.req("B-286", "T-05")
 def test_audit_only_masa_gives_the_device_to_whoever_has_it_and_logs_that() -> None:
     first, second = Trio(), Trio(domain="Mallory")
@@ -424,6 +434,15 @@ def test_audit_log_of_the_device_for_its_owner() -> None:
     reply = trio.masa.audit_log(trio.consider().audit_log_call, trio, now=NOW)
     assert (reply.status, reply.media_type) == (200, paths.JSON)
     assert len(audit_log.read(reply.body).events) == 1
+
+
+@pytest.mark.req("B-335")
+def test_audit_log_leaves_pruned() -> None:
+    trio = Trio()
+    trio.run()
+    trio.run()
+    told = audit_log.read(trio.masa.audit_log(trio.consider().audit_log_call, trio, now=NOW).body)
+    assert [entry.truncated for entry in told.events] == [1] and told.truncation.nonced_duplicates == 1
 
 
 @pytest.mark.req("B-336")

@@ -185,7 +185,7 @@ def test_pledge_gets_its_voucher_and_the_registrar_the_history(tmp_path: Path) -
         log = exchange.read_audit_log(await at.send(exchange.audit_log_call))
         assert [entry.nonce for entry in log.events] == [accepted.nonce]
         assert appraise(
-            log, AuditPolicy(), own_domain_ids=at.registrar.domain_ids, own_nonces=[accepted.nonce]
+            log, AuditPolicy(), own_domain_ids=at.registrar.domain_ids, own_nonces=[accepted.nonce], issued=accepted
         ).is_accepted
 
     with_desk(tmp_path, story)
