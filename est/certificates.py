@@ -19,6 +19,7 @@ from est.errors import BodyMalformed, CertificateMalformed
 
 MAX_CERTIFICATE = 8192
 _KEPT = 512
+_SKI = x509.SubjectKeyIdentifier.oid.dotted_string
 
 _EXTENSION_ERRORS = (
     ValueError,
@@ -142,6 +143,21 @@ def extension_value(extensions: bytes, dotted: str) -> bytes | None:
         first, last = tlv.only(extensions, after, stop, tlv.OCTET_STRING)
         return extensions[first:last]
     return None
+
+
+def find_ski(der: bytes) -> bytes | None:
+    """The key identifier in a certificate of which nothing else is read yet; raises CertificateMalformed.
+
+    Whoever seeks one certificate among many that a stranger sent need not pay for reading them all.
+    """
+    try:
+        at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
+        fields = tlv.elements(der, *tlv.expect(der, at, end, tlv.SEQUENCE))
+        extensions = next((der[start:stop] for tag, _, start, stop in fields if tag == 0xA3), None)
+        value = None if extensions is None else extension_value(extensions, _SKI)
+        return None if value is None else value[slice(*tlv.only(value, 0, len(value), tlv.OCTET_STRING))]
+    except BodyMalformed as error:
+        raise CertificateMalformed("a certificate cannot be read") from error
 
 
 @lru_cache(maxsize=_KEPT)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from est import der as tlv
-from est.certificates import der_of, issuer_and_serial, load_certificate, read_certificate, ski_of
+from est.certificates import der_of, find_ski, issuer_and_serial, load_certificate, read_certificate
 from est.errors import (
     BodyMalformed,
     BodyTooLarge,
@@ -378,7 +378,7 @@ def _find_signer(info: _SignerInfo, candidates: Sequence[bytes]) -> bytes:
         wanted = info.issuer_and_serial
         found = {der for der in candidates if issuer_and_serial(der) == wanted}
     else:
-        found = {der for der in candidates if ski_of(read_certificate(der)) == info.key_identifier}
+        found = {der for der in candidates if find_ski(der) == info.key_identifier}
     if len(found) != 1:
         raise CmsNotAccepted("the signer's certificate is not embedded exactly once")
     return found.pop()

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from est import certificates, chains, cms, der
 from est.errors import CertificateMalformed, EstError
 from est.signer import KeySigner
-from tests.est.pki import campus, damage_each_byte
+from tests.est.pki import campus, damage_each_byte, odd
 from tests.support import NOW, key
 
 PROXY = campus().proxy.public_bytes(Encoding.DER)
@@ -98,3 +98,21 @@ def test_what_is_no_certificate_is_malformed(data: bytes) -> None:
 
 def test_a_bit_flip_gives_another_certificate_or_a_refusal() -> None:
     assert damage_each_byte(PROXY, certificates.read_certificate, step=3)
+
+
+@pytest.mark.req("B-409")
+def test_a_key_identifier_is_found_before_anything_else_is_read() -> None:
+    for one in (campus().root, campus().ca, campus().proxy, odd("bare", key("bare"), key("bare"), extensions=[])):
+        assert certificates.find_ski(one.public_bytes(Encoding.DER)) == certificates.ski_of(one)
+    for wrong in (
+        b"",
+        b"\x30\x00",
+        b"\x30\x02\x30\x00",
+        PROXY[:-1],
+        PROXY.replace(b"\x04\x16\x04\x14", b"\x04\x16\x04\x13"),
+    ):
+        try:
+            found = certificates.find_ski(wrong)
+        except CertificateMalformed:
+            continue
+        assert found is None

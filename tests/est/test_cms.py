@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asn1crypto import cms as foreign
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from est import cms, der
+from est import certificates, cms, der
 from est.errors import (
     BodyTooLarge,
     CertificateMalformed,
@@ -238,6 +239,25 @@ def test_the_signer_may_be_named_by_subject_key_identifier() -> None:
     refused(hand_made(sid=der.tlv(0x80, identifier[::-1]), info_version=3), CmsNotAccepted, "embedded")
     refused(hand_made(sid=der.tlv(0x80, identifier)), CmsMalformed, "identifier")
     refused(hand_made(info_version=3), CmsMalformed, "identifier")
+
+
+@pytest.mark.req("B-409", "T-23")
+@pytest.mark.parametrize("has_identifier", [True, False])
+def test_no_other_certificate_is_read_to_find_the_signer(has_identifier: bool) -> None:
+    """Names full of oddities cost a reader milliseconds, and a stranger may send 32 of them."""
+    own = campus().proxy.public_bytes(Encoding.DER)
+    costly = own.replace(b"\x0c\x07proxy 1", b"\x0c\x07\xff\xfe\xfd\xfc\xfb\xfa\xf9")
+    identifier = x509.SubjectKeyIdentifier.from_public_key(campus().proxy.public_key()).digest  # type: ignore[arg-type]
+    if has_identifier:
+        costly = costly.replace(identifier, bytes(20))
+        named: dict[str, Any] = {"sid": der.tlv(0x80, identifier), "info_version": 3, "version": 3}
+    else:
+        costly = costly.replace(b"\x02\x01\x4d", b"\x02\x01\x4e", 1)
+        named = {}
+    opened = cms.unseal(hand_made(embedded=(own, costly), **named), content_types=BOTH)
+    assert opened.signer == campus().proxy and len(opened.certificates) == 2
+    with pytest.raises(CertificateMalformed):
+        certificates.check_readable(opened.certificates[1])
 
 
 @pytest.mark.req("B-409")
