@@ -194,7 +194,7 @@ def read_media_type(media_type: str, accept: str = "", *, formats: Collection[st
 
 def media_type_of(body: bytes) -> str:
     """The media type of an artefact that we made or accepted and kept: JWS is JSON text, CMS DER or its base64."""
-    return paths.VOUCHER_JWS_JSON if body[:64].lstrip()[:1] == b"{" else paths.VOUCHER_CMS_JSON
+    return paths.VOUCHER_JWS_JSON if body.lstrip()[:1] == b"{" else paths.VOUCHER_CMS_JSON
 
 
 def _codec(media_type: str) -> Codec:

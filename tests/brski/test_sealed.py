@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,13 @@ def test_openssl_accepts_what_we_sign(name: str, body: bytes, anchor: Identity, 
         ["openssl", "asn1parse", "-inform", "DER", "-in", artefact], capture_output=True, timeout=30, text=True
     ).stdout
     assert "id-smime-ct-40" in printed or "1.2.840.113549.1.9.16.1.40" in printed or "id-ct-" in printed
+
+
+@pytest.mark.parametrize("media_type", list(sealed.CODECS))
+def test_the_form_of_a_kept_artefact_is_known_by_its_beginning(media_type: str) -> None:
+    body = Trio(media_type=media_type).ask().body
+    assert sealed.media_type_of(body) == media_type
+    if media_type == paths.VOUCHER_JWS_JSON:  # blanks before JSON mean nothing, however many
+        assert sealed.media_type_of(b" \r\n\t" * 100 + body) == media_type
+    else:
+        assert sealed.media_type_of(base64.encodebytes(body)) == media_type
