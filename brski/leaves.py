@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # RFC 3339 as ietf-yang-types:date-and-time restricts it; implementations in the field send 0 to 9 fraction digits.
 _DATE = re.compile(r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:Z|([+-])(\d{2}):(\d{2}))", re.ASCII)
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 NONCE_OCTETS = range(8, 33)
 MAX_SERIAL = 255
@@ -52,7 +52,7 @@ def read_string(value: object, *, longest: int = MAX_SERIAL) -> str:
         raise ValueError("a string is needed")
     if not 1 <= len(value) <= longest:
         raise ValueError(f"1 to {longest} characters are allowed")
-    if _UNPRINTABLE.search(value):
+    if UNPRINTABLE.search(value):
         raise ValueError("control characters are not allowed")
     return value
 

@@ -103,9 +103,9 @@ class MasaExchange:
     def conclude(self, reply: Reply, now: datetime) -> Voucher:
         """The voucher in the MASA's answer; its `sealed` bytes go to the pledge unchanged.
 
-        Only what the registrar can know is checked: the pledge alone has the anchors for the signature's chain. `now`
-        dates nothing here but belongs to the two-step form. Raises MasaRefused, MasaFormatRefused,
-        MasaAuthenticationRequired, MasaUnavailable, MasaAnswerInvalid, VoucherMalformed, VoucherSignatureInvalid.
+        Only what the registrar can know is checked: the pledge alone has the anchors for the signature's chain. Raises
+        MasaRefused, MasaFormatRefused, MasaAuthenticationRequired, MasaUnavailable, MasaAnswerInvalid, PinMissing,
+        VoucherMalformed, VoucherSignatureInvalid.
         """
         dialect = self.pledge.manufacturer.dialect
         check_masa_reply(reply, self.call.media_type, dialect)
@@ -173,12 +173,17 @@ class Registrar:
         self._certificate = certificate
         self._chain = tuple(chain)
         self._policy = policy or RegistrarPolicy()
-        self._own_keys = frozenset(chains.spki_sha256(one) for one in (certificate, *chain))
+        self._own_keys = frozenset(chains.spki_sha256(one) for one in self.own_chain)
+
+    @property
+    def own_chain(self) -> tuple[x509.Certificate, ...]:
+        """Our certificate and what a MASA may pin beside it."""
+        return (self._certificate, *self._chain)
 
     @property
     def domain_ids(self) -> frozenset[bytes]:
         """The domainIDs under which a MASA may log our vouchers: one per certificate it may pin."""
-        return frozenset(audit_log.domain_id(one) for one in (self._certificate, *self._chain))
+        return frozenset(audit_log.domain_id(one) for one in self.own_chain)
 
     def consider(
         self,
@@ -223,15 +228,10 @@ class Registrar:
             call=Call("POST", f"{masa.path}/requestvoucher", media_type, {"accept": media_type}, body),
             request=request,
             transaction=transaction_of(call),
-            own_chain=(self._certificate, *self._chain),
+            own_chain=self.own_chain,
             accept_id_data=policy.accept_id_data,
             is_base64=opened.is_base64,
         )
-
-    @property
-    def own_chain(self) -> tuple[x509.Certificate, ...]:
-        """Our certificate and what a MASA may pin beside it."""
-        return (self._certificate, *self._chain)
 
     def sign(self, request: VoucherRequest, media_type: str, *, now: datetime, dialect: Dialect) -> bytes:
         """A voucher-request of the registrar, signed, in the form its MASA takes."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from brski.errors import TelemetryMalformed
+from brski.leaves import UNPRINTABLE
 from est.errors import EstError
 from est.transfer import read_json
 
@@ -22,7 +23,6 @@ MAX_BYTES = 8192
 MAX_REASON = 256
 
 _KNOWN = frozenset({"version", "status", "reason", "reason-context"})
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _T = TypeVar("_T", bound="Status")
 
 
@@ -115,4 +115,4 @@ def _version(value: object) -> int:
 
 def _clean(text: str) -> str:
     """`text` on one line and not longer than MAX_REASON, because it goes into logs."""
-    return _UNPRINTABLE.sub(" ", text)[:MAX_REASON].strip()
+    return UNPRINTABLE.sub(" ", text)[:MAX_REASON].strip()

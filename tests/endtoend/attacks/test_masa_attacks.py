@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from brski import Assertion, leaves, paths, voucher
+from brski import Assertion, Pledge, leaves, paths, voucher
+from brski.idevid import read_serial_number
 from est.exchange import Call, Reply
 from lab.certificates import Domain, Identity, make_registrar
 from tests.endtoend.attacks.site import Maker, Site, reason, registrar_call, sign
@@ -29,15 +30,11 @@ def ask(maker: Maker, call: Call) -> Reply:
 
 def pledge_request(maker: Maker, device: Identity, domain: Domain) -> bytes:
     """What the device sends to the registrar of this domain."""
-    from brski import Pledge
-
     pledge = Pledge(device.signer, device.chain, maker.factory.masa_anchors)
     return pledge.voucher_request(domain.certificate, nonce=secrets.token_bytes(16), now=datetime.now(UTC)).body
 
 
 def serial_of(device: Identity) -> str:
-    from brski.idevid import read_serial_number
-
     return read_serial_number(device.certificate)
 
 
