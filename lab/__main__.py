@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace) -> None:
 def _policy(options: argparse.Namespace) -> MasaPolicy:
     from cryptography import x509
 
+    from brski.dialect import read_dialect
     from brski.masa import MasaPolicy
     from est.chains import TrustAnchors, spki_sha256
 
@@ -70,6 +71,7 @@ def _policy(options: argparse.Namespace) -> MasaPolicy:
     return MasaPolicy(
         override=not options.first_registrar_wins,
         demand_issuer=options.demand_issuer,
+        dialect=read_dialect(options.dialect),
         registrar_anchors=TrustAnchors(registrars) if registrars else None,
         forbidden_pins=frozenset(spki_sha256(one) for one in read(options.forbid_pin)),
     )
@@ -96,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     masa.add_argument("--forbid-pin", type=Path, action="append", default=[], metavar="PEM",
                       help="certificates that are never pinned, as those of public CAs; may be repeated")  # fmt: skip
     masa.add_argument("--demand-issuer", action="store_true", help="idevid-issuer must be in every request")
+    masa.add_argument("--dialect", default="", metavar="SWITCH,...",
+                      help="departures from RFC 8995: bodies in base64, vouchers without their type, and so on")  # fmt: skip
     masa.add_argument("--hasty", action="store_true", help="commits outlive a kill, not a power cut; for load tests")
     masa.add_argument("--log-by-url", action="store_true", help="audit logs are offered at unguessable addresses")
     verbs.add_parser("break", help="list the knobs that make the MASA misbehave")

@@ -90,11 +90,13 @@ class MockMasa:
         self._clock = clock
         self._options = options or MasaOptions()
         self._factory: Factory = load_or_create(folder, now=clock())
+        policy = policy or MasaPolicy()
+        self._dialect = policy.dialect
         self._masa = Masa(
             self._factory.masa_signer,
             self._factory.masa_chain,
             self._factory.device_anchors,
-            policy or MasaPolicy(),
+            policy,
             lasting=self._factory.lasting,
         )
         self._foreign: Identity = make_root("Somebody Else", now=clock())
@@ -144,7 +146,9 @@ class MockMasa:
         own = self._factory.lasting if is_lasting else (self._factory.masa_signer, self._factory.masa_chain)
         body = damage_voucher(granted, call.media_type, self.broken, Signing(own, self._foreign), now)
         self._records.grant(granted, call, now)
-        return _response(replace(granted.reply, body=body))
+        # one implementation in the field answers so, whatever it was asked in
+        media_type = "text/plain" if self._dialect.untyped_answers else granted.reply.media_type
+        return _response(replace(granted.reply, body=body, media_type=media_type))
 
     async def _request_audit_log(self, request: web.Request) -> web.Response:
         call, now = await _read_call(request), self._clock()
@@ -217,7 +221,7 @@ class MockMasa:
 
     def _device_of(self, call: Call) -> Device:
         """The device of a request that was granted its log."""
-        asked, _ = voucher_request.unseal(call.body, call.media_type)
+        asked, _ = voucher_request.unseal(call.body, call.media_type, dialect=self._dialect)
         device = self._records.find(asked.serial_number, None)
         assert device is not None
         return device
