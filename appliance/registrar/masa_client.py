@@ -150,7 +150,15 @@ class HttpsMasa:
         if url.scheme != "https" or not url.host:
             raise MasaNotAllowed("a MASA is reached by https only", base=to.base)
         _check_literal(url.host, to.listed)
-        lane = await self._lane(to)
+        lane = self._lane(to)
+        lane.users += 1
+        try:
+            return await self._in_turn(lane, url, call)
+        finally:
+            lane.users -= 1
+            await self._shrink()
+
+    async def _in_turn(self, lane: _Lane, url: URL, call: Call) -> Reply:
         try:
             async with asyncio.timeout(self._seconds):
                 await lane.limit.acquire()
@@ -184,8 +192,8 @@ class HttpsMasa:
         except (aiohttp.ClientError, OSError) as cause:
             raise _unreachable(url, "cannot be reached", cause) from cause
 
-    async def _lane(self, to: MasaDestination) -> _Lane:
-        """The pool for this host and these anchors; the least recently used one gives way when there are too many."""
+    def _lane(self, to: MasaDestination) -> _Lane:
+        """The pool for this host and these anchors."""
         key = (to.base, _digest(to))
         lane = self._lanes.get(key)
         if lane is None:
@@ -208,10 +216,13 @@ class HttpsMasa:
             )
             lane = self._lanes[key] = _Lane(session, asyncio.Semaphore(concurrency), authorization)
         self._lanes.move_to_end(key)
-        if len(self._lanes) > MAX_SESSIONS:
-            _, oldest = self._lanes.popitem(last=False)
-            await oldest.session.close()
         return lane
+
+    async def _shrink(self) -> None:
+        """The least recently used pools give way where there are too many; never one that somebody uses or awaits."""
+        idle = [key for key, lane in self._lanes.items() if not lane.users]
+        for lane in [self._lanes.pop(key) for key in idle[: max(0, len(self._lanes) - MAX_SESSIONS)]]:
+            await lane.session.close()
 
     def _context(self, to: MasaDestination) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -235,6 +246,7 @@ class _Lane:
     session: aiohttp.ClientSession
     limit: asyncio.Semaphore
     authorization: str = field(default="", repr=False)
+    users: int = 0
 
 
 async def _post(lane: _Lane, url: URL, call: Call) -> Reply:

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from appliance.registrar.errors import MasaBusy, MasaCredentialsUnusable
-from appliance.registrar.masa_client import MAX_ANSWER_BYTES, HttpsMasa, MasaDestination, check_address
+from appliance.registrar.masa_client import MAX_ANSWER_BYTES, MAX_SESSIONS, HttpsMasa, MasaDestination, check_address
 from appliance.registrar.masa_credentials import MasaCredentials
 from appliance.settings import RegistrarSettings
 from brski.errors import BrskiError, MasaAnswerInvalid, MasaNotAllowed, MasaTimedOut, MasaUnreachable
 from est.exchange import Call, Reply
+from lab.demo import free_port
 from lab.factory import Domain, Factory, Identity
 
 CALL = Call("POST", "/.well-known/brski/requestvoucher", "application/voucher-cms+json", {"accept": "x/y"}, b"RVR")
@@ -425,3 +426,29 @@ def test_a_call_that_waits_too_long_for_its_turn_is_told_so_and_is_not_the_masas
             assert len(heads) == 2
 
     asyncio.run(run())
+
+
+def test_a_pool_in_use_does_not_give_way_to_others(tmp_path: Path) -> None:
+    """A manufacturer's call under way, or waiting for its turn, is not cut off because many others are asked."""
+
+    async def story() -> None:
+        going, arrived = asyncio.Event(), asyncio.Event()
+
+        async def serve(head: bytes, writer: asyncio.StreamWriter) -> None:
+            arrived.set()
+            await going.wait()
+            await plain("200 OK", b"voucher")(head, writer)
+
+        client = HttpsMasa(RegistrarSettings(masa_seconds=20))
+        async with masa(serve, tmp_path) as (port, _):
+            slow = replace(destination(port), concurrency=1)
+            calls = [asyncio.create_task(client.send(CALL, slow)) for _ in range(2)]
+            await arrived.wait()
+            for _ in range(MAX_SESSIONS + 1):
+                with pytest.raises(MasaUnreachable):
+                    await client.send(CALL, destination(free_port()))
+            going.set()
+            assert [reply.status for reply in await asyncio.gather(*calls)] == [200, 200]
+            await client.close()
+
+    asyncio.run(story())
