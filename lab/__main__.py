@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="certificates that are never pinned, as those of public CAs; may be repeated")  # fmt: skip
     masa.add_argument("--demand-issuer", action="store_true", help="idevid-issuer must be in every request")
     masa.add_argument("--dialect", default="", metavar="SWITCH,...",
-                      help="departures from RFC 8995: bodies in base64, vouchers without their type, and so on")  # fmt: skip
+                      help="departures from RFC 8995, as the option of a manufacturer has them")  # fmt: skip
     masa.add_argument("--hasty", action="store_true", help="commits outlive a kill, not a power cut; for load tests")
     masa.add_argument("--log-by-url", action="store_true", help="audit logs are offered at unguessable addresses")
     verbs.add_parser("break", help="list the knobs that make the MASA misbehave")

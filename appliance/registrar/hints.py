@@ -56,8 +56,9 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "masa-credentials-unusable": "correct the files named in appliance manufacturers show {maker}; mode 0600",
         "masa-busy": "wait, the pledge asks again; if its MASA can take more at once: "
         "appliance manufacturers set {maker} masa-concurrency=16",
-        "masa-answer-invalid": "the MASA of {maker} answered what RFC 8995 does not know; allow its dialect, "
-        "or ask {maker}",
+        "masa-answer-invalid": "the MASA of {maker} answered what RFC 8995 does not allow, in what way says "
+        "appliance pledges show {device}: ask {maker}; for another Content-Type alone: "
+        "appliance manufacturers set {maker} dialect=untyped-answers",
         "masa-unavailable": _LATER,
         "masa-unreachable": "look at name, firewall and TLS anchors of the MASA: appliance manufacturers show {maker}",
         "masa-timed-out": _LATER,

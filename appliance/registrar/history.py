@@ -250,7 +250,7 @@ class History:
 
 def _note_failure(pledge_id: str, refusal: Refusal, caller: Caller, tx: Tx) -> None:
     record = pledges.require(tx, pledge_id)
-    noted = records.noted(record, "audit-log-unavailable", now=tx.now, code=refusal.reason)
+    noted = records.noted(record, "audit-log-unavailable", now=tx.now, code=refusal.reason, facts=trail.told(refusal))
     if records.state_of(record) is RecordState.VOUCHER_ISSUED and record.audit_verdict is None:
         noted = replace(noted, audit_verdict=UNAVAILABLE)
     pledges.save(tx, noted, was=record.state)

@@ -237,7 +237,9 @@ class RegistrarService:
 
     def _keep_failure(self, exchange: MasaExchange, refusal: Refusal, ms: int, tx: Tx) -> None:
         record = self._current(tx, exchange)
-        failed = records.moved(record, RecordEvent.MASA_FAILED, now=tx.now, ms=ms, code=refusal.reason)
+        failed = records.moved(
+            record, RecordEvent.MASA_FAILED, now=tx.now, ms=ms, code=refusal.reason, facts=trail.told(refusal)
+        )
         pledges.save(tx, failed, was=record.state)
 
     def _keep_voucher(
@@ -253,7 +255,9 @@ class RegistrarService:
     ) -> None:
         record = was = self._current(tx, exchange)
         if refusal is not None:
-            record = records.noted(record, RecordEvent.MASA_FAILED.value, now=tx.now, ms=ms, code=refusal.reason)
+            record = records.noted(
+                record, RecordEvent.MASA_FAILED.value, now=tx.now, ms=ms, code=refusal.reason, facts=trail.told(refusal)
+            )
         digest = hashlib.sha256(granted.sealed).hexdigest()
         issued = records.moved(
             record,

@@ -52,6 +52,11 @@ def shown(refusal: Refusal) -> dict[str, object]:
     return {name: _plain(value) for name, value in refusal.fields.items() if name in _SHOWN and value not in ("", None)}
 
 
+def told(refusal: Refusal) -> dict[str, object]:
+    """`shown`, and in words what was wrong: one reason may have many causes, and each wants another remedy."""
+    return {"detail": refusal.detail, **shown(refusal)}
+
+
 def _append(
     tx: Tx,
     event: str,

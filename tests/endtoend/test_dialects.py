@@ -1,4 +1,4 @@
-"""A manufacturer that departs from RFC 8995: its MASA, its devices and the option of its entry, over real connections."""
+"""A manufacturer that departs from RFC 8995: its MASA, its devices and the option of its entry, over the network."""
 
 from __future__ import annotations
 

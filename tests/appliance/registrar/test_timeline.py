@@ -105,6 +105,34 @@ def test_a_bootstrap_that_is_stuck_at_its_masa_says_what_to_do(
     play(tmp_path, story)
 
 
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (Reply(200, "text/html", body=b"<html>"), "the MASA answered in another format"),
+        (Reply(307, "", {"location": "https://elsewhere.example/"}), "the MASA answered 307"),
+    ],
+)
+def test_one_reason_with_many_causes_is_told_apart_in_the_timeline(tmp_path: Path, answer: Reply, detail: str) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        first, world.masa.answer = world.masa.answer, lambda call: answer
+        call = device.request()
+        await world.handle(call, device.peer)
+        last = (await world.row())["timeline"][-1]
+        assert (last["step"], last["code"]) == ("masa-failed", "masa-answer-invalid")
+        assert last["facts"]["detail"] == detail
+        assert f"masa-answer-invalid (detail {detail}" in timeline_text(await world.row())
+        # the same where the voucher came, and then the history did not
+        world.masa.answer = first
+        assert (await world.handle(call, device.peer)).status == 200
+        world.masa.answer = lambda call: answer
+        await device.status()
+        last = (await world.row())["timeline"][-1]
+        assert (last["step"], last["facts"]["detail"]) == ("audit-log-unavailable", detail)
+
+    play(tmp_path, story)
+
+
 def test_a_pledge_that_took_its_voucher_and_fell_silent_is_called_so_after_a_while(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.device().voucher()
