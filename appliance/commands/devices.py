@@ -176,8 +176,8 @@ def pledges_expected() -> None:
 
 @pledges.command("prefetch")
 def pledges_prefetch(
+    manufacturer: Annotated[str, typer.Option(help="Their manufacturer.")],
     serials: Annotated[list[str] | None, typer.Argument(help="Serial numbers; none = every expected one.")] = None,
-    manufacturer: Annotated[str, typer.Option(help="Their manufacturer.")] = "",
 ) -> None:
     """Fetch vouchers without a nonce for devices that will come while the site is offline."""
     wanted = serials or ask("pledges.lacking", manufacturer=manufacturer)

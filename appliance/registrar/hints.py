@@ -11,6 +11,9 @@ from types import MappingProxyType
 _AT_THE_DEVICE = "nothing to do here: the device sent something wrong; look at it, or ask {maker} for newer firmware"
 _LATER = "wait, the pledge asks again; if it lasts, look whether the MASA of {maker} is in service"
 
+REFUSED_AHEAD = "masa-refused (fetched ahead)"
+"""Where the MASA refused before the device came: a nonceless voucher asks more of us (RFC 8995, section 5.5.4)."""
+
 HINTS: Mapping[str, str] = MappingProxyType(
     {
         # the device's certificate and request
@@ -50,6 +53,8 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "masa-not-allowed": "if that MASA is right: appliance manufacturers set {maker} masas=HOST:PORT, or "
         "masa-addresses=ADDRESS where its name leads to a private address",
         "masa-refused": "ask {maker} whether the device was sold to you; its MASA says no",
+        REFUSED_AHEAD: "ask {maker} whether its MASA knows this registrar and whether the device was sold to you; if a "
+        "subordinate CA issues its IDevIDs, say so in the column idevid-issuer: appliance pledges import FILE",
         "masa-format-refused": "the MASA of {maker} does not take this voucher format; ask {maker} which it takes",
         "masa-authentication-required": "register this registrar at {maker}, or give credentials: "
         "appliance manufacturers set {maker} masa-client-certificate=FILE masa-client-key=FILE (masa-basic-file=FILE)",

@@ -20,7 +20,7 @@ from appliance.audit import Actor, AuditEvent
 from appliance.clock import Clock
 from appliance.errors import NotFound
 from appliance.registrar.errors import PrefetchNotPossible
-from appliance.registrar.hints import hint
+from appliance.registrar.hints import REFUSED_AHEAD, hint
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
 from appliance.registrar.masa_client import MasaTransport
 from appliance.settings import RegistrarSettings
@@ -30,7 +30,7 @@ from appliance.store.transaction import Tx
 from appliance.store.vouchers_ahead import VoucherAhead
 from brski import paths, voucher
 from brski.ahead import AheadExchange, ask_ahead
-from brski.errors import MasaUnknown
+from brski.errors import MasaRefused, MasaUnknown
 from brski.idevid import read_masa_address
 from brski.registrar import MasaExchange, Registrar
 from est import chains, der
@@ -151,7 +151,8 @@ class Prefetch:
             expires_at = await self._ask(known, serial, actor)
         except Refusal as refusal:
             log.info("prefetch-failed serial=%s reason=%s", serial, refusal.reason)
-            said = hint(refusal.reason, device=serial, maker=known.facts.name)
+            reason = REFUSED_AHEAD if isinstance(refusal, MasaRefused) else refusal.reason
+            said = hint(reason, device=serial, maker=known.facts.name)
             if isinstance(refusal, PrefetchNotPossible):
                 said = refusal.detail
             return {**row, "outcome": "failed", "reason": refusal.reason, "expires_at": "", "what_to_do": said}

@@ -76,6 +76,8 @@ def test_a_voucher_is_fetched_for_each_expected_device_and_kept_with_its_end(tmp
             ("PX-1", "fetched", ""), ("PX-2", "fetched", ""), ("PX-3", "failed", "masa-refused"),
         ]  # fmt: skip
         assert "was sold to you" in rows[2]["what_to_do"]
+        # the other two causes, which a refusal for a device that knocks does not have
+        assert "knows this registrar" in rows[2]["what_to_do"] and "idevid-issuer" in rows[2]["what_to_do"]
         kept = await world.part.prefetch.every()
         assert [(row["serial"], row["state"]) for row in kept] == [("PX-1", "ready"), ("PX-2", "ready")]
         assert kept[0]["expires_at"] == (NOW + timedelta(days=30)).isoformat(timespec="seconds")
