@@ -2,7 +2,8 @@
 
 What an announcement says is a rumour. It decides where a connection goes, never what is believed there: offers carry
 addresses and ports only, the instance and host names are used for log lines. Every link is listened to by itself, so an
-address that means something on one link is never looked for on another; a link that comes back is asked anew.
+address that means something on one link is never looked for on another; a link that comes back is asked anew. Where
+more is announced than there is room for, chance decides what is kept, again and again: nobody fills the list for good.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -25,10 +27,12 @@ from brski.discovery import MAX_OFFERS, PROXY_SERVICE, REGISTRAR_SERVICE, Offer,
 log = logging.getLogger(__name__)
 
 MAX_KNOWN = 4 * MAX_OFFERS
+MAX_WAITING = 1024
 MAX_ADDRESSES = 4
 _RESOLVE_SECONDS = 3.0
 _RESOLVERS = 4
 _CLOSE_SECONDS = 2.0
+_CHANCE = random.SystemRandom()
 
 
 class Discovery:
@@ -117,18 +121,21 @@ class _Ear:
         self._queries = queries
         self._tell = tell
         self._resolving: dict[str, asyncio.Task[None]] = {}
+        self._waiting: set[str] = set()
         self._resolvers = asyncio.Semaphore(_RESOLVERS)
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._reviewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Raises OSError."""
         self._zeroconf = await open_zeroconf(self.link)
         self._asking = asyncio.create_task(self._ask(self._zeroconf.zeroconf), name=f"discovery {self.link.name}")
+        self._reviewing = asyncio.create_task(self._review(), name=f"discovery review {self.link.name}")
 
     async def close(self) -> None:
-        tasks = [*self._resolving.values(), *([self._asking] if self._asking else [])]
+        tasks = [*self._resolving.values(), *(task for task in (self._asking, self._reviewing) if task)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,27 +155,62 @@ class _Ear:
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:  # zeroconf calls with these keywords
         if state_change is ServiceStateChange.Removed:
+            self._waiting.discard(name)
             if self.offers.pop(name, None) is not None:
                 self._tell()
             return
-        if name in self._resolving or (
-            name not in self.offers and len(self.offers) + len(self._resolving) >= MAX_KNOWN
-        ):
+        self._look_up(name)
+
+    def _look_up(self, name: str) -> None:
+        if name in self._resolving:
             return
-        task = asyncio.get_running_loop().create_task(self._resolve(zeroconf, service_type, name))
+        if len(self._resolving) >= MAX_KNOWN:
+            self._postpone(name)
+            return
+        self._waiting.discard(name)
+        task = asyncio.get_running_loop().create_task(self._resolve(name))
         self._resolving[name] = task
         task.add_done_callback(lambda _: self._resolving.pop(name, None))
 
-    async def _resolve(self, zeroconf: Zeroconf, service_type: str, name: str) -> None:
+    async def _resolve(self, name: str) -> None:
+        service = next((one for one in self._services if name.endswith(one)), None)
+        if service is None or self._zeroconf is None:
+            return
         async with self._resolvers:
-            info = AsyncServiceInfo(service_type, name)
-            if not await info.async_request(zeroconf, _RESOLVE_SECONDS * 1000):
+            info = AsyncServiceInfo(service, name)
+            if not await info.async_request(self._zeroconf.zeroconf, _RESOLVE_SECONDS * 1000):
+                if name not in self.offers:
+                    self._postpone(name)
                 return
         offer = read_offer(info, self.link.name)
         if offer is not None:
-            self.offers[name] = offer
-            self._tell()
+            self._keep(name, offer)
             log.debug("registrar announced instance=%r addresses=%s port=%d", name, offer.addresses, offer.port)
+
+    def _keep(self, name: str, offer: Offer) -> None:
+        """One more offer; where there is no room, one that chance names waits. Attempts under way are not touched."""
+        if name not in self.offers and len(self.offers) >= MAX_KNOWN:
+            leaves = _CHANCE.choice(list(self.offers))
+            del self.offers[leaves]
+            self._postpone(leaves)
+        self.offers[name] = offer
+        self._tell()
+
+    def _postpone(self, name: str) -> None:
+        """Remember a name for the next review: it found no room, or nobody said where it is."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.discard(_CHANCE.choice(list(self._waiting)))
+        self._waiting.add(name)
+
+    async def _review(self) -> None:
+        """Look up some of the names that wait, ever more rarely: at the pauses of the questions (RFC 6762, 5.2)."""
+        number = 0
+        while True:
+            await asyncio.sleep(self._queries.pauses(number))
+            number += 1
+            waiting = list(self._waiting)
+            for name in _CHANCE.sample(waiting, min(len(waiting), MAX_KNOWN // 4)):
+                self._look_up(name)
 
 
 def read_offer(info: AsyncServiceInfo, link: str = "") -> Offer | None:

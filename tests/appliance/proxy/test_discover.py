@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from zeroconf import DNSIncoming, IPVersion
+from zeroconf import DNSIncoming, IPVersion, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from appliance.clock import SystemClock
@@ -20,7 +20,7 @@ from appliance.mdns.links import Link
 from appliance.mdns.queries import QueryTiming
 from appliance.proxy.bootstrap import Bootstrap
 from appliance.proxy.connection import Target
-from appliance.proxy.discover import MAX_KNOWN, Discovery, _Ear, read_offer
+from appliance.proxy.discover import MAX_KNOWN, MAX_WAITING, Discovery, _Ear, read_offer
 from appliance.proxy.errors import PeerUnreachable
 from appliance.proxy.report import Reporter
 from appliance.proxy.rounds import Attempt, Hunt, Timers
@@ -138,15 +138,39 @@ def test_an_announcement_that_leads_nowhere_is_no_offer(info: AsyncServiceInfo) 
 def test_the_memory_for_announcements_is_bounded() -> None:
     async def run() -> None:
         ear = _Ear(Link("lo", 1, (LOOPBACK,)), (REGISTRAR_SERVICE,), QueryTiming(), lambda: None)
-        for number in range(MAX_KNOWN):
-            ear.offers[f"n{number}"] = Offer(f"n{number}", (LOOPBACK,), 1000 + number)
-        from zeroconf import ServiceStateChange
+        for number in range(2 * MAX_KNOWN):
+            name = f"n{number}.{REGISTRAR_SERVICE}"
+            ear._keep(name, Offer(name, (LOOPBACK,), 1000 + number))
+            assert name in ear.offers  # who comes late is not shut out
+        assert len(ear.offers) == len(ear._waiting) == MAX_KNOWN
+        for number in range(2 * MAX_WAITING):
+            ear._heard(None, REGISTRAR_SERVICE, f"m{number}.{REGISTRAR_SERVICE}", ServiceStateChange.Added)  # type: ignore[arg-type]
+        assert len(ear._resolving) == MAX_KNOWN and len(ear._waiting) == MAX_WAITING
+        await ear.close()
 
-        ear._heard(
-            zeroconf=None, service_type=REGISTRAR_SERVICE, name="one more", state_change=ServiceStateChange.Added
-        )
-        assert len(ear.offers) == MAX_KNOWN
-        assert not ear._resolving
+    asyncio.run(run())
+
+
+@pytest.mark.req("B-117", "B-105", "T-33")
+def test_announcements_that_fill_the_list_shut_nobody_out_for_good() -> None:
+    """Somebody announced more than there is room for, for a very long time, and went away."""
+
+    async def run() -> None:
+        port = dead_port()
+        async with Announcer(announcement(f"true-{port}", port)):
+            async with Discovery([LOOPBACK], queries=QueryTiming(first_pause=0.5)) as discovery:
+                assert await until(discovery, port, 1)
+                (ear,) = discovery._ears.values()
+                true = next(name for name, offer in ear.offers.items() if offer.port == port)
+                # as if it had been pushed out by a flood, or its answer had been lost
+                del ear.offers[true]
+                ear._postpone(true)
+                for number in range(MAX_KNOWN):
+                    name = f"spoof{number}.{REGISTRAR_SERVICE}"
+                    ear.offers[name] = Offer(name, ("127.0.0.9",), 9)
+                assert not await until(discovery, port, 0)
+                assert len(await until(discovery, port, 1)) == 1
+                assert len(ear.offers) == MAX_KNOWN
 
     asyncio.run(run())
 
