@@ -96,23 +96,30 @@ def find_links(wanted: Sequence[str]) -> tuple[Link, ...]:
     return tuple(sorted(found, key=lambda link: link.index))
 
 
-def is_neighbour(address: str, wanted: Sequence[str]) -> bool:
-    """Whether an address is that of another machine on one of the wanted links, by the links' own prefixes."""
-    found = ipaddress.ip_address(bare(address))
+def neighbours(addresses: Iterable[str], wanted: Sequence[str]) -> frozenset[str]:
+    """Those that are addresses of other machines on one of the wanted links, by the links' own prefixes.
+
+    The interfaces are read once, however many addresses somebody announced.
+    """
+    adapters = ifaddr.get_adapters()
     names = {link.name for link in find_links(wanted)}
-    if found.is_loopback or found in {ipaddress.ip_address(bare(own)) for own in _own_addresses()}:
-        return False
-    return any(
-        found
-        in ipaddress.ip_network(f"{bare(ip.ip if isinstance(ip.ip, str) else ip.ip[0])}/{ip.network_prefix}", False)
-        for adapter in ifaddr.get_adapters()
+    own = {ipaddress.ip_address(bare(_text(ip))) for adapter in adapters for ip in adapter.ips}
+    networks = {
+        ipaddress.ip_network(f"{bare(_text(ip))}/{ip.network_prefix}", strict=False)
+        for adapter in adapters
         if adapter.name in names
         for ip in adapter.ips
-    )
+    }
+
+    def is_near(text: str) -> bool:
+        found = ipaddress.ip_address(bare(text))
+        return not found.is_loopback and found not in own and any(found in network for network in networks)
+
+    return frozenset(text for text in set(addresses) if is_near(text))
 
 
-def _own_addresses() -> Iterable[str]:
-    return (ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in ifaddr.get_adapters() for ip in adapter.ips)
+def _text(ip: ifaddr.IP) -> str:
+    return ip.ip if isinstance(ip.ip, str) else ip.ip[0]
 
 
 def _addresses(adapter: ifaddr.Adapter, unusable: frozenset[tuple[str, int]]) -> Iterable[str]:

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from appliance.clock import Clock
 from appliance.mdns.announcer import Announcer, takes_connections
-from appliance.mdns.links import is_neighbour
+from appliance.mdns.links import neighbours
 from appliance.proxy.circuits import CHUNK, Bounds, Circuit, End, Places
 from appliance.proxy.discover import Discovery
 from appliance.proxy.errors import JoinNotPossible
@@ -71,7 +71,8 @@ class Discovered:
     def places(self) -> Sequence[Place]:
         offers = order(self._discovery.offers(), shuffle=random.SystemRandom().shuffle)
         places = [(address, offer.port) for offer in offers for address in offer.addresses]
-        return [place for place in dict.fromkeys(places) if is_neighbour(place[0], self._interfaces)]
+        near = neighbours((address for address, _ in places), self._interfaces)
+        return [place for place in dict.fromkeys(places) if place[0] in near]
 
     async def wait(self) -> None:
         await self._discovery.wait(None)

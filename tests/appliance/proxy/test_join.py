@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -346,6 +347,25 @@ def test_mdns_does_not_make_it_a_way_to_places_that_are_no_neighbours() -> None:
             return [Offer(f"x{n}", (address,), 22) for n, address in enumerate(addresses)]
 
     assert list(Discovered(Heard(), ["*", "lo"]).places()) == []  # type: ignore[arg-type]
+
+
+def test_a_flood_of_announcements_costs_a_connection_little() -> None:
+    """Reading the machine's interfaces is what costs: once per connection, and not once per announced address."""
+
+    class Heard:
+        def __init__(self, count: int) -> None:
+            self._offers = [Offer(f"o{number}", (f"192.0.2.{number}",), 8443) for number in range(1, count + 1)]
+
+        def offers(self) -> list[Offer]:
+            return self._offers
+
+    def cost(count: int) -> float:
+        begun = time.thread_time()
+        for _ in range(20):
+            assert Discovered(Heard(count), ["lo"]).places() == []  # type: ignore[arg-type]
+        return time.thread_time() - begun
+
+    assert cost(32) < 8 * max(cost(1), 0.001)
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line() -> None:
