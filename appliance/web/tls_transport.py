@@ -57,6 +57,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._above: HttpConnection | None = None
         self._backlog: deque[memoryview] = deque()
         self._refusal = ""
+        self._has_spoken = False
         self._over = False  # nothing more goes up or down
         self._closing = False  # over as soon as the backlog is out
         self._peer_ended = False
@@ -79,13 +80,15 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         if above is not None:
             above.connection_lost(exc)
             return
-        if not self._refusal:
+        # whoever only looks whether the port takes connections, as our own announcer does, is no failed client
+        if not self._refusal and self._has_spoken:
             self._tell("the peer went away")
         self._released()
 
     def data_received(self, data: bytes) -> None:
         if self._over:
             return
+        self._has_spoken = True
         try:
             self.side.feed(data)
             if self._above is not None or self._greet():

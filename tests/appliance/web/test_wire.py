@@ -247,3 +247,25 @@ def test_a_peer_that_never_ends_its_side_is_let_go(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO)
     asyncio.run(run())
     assert caplog.text.count("handshake-refused") == 1
+
+
+@pytest.mark.parametrize(("data", "lines"), [(b"", 0), (b"\x16\x03\x01", 1)], ids=["a look", "a broken greeting"])
+def test_a_look_whether_the_port_takes_connections_is_no_refused_handshake(
+    data: bytes, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Announcer and join proxies look every half minute; who reads the log looks for devices that fail."""
+
+    async def run() -> None:
+        async with listening(tls=True) as (listener, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            await asyncio.sleep(0.05)
+            writer.close()
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0.1)
+                while listener.connections:
+                    await asyncio.sleep(0.02)
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(run())
+    assert caplog.text.count("handshake-refused") == lines
