@@ -110,18 +110,18 @@ async def _read_body(
             if int(length) > cap:
                 raise PeerReplyTooLarge(f"the peer announces {length} octets; the cap is {cap}")
             return await reader.readexactly(int(length)), True
-        body = b""
+        body = bytearray()
         while block := await reader.read(cap + 1 - len(body)):
             body += block
             if len(body) > cap:
                 raise PeerReplyTooLarge(f"the peer's answer is over {cap} octets")
-        return body, False
+        return bytes(body), False
     except asyncio.IncompleteReadError as cause:
         raise ConnectionClosed("the peer closed in the middle of its answer", answered=True) from cause
 
 
 async def _read_chunks(reader: asyncio.StreamReader, cap: int) -> bytes:
-    body = b""
+    body = bytearray()  # a peer may send each octet as a chunk of its own
     while True:
         size_text = (await _read_line(reader)).split(b";")[0].strip()
         if not size_text or len(size_text) > 8 or set(size_text) - set(b"0123456789abcdefABCDEF"):
@@ -136,7 +136,7 @@ async def _read_chunks(reader: asyncio.StreamReader, cap: int) -> bytes:
             raise PeerReplyMalformed("the peer's chunk does not end where it should")
     for _ in range(MAX_HEADERS):
         if not await _read_line(reader):
-            return body
+            return bytes(body)
     raise PeerReplyTooLarge("the peer sends too many trailer lines")
 
 
