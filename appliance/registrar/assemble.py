@@ -106,6 +106,7 @@ def assemble(
         registrar=registrar,
         manufacturers=manufacturers,
         identities=identities,
+        turns=turns,
     )
     service = RegistrarService(
         settings,

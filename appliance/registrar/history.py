@@ -9,6 +9,7 @@ that came with it is judged.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from appliance.registrar.caller import APPLIANCE, Caller
 from appliance.registrar.errors import HistoryUnjudged, MasaBusy, MasaCredentialsUnusable
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
 from appliance.registrar.masa_client import RETRY_AFTER_SECONDS, MasaTransport
+from appliance.registrar.turns import Turns
 from appliance.settings import RegistrarSettings
 from appliance.store import listed_devices, pledges, proxies, vouchers_ahead
 from appliance.store.pledges import PledgeRecord
@@ -103,6 +105,7 @@ class History:
         registrar: Registrar,
         manufacturers: Manufacturers,
         identities: ProxyIdentities,
+        turns: Turns,
     ) -> None:
         self._policy = site_policy(settings)
         self._accept_id_data = settings.accept_id_data
@@ -112,6 +115,7 @@ class History:
         self._registrar = registrar
         self._manufacturers = manufacturers
         self._identities = identities
+        self._turns = turns
 
     async def judge(self, pledge_id: str, caller: Caller) -> PledgeRecord:
         """The record with a verdict; the caller holds the device's turn.
@@ -144,11 +148,17 @@ class History:
         find = partial(pledges.unjudged, state=RecordState.VOUCHER_ISSUED.value, before=before)
         silent = await self._store.read(find)
         for record in silent:
-            try:
-                await self.judge(record.id, APPLIANCE)
-            except (HistoryUnjudged, OutOfOrder):
-                continue
+            async with self._turns.of((record.idevid_issuer, record.serial)):
+                await self._review(record.id)
         return len(silent)
+
+    async def _review(self, pledge_id: str) -> None:
+        """Judge it if it is still silent: it may have reported while this waited for its turn."""
+        record = await self._store.read(partial(pledges.require, identifier=pledge_id))
+        if records.state_of(record) is not RecordState.VOUCHER_ISSUED or record.audit_verdict is not None:
+            return
+        with contextlib.suppress(HistoryUnjudged, OutOfOrder):
+            await self.judge(pledge_id, APPLIANCE)
 
     async def _appraise(self, record: PledgeRecord, facts: _Facts) -> _Judgement:
         manufacturer = await self._manufacturers.by_id(record.manufacturer_id or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from brski.errors import MasaTimedOut
 from brski.masa import Masa
 from est.chains import TrustAnchors
 from est.errors import Refusal
-from est.exchange import Call
+from est.exchange import Call, Reply
 from tests.appliance.registrar.world import ADMIN, Device_, World, play
 
 
@@ -83,5 +84,54 @@ def test_a_log_that_cannot_be_fetched_keeps_est_shut_and_holds_up_nobody_else(
         assert row["what_to_do"] != ""
         world.masa.answer = lambda call: None
         assert (await first.enroll()).status == 200
+
+    play(tmp_path, story)
+
+
+async def until_asked(world: World) -> None:
+    """Until the MASA was asked for a history; it waits at its gate."""
+    async with asyncio.timeout(5):
+        while world.masa.count("requestauditlog") == 0:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.req("B-338", "B-371")
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_pledge_that_reports_while_its_silence_is_reviewed_is_judged_once_at_a_time(
+    tmp_path: Path, is_good: bool
+) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        await device.voucher()
+        world.clock.advance(120)
+        world.masa.gate = asyncio.Event()
+        if not is_good:
+            world.masa.answer = lambda call: Reply(500)
+        review = asyncio.create_task(world.part.history.review_silent())
+        await until_asked(world)
+        report = asyncio.create_task(device.status())
+        await asyncio.sleep(0.05)
+        world.masa.gate.set()
+        assert (await review, (await report).status) == (1, 200)
+        world.masa.answer = lambda call: None
+        assert (await device.enroll()).status == 200
+        assert (await world.row())["what_to_do"] == ""
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("B-338")
+def test_a_pledge_that_reported_while_its_review_waited_is_not_reviewed_any_more(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        await device.voucher()
+        world.clock.advance(120)
+        world.masa.gate = asyncio.Event()
+        report = asyncio.create_task(device.status())
+        await until_asked(world)
+        silent = await world.part.history.review_silent()  # the report has moved the record already
+        world.masa.gate.set()
+        assert (silent, (await report).status) == (0, 200)
+        assert world.masa.count("requestauditlog") == 1
 
     play(tmp_path, story)
