@@ -62,7 +62,8 @@ class EnrollmentCredentialsMissing(ApplianceError):
     reason: ClassVar[str] = "enrollment-credentials-missing"
 
     def __init__(self, detail: str = "", /, **fields: object) -> None:
-        super().__init__(detail, **{"www_authenticate": CHALLENGE, **fields})
+        # Bouncy Castle 1.72 gives up on a challenge with a body instead of answering it
+        super().__init__(detail, **{"www_authenticate": CHALLENGE, "bare": True, **fields})
 
 
 class EnrollmentSecretInvalid(ApplianceError):

@@ -2,7 +2,8 @@
 
 A leaf takes the row of its reason in statuses.py, or that of its nearest ancestor that has one. Whatever is no Refusal
 is our own fault: 500, without any detail. Fields of a refusal that become headers:
-retry_after_seconds (202, 429, 503), allow (405), www_authenticate (401), close (true closes the connection after it).
+retry_after_seconds (202, 429, 503), allow (405), www_authenticate (401), close (true closes the connection after it);
+bare (true) leaves the body out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BEARER = 'Bearer realm="appliance"'
 _CLOSING = frozenset({"proximity-mismatch"})
 # Fields that become headers, and names that the body uses itself.
 _HIDDEN_FIELDS = frozenset(
-    {"status", "type", "title", "detail", "reason", "request_id", "allow", "www_authenticate", "close"}
+    {"status", "type", "title", "detail", "reason", "request_id", "allow", "www_authenticate", "close", "bare"}
 )
 
 
@@ -51,7 +52,10 @@ def problem(error: BaseException, *, path: str, request_id: str) -> Reply:
         return _write(500, "internal-error", "", {}, {}, path, request_id)
     if status >= 500 and status not in _RETRY_STATUSES and status not in (502, 504):
         return _write(status, error.reason, "", {}, {}, path, request_id)
-    return _write(status, error.reason, error.detail, error.fields, _headers(status, error), path, request_id)
+    headers = _headers(status, error)
+    if error.fields.get("bare"):
+        return Reply(status, headers=headers)
+    return _write(status, error.reason, error.detail, error.fields, headers, path, request_id)
 
 
 def _headers(status: int, error: Refusal) -> dict[str, str]:

@@ -207,6 +207,7 @@ def test_who_shows_nothing_is_asked_for_credentials(tmp_path: Path) -> None:
             reply = await world.handle(enroll_call(device.csr()), peer)
             assert reply.status == 401
             assert reply.headers["www-authenticate"].startswith("Basic ")
+            assert reply.body == b""
 
     play(tmp_path, story)
 
