@@ -1,0 +1,86 @@
+"""strongSwan, Bouncy Castle and curl with openssl against a running appliance: everything, short and long, both TLS."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from tests.interop.est_clients import CLIENTS, Foreign, Site, openssl_copy, openssl_key, openssl_renewal
+
+pytestmark = [pytest.mark.interop, pytest.mark.lab]
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    found = Site.start(tmp_path_factory.mktemp("est"))
+    yield found
+    found.campus.close()
+
+
+def certificate_in(file: Path) -> x509.Certificate:
+    (found,) = x509.load_pem_x509_certificates(file.read_bytes())
+    return found
+
+
+def names_of(certificate: x509.Certificate) -> tuple[str, list[str]]:
+    (common_name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return str(common_name.value), san.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def is_long(csr: Path) -> bool:
+    return len(base64.b64encode(csr.read_bytes())) > 1024
+
+
+def first_and_second(client: Foreign, site: Site, tls: str, size: str, folder: Path) -> None:
+    """A certificate for a secret, then one for that certificate: another key, or the same and all its extensions."""
+    key, csr, got = folder / "key.pem", folder / "csr.der", folder / "certificate.pem"
+    client.request(size, key, csr)
+    assert is_long(csr) is (size == "large")
+    assert client.enroll(tls, csr, site.credentials(f"proxy-{next(NUMBERS)}"), got) == tls
+    first = certificate_in(got)
+    (uri,) = names_of(first)[1]
+    assert re.fullmatch(r"spiffe://campus\.example/proxy/[0-9a-f-]{36}", uri)
+    assert first.public_key() == x509.load_der_x509_csr(csr.read_bytes()).public_key()
+
+    new_key, new_csr, new = folder / "new-key.pem", folder / "new-csr.der", folder / "new-certificate.pem"
+    if size == "large":
+        openssl_copy(got, key, new_csr)
+    else:
+        openssl_key(size, new_key)
+        openssl_renewal(got, new_key, new_csr)
+    assert is_long(new_csr) is (size == "large")
+    assert client.reenroll(tls, new_csr, got, key, new) == tls
+    second = certificate_in(new)
+    assert second.public_key() == x509.load_der_x509_csr(new_csr.read_bytes()).public_key()
+    assert (second.public_key() == first.public_key()) is (size == "large")
+    assert names_of(second) == names_of(first) and second.serial_number != first.serial_number
+    for one in (first, second):
+        one.verify_directly_issued_by(x509.load_pem_x509_certificate(site.issuer.read_bytes()))
+
+
+@pytest.mark.req(
+    "E-5", "E-17", "E-20", "E-25", "E-26", "E-36", "E-40", "E-46", "E-51", "E-58", "E-90", "E-93", "E-99", "E-110",
+    "E-114", "E-121", "E-123", "E-124", "E-208",
+)  # fmt: skip
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_client_gets_the_cas_and_enrols_and_renews_with_short_and_long_bodies_on_both_tls_versions(
+    site: Site, kind: Callable[[Site, Path], Foreign], tmp_path: Path
+) -> None:
+    with closing(kind(site, tmp_path)) as client:
+        for tls in ("1.2", "1.3"):
+            version, got = client.cacerts(tls, tmp_path)
+            assert (version, set(got)) == (tls, site.cas)
+            for size in ("small", "large"):
+                folder = tmp_path / f"{size}-{tls}"
+                folder.mkdir()
+                first_and_second(client, site, tls, size, folder)
