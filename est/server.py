@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from cryptography import x509
 
-from est import certificates, cms, csr, paths, transfer
+from est import certificates, cms, csr, der, paths, transfer
 from est.chains import CMC_RA
 from est.csr import Csr
 from est.errors import (
@@ -106,7 +106,7 @@ class EstServer:
         if request.subject_der != old.subject:
             raise NamesChanged("the subject is not that of the certificate being renewed", field="subject")
         if request.san_der != san:
-            raise NamesChanged("subjectAltName is not that of the certificate being renewed", field="subjectAltName")
+            raise NamesChanged(_what_changed(request.san_der, san), field="subjectAltName")
 
     def cacerts_reply(self, ca_certificates: Sequence[x509.Certificate], call: Call) -> Reply:
         """The CA certificates; wrapped only for libest, which cannot read long lines, while others need them."""
@@ -129,6 +129,22 @@ class EstServer:
 def _certs_only(ones: Sequence[x509.Certificate], *, wrapped: bool) -> Reply:
     body = transfer.write_base64(cms.write_certs_only(ones), wrapped=wrapped)
     return Reply(200, paths.CERTS_ONLY, _ENCODED, body)
+
+
+def _what_changed(asked: bytes | None, old: bytes | None) -> str:
+    """How two subjectAltName values differ, for whoever has to put the request right."""
+    if asked is None:
+        return "subjectAltName of the certificate being renewed is missing"
+    if old is None:
+        return "the certificate being renewed has no subjectAltName"
+    if _names_in(asked) == _names_in(old):
+        return "the names in subjectAltName are in another order than in the certificate being renewed"
+    return "subjectAltName is not that of the certificate being renewed"
+
+
+def _names_in(san: bytes) -> list[bytes]:
+    start, stop = der.only(san, 0, len(san), der.SEQUENCE)
+    return sorted(san[at:end] for _, at, _, end in der.elements(san, start, stop))
 
 
 def _check_requested(extensions: x509.Extensions) -> None:

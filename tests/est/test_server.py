@@ -177,40 +177,42 @@ def test_reenrolment_keeps_subject_and_names_byte_for_byte() -> None:
 
 @pytest.mark.req("E-117")
 @pytest.mark.parametrize(
-    ("subject", "san", "what"),
+    ("subject", "san", "what", "text"),
     [
-        (profiles.name("proxy 2"), SAN, "subject"),
-        (profiles.name("proxy 1", "org"), SAN, "subject"),
+        (profiles.name("proxy 2"), SAN, "subject", "the subject is not"),
+        (profiles.name("proxy 1", "org"), SAN, "subject", "the subject is not"),
         (
             x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "proxy 1", x509.name._ASN1Type.PrintableString)]),
             SAN,
             "subject",
+            "the subject is not",
         ),
-        (x509.Name([]), SAN, "subject"),
-        (NAME, None, "subjectAltName"),
-        (NAME, x509.SubjectAlternativeName([*SAN, x509.DNSName("x.example")]), "subjectAltName"),
+        (x509.Name([]), SAN, "subject", "the subject is not"),
+        (NAME, None, "subjectAltName", "is missing"),
+        (NAME, x509.SubjectAlternativeName([*SAN, x509.DNSName("x.example")]), "subjectAltName", "Name is not that"),
         (
             NAME,
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://campus.example/proxy/2")]),
             "subjectAltName",
+            "Name is not that",
         ),
     ],
     ids=["other CN", "organization added", "other string type", "empty", "dropped", "added", "other URI"],
 )
 def test_reenrolment_with_other_names_is_refused(
-    subject: x509.Name, san: x509.SubjectAlternativeName | None, what: str
+    subject: x509.Name, san: x509.SubjectAlternativeName | None, what: str, text: str
 ) -> None:
     request = csr.read(csr.build(subject=subject, key=key("csr"), san=san))
     with pytest.raises(NamesChanged) as refusal:
         SERVER.check_reenroll(request, campus().proxy)
-    assert refusal.value.fields["field"] == what
+    assert refusal.value.fields["field"] == what and text in refusal.value.detail
 
 
 @pytest.mark.req("E-117")
 def test_both_without_alternative_names_counts_as_equal_and_order_counts() -> None:
     plain = odd("plain", key("plain"), key("campus ca"), issuer=campus().ca)
     SERVER.check_reenroll(csr.read(csr.build(subject=plain.subject, key=key("csr"))), plain)
-    with pytest.raises(NamesChanged):
+    with pytest.raises(NamesChanged, match="has no subjectAltName"):
         SERVER.check_reenroll(csr.read(csr.build(subject=plain.subject, key=key("csr"), san=SAN)), plain)
     names = [x509.DNSName("a.example"), x509.DNSName("b.example")]
     two = odd(
@@ -223,7 +225,7 @@ def test_both_without_alternative_names_counts_as_equal_and_order_counts() -> No
     SERVER.check_reenroll(
         csr.read(csr.build(subject=two.subject, key=key("csr"), san=x509.SubjectAlternativeName(names))), two
     )
-    with pytest.raises(NamesChanged):
+    with pytest.raises(NamesChanged, match="in another order"):
         SERVER.check_reenroll(
             csr.read(csr.build(subject=two.subject, key=key("csr"), san=x509.SubjectAlternativeName(names[::-1]))), two
         )
