@@ -126,7 +126,7 @@ def _read_secret(path: Path) -> str:
         name, colon, secret = path.read_text(encoding="utf-8").strip().partition(":")
     except UnicodeDecodeError as cause:
         raise EnrolmentSecretUnusable(f"{path} is not text") from cause
-    if not (name and colon and secret) or any(char.isspace() for char in name + secret):
+    if not (name and colon and secret) or not name.isprintable() or any(char.isspace() for char in secret):
         raise EnrolmentSecretUnusable(f"{path} does not hold NAME:SECRET on one line")
     return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode("ascii")
 

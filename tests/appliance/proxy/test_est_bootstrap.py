@@ -326,7 +326,7 @@ def test_half_a_configuration_stops_with_instructions(
     with_campus(world, scenario)
 
 
-@pytest.mark.parametrize("text", ["", "name", "name:", ":hunter2", "a b:hunter2", "name:hun ter2"])
+@pytest.mark.parametrize("text", ["", "name", "name:", ":hunter2", "a\tb:hunter2", "name:hun ter2"])
 def test_a_secret_file_without_a_secret_is_refused(world: World, state: ProxyState, text: str) -> None:
     async def scenario(campus: Campus) -> None:
         settings = settings_for(world, campus)
