@@ -28,6 +28,7 @@ from est.keys import spki_sha256
 from lab.factory import Domain, make_leaf
 from tests.campus import UNLIMITED, Answer, Campus, lookalike, write_identity
 
+pytestmark = pytest.mark.xdist_group("est")  # one campus for the whole module
 ENROLL, REENROLL = "/.well-known/est/simpleenroll", "/.well-known/est/simplereenroll"
 PKCS10 = "application/pkcs10"
 SAN = x509.SubjectAlternativeName

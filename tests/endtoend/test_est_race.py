@@ -22,6 +22,7 @@ from est.cms import read_certs_only
 from tests.campus import UNLIMITED, Answer, Campus
 from tests.endtoend.test_crash import SIGNERS
 
+pytestmark = pytest.mark.xdist_group("est-race")  # one campus for the whole module
 CLIENTS = 64
 ENROLL, CACERTS = "/.well-known/est/simpleenroll", "/.well-known/est/cacerts"
 

@@ -22,6 +22,7 @@ from appliance.initialise import initialise
 from lab.certificates import CMC_RA, Identity, common_name, key_usage, make_leaf, write_file
 from tests.campus import UNLIMITED, Campus, Ran, appliance, write_identity
 
+pytestmark = pytest.mark.xdist_group("est-trust")  # one campus for the whole module
 ELSEWHERE = "127.0.0.2"
 """Reaches this machine, and stands in no certificate."""
 

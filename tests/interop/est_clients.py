@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -83,8 +82,14 @@ class Site:
 
 
 class Foreign(Protocol):
-    """One client in one folder; keys and certificates are PEM files, requests DER files."""
+    """One client in one folder; keys and certificates are PEM files, requests DER files.
 
+    `require` skips the test where something is not installed; making one does so too.
+    """
+
+    def __init__(self, site: Site, folder: Path) -> None: ...
+    @staticmethod
+    def require() -> None: ...
     def request(self, size: str, key: Path, csr: Path) -> None: ...
     def cacerts(self, tls: str, folder: Path) -> tuple[str, list[x509.Certificate]]: ...
     def enroll(self, tls: str, csr: Path, credentials: str, out: Path) -> str: ...
@@ -121,10 +126,14 @@ class StrongSwan:
     """pki --estca and --est; TLS 1.3 only on request."""
 
     def __init__(self, site: Site, folder: Path) -> None:
-        need("strongswan-pki libstrongswan-standard-plugins", "pki")
-        need("openssl", "openssl")
+        self.require()
         self._site, self._folder = site, folder
         (folder / "strongswan.conf").write_text("libtls {\n  version_max = 1.3\n}\n")
+
+    @staticmethod
+    def require() -> None:
+        need("strongswan-pki libstrongswan-standard-plugins", "pki")
+        need("openssl", "openssl")
 
     def _pki(self, tls: str, command: str, *more: str | Path) -> tuple[str, bytes]:
         environ = {"STRONGSWAN_CONF": str(self._folder / "strongswan.conf")} if tls == "1.3" else {}
@@ -168,9 +177,7 @@ class BouncyCastle:
     """tests/interop/java/EstClient.java in one virtual machine, which takes a call per line."""
 
     def __init__(self, site: Site, folder: Path) -> None:
-        need("libbcpkix-java libbcprov-java libbcutil-java", *JARS)
-        need("openjdk-17-jdk-headless", "java", "javac")
-        need("openssl", "openssl")
+        self.require()
         self._site, self._folder = site, folder
         path = ":".join(map(str, (*JARS, folder)))
         run("javac", "-d", folder, "-cp", path, HERE / "java" / "EstClient.java")
@@ -178,6 +185,12 @@ class BouncyCastle:
             ["java", "-XX:TieredStopAtLevel=1", "-cp", path, "EstClient"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
+
+    @staticmethod
+    def require() -> None:
+        need("libbcpkix-java libbcprov-java libbcutil-java", *JARS)
+        need("openjdk-17-jdk-headless", "java", "javac")
+        need("openssl", "openssl")
 
     def _call(self, tls: str, operation: str, *more: Path) -> str:
         assert self._java.stdin is not None and self._java.stdout is not None
@@ -217,8 +230,12 @@ class Curl:
     """curl for HTTP, openssl for everything else."""
 
     def __init__(self, site: Site, folder: Path) -> None:
-        need("curl openssl", "curl", "openssl")
+        self.require()
         self._site, self._folder = site, folder
+
+    @staticmethod
+    def require() -> None:
+        need("curl openssl", "curl", "openssl")
 
     def _fetch(self, tls: str, operation: str, *more: str | Path, data: bytes | None = None) -> tuple[str, bytes]:
         done = run(
@@ -256,4 +273,4 @@ class Curl:
         """Nothing is kept."""
 
 
-CLIENTS: Sequence[Callable[[Site, Path], Foreign]] = (StrongSwan, BouncyCastle, Curl)
+CLIENTS = (StrongSwan, BouncyCastle, Curl)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -13,10 +14,22 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from tests.interop.est_clients import CLIENTS, Foreign, Site, openssl_copy, openssl_key, openssl_renewal
+from tests.interop.est_clients import (
+    CLIENTS,
+    HERE,
+    Foreign,
+    Site,
+    openssl_copy,
+    openssl_key,
+    openssl_renewal,
+    run,
+)
+from tests.reference import DOCS
 
-pytestmark = [pytest.mark.interop, pytest.mark.lab]
+pytestmark = [pytest.mark.interop, pytest.mark.lab, pytest.mark.xdist_group("est-clients")]
 NUMBERS = count(1)
+PAGE = DOCS / "howto" / "enrol-with-other-clients.md"
+PLACEHOLDER = "appliance.campus.example:8443"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +87,7 @@ def first_and_second(client: Foreign, site: Site, tls: str, size: str, folder: P
 )  # fmt: skip
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_a_client_gets_the_cas_and_enrols_and_renews_with_short_and_long_bodies_on_both_tls_versions(
-    site: Site, kind: Callable[[Site, Path], Foreign], tmp_path: Path
+    site: Site, kind: type[Foreign], tmp_path: Path
 ) -> None:
     with closing(kind(site, tmp_path)) as client:
         for tls in ("1.2", "1.3"):
@@ -84,3 +97,32 @@ def test_a_client_gets_the_cas_and_enrols_and_renews_with_short_and_long_bodies_
                 folder = tmp_path / f"{size}-{tls}"
                 folder.mkdir()
                 first_and_second(client, site, tls, size, folder)
+
+
+def blocks_of(title: str) -> list[str]:
+    """The shell lines of one section of the manual's page."""
+    (section,) = re.findall(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"), list(zip(("strongSwan", "Bouncy Castle", "curl and openssl"), CLIENTS, strict=True))
+)
+def test_the_command_lines_of_the_manual_do_what_they_say(
+    site: Site, title: str, kind: type[Foreign], tmp_path: Path
+) -> None:
+    kind.require()
+    (tmp_path / "secret").write_text(site.credentials(f"manual, {title}") + "\n")
+    (tmp_path / "root.pem").write_bytes(site.root.read_bytes())
+    shutil.copy(HERE / "java" / "EstClient.java", tmp_path)
+    (umask,), (again,), (first, renewal) = (
+        blocks_of("Before")[1:],
+        blocks_of("The request for a renewal"),
+        blocks_of(title),
+    )
+    script = f"set -euo pipefail; cd {tmp_path}\n" + umask + first + again + renewal
+    run("bash", "-c", script.replace(PLACEHOLDER, site.address))
+    old, new = (certificate_in(tmp_path / f"{name}certificate.pem") for name in ("", "new-"))
+    assert names_of(old) == names_of(new) and old.public_key() != new.public_key()
+    cas = [file for file in (tmp_path / "ca.pem", tmp_path / "ca-1.pem") if file.exists()]
+    assert {one for file in cas for one in x509.load_pem_x509_certificates(file.read_bytes())} == site.cas
