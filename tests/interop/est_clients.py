@@ -196,8 +196,9 @@ class BouncyCastle:
         assert self._java.stdin is not None and self._java.stdout is not None
         words = [operation, self._site.address, self._site.root, f"TLSv{tls}", *more]
         print(*words, file=self._java.stdin, flush=True)
-        answer = self._java.stdout.readline().split(maxsplit=2)
-        assert answer[0] == "ok", answer
+        line = self._java.stdout.readline()
+        answer = line.split(maxsplit=2)
+        assert answer[0] == "ok", line
         return answer[1].removeprefix("TLSv")
 
     def request(self, size: str, key: Path, csr: Path) -> None:

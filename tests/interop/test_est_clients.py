@@ -99,6 +99,23 @@ def test_a_client_gets_the_cas_and_enrols_and_renews_with_short_and_long_bodies_
                 first_and_second(client, site, tls, size, folder)
 
 
+@pytest.mark.req("E-46", "E-138")
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    list(zip(CLIENTS, ("HTTP 401", "401 enrollment-secret-invalid: the name or", "error: 401"), strict=True)),
+)
+def test_a_client_with_a_wrong_secret_is_told_so_as_far_as_it_can_listen(
+    site: Site, kind: type[Foreign], told: str, tmp_path: Path
+) -> None:
+    key, csr, got = tmp_path / "key.pem", tmp_path / "csr.der", tmp_path / "certificate.pem"
+    with closing(kind(site, tmp_path)) as client:
+        client.request("small", key, csr)
+        wrong = site.credentials("refused")[:-1]
+        with pytest.raises(AssertionError, match=told):
+            client.enroll("1.2", csr, wrong, got)
+    assert not got.exists()
+
+
 def blocks_of(title: str) -> list[str]:
     """The shell lines of one section of the manual's page."""
     (section,) = re.findall(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -1,7 +1,10 @@
 import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.io.Reader;
 import java.io.StringReader;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.KeyStore;
@@ -19,6 +22,7 @@ import org.bouncycastle.asn1.pkcs.PrivateKeyInfo;
 import org.bouncycastle.cert.X509CertificateHolder;
 import org.bouncycastle.cert.jcajce.JcaX509CertificateConverter;
 import org.bouncycastle.est.ESTAuth;
+import org.bouncycastle.est.ESTException;
 import org.bouncycastle.est.ESTService;
 import org.bouncycastle.est.EnrollmentResponse;
 import org.bouncycastle.est.jcajce.JcaHttpAuthBuilder;
@@ -67,8 +71,18 @@ public final class EstClient {
             System.out.println("ok " + tls.get(0) + " " + count);
             return true;
         } catch (Exception failure) {
-            System.out.println("failed " + failure);
+            System.out.println("failed " + failure + " " + body(failure));
             return false;
+        }
+    }
+
+    /** What the server said about a refusal, if it said anything. */
+    private static String body(Exception failure) {
+        InputStream body = failure instanceof ESTException ? ((ESTException) failure).getBody() : null;
+        try {
+            return body == null ? "" : new String(body.readAllBytes(), StandardCharsets.UTF_8).strip();
+        } catch (IOException unreadable) {
+            return "";
         }
     }
 
