@@ -345,6 +345,7 @@ class Appliance:
         """Withdraw the announcement, finish what is under way, close everything; safe after a failed start."""
         if self._announcer is not None:
             await self._announcer.stop()
+        self.identity.challenges.release()
         await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
         await self._radius.stop()
         for task in self._tasks:

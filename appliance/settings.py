@@ -202,6 +202,18 @@ class IdentitySettings(_Section):
     nonce_hours: float = Field(
         24.0, gt=0, description="Life of a nonce and use window of an approval, agent-mediated, hours."
     )
+    challenge_seconds: int = Field(
+        900, gt=0, le=900, description="How long an owner may take to answer a challenge, server-mediated, seconds."
+    )
+    challenge_policy_seconds: int = Field(
+        30, gt=0, le=900, description="The same for an owner of kind policy, which is a program."
+    )
+    challenges_per_owner: int = Field(
+        20, gt=0, le=100, description="Questions that may wait for one owner at a time, server-mediated."
+    )
+    denial_mute_seconds: int = Field(
+        900, ge=0, description="How long an owner is not asked about an agent again after a no, seconds."
+    )
     evidence_seconds: int = Field(300, gt=0, description="Oldest evidence accepted at submission, seconds.")
     skew_seconds: int = Field(60, ge=0, description="Clock difference tolerated, seconds.")
     reserve_per_proxy: int = Field(

@@ -38,7 +38,8 @@ from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.possession import KeyStatement
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound
-from appliance.store import agents, certificates, nonces, owners, proxies
+from appliance.store import agents, certificates, nonces, owner_clients, owners, proxies
+from appliance.store.owner_clients import ClientKey
 from appliance.store.owners import Key, Owner
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -182,6 +183,44 @@ class OwnerDirectory:
 
         return await self._store.write(write, essential=True)
 
+    async def add_client_key(self, name: str, statement: str, *, actor: Actor) -> Json:
+        """Register the client key of an owner's tool by its signed statement of possession (A-99).
+
+        Raises as add_key(); a key that approves can never be one that connects.
+        """
+        stated = possession.unseal(statement, typ=possession.CLIENT_TYP)
+
+        def write(tx: Tx) -> Json:
+            owner = self._check_statement(tx, name, stated)
+            key = ClientKey(
+                jkt=stated.jkt,
+                owner_id=owner.identifier,
+                spki_sha256=spki_sha256(stated.key).hex(),
+                state=owner_clients.ACTIVE,
+                statement_sha256=hashlib.sha256(statement.encode("ascii")).hexdigest(),
+                created_at=tx.now,
+            )
+            owner_clients.add(tx, key)
+            fields = {"jkt": key.jkt, "statement_sha256": key.statement_sha256}
+            audit.append(tx, AuditEvent("owner-client-key-added", actor, owner.identifier, fields=fields))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write)
+
+    async def revoke_client_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
+        """Revoke the client key of an owner's tool at once; credentials stay. Raises NotFound, Conflict."""
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            key = owner_clients.get(tx, jkt)
+            if key is None or key.owner_id != owner.identifier:
+                raise NotFound("this owner has no such client key")
+            owner_clients.end(tx, jkt)
+            audit.append(tx, AuditEvent("owner-client-key-revoked", actor, owner.identifier, fields={"jkt": jkt}))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write, essential=True)
+
     async def allow_proxy(self, name: str, proxy_id: str, *, actor: Actor) -> Json:
         """Name a proxy that may submit for an owner; from the first one on, only named ones may (A-96).
 
@@ -254,19 +293,7 @@ class OwnerDirectory:
         statement = possession.unseal(text)
 
         def write(tx: Tx) -> Json:
-            owner = _find(tx, name)
-            if owner.state == owners.REVOKED:
-                raise Conflict("the owner is revoked")
-            possession.check(
-                statement,
-                names=(owner.ref, owner.identifier),
-                audience=self._origin,
-                now=tx.now,
-                limits=self._limits,
-            )
-            _check_unused(tx, statement)
-            if not nonces.spend_id(tx, "statement", statement.jti, tx.now + _STATEMENT_KEPT):
-                raise Conflict("this statement was taken in before")
+            owner = self._check_statement(tx, name, statement)
             key = _key_of(tx, owner, statement)
             owners.add_key(tx, key)
             settle(tx, owner, key)
@@ -274,11 +301,30 @@ class OwnerDirectory:
 
         return await self._store.write(write)
 
+    def _check_statement(self, tx: Tx, name: str, statement: KeyStatement) -> Owner:
+        """The owner whose new key this is, the statement spent."""
+        owner = _find(tx, name)
+        if owner.state == owners.REVOKED:
+            raise Conflict("the owner is revoked")
+        possession.check(
+            statement,
+            names=(owner.ref, owner.identifier),
+            audience=self._origin,
+            now=tx.now,
+            limits=self._limits,
+        )
+        _check_unused(tx, statement)
+        if not nonces.spend_id(tx, "statement", statement.jti, tx.now + _STATEMENT_KEPT):
+            raise Conflict("this statement was taken in before")
+        return owner
+
 
 def _check_unused(tx: Tx, statement: KeyStatement) -> None:
     """A key belongs to one party for ever: no owner, agent, device, server or CA has or had it (A-1)."""
     if owners.key(tx, statement.jkt) is not None:
         raise KeyReused("an owner has or had this key")
+    if owner_clients.get(tx, statement.jkt) is not None:
+        raise KeyReused("an owner's tool has or had this key")
     if certificates.of(tx, "spki_sha256", spki_sha256(statement.key).hex()):
         raise KeyReused("a certificate was issued for this key")
     if any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, statement.jkt)):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.access.owner_rows import Changed, Difference, OwnerRow
-from appliance.store import agents, certificates, owners
+from appliance.store import agents, certificates, owner_clients, owners
 from appliance.store.owners import Key, Owner
 from appliance.store.transaction import Tx
 
@@ -33,6 +33,7 @@ def with_keys(tx: Tx, owner: Owner) -> dict[str, Any]:
     return {
         **brief(owner),
         "keys": [_key(one) for one in owners.keys(tx, owner.identifier)],
+        "client_keys": [{"jkt": one.jkt, "state": one.state} for one in owner_clients.of_owner(tx, owner.identifier)],
         "proxies": None if allowed is None else sorted(allowed),
     }
 

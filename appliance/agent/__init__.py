@@ -14,7 +14,7 @@ from appliance.agent.errors import (
     IssuanceRefused,
     SupplicantValueUnusable,
 )
-from appliance.agent.requester import AgentOptions, AgentRequester, AgentResult, request_credential
+from appliance.agent.requester import AgentOptions, AgentRequester, AgentResult, new_key_file, request_credential
 
 __all__ = [
     "AgentApiAnswerUnusable",
@@ -27,5 +27,6 @@ __all__ = [
     "CredentialNotOurs",
     "IssuanceRefused",
     "SupplicantValueUnusable",
+    "new_key_file",
     "request_credential",
 ]

@@ -19,16 +19,17 @@ from pathlib import Path
 import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
 from appliance.agent.credential import check_chain, check_wit, supplicant_block
 from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven
 from appliance.binding import composite, jws, request
+from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Model
 from appliance.binding.identifier import Kind, read_kind
 from appliance.clock import Clock, SystemClock
-from appliance.errors import KeyFileExists
+from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
 from appliance.web.unix_path import short_path
 from est import csr
 from est.signer import KeySigner
@@ -39,7 +40,7 @@ KEY_FILE, CHAIN_FILE, ROOT_FILE = "agent.key.pem", "chain.pem", "root.pem"
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """What to ask for, where, and how the owner's approval comes: exactly one of the last two, or neither."""
+    """What to ask for, where, and how the owner's approval comes: by a command, in a file, or not through the agent."""
 
     socket: Path
     out: Path
@@ -56,6 +57,13 @@ class AgentOptions:
     approval_command: str | None = None
     """Command line with the placeholders {request}, {csr} and {approval}; split as a shell would, run without one."""
     wait_approval: Path | None = None
+    key: Path | None = None
+    """A key that is there already, from `new_key_file`; None: a new one is made in `out`."""
+
+    @property
+    def key_file(self) -> Path:
+        """Where the key is, or will be."""
+        return self.key or self.out / KEY_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,7 @@ class AgentRequester:
                 return await self._run(session)
 
     async def _run(self, session: aiohttp.ClientSession) -> AgentResult:
-        key = self._new_key()
+        key = self._key()
         signer = KeySigner(key)
         asked = {"jkt": jws.jkt(signer.public_key()), "purpose": "issue"}
         granted = Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
@@ -130,7 +138,7 @@ class AgentRequester:
         approval = await self._approval(token, request_file, csr_file)
         approvals = (approval,) if approval is not None else ()
         body = composite.write(composite.Composite(token, csr_der, approvals))
-        issued = await self._enroll(session, body)
+        issued = await self._enroll(session, body, request.short_code(jws.s256(token)))
         return self._keep(agent_id, token, issued, trust.text("root"), block)
 
     def _supplicant_block(self, trust: Answer) -> str:
@@ -140,10 +148,12 @@ class AgentRequester:
             trust.text("trust_domain"),
             root=folder / ROOT_FILE,
             chain=folder / CHAIN_FILE,
-            key=folder / KEY_FILE,
+            key=self._options.key_file.absolute(),
         )
 
-    def _new_key(self) -> ec.EllipticCurvePrivateKey:
+    def _key(self) -> ec.EllipticCurvePrivateKey:
+        if self._options.key is not None:
+            return load_key(self._options.key)
         key = ec.generate_private_key(ec.SECP256R1())
         self._write(KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
         return key
@@ -162,7 +172,7 @@ class AgentRequester:
             owner=options.owner,
             aud=granted.text("server_id"),
             iat=iat,
-            exp=iat + min(granted.whole("expires_in"), 86_400),
+            exp=iat + min(granted.whole("expires_in"), SERVER_MEDIATED_SECONDS if self._is_asked else 86_400),
             jti=jws.base64url(secrets.token_bytes(16)),
             nonce=granted.text("nonce"),
             model=options.model,
@@ -221,13 +231,22 @@ class AgentRequester:
         if status != 0:
             raise ApprovalNotGiven(f"the approval command ended with status {status}", status=status)
 
-    async def _enroll(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
+    @property
+    def _is_asked(self) -> bool:
+        """Whether the server asks the owner."""
+        return self._options.model == Model.SERVER_MEDIATED
+
+    async def _enroll(self, session: aiohttp.ClientSession, body: bytes, code: str) -> Answer:
+        told = False
         while True:
             status, headers, answer = await self._send(session, "POST", "/v1/enroll", body)
             if status in (200, 201):  # 200: the answer to this very request was lost before, the proxy fetched it again
                 return Answer(read_answer(answer))
             if status not in (202, 429, 503):
                 raise refusal_of(status, answer)
+            if status == 202 and self._is_asked and not told:
+                told = True
+                self._tell(f"the server asks the owner; code {code}")
             wait = retry_after_seconds(headers)
             if self._clock.monotonic() + wait >= self._deadline:
                 raise refusal_of(status, answer)
@@ -236,7 +255,7 @@ class AgentRequester:
     def _keep(self, agent_id: str, token: str, issued: Answer, root_pem: str, block: str) -> AgentResult:
         options = self._options
         asked = request.unseal(token)
-        files = {"key": options.out / KEY_FILE, "root": self._write(ROOT_FILE, root_pem.encode("ascii"))}
+        files = {"key": options.key_file, "root": self._write(ROOT_FILE, root_pem.encode("ascii"))}
         serial = ""
         if "x509" in options.profiles:
             chain_pem = issued.text("certificate")
@@ -314,6 +333,31 @@ class AgentRequester:
             if not done:
                 for path in self._written:
                     path.unlink(missing_ok=True)
+
+
+def new_key_file(path: Path) -> str:
+    """Makes an agent's key in a new file that only its user may read; answers its thumbprint. Raises KeyFileExists."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError as error:
+        raise KeyFileExists(f"{path} exists already and is not written over") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return jws.jkt(key.public_key())
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """An agent's key out of its file; raises KeyFileMissing, KeyMalformed."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise KeyFileMissing(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise KeyMalformed(f"{path} is not an unencrypted private key in PEM form") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise KeyMalformed(f"{path} does not hold a P-256 key")
+    return key
 
 
 def _check_no_old_approval(path: Path | None) -> None:

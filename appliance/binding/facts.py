@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -25,6 +25,8 @@ REQUEST_MODELS = {str(model): model for model in (Model.AGENT_MEDIATED, Model.OW
 PROFILES = ("x509", "wit")
 PURPOSES = ("issue", "renew")
 PROTECTIONS = ("software", "pkcs11", "tpm")
+SERVER_MEDIATED_SECONDS = 900
+"""Longest window of request, challenge and approval where the server asks: the owner is there, or is not (A-105)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,12 @@ class Limits:
     """How far a credential's notBefore may lie before the moment of issue."""
     software_owner_keys: bool = True
     """Whether owner keys kept in software count."""
+
+    def of(self, model: Model) -> Limits:
+        """The limits under this issuance model."""
+        if model is not Model.SERVER_MEDIATED:
+            return self
+        return replace(self, window_seconds=min(self.window_seconds, SERVER_MEDIATED_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""The owner key statement (`owner-key+jwt`): an owner's new key says whose it is, for whom, and where it lives.
+"""The owner key statement: an owner's new key says whose it is, for whom, and where it lives.
 
-Signed by that key itself, so it proves possession and nothing more: that the owner really is the owner is for the
-administrator who takes it in.
+An approval key states itself as `owner-key+jwt`, the client key of an owner's tool as `owner-client-key+jwt`: neither
+can be taken in as the other. Signed by that key itself, so a statement proves possession and nothing more: that the
+owner really is the owner is for the administrator who takes it in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from appliance.binding.facts import PROTECTIONS, Limits, seconds
 from est.signer import Signer
 
 TYP = "owner-key+jwt"
+CLIENT_TYP = "owner-client-key+jwt"
 MAX_WINDOW_SECONDS = 30 * 86_400
 """Longest life of a statement: it travels to an administrator by hand."""
 
@@ -48,20 +50,30 @@ class KeyStatement:
     protection: str
 
 
-def seal(signer: Signer, *, sub: str, aud: str, iat: int, exp: int, jti: str, protection: str = "software") -> str:
+def seal(
+    signer: Signer,
+    *,
+    sub: str,
+    aud: str,
+    iat: int,
+    exp: int,
+    jti: str,
+    protection: str = "software",
+    typ: str = TYP,
+) -> str:
     """A statement signed by the key that it is about."""
     claims = {"sub": sub, "aud": aud, "iat": iat, "exp": exp, "jti": jti, "protection": protection}
-    return jws.seal(claims, typ=TYP, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
+    return jws.seal(claims, typ=typ, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
 
 
-def unseal(token: str) -> KeyStatement:
+def unseal(token: str, *, typ: str = TYP) -> KeyStatement:
     """Proof of possession: opens the statement with the key in its own header and reads it.
 
     Raises Malformed, SignatureInvalid, PrivateKeyExposed, AlgorithmNotAllowed, TokenTypeWrong, Claim... .
     """
     sealed = jws.read(token)
     key, jkt, _ = sealed.own_key()
-    claims = Claims(sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
+    claims = Claims(sealed.unseal(typ=typ, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     return KeyStatement(

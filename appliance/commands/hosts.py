@@ -177,12 +177,70 @@ def owner_sign(
     show({"approval": str(out), "agent": card.request.sub, "decision": "deny" if deny else "approve"})
 
 
+@owner.command("client-keygen")
+def owner_client_keygen(
+    out: Annotated[Path, typer.Option(help="Folder for client key, certificate and statement.")],
+    ref: Annotated[str, typer.Option(help="You, as the campus directory calls you.")],
+    trust_domain: Annotated[str, typer.Option(help="The campus' trust domain.")] = "campus.example",
+    scheme: Annotated[str, typer.Option(help="spiffe or wimse.")] = "spiffe",
+) -> None:
+    """Make the key with which `respond` connects, and the statement that the administrator registers."""
+    from appliance.clock import SystemClock
+    from appliance.owner.client_key import client_keygen
+
+    made = client_keygen(out, ref=ref, audience=f"{scheme}://{trust_domain}", now=SystemClock().now())
+    show(
+        {
+            "key": str(made.key_file),
+            "certificate": str(made.certificate_file),
+            "statement": str(made.statement_file),
+            "jkt": made.jkt,
+            "next": f"give the statement to your administrator: appliance owners add-client-key {ref} "
+            f"{made.statement_file.name}",
+        }
+    )
+
+
+@owner.command("respond")
+def owner_respond(
+    owner_id: OwnerOption,
+    key: KeyOption,
+    client: Annotated[Path, typer.Option(help="Folder that `client-keygen` made.")],
+    server: Annotated[str, typer.Option(help="Address of the device port: https://HOST:PORT.")],
+    root: Annotated[Path, typer.Option(help="The campus root certificate, PEM, by which the server is known.")],
+    policy: Annotated[Path | None, typer.Option(help="Rules that answer; default: you are asked.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Answer what waits or comes within --wait, then end.")] = False,
+    wait: Annotated[float, typer.Option(help="Longest wait of one call, seconds; at most 25.", min=0, max=25)] = 20.0,
+) -> None:
+    """Answer the server's challenges: each is shown as it would be signed; in the foreground, SIGTERM stops it."""
+    from appliance.clock import SystemClock
+    from appliance.commands.responding import asker, run_responder
+    from appliance.owner.answer_policy import read_answer_policy
+    from appliance.owner.keys import load
+
+    decide = asker(None if policy is None else read_answer_policy(_bytes(policy).decode("utf-8", "replace")))
+    signer = load(key, passphrase=_passphrase())
+    asyncio.run(
+        run_responder(
+            server, root, client, signer, owner_id, SystemClock(), decide, _tell, once=once, wait_seconds=wait
+        )
+    )
+
+
+@agent.command("keygen")
+def agent_keygen(out: Annotated[Path, typer.Option(help="New file for the key, PEM.")]) -> None:
+    """Make an agent's key before its first request, so that an administrator can register the agent beforehand."""
+    from appliance.agent import new_key_file
+
+    show({"key": str(out), "jkt": new_key_file(out), "next": "appliance agents add --owner ... --proxy ... --jkt ..."})
+
+
 @agent.command("request")
 def agent_request(
     socket: Annotated[Path, typer.Option(help="The proxy's Agent API.")],
     out: Annotated[Path, typer.Option(help="Folder for key, chain, WIT and supplicant block.")],
     owner_id: Annotated[str, typer.Option("--owner", help="Identifier of the owner.")],
-    model: Annotated[str, typer.Option(help="Issuance model.")] = "agent-mediated",
+    model: Annotated[str, typer.Option(help="Issuance model: agent-mediated or server-mediated.")] = "agent-mediated",
     approval_command: Annotated[
         str, typer.Option(help="Command that writes the approval; {request}, {csr}, {approval} stand for files.")
     ] = "",
@@ -190,13 +248,17 @@ def agent_request(
     label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
     ttl_seconds: Annotated[int, typer.Option(help="Life asked for, seconds.", min=60)] = 8 * 3600,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the approval.", min=1)] = 600.0,
+    key: Annotated[Path | None, typer.Option(help="Key that `keygen` made; default: a new one in --out.")] = None,
 ) -> None:
     """Ask for a credential: key, request, the owner's approval, enrolment; writes everything to --out."""
     from dataclasses import asdict
 
     from appliance.agent import AgentOptions, request_credential
 
-    if bool(approval_command) == (wait_approval is not None):
+    ways = bool(approval_command) + (wait_approval is not None)
+    if model == "server-mediated" and ways:
+        raise typer.BadParameter("in the server-mediated model the server asks the owner: no approval is brought")
+    if model != "server-mediated" and ways != 1:
         raise typer.BadParameter("give either --approval-command or --wait-approval")
     options = AgentOptions(
         socket=socket,
@@ -208,5 +270,6 @@ def agent_request(
         wait_seconds=wait_seconds,
         approval_command=approval_command or None,
         wait_approval=wait_approval,
+        key=key,
     )
     show(asdict(asyncio.run(request_credential(options, tell=lambda line: print(line, file=sys.stderr, flush=True)))))

@@ -81,6 +81,22 @@ def owners_revoke_key(ref: str, jkt: Annotated[str, typer.Argument(help="Thumbpr
     show(ask("owners.revoke_key", ref=ref, jkt=jkt))
 
 
+@owners.command("add-client-key")
+def owners_add_client_key(
+    ref: str, statement: Annotated[Path, typer.Argument(help="Statement that `owner client-keygen` wrote.")]
+) -> None:
+    """Register the client key of an owner's tool, with which it fetches challenges; it approves nothing."""
+    show(ask("owners.add_client_key", ref=ref, statement=read_text(statement).strip()))
+
+
+@owners.command("revoke-client-key")
+def owners_revoke_client_key(
+    ref: str, jkt: Annotated[str, typer.Argument(help="Thumbprint of the client key.")]
+) -> None:
+    """Revoke the client key of an owner's tool; credentials stay."""
+    show(ask("owners.revoke_client_key", ref=ref, jkt=jkt))
+
+
 @owners.command("allow-proxy")
 def owners_allow_proxy(ref: str, proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")]) -> None:
     """Name a proxy that may submit for an owner; from the first one on, only named ones may."""

@@ -18,8 +18,10 @@ from appliance.identity.appraisal_policy import (
     AppraisalPolicyInvalid,
     read_appraisal_policy,
 )
+from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.issue import Issuer
 from appliance.identity.records import Registry
+from appliance.identity.server_mediated import ServerMediated
 from appliance.identity.service import IdentityService
 from appliance.identity.submitter import Submitters
 from appliance.settings import IdentitySettings
@@ -67,6 +69,16 @@ def build_identity(
         wit_seconds=int(settings.wit_minutes * 60),
         limits=limits,
     )
+    registry = Registry(own_keys)
+    challenges = OwnerChallenges(
+        settings,
+        server_id=server_id,
+        store=store,
+        clock=clock,
+        signer=issuing_signer,
+        registry=registry,
+        limits=limits,
+    )
     return IdentityService(
         settings,
         server_id=server_id,
@@ -74,10 +86,14 @@ def build_identity(
         store=store,
         clock=clock,
         submitters=Submitters(ca, store, clock, origin),
-        registry=Registry(own_keys),
+        registry=registry,
         verifier=Verifier(verifier_signer, load_policy(settings.appraisal_policy), developer=server_id, limits=limits),
-        models={Model.AGENT_MEDIATED: AgentMediated(single_identity=single_identity)},
+        models={
+            Model.AGENT_MEDIATED: AgentMediated(single_identity=single_identity),
+            Model.SERVER_MEDIATED: ServerMediated(),
+        },
         issuer=issuer,
+        challenges=challenges,
     )
 
 

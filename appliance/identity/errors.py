@@ -5,6 +5,7 @@ IdentityError (abstract)
 ├── AgentUnknown, AgentRevoked, ReservationsFull, KeyAlreadyAgent                                   the registration
 ├── EvidenceContraindicated                                                                        the appraisal
 ├── SingleIdentityNotOffered, ApproversNotDistinct, RequestReplayed, LifetimeNotPossible            the decision
+├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
 └── RequestAbandoned                                                                               after a crash
 """
 
@@ -107,3 +108,33 @@ class RequestAbandoned(IdentityError):
     """The credential could not be finished after an interruption; a new request and approval are needed."""
 
     reason: ClassVar[str] = "request-abandoned"
+
+
+class AgentNotRegistered(IdentityError):
+    """The server asks owners only about agents that were registered to them before."""
+
+    reason: ClassVar[str] = "agent-not-registered"
+
+
+class AgentMuted(IdentityError):
+    """The owner said no to this agent a moment ago and is not asked again yet; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "agent-muted"
+
+
+class ChallengesFull(IdentityError):
+    """As many questions wait for this owner as may wait; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "challenges-full"
+
+
+class ChallengeOver(IdentityError):
+    """The challenge was answered before, or a newer request of the same agent took its place; field `state`."""
+
+    reason: ClassVar[str] = "challenge-over"
+
+
+class OwnerClientUnknown(IdentityError):
+    """The client certificate holds no client key that is registered and active for an owner."""
+
+    reason: ClassVar[str] = "owner-client-unknown"

@@ -15,6 +15,7 @@ from appliance.binding.composite import Composite
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
+from appliance.store.challenges import Challenge
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,14 @@ class Approver:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where a decision is made: server, proxy, clock, limits."""
+    """Where a decision is made: server, proxy, clock, limits; whose the agent is, and its request, if it is parked."""
 
     server_id: str
     proxy_id: str
     now: datetime
     limits: Limits
+    agent_owner: str | None = None
+    parked: Challenge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,10 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing to issue yet: ask again after this long."""
+    """Nothing to issue yet: ask again after this long. `must_ask`: the owner does not know of it yet."""
 
     retry_after_seconds: int
+    must_ask: bool = False
 
 
 class IssuanceModel(Protocol):

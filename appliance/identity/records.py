@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding.approval import read as read_approval
 from appliance.binding.ear import Tier
 from appliance.binding.errors import ApprovalSpent, KeyReused, Malformed, NonceSpent, OwnerNotActive
-from appliance.binding.facts import NonceRecord, OwnerKey, OwnerRecord
+from appliance.binding.facts import Model, NonceRecord, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 from appliance.ca import revoke as revoke_certificate
@@ -27,8 +28,9 @@ from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
-from appliance.store import agents, certificates, deciding, nonces, proxies, requests
+from appliance.store import agents, certificates, challenges, deciding, nonces, proxies, requests
 from appliance.store.agents import Agent
+from appliance.store.challenges import Challenge
 from appliance.store.deciding import RequestRow
 from appliance.store.requests import Request
 from appliance.store.standing import is_approver, standing
@@ -51,6 +53,8 @@ class RequestFacts:
     key_holder: str | None
     live_key: ec.EllipticCurvePublicKey | None
     approvers: tuple[Approver, ...]
+    parked: Challenge | None = None
+    """The request with its challenge, in the server-mediated model; `approvers` then has the owner's answer."""
 
 
 class Registry:
@@ -63,6 +67,9 @@ class Registry:
 
     def gather(self, tx: Tx, request: AgentRequest, approvals: Sequence[Sealed]) -> RequestFacts:
         """Facts about a request and the keys that its approvals name."""
+        parked = challenges.by_rqh(tx, request.rqh) if request.model is Model.SERVER_MEDIATED else None
+        if parked is not None and parked.answer is not None:
+            approvals = [*approvals, read_approval(parked.answer)]
         row = deciding.request(
             tx,
             rqh=request.rqh,
@@ -89,10 +96,11 @@ class Registry:
             agent=row.agent,
             key_holder=self._key_holder(row, request, live_key),
             live_key=live_key,
-            approvers=tuple(self._approver(tx, one) for one in approvals),
+            approvers=tuple(self.approver(tx, one) for one in approvals),
+            parked=parked,
         )
 
-    def _approver(self, tx: Tx, approval: Sealed) -> Approver:
+    def approver(self, tx: Tx, approval: Sealed) -> Approver:
         """The owner who has the key that an approval names, with this key alone."""
         kid = approval.kid
         if kid is None:
@@ -176,6 +184,8 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
         kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
         if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
             raise ApprovalSpent("this approval was used before")
+    if request.model is Model.SERVER_MEDIATED and not challenges.spend(tx, request.rqh):
+        raise ApprovalSpent("the owner's answer was used before")
     agents.register(tx, agent, owner_id=owner_id, jkt=request.jkt)
 
 

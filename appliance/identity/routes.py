@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.binding import composite, jws
+from appliance.binding.approval import MAX_BYTES as MAX_APPROVAL
 from appliance.binding.claims import Claims
 from appliance.binding.errors import Malformed
 from appliance.binding.facts import PURPOSES
@@ -26,8 +27,11 @@ from est.transfer import read_json
 
 JSON = "application/json"
 MAX_NONCE_BODY = 4096
+MAX_ANSWER_BODY = 16_384
 STATUS_PATH = "/v1/agents/requests/"
 _NONCE_MEMBERS = frozenset({"jkt", "purpose", "sub"})
+_ANSWER_MEMBERS = frozenset({"approval"})
+_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,4})\"?\s*(?:$|[,;])", re.ASCII)
 _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
@@ -86,6 +90,27 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
             raise NotFound("not the hash of a request")
         return _answer(await service.status(rqh, peer), 200)
 
+    async def challenges(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        found = await service.challenges.waiting(caller.owner_id, read_wait(call.headers.get("prefer", "")))
+        rows = [
+            {
+                "id": one.id,
+                "challenge": one.challenge,
+                "request": one.request,
+                "csr": None if one.csr is None else jws.base64url(one.csr),
+            }
+            for one in found
+        ]
+        return Reply(200, JSON, {"cache-control": "no-store"}, _write({"challenges": rows}))
+
+    async def answer(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        told = await service.challenges.answer(
+            caller, params.get("id", ""), read_answer_call(call.body), _request_id(call)
+        )
+        return Reply(200, JSON, {"cache-control": "no-store"}, _write(told))
+
     async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         return Reply(200, JSON, {}, trust_document)
 
@@ -93,6 +118,8 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         "identity.nonce": nonce,
         "identity.enroll": enroll,
         "identity.request_status": request_status,
+        "identity.challenges": challenges,
+        "identity.answer": answer,
         "identity.trust": give_trust,
     }
 
@@ -109,6 +136,25 @@ def read_nonce_call(body: bytes) -> tuple[str, str, str | None]:
     claims.check_names(_NONCE_MEMBERS)
     sub = claims.identifier("sub", Kind.AGENT) if "sub" in claims else None
     return claims.hash("jkt"), claims.choice("purpose", PURPOSES), sub
+
+
+def read_answer_call(body: bytes) -> str:
+    """`{"approval"}`, the owner's signed answer, and nothing else. Raises Malformed, Claim... ."""
+    try:
+        value = read_json(body, max_bytes=MAX_ANSWER_BODY, max_depth=2)
+    except EstError as cause:
+        raise Malformed(cause.detail, object="answer") from cause
+    if not isinstance(value, dict):
+        raise Malformed("not a JSON object", object="answer")
+    claims = Claims(value, "answer")
+    claims.check_names(_ANSWER_MEMBERS)
+    return claims.text("approval", max_length=MAX_APPROVAL)
+
+
+def read_wait(prefer: str) -> float:
+    """The seconds in `Prefer: wait=N` (RFC 7240, section 4.3); 0 where it does not say."""
+    found = _WAIT.search(prefer)
+    return float(found.group(1)) if found else 0.0
 
 
 def _answer(answer: Finished | Unfinished, status: int) -> Reply:

@@ -19,22 +19,32 @@ from appliance.binding import approval as approvals
 from appliance.binding import composite, jws
 from appliance.binding import request as requests
 from appliance.binding.composite import Composite
-from appliance.binding.errors import ApprovalSpent, BindingError
+from appliance.binding.errors import ApprovalDenied, ApprovalSpent, BindingError, ChallengeExpired
 from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
 from appliance.identity.appraisal import Appraisal, Verifier
-from appliance.identity.errors import IdentityError, LifetimeNotPossible, RequestAbandoned, ReservationsFull
+from appliance.identity.challenge_states import ChallengeState, state_of
+from appliance.identity.challenges import OwnerChallenges
+from appliance.identity.errors import (
+    ChallengeOver,
+    IdentityError,
+    LifetimeNotPossible,
+    RequestAbandoned,
+    ReservationsFull,
+)
 from appliance.identity.issue import Grant, Issuer
 from appliance.identity.models import Bound, IssuanceModel, Setting, Waiting
 from appliance.identity.records import Registry, RequestFacts
 from appliance.identity.submitter import Submitter, Submitters
 from appliance.settings import IdentitySettings
 from appliance.store import agents, certificates, nonces
+from appliance.store import challenges as parked_rows
 from appliance.store import requests as request_rows
 from appliance.store.agents import Agent
+from appliance.store.challenges import Challenge
 from appliance.store.nonces import Nonce
 from appliance.store.requests import Request
 from appliance.store.store import Store
@@ -90,6 +100,7 @@ class IdentityService:
         verifier: Verifier,
         models: Mapping[Model, IssuanceModel],
         issuer: Issuer,
+        challenges: OwnerChallenges,
     ) -> None:
         """`assemble.build_identity` makes the collaborators. `models` are those that are offered here."""
         self._settings = settings
@@ -102,6 +113,7 @@ class IdentityService:
         self._verifier = verifier
         self._models = dict(models)
         self._issuer = issuer
+        self.challenges = challenges
         self._rates = Gcra(Bucket(settings.proxy_rate, settings.proxy_burst))
         self._under_way: set[str] = set()
 
@@ -150,13 +162,17 @@ class IdentityService:
     async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
         """How a request of this proxy stands; a finished one gives the same result as often as it is asked.
 
-        Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned.
+        Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, and for a parked request
+        ApprovalDenied, ChallengeExpired, ChallengeOver.
         """
         submitter = await self._submitters.check(peer)
         self._take_token(submitter)
 
-        def read(tx: Tx) -> tuple[Request, bytes | None]:
+        def read(tx: Tx) -> tuple[Request | Challenge, bytes | None]:
             row = request_rows.get(tx, rqh)
+            parked = parked_rows.by_rqh(tx, rqh) if row is None else None
+            if parked is not None and parked.proxy_id == submitter.proxy_id:
+                return parked, None
             if row is None or row.proxy_id != submitter.proxy_id:
                 raise NotFound("this proxy handed in no such request")
             serial = row.result.get("serial") if row.result else None
@@ -164,11 +180,24 @@ class IdentityService:
             return row, None if found is None else found.der
 
         row, der = await self._store.read(read)
+        if isinstance(row, Challenge):
+            return self._of_parked(row)
         if row.result is not None:
             return Finished(self._issuer.answer(row.result, der))
         if rqh not in self._under_way and requests.unseal(row.request).exp < self._clock.now().timestamp():
             raise RequestAbandoned("the request expired before its credential was finished; make a new one")
         return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
+
+    def _of_parked(self, parked: Challenge) -> Unfinished:
+        """A parked request that has no credential yet: once approved, it must be handed in again with new evidence."""
+        state = state_of(parked, self._clock.now())
+        if state is ChallengeState.DENIED:
+            raise ApprovalDenied("the owner said no")
+        if state is ChallengeState.EXPIRED:
+            raise ChallengeExpired("the owner did not answer in time; ask again with a new request")
+        if state is ChallengeState.SUPERSEDED:
+            raise ChallengeOver("a newer request of this agent took its place", state=state.value)
+        return Unfinished(parked.rqh, UNFINISHED_RETRY_SECONDS)
 
     async def _decide(self, asked: Composite, submitter: Submitter, request_id: str) -> Finished | Unfinished:
         request = requests.unseal(asked.request)
@@ -182,6 +211,7 @@ class IdentityService:
                 return Unfinished(request.rqh, UNFINISHED_RETRY_SECONDS)
             facts = _without_own_spending(facts)
         now = self._clock.now()
+        limits = self._limits.of(request.model)
         requests.check(
             request,
             csr=None if asked.csr_der is None else csr.read(asked.csr_der),
@@ -190,7 +220,7 @@ class IdentityService:
             origin=self._origin,
             proxy_id=submitter.proxy_id,
             now=now,
-            limits=self._limits,
+            limits=limits,
             models=self._models,
             key_holder=facts.key_holder,
             agent_owner=None if facts.agent is None else facts.agent.owner_id,
@@ -198,15 +228,26 @@ class IdentityService:
         )
         agent = records.check_agent(facts.agent, submitter)
         appraisal = self._verifier.appraise(asked.evidence, request, submitter, agent_class=agent.agent_class, now=now)
-        setting = Setting(self._server_id, submitter.proxy_id, now, self._limits)
+        setting = Setting(self._server_id, submitter.proxy_id, now, limits, agent.owner_id, facts.parked)
         answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
         if isinstance(answer, Waiting):
+            if answer.must_ask:
+                await self.challenges.park(
+                    request, asked.csr_der, agent, submitter.proxy_id, submitter.actor, request_id
+                )
             return Unfinished(request.rqh, answer.retry_after_seconds)
-        grant = self._grant(request, answer, appraisal, submitter, now)
+        txn = facts.parked.txn if facts.parked is not None else request.txn or str(uuid.uuid4())
+        grant = self._grant(request, answer, appraisal, submitter, now, txn)
         return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
 
     def _grant(
-        self, request: AgentRequest, bound: Bound, appraisal: Appraisal, submitter: Submitter, now: datetime
+        self,
+        request: AgentRequest,
+        bound: Bound,
+        appraisal: Appraisal,
+        submitter: Submitter,
+        now: datetime,
+        txn: str,
     ) -> Grant:
         """What is granted: the profiles both asked and approved, for the shortest of all lives (A-105)."""
         caps = {
@@ -233,7 +274,7 @@ class IdentityService:
             ear=appraisal.ear,
             profiles=profiles,
             ttl_seconds=ttl,
-            txn=request.txn or str(uuid.uuid4()),
+            txn=txn,
             proxy_id=submitter.proxy_id,
         )
 

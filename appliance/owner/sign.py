@@ -30,12 +30,14 @@ def sign(
     usable_seconds: int | None = None,
     expected_code: str | None = None,
     allow_long_lives: bool = False,
+    nonce: str | None = None,
     limits: Limits | None = None,
 ) -> str:
     """The owner approval (or denial) for a reviewed card, as a compact JWS that has been read back.
 
     `profiles` and `ttl_seconds` may narrow what was asked; `usable_seconds` is how long the approval may be used, at
-    most until the request itself ends; `expected_code` is the short code that the owner saw at the other end. Raises
+    most until the request itself ends; `expected_code` is the short code that the owner saw at the other end,
+    `nonce` that of the server's challenge, where the server has asked. Raises
     CardNotReviewed, ShortCodeMismatch, SelfApproval, LifeTooLong, RequestExpired, ApprovalWidened.
     """
     limits = limits or Limits()
@@ -62,6 +64,7 @@ def sign(
         iat=iat,
         exp=exp,
         jti=jws.base64url(secrets.token_bytes(16)),
+        nonce=nonce,
         profiles=profiles,
         ttl=ttl,
         proxy=card.proxy,

@@ -16,7 +16,16 @@ from appliance.store import agents as agent_rows
 from appliance.store import certificates as certificate_rows
 from appliance.store.agents import Agent
 from appliance.store.nonces import Nonce
-from appliance.store.schema import agents, certificates, nonces, owner_keys, owner_proxies, owners, requests
+from appliance.store.schema import (
+    agents,
+    certificates,
+    nonces,
+    owner_clients,
+    owner_keys,
+    owner_proxies,
+    owners,
+    requests,
+)
 from appliance.store.transaction import Tx
 
 _one = select(literal(1).label("one")).subquery()
@@ -28,7 +37,10 @@ _REQUEST = select(
     *(one.label(f"nonce_{one.name}") for one in _NONCE),
     *(one.label(f"agent_{one.name}") for one in _AGENT),
     exists().where(requests.c.rqh == bindparam("rqh")).label("is_known"),
-    exists().where(owner_keys.c.jkt == bindparam("jkt")).label("is_owners"),
+    or_(
+        exists().where(owner_keys.c.jkt == bindparam("jkt")),
+        exists().where(owner_clients.c.jkt == bindparam("jkt")),
+    ).label("is_owners"),
     exists().where(_c.spki_sha256 == bindparam("spki"), _c.issuer_role != "agents").label("is_certified"),
     or_(
         exists().where(

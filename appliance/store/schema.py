@@ -272,6 +272,19 @@ owner_proxies = Table(
     PrimaryKeyConstraint("owner_id", "proxy_id"),
 )
 
+owner_clients = Table(
+    "owner_clients",
+    metadata,
+    Column("jkt", Text, primary_key=True),
+    _text("owner_id"),
+    Column("spki_sha256", Hex, nullable=False, unique=True),
+    _text("state"),
+    _hex("statement_sha256"),
+    _time("created_at"),
+    _time("ended_at", null=True),
+    Index("owner_clients_owner", "owner_id"),
+)
+
 agents = Table(
     "agents",
     metadata,
@@ -329,6 +342,29 @@ requests = Table(
     _time("created_at"),
     _time("updated_at"),
     Index("requests_proxy", "proxy_id"),
+)
+
+challenges = Table(
+    "challenges",
+    metadata,
+    _id(),
+    Column("rqh", Text, nullable=False, unique=True),
+    _text("txn"),
+    _text("owner_id"),
+    _text("agent_id"),
+    _text("proxy_id"),
+    _text("nonce"),
+    _text("state"),
+    _text("request"),
+    Column("csr", LargeBinary, nullable=True),
+    _text("challenge"),
+    _text("answer", null=True),
+    _time("created_at"),
+    _time("expires_at"),
+    _time("updated_at"),
+    Index("challenges_owner", "owner_id", "state"),
+    Index("challenges_agent", "agent_id", "state"),
+    Index("challenges_expiry", "expires_at"),
 )
 
 policies = Table(

@@ -111,6 +111,19 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "device", "GET", "/v1/agents/requests/{rqh}", "identity.request_status", "certificate", _ANY, 0, "address", 10
     ),
+    # a long poll (RFC 7240, section 4.3): the owner's tool says how long it would wait, at most 25 s
+    Route("device", "GET", "/v1/owners/self/challenges", "identity.challenges", "certificate", _ANY, 0, "address", 40),
+    Route(
+        "device",
+        "POST",
+        "/v1/owners/self/challenges/{id}",
+        "identity.answer",
+        "certificate",
+        _JSON,
+        16 * KiB,
+        "address",
+        10,
+    ),
     Route("device", "GET", "/v1/trust", "identity.trust", "anyone", _ANY, 0, "address", 10),
     Route("decision", "POST", "/v1/decide", "access.decide", "token", _JSON, 64 * KiB, "none", 2),
     Route("decision", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 2),

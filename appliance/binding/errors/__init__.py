@@ -7,6 +7,7 @@ BindingError (abstract)
 ├── IdentifierMalformed, IdentifierKindWrong, OriginMismatch                                         names
 ├── Request..., Nonce..., Csr..., ModelNotOffered, Renewal..., KeyReused, AgentOwnerMismatch         agent request
 ├── Approval..., SelfApproval, Owner..., ProxyNotAllowed                                             owner approval
+├── Challenge...                                                                                     binding challenge
 ├── Evidence..., Ear...                                                                              attestation
 ├── Certificate..., DualIdentityMissing, OwnerIdsDiffer, IssuedOutsideApproval, LifetimeNotApproved,
 │   ProfileNotApproved, ApprovalNotInside, ApprovalDigestMismatch, EarDigestMismatch                 credentials
@@ -30,6 +31,7 @@ from appliance.binding.errors.approvals import (
     ApprovalForOtherRequest,
     ApprovalMissing,
     ApprovalNonceMismatch,
+    ApprovalNotExpected,
     ApprovalNotYetValid,
     ApprovalSpent,
     ApprovalWidened,
@@ -87,6 +89,15 @@ from appliance.binding.errors.base import (
     TokenIdTooShort,
     TokenTypeWrong,
 )
+from appliance.binding.errors.challenges import (
+    ChallengeExpired,
+    ChallengeForOtherRequest,
+    ChallengeInconsistent,
+    ChallengeNotYetValid,
+    ChallengeWindowTooLong,
+    ChallengeWrongOwner,
+    ChallengeWrongServer,
+)
 from appliance.binding.errors.credentials import (
     ApprovalDigestMismatch,
     ApprovalNotInside,
@@ -143,6 +154,7 @@ __all__ = [
     "ApprovalForOtherRequest",
     "ApprovalMissing",
     "ApprovalNonceMismatch",
+    "ApprovalNotExpected",
     "ApprovalNotInside",
     "ApprovalNotYetValid",
     "ApprovalSpent",
@@ -153,6 +165,13 @@ __all__ = [
     "BindingError",
     "CertificateNamesWrong",
     "CertificateUsageWrong",
+    "ChallengeExpired",
+    "ChallengeForOtherRequest",
+    "ChallengeInconsistent",
+    "ChallengeNotYetValid",
+    "ChallengeWindowTooLong",
+    "ChallengeWrongOwner",
+    "ChallengeWrongServer",
     "ClaimMalformed",
     "ClaimMissing",
     "ClaimUnknown",

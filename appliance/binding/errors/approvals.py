@@ -11,6 +11,12 @@ class ApprovalMissing(BindingError):
     reason = "approval-missing"
 
 
+class ApprovalNotExpected(BindingError):
+    """An approval came with a request of the server-mediated model, where the server asks the owner itself."""
+
+    reason = "approval-not-expected"
+
+
 class ApprovalDenied(BindingError):
     """The owner's signed answer is no."""
 

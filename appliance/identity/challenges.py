@@ -1,0 +1,300 @@
+"""Asking owners: a challenge is made and parked, waits for its owner's tool, and takes one signed answer.
+
+Everything is in the store before anybody hears of it, so a server that dies at any point has forgotten nothing. TLS
+says who speaks and is never an approval: the answer is a signed object of its own (A-99).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from appliance import audit
+from appliance.audit import Actor, AuditEvent
+from appliance.binding import approval as approvals
+from appliance.binding import challenge as challenge_tokens
+from appliance.binding import jws
+from appliance.binding import request as requests
+from appliance.binding.errors import ApprovalDenied, BindingError, ChallengeExpired, OwnerNotActive, ProxyNotAllowed
+from appliance.binding.facts import Limits, Model
+from appliance.binding.request import AgentRequest
+from appliance.clock import Clock
+from appliance.errors import CertificateRequired, NotFound
+from appliance.failpoint import failpoint
+from appliance.identity.challenge_states import ChallengeEvent, ChallengeState, state_of, step
+from appliance.identity.errors import AgentMuted, ChallengeOver, ChallengesFull, OwnerClientUnknown
+from appliance.identity.records import KEPT_AFTER_EXPIRY, Registry
+from appliance.settings import IdentitySettings
+from appliance.store import challenges as rows
+from appliance.store import owner_clients, owners
+from appliance.store.agents import Agent
+from appliance.store.challenges import Challenge
+from appliance.store.standing import is_approver
+from appliance.store.store import Store
+from appliance.store.transaction import OutboxRow, Tx
+from appliance.web.peer import Peer
+from est.signer import Signer
+
+MAX_WAIT_SECONDS = 25.0
+"""Longest wait of a long poll; the route's deadline is above it."""
+LOOK_SECONDS = 2.0
+"""How often a long poll looks into the store for what another process parked."""
+MAX_WAITING_CALLS = 4
+"""Long polls of one owner at a time; one more is answered at once."""
+FULL_RETRY_SECONDS = 60
+NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerCaller:
+    """The owner behind a connection."""
+
+    owner_id: str
+    actor: Actor
+
+
+class OwnerChallenges:
+    """Challenges, from the moment an owner must be asked to the answer."""
+
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        *,
+        server_id: str,
+        store: Store,
+        clock: Clock,
+        signer: Signer,
+        registry: Registry,
+        limits: Limits,
+    ) -> None:
+        """`signer` is the agents CA's key, whose certificate owners check against the root that they pinned."""
+        self._settings = settings
+        self._server_id = server_id
+        self._store = store
+        self._clock = clock
+        self._signer = signer
+        self._registry = registry
+        self._limits = limits.of(Model.SERVER_MEDIATED)
+        self._calls: dict[str, set[asyncio.Event]] = {}
+        self._is_closed = False
+        store.subscribe(self._on_events)
+
+    def caller(self, peer: Peer) -> OwnerCaller:
+        """The owner whose registered client key made this connection (the way of RFC 8705, section 2.2).
+
+        Raises CertificateRequired, OwnerClientUnknown, OwnerNotActive.
+        """
+        key = peer.key_sha256
+        if key is None:
+            raise CertificateRequired("owner routes are for owners' tools with their registered client key")
+        found = self._store.read_sync(lambda tx: owner_clients.caller(tx, key))
+        if found is None:
+            raise OwnerClientUnknown("no owner has registered this client key")
+        if found.owner_state != owners.ACTIVE:
+            raise OwnerNotActive("this owner is not active")
+        return OwnerCaller(found.owner_id, Actor("owner", found.owner_id, found.jkt, peer.address))
+
+    async def park(
+        self, request: AgentRequest, csr_der: bytes | None, agent: Agent, proxy_id: str, actor: Actor, request_id: str
+    ) -> None:
+        """Park a good request and make the challenge for it; a request that is parked already stays as it is (A-93).
+
+        Raises OwnerNotActive, ProxyNotAllowed, AgentMuted, ChallengesFull; then nothing is parked and nobody is asked.
+        """
+        owner_id = agent.owner_id
+        if owner_id is None or owner_id != request.owner:
+            raise ValueError("only registered agents of this very owner come here")
+        owner = self._store.read_sync(lambda tx: owners.by_identifier(tx, owner_id))
+        now = self._clock.now()
+        is_policy = owner is not None and owner.kind == "policy"
+        settings = self._settings
+        life = settings.challenge_policy_seconds if is_policy else settings.challenge_seconds
+        iat = int(now.timestamp())
+        exp = min(iat + life, request.exp)
+        nonce, challenge_id = secrets.token_urlsafe(NONCE_BYTES), secrets.token_urlsafe(16)
+        token = challenge_tokens.seal(
+            self._signer, request, iss=self._server_id, owner=owner_id, proxy=proxy_id, iat=iat, exp=exp,
+            jti=challenge_id, nonce=nonce,
+        )  # fmt: skip
+        made = Challenge(
+            id=challenge_id,
+            rqh=request.rqh,
+            txn=request.txn or str(uuid.uuid4()),
+            owner_id=owner_id,
+            agent_id=request.sub,
+            proxy_id=proxy_id,
+            nonce=nonce,
+            state=rows.WAITING,
+            request=request.token,
+            csr=csr_der,
+            challenge=token,
+            answer=None,
+            created_at=now,
+            expires_at=now + timedelta(seconds=max(1, exp - iat)),
+            updated_at=now,
+        )
+
+        def write(tx: Tx) -> None:
+            rows.forget(tx, before=tx.now - KEPT_AFTER_EXPIRY)
+            if rows.by_rqh(tx, request.rqh) is not None:
+                return
+            self._check_may_ask(tx, made)
+            rows.supersede(tx, made.agent_id)
+            if rows.count_waiting(tx, owner_id) >= settings.challenges_per_owner:
+                raise ChallengesFull(
+                    "this owner has too many questions to answer", retry_after_seconds=FULL_RETRY_SECONDS
+                )
+            rows.add(tx, made)
+            fields = {
+                "txn": made.txn,
+                "challenge": made.id,
+                "agent": made.agent_id,
+                "proxy": made.proxy_id,
+                "rqh": made.rqh,
+                "challenge_s256": jws.s256(token),
+                "expires": exp,
+            }
+            audit.append(tx, AuditEvent("owner-challenged", actor, owner_id, request_id=request_id, fields=fields))
+
+        await self._store.write(write)
+        failpoint("challenge-parked")
+
+    async def waiting(self, owner_id: str, wait_seconds: float) -> list[Challenge]:
+        """What waits for an owner's answer; comes back as soon as there is something, at the latest after the wait."""
+        mine = self._calls.setdefault(owner_id, set())
+        deadline = self._clock.monotonic() + (min(wait_seconds, MAX_WAIT_SECONDS) if self._may_wait(mine) else 0.0)
+        told = asyncio.Event()
+        mine.add(told)
+
+        def read(tx: Tx) -> list[Challenge]:
+            return rows.waiting(tx, owner_id, count=self._settings.challenges_per_owner)
+
+        try:
+            while True:
+                told.clear()
+                found = await self._store.read(read)
+                left = deadline - self._clock.monotonic()
+                if found or left <= 0 or self._is_closed:
+                    return found
+                try:
+                    await asyncio.wait_for(told.wait(), min(left, LOOK_SECONDS))
+                except TimeoutError:
+                    continue
+        finally:
+            mine.discard(told)
+            if not mine and self._calls.get(owner_id) is mine:
+                del self._calls[owner_id]
+
+    async def answer(self, caller: OwnerCaller, challenge_id: str, token: str, request_id: str) -> Mapping[str, Any]:
+        """Take an owner's signed yes or no to a challenge of this owner; the same answer may come again.
+
+        Raises NotFound for a challenge of anybody else, ChallengeExpired, ChallengeOver, and what `approval.check`
+        raises; refusals are audited and leave the challenge waiting.
+        """
+        found = await self._store.read(lambda tx: rows.get(tx, challenge_id))
+        if found is None or found.owner_id != caller.owner_id:
+            raise NotFound("no such challenge was made for you")
+        state = state_of(found, self._clock.now())
+        if found.answer is not None and found.answer == token:
+            return _told(found, is_denial=state is ChallengeState.DENIED)  # our reply was lost, theirs was not
+        try:
+            if state is ChallengeState.EXPIRED:
+                raise ChallengeExpired("the challenge is over; the agent must ask again")
+            is_denial = self._check(found, token)
+            event = ChallengeEvent.OWNER_DENIED if is_denial else ChallengeEvent.OWNER_APPROVED
+            after = step(state, event)
+        except (BindingError, ChallengeOver) as refusal:
+            await self._note_refusal(caller, found, token, refusal.reason, request_id)
+            raise
+        kid = approvals.kid_of(token)
+
+        def write(tx: Tx) -> None:
+            if not is_approver(tx, found.owner_id, kid):
+                raise OwnerNotActive("this owner or its key is not active any more")
+            if not rows.answer(tx, found.id, state=after.value, token=token):
+                raise ChallengeOver("the challenge was answered or ended meanwhile")
+            fields = {
+                "txn": found.txn,
+                "challenge": found.id,
+                "agent": found.agent_id,
+                "rqh": found.rqh,
+                "approval_s256": jws.s256(token),
+                "kid": kid,
+                "decision": "deny" if is_denial else "approve",
+            }
+            event = AuditEvent("owner-answered", caller.actor, found.owner_id, request_id=request_id, fields=fields)
+            audit.append(tx, event)
+
+        await self._store.write(write)
+        failpoint("challenge-answered")
+        return _told(found, is_denial=is_denial)
+
+    def release(self) -> None:
+        """Answer every long poll now: the server is about to stop."""
+        self._is_closed = True
+        for calls in self._calls.values():
+            for told in calls:
+                told.set()
+
+    def _may_wait(self, mine: set[asyncio.Event]) -> bool:
+        return len(mine) < MAX_WAITING_CALLS
+
+    def _check_may_ask(self, tx: Tx, made: Challenge) -> None:
+        owner = owners.by_identifier(tx, made.owner_id)
+        if owner is None or owner.state != owners.ACTIVE:
+            raise OwnerNotActive("the agent's owner is not active")
+        allowed = owners.allowed_proxies(tx, made.owner_id)
+        if allowed is not None and made.proxy_id not in allowed:
+            raise ProxyNotAllowed("this proxy may not submit for this owner")
+        denied = rows.last_denial(tx, made.agent_id)
+        if denied is not None:
+            wait = denied + timedelta(seconds=self._settings.denial_mute_seconds) - tx.now
+            if wait > timedelta():
+                raise AgentMuted(
+                    "the owner has just said no to this agent", retry_after_seconds=int(wait.total_seconds()) + 1
+                )
+
+    def _check(self, found: Challenge, token: str) -> bool:
+        """Whether a good answer is a no; the one path of every model's approvals."""
+        sealed = approvals.read(token)
+        approver = self._store.read_sync(lambda tx: self._registry.approver(tx, sealed))
+        try:
+            approvals.check(
+                sealed,
+                requests.unseal(found.request),
+                approver.owner,
+                server_id=self._server_id,
+                proxy_id=found.proxy_id,
+                now=self._clock.now(),
+                limits=self._limits,
+                nonce=found.nonce,
+                signer_is_agent=approver.is_agent,
+            )
+        except ApprovalDenied:  # raised last of all: the signature and everything else about it is good
+            return True
+        return False
+
+    async def _note_refusal(
+        self, caller: OwnerCaller, found: Challenge, token: str, reason: str, request_id: str
+    ) -> None:
+        fields = {"txn": found.txn, "challenge": found.id, "approval_s256": jws.s256(token)}
+        event = AuditEvent(
+            "owner-answered", caller.actor, found.owner_id, outcome="refused", reason=reason, request_id=request_id,
+            fields=fields,
+        )  # fmt: skip
+        await self._store.write(lambda tx: audit.append(tx, event))
+
+    def _on_events(self, events: list[OutboxRow]) -> None:
+        for event in events:
+            if event.topic == rows.TOPIC:
+                for told in self._calls.get(str(event.body.get("owner_id")), ()):
+                    told.set()
+
+
+def _told(found: Challenge, *, is_denial: bool) -> Mapping[str, Any]:
+    return {"challenge": found.id, "decision": "deny" if is_denial else "approve", "txn": found.txn}

@@ -1,0 +1,186 @@
+"""The owner's own connection to the identity server: challenges out, signed answers in.
+
+Mutual TLS with a client key that approves nothing (A-99). The server is known by the campus root and its name, the key
+of its challenges by the agents CA's certificate under that same root; nothing else is believed of what it sends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance.binding import composite, jws
+from appliance.owner.client_key import CERTIFICATE_FILE, KEY_FILE
+from appliance.owner.errors import ServerAnswerUnusable, ServerRefused, ServerUnreachable
+from est.errors import EstError
+from est.transfer import read_json
+
+MAX_ANSWER = 4 * 1024 * 1024
+CHALLENGES = "/v1/owners/self/challenges"
+_WAIT_MARGIN = 15.0
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the server says of itself over the pinned connection; `key` signs its challenges."""
+
+    server_id: str
+    key: ec.EllipticCurvePublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One waiting challenge as it came: nothing of it is verified yet."""
+
+    id: str
+    challenge: str
+    request: str
+    csr_der: bytes | None
+
+
+class OwnerClient:
+    """An async context: one session with the identity server at `url`, such as https://ids.campus.example:8443."""
+
+    def __init__(self, url: str, root_file: Path, client_folder: Path, *, call_seconds: float = 20.0) -> None:
+        """Raises ServerUnreachable for files that cannot be used."""
+        self._url = url.rstrip("/")
+        self._call_seconds = call_seconds
+        if not self._url.startswith("https://"):
+            raise ServerUnreachable("the server's address begins with https://")
+        try:
+            roots = x509.load_pem_x509_certificates(root_file.read_bytes())
+            context = ssl.create_default_context(cafile=str(root_file))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_cert_chain(client_folder / CERTIFICATE_FILE, client_folder / KEY_FILE)
+        except (OSError, ValueError) as cause:
+            raise ServerUnreachable(f"root or client key cannot be used: {cause}") from cause
+        self._roots = roots
+        self._context = context
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> OwnerClient:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._context))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def server(self) -> Server:
+        """Who the server is and with which key it signs challenges; raises ServerAnswerUnusable."""
+        told = await self._call("GET", "/v1/trust")
+        try:
+            agents_ca = x509.load_pem_x509_certificate(str(told["agents_ca"]).encode("ascii"))
+            server_id = str(told["server_id"])
+        except (KeyError, ValueError) as cause:
+            raise ServerAnswerUnusable("the trust document cannot be read") from cause
+        key = agents_ca.public_key()
+        now = datetime.now(UTC)
+        if not any(_is_issued_by(agents_ca, root) for root in self._roots):
+            raise ServerAnswerUnusable("the agents CA is not one of the pinned root")
+        if not agents_ca.not_valid_before_utc <= now <= agents_ca.not_valid_after_utc:
+            raise ServerAnswerUnusable("the agents CA is not valid now")
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ServerAnswerUnusable("the agents CA's key is not an elliptic curve key")
+        return Server(server_id, key)
+
+    async def questions(self, wait_seconds: float) -> list[Question]:
+        """What waits for this owner; the server answers as soon as there is something, at the latest after the wait."""
+        headers = {"prefer": f"wait={int(wait_seconds)}"} if wait_seconds >= 1 else {}
+        told = await self._call("GET", CHALLENGES, headers=headers, seconds=wait_seconds + _WAIT_MARGIN)
+        rows = told.get("challenges")
+        if not isinstance(rows, list):
+            raise ServerAnswerUnusable("no list of challenges came")
+        return [_question(row) for row in rows]
+
+    async def answer(self, question: Question, approval: str) -> str:
+        """Hand in the signed answer; the decision as the server took it."""
+        body = json.dumps({"approval": approval}).encode("ascii")
+        told = await self._call("POST", f"{CHALLENGES}/{question.id}", body=body)
+        return str(told.get("decision", ""))
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+    ) -> dict[str, Any]:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its context")
+        sent = {**(headers or {}), "accept": "application/json"}
+        if body is not None:
+            sent["content-type"] = "application/json"
+        try:
+            async with self._session.request(
+                method,
+                self._url + path,
+                data=body,
+                headers=sent,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=seconds or self._call_seconds),
+            ) as reply:
+                answer = await reply.content.read(MAX_ANSWER + 1)
+                while not reply.content.at_eof() and len(answer) <= MAX_ANSWER:
+                    answer += await reply.content.read(MAX_ANSWER + 1)
+                status = reply.status
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ServerUnreachable(f"{self._url}: {str(error) or 'no answer in time'}") from error
+        try:
+            value = read_json(answer, max_bytes=MAX_ANSWER)
+        except EstError as error:
+            raise ServerAnswerUnusable(f"the answer is not JSON: {error.detail}") from error
+        if not isinstance(value, dict):
+            raise ServerAnswerUnusable("the answer is not a JSON object")
+        if status != 200:
+            problem = _printable(value.get("reason"), 64)
+            detail = _printable(value.get("detail"), 300)
+            raise ServerRefused(f"{problem or 'refused'} ({status}): {detail}", status=status, problem=problem)
+        return value
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, dict):
+        raise ServerAnswerUnusable("a challenge is not an object")
+    texts = []
+    for name in ("id", "challenge", "request"):
+        text = row.get(name)
+        if not isinstance(text, str) or not 0 < len(text) <= jws.MAX_BYTES:
+            raise ServerAnswerUnusable(f"a challenge has no {name}")
+        texts.append(text)
+    challenge_id, challenge, request = texts
+    if not _ID.fullmatch(challenge_id):
+        raise ServerAnswerUnusable("a challenge's id is not one")
+    csr = row.get("csr")
+    if csr is not None and not (isinstance(csr, str) and len(csr) <= composite.MAX_CSR_BYTES * 4 // 3 + 4):
+        raise ServerAnswerUnusable("a challenge's CSR is not one")
+    return Question(challenge_id, challenge, request, None if csr is None else jws.unbase64url(csr, "csr"))
+
+
+def _is_issued_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _printable(value: object, longest: int) -> str:
+    return "".join(one for one in str(value or "")[:longest] if " " <= one <= "~")
