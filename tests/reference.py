@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from appliance import audit
 from appliance.cli import app
 from appliance.commands.invocation import EVERYWHERE
+from appliance.identity import challenge_states
 from appliance.proxy import agent_api
 from appliance.registrar.hints import HINTS, hint
 from appliance.registrar.maker_options import Options
@@ -51,6 +52,9 @@ PURPOSES: Mapping[str, str] = {
     "identity.nonce": "a nonce for an agent key, and the agent identifier that goes with it",
     "identity.enroll": "a composite request in, certificate and WIT out",
     "identity.request_status": "how a request stands; the same result as often as it is asked",
+    "identity.challenges": "what waits for the calling owner's answer; `Prefer: wait=N` (RFC 7240) makes it a long poll "
+    "of at most 25 s",
+    "identity.answer": "the owner's signed yes or no to a challenge",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one EAP-TLS login as rlm_rest's JSON in, reply attributes out",
     "health.healthz": "200 while the process serves",
@@ -100,6 +104,15 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
         "Kept by the manufacturer's service (in the laboratory: the mock MASA). It says whether the device may be "
         "claimed; its audit log forgets nothing.",
         states.DeviceState,
+    ),
+    (
+        "The identity server about a parked request",
+        challenge_states.CHALLENGE,
+        "Server-mediated model. Stored in table `challenges`, one row per request, each arrow one conditional "
+        "statement in the transaction of its audit entry; `expired` is not stored, it is what `waiting` is after its time. The "
+        "credential is begun when the agent hands the same request in again, with fresh evidence. An arrow that is not "
+        "here is refused as `challenge-over`.",
+        challenge_states.ChallengeState,
     ),
 )
 
@@ -350,10 +363,11 @@ def _options(verb: str) -> list[tuple[str, str]]:
 
 
 def states_page() -> str:
-    """The three state tables, drawn."""
+    """The four state tables, drawn."""
     parts = [
-        head("States", "the tables in `brski/states.py`"),
-        "A record moves only along an arrow; anything else is refused as `out-of-order` and changes nothing. Events "
+        head("States", "the tables in `brski/states.py` and `appliance/identity/challenge_states.py`"),
+        "A record moves only along an arrow; anything else is refused (`out-of-order`, where not said otherwise) and "
+        "changes nothing. Events "
         "are facts that were checked before. A hyphen in a name is an underscore in the picture's source.\n",
     ]
     for title, moves, text, kinds in _TABLES:

@@ -330,8 +330,8 @@ async def owner_mediated_is_not_here(campus: Campus, proxy: Proxy, owner: OwnerH
     return await (await proxy.ask(owner, model="owner-mediated")).approved().submit()
 
 
-@refused_with("model-not-offered")
-async def server_mediated_is_not_here(campus: Campus, proxy: Proxy, owner: OwnerHost) -> tuple[int, dict[str, Any]]:
+@refused_with("request-window-too-long")
+async def server_mediated_for_an_hour(campus: Campus, proxy: Proxy, owner: OwnerHost) -> tuple[int, dict[str, Any]]:
     return await (await proxy.ask(owner, model="server-mediated")).submit()
 
 
