@@ -52,8 +52,8 @@ PURPOSES: Mapping[str, str] = {
     "identity.nonce": "a nonce for an agent key, and the agent identifier that goes with it",
     "identity.enroll": "a composite request in, certificate and WIT out",
     "identity.request_status": "how a request stands; the same result as often as it is asked",
-    "identity.challenges": "what waits for the calling owner's answer; `Prefer: wait=N` (RFC 7240) makes it a long poll "
-    "of at most 25 s",
+    "identity.challenges": "what waits for the calling owner's answer; a long poll of at most 25 s by `Prefer: wait=N` "
+    "(RFC 7240)",
     "identity.answer": "the owner's signed yes or no to a challenge",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one EAP-TLS login as rlm_rest's JSON in, reply attributes out",
@@ -109,8 +109,8 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
         "The identity server about a parked request",
         challenge_states.CHALLENGE,
         "Server-mediated model. Stored in table `challenges`, one row per request, each arrow one conditional "
-        "statement in the transaction of its audit entry; `expired` is not stored, it is what `waiting` is after its time. The "
-        "credential is begun when the agent hands the same request in again, with fresh evidence. An arrow that is not "
+        "statement in the transaction of its audit entry; `expired` is not stored, it is what `waiting` is after its "
+        "time. The credential is begun when the agent hands the same request in again, with fresh evidence. An arrow that is not "
         "here is refused as `challenge-over`.",
         challenge_states.ChallengeState,
     ),
