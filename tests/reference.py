@@ -110,8 +110,8 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
         challenge_states.CHALLENGE,
         "Server-mediated model. Stored in table `challenges`, one row per request, each arrow one conditional "
         "statement in the transaction of its audit entry; `expired` is not stored, it is what `waiting` is after its "
-        "time. The credential is begun when the agent hands the same request in again, with fresh evidence. An arrow that is not "
-        "here is refused as `challenge-over`.",
+        "time. The credential is begun when the agent hands the same request in again, with fresh evidence. An arrow "
+        "that is not here is refused as `challenge-over`.",
         challenge_states.ChallengeState,
     ),
 )

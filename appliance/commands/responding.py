@@ -42,7 +42,7 @@ async def run_responder(
         tell({"event": "challenge-answered", **asdict(answered)})
 
     async with OwnerClient(url, root, client_folder) as client:
-        responder = Responder(client, await client.server(), signer, owner_id, clock, decide)
+        responder = Responder(client, await client.server(clock.now()), signer, owner_id, clock, decide)
         tell({"event": "ready", "owner": owner_id, "server": url})
         await until_signalled(responder.run(told, once=once, wait_seconds=wait_seconds))
 

@@ -20,7 +20,14 @@ from appliance.binding import approval as approvals
 from appliance.binding import challenge as challenge_tokens
 from appliance.binding import jws
 from appliance.binding import request as requests
-from appliance.binding.errors import ApprovalDenied, BindingError, ChallengeExpired, OwnerNotActive, ProxyNotAllowed
+from appliance.binding.errors import (
+    ApprovalDenied,
+    BindingError,
+    ChallengeExpired,
+    OwnerNotActive,
+    ProxyNotAllowed,
+    RequestExpired,
+)
 from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock
@@ -104,7 +111,8 @@ class OwnerChallenges:
     ) -> None:
         """Park a good request and make the challenge for it; a request that is parked already stays as it is (A-93).
 
-        Raises OwnerNotActive, ProxyNotAllowed, AgentMuted, ChallengesFull; then nothing is parked and nobody is asked.
+        Raises RequestExpired, OwnerNotActive, ProxyNotAllowed, AgentMuted, ChallengesFull; then nothing is parked and
+        nobody is asked.
         """
         owner_id = agent.owner_id
         if owner_id is None or owner_id != request.owner:
@@ -116,6 +124,8 @@ class OwnerChallenges:
         life = settings.challenge_policy_seconds if is_policy else settings.challenge_seconds
         iat = int(now.timestamp())
         exp = min(iat + life, request.exp)
+        if exp <= iat:
+            raise RequestExpired("no time is left to ask the owner in")
         nonce, challenge_id = secrets.token_urlsafe(NONCE_BYTES), secrets.token_urlsafe(16)
         token = challenge_tokens.seal(
             self._signer, request, iss=self._server_id, owner=owner_id, proxy=proxy_id, iat=iat, exp=exp,
@@ -135,7 +145,7 @@ class OwnerChallenges:
             challenge=token,
             answer=None,
             created_at=now,
-            expires_at=now + timedelta(seconds=max(1, exp - iat)),
+            expires_at=now + timedelta(seconds=exp - iat),
             updated_at=now,
         )
 

@@ -11,7 +11,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,7 +81,7 @@ class OwnerClient:
         if self._session is not None:
             await self._session.close()
 
-    async def server(self) -> Server:
+    async def server(self, now: datetime) -> Server:
         """Who the server is and with which key it signs challenges; raises ServerAnswerUnusable."""
         told = await self._call("GET", "/v1/trust")
         try:
@@ -90,7 +90,6 @@ class OwnerClient:
         except (KeyError, ValueError) as cause:
             raise ServerAnswerUnusable("the trust document cannot be read") from cause
         key = agents_ca.public_key()
-        now = datetime.now(UTC)
         if not any(_is_issued_by(agents_ca, root) for root in self._roots):
             raise ServerAnswerUnusable("the agents CA is not one of the pinned root")
         if not agents_ca.not_valid_before_utc <= now <= agents_ca.not_valid_after_utc:

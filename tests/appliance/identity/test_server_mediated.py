@@ -426,6 +426,17 @@ def test_a_yes_counts_for_what_is_so_when_the_credential_is_begun(tmp_path: Path
     play(tmp_path, story, appraisal_policy=policy)
 
 
+@pytest.mark.req("A-62", "A-105")
+def test_a_request_that_is_nearly_over_is_not_asked_about(tmp_path: Path) -> None:
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        ask = await registered(campus, proxy, owner)
+        campus.clock.advance(900 + 30)  # over, and within the tolerance for slow clocks
+        assert (await ask.submit())[1]["reason"] == "request-expired"
+        assert await campus.audited("owner-challenged") == []
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-60", "A-100")
 def test_everything_is_still_known_after_a_restart_between_any_two_steps(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
