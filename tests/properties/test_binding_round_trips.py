@@ -8,9 +8,21 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.binding import approval, composite, dual_identity, evidence, identifier, jws, possession, request, token
+from appliance.binding import (
+    approval,
+    challenge,
+    composite,
+    dual_identity,
+    evidence,
+    identifier,
+    jws,
+    possession,
+    request,
+    token,
+)
 from appliance.binding.errors import BindingError
 from appliance.binding.facts import Model
+from appliance.identity.routes import read_answer_call
 from est.signer import KeySigner
 from tests.appliance.binding.example import EXAMPLE, KEYS, OWNER, private, signer
 
@@ -26,6 +38,7 @@ OPENERS = (
     lambda text: request.unseal(text),
     lambda text: possession.unseal(text),
     lambda text: approval.unseal(text, KEYS["owner"]),
+    lambda text: challenge.unseal(text, KEYS["owner"]),
     lambda text: evidence.unseal(text, KEYS["proxy"]),
     lambda text: token.unseal(text, {"ids-2026-01": KEYS["issuer"]}, owner_claim="campus.example/owner"),
 )
@@ -111,6 +124,7 @@ def test_signed_claims_of_any_shape_are_refused_by_name(claims: dict) -> None:
         (lambda text: request.unseal(text), request.TYP, {"jwk": jwk}),
         (lambda text: possession.unseal(text), possession.TYP, {"jwk": jwk}),
         (lambda text: approval.unseal(text, KEYS["owner"]), approval.TYP, {"kid": EXAMPLE["jkt"]["owner"]}),
+        (lambda text: challenge.unseal(text, KEYS["owner"]), challenge.TYP, {"kid": EXAMPLE["jkt"]["owner"]}),
         (lambda text: evidence.unseal(text, KEYS["owner"]), evidence.TYP, {"kid": EXAMPLE["jkt"]["owner"]}),
         (lambda text: token.unseal(text, {"k": KEYS["owner"]}, owner_claim="o"), token.TYP, {"kid": "k"}),
     ):
@@ -138,6 +152,16 @@ def test_any_body_is_a_composite_or_refused(value: object) -> None:
     except BindingError:
         return
     raise AssertionError("a random body was taken for a composite request")
+
+
+@given(JSON | st.binary(max_size=200))
+def test_any_body_is_an_answer_or_refused(value: object) -> None:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    try:
+        read_answer_call(body)
+    except BindingError:
+        return
+    raise AssertionError("a random body was taken for an owner's answer")
 
 
 @given(JSON)
