@@ -34,6 +34,7 @@ from tests.campus import (
     Crowd,
     OwnerHost,
     environment,
+    lookalike,
     new_ask,
     random_id,
 )
@@ -271,3 +272,34 @@ def test_sixty_four_clients_answer_one_challenge_at_once_and_one_credential_come
     leaf = x509.load_pem_x509_certificates(next(one for one in got if one.status == 201).json["certificate"].encode())
     live: list[Any] = campus.ask("agents.show", agent=ask.sub)["credentials"]
     assert [int(one["serial"], 16) for one in live] == [leaf[0].serial_number]
+
+
+@pytest.mark.lab
+@pytest.mark.req("A-62", "A-99")
+def test_the_owners_tool_believes_only_the_campus_and_the_campus_only_registered_tools(
+    parked: tuple[Campus, Desk, Callable[..., Ask]],
+) -> None:
+    campus, desk, make = parked
+    assert submit(campus, make()).status == 202
+    root, false_root = campus.folder / "root.pem", campus.folder / "false-root.pem"
+    root.write_bytes(campus.certificates_of("root")[0].public_bytes(Encoding.PEM))
+    policy = campus.folder / "yes.toml"
+    policy.write_text(POLICY.format(decision="approve"))
+    forged, _ = lookalike(campus.certificates_of("registrar")[0], campus.certificates_of("root")[0])
+    false_root.write_bytes(forged[1].public_bytes(Encoding.PEM))  # the root's name and numbers, another key
+    stranger = client_keygen(campus.folder / "stranger", ref="alice", audience=ORIGIN, now=SystemClock().now())
+    once = ("--policy", str(policy), "--once", "--wait", "0")
+    for wrong, reason in (
+        (("--root", str(false_root)), "identity-server-unreachable"),
+        (("--server", f"https://localhost.localdomain:{campus.listeners['device'].rpartition(':')[2]}"), "unreachable"),
+        (("--server", f"https://{campus.listeners['decision']}"), "identity-server-"),
+        (("--client", str(stranger.key_file.parent)), "owner-client-unknown"),
+    ):
+        done = run_agent([*desk.command(), *once, *wrong])
+        assert done.returncode == 1, done.stdout
+        assert reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+    client = desk.client()
+    assert len(client.send("GET", PATH).json["challenges"]) == 1  # nobody answered
+    client.close()
+    done = run_agent([*desk.command(), *once])
+    assert done.returncode == 0 and '"decision": "approve"' in done.stdout, (done.stdout, done.stderr)
