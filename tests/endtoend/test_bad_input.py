@@ -30,6 +30,7 @@ OUR_FAULT = re.compile(r"Traceback|event=request-failed|BaseException|Task excep
 PARAMETERS = {
     "label": "x",
     "rqh": "A" * 43,
+    "id": "A" * 22,
     "request": "MAA=",
     "role": "agents",
     "reason": "malformed",
