@@ -13,11 +13,12 @@ from email.utils import parsedate_to_datetime
 from cryptography import x509
 from cryptography.x509 import GeneralName, SubjectAlternativeName
 
-from est import cms, paths, transfer
+from est import cms, csrattrs, paths, transfer
 from est.certificates import extensions_of, is_self_signed
 from est.chains import PINNED_SERVER, EndEntityPolicy, TrustAnchors, check, spki_sha256
 from est.csr import Csr
 from est.csr import read as read_csr
+from est.csrattrs import CsrAttrs
 from est.errors import EnrollmentRefused, EstError, ReplyNotAccepted
 from est.exchange import Call, Reply
 from est.keys import ISSUER_KEYS, PublicKey
@@ -59,6 +60,10 @@ class EstClient:
         """Ask for the CA certificates."""
         return Call("GET", paths.path(paths.CACERTS, self._label), headers={"accept": paths.PKCS7})
 
+    def csrattrs_call(self) -> Call:
+        """Ask what a request must have."""
+        return Call("GET", paths.path(paths.CSRATTRS, self._label), headers={"accept": paths.CSR_ATTRIBUTES})
+
     def simpleenroll_call(self, csr_der: bytes) -> Call:
         """Ask for a first certificate."""
         return self._enroll(paths.SIMPLEENROLL, csr_der)
@@ -85,6 +90,21 @@ class EstClient:
         rest = [one for one in certificates if one != root]
         kept = tuple(one for one in rest if _has_path(one, rest, anchors, at))
         return CaCertificates(root, kept)
+
+    def read_csrattrs(self, reply: Reply) -> CsrAttrs:
+        """What is demanded of a request; every answer but 200 says: nothing (RFC 7030, section 4.5.2).
+
+        Raises CsrAttributesMalformed, and ReplyNotAccepted for another media type or no base64.
+        """
+        if reply.status != 200:
+            return CsrAttrs()
+        if paths.essence(reply.media_type) != paths.CSR_ATTRIBUTES:
+            raise ReplyNotAccepted(f"the reply's media type is not {paths.CSR_ATTRIBUTES}")
+        try:
+            der = transfer.read_base64(reply.body, max_bytes=csrattrs.MAX_CSRATTRS)
+        except EstError as refusal:
+            raise ReplyNotAccepted(f"the reply cannot be read: {refusal.detail}") from refusal
+        return csrattrs.read(der)
 
     def read_enrolled(
         self,

@@ -12,9 +12,10 @@ from urllib.parse import unquote
 
 from cryptography import x509
 
-from est import certificates, cms, csr, der, paths, transfer
+from est import certificates, cms, csr, csrattrs, der, paths, transfer
 from est.chains import CMC_RA
 from est.csr import Csr
+from est.csrattrs import CsrAttrs
 from est.errors import (
     BodyMalformed,
     CertificateMalformed,
@@ -117,9 +118,12 @@ class EstServer:
         """The issued certificate and nothing else (RFC 7030, section 4.2.3)."""
         return _certs_only((certificate,), wrapped=ask.wrapped)
 
-    def csrattrs_reply(self) -> Reply:
-        """Nothing is demanded of a CSR (RFC 7030, section 4.5.2)."""
-        return Reply(204)
+    def csrattrs_reply(self, wanted: CsrAttrs | None = None) -> Reply:
+        """What a CSR must have, in both encodings; 204 where nothing is demanded (RFC 7030, section 4.5.2)."""
+        if not wanted:
+            return Reply(204)
+        body = transfer.write_base64(csrattrs.write(wanted), wrapped=False)
+        return Reply(200, paths.CSR_ATTRIBUTES, _ENCODED, body)
 
     def pending_reply(self, retry_after_seconds: float) -> Reply:
         """Ask again later: no body at all, and seconds rather than a date, because that is what clients can read."""

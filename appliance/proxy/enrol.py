@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.binding import identifier
 from appliance.binding.errors import BindingError
 from appliance.clock import Clock
+from appliance.proxy import asking
+from appliance.proxy.asking import Asking
 from appliance.proxy.connection import Target, open_verified
 from appliance.proxy.line import Line
 from appliance.proxy.report import Reporter
@@ -26,11 +28,11 @@ from appliance.proxy.state import ProxyRecord, ProxyState
 from appliance.proxy.timing import Timing
 from brski import paths as brski_paths
 from brski import telemetry
-from est import chains, csr
+from est import chains
 from est.client import CaCertificates, EstClient, Pending
+from est.csrattrs import CsrAttrs
 from est.errors import EstError, ReplyNotAccepted
 from est.exchange import Call
-from est.paths import CSR_ATTRIBUTES, CSRATTRS, path
 
 JITTER = 0.1
 
@@ -69,13 +71,12 @@ class EnrolPhase:
         self._client = EstClient()
 
     async def first(self, line: Line, *, authorization: str = "") -> Enrolled:
-        """cacerts, csrattrs, simpleenroll. `authorization` is the HTTP header's value, sent with simpleenroll only.
+        """cacerts, csrattrs, simpleenroll. `authorization` is the HTTP header's value, for the last two.
 
-        The request names nobody: who the proxy is, the registrar decides. Raises EstError and ProxyError leaves.
+        Names and key of the request are those that the server asks for. Raises EstError and ProxyError leaves.
         """
         trust = await self.fetch_anchors(line)
-        await self._ask_attributes(line)
-        key, request = self._new_request(x509.Name([]), None)
+        key, request = self._new_request(asking.first(await self._ask_attributes(line, authorization)))
         call = self._client.simpleenroll_call(request)
         if authorization:
             call = replace(call, headers={**call.headers, "authorization": authorization})
@@ -88,7 +89,7 @@ class EnrolPhase:
         """
         trust = await self.fetch_anchors(line)
         old = self._state.ldevid_chain()[0]
-        key, request = self._new_request(old.subject, _alternative_names(old))
+        key, request = self._new_request(asking.again(old))
         call = self._client.simplereenroll_call(request)
         enrolled = await self._request(line, call, request, key, trust)
         if enrolled.identifier != self._state.record().identifier:
@@ -155,11 +156,21 @@ class EnrolPhase:
         await line.connection.exchange(_enroll_status(False, reason), seconds=self._timing.call)
         self._reporter.step("enroll-status-sent", status=False)
 
-    async def _ask_attributes(self, line: Line) -> None:
-        """The question is mandatory (RFC 8995, section 5.9.2); 204 and 404 say that nothing special is wanted."""
-        call = Call("GET", path(CSRATTRS), headers={"accept": CSR_ATTRIBUTES})
+    async def _ask_attributes(self, line: Line, authorization: str) -> CsrAttrs:
+        """What the request must have; the question is mandatory (RFC 8995, section 5.9.2).
+
+        An answer that cannot be read is none: the server will say what it misses.
+        """
+        call = self._client.csrattrs_call()
+        if authorization:
+            call = replace(call, headers={**call.headers, "authorization": authorization})
         reply = await line.exchange(call, seconds=self._timing.call)
-        self._reporter.step("attributes-asked", status=reply.status)
+        try:
+            wanted, problem = self._client.read_csrattrs(reply), ""
+        except EstError as refusal:
+            wanted, problem = CsrAttrs(), refusal.reason
+        self._reporter.step("attributes-asked", status=reply.status, **({"problem": problem} if problem else {}))
+        return wanted
 
     async def _request(
         self, line: Line, call: Call, request: bytes, key: ec.EllipticCurvePrivateKey, trust: CaCertificates
@@ -180,20 +191,16 @@ class EnrolPhase:
         self._reporter.step("ldevid-received", proxy=enrolled.identifier)
         return enrolled
 
-    def _new_request(
-        self, subject: x509.Name, san: x509.SubjectAlternativeName | None
-    ) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    def _new_request(self, wanted: Asking) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
         """A key and its request, kept before they leave.
 
         Those of an enrolment whose answer was lost are used again byte for byte, so that the server can tell.
         """
         staged = self._state.staged()
-        if staged is not None:
-            request = csr.read(staged[1])
-            if (request.subject, request.san) == (subject, san):
-                return staged
-        key = ec.generate_private_key(ec.SECP256R1())
-        der = csr.build(subject=subject, key=key, san=san)
+        if staged is not None and wanted.fits(staged[1]):
+            return staged
+        key = ec.generate_private_key(wanted.curve)
+        der = wanted.request(key)
         self._state.stage(key, der)
         return key, der
 

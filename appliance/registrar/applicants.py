@@ -34,6 +34,7 @@ from appliance.store.pledges import PledgeRecord
 from appliance.store.proxies import ProxyRow
 from appliance.store.transaction import Tx
 from brski.states import RecordEvent, RecordState
+from est import csrattrs
 from est.csr import Csr
 from est.server import EstServer
 
@@ -56,7 +57,7 @@ class Applicant(Protocol):
     def actor(self) -> Actor: ...
 
     def check_names(self, csr: Csr) -> None:
-        """Refuse names that this applicant has no right to; raises NamesNotJustified or NamesChanged."""
+        """Refuse names that this applicant has no right to; NamesNotJustified, NamesChanged, CsrAttributeMissing."""
         ...
 
     def is_served(self, tx: Tx) -> bool:
@@ -98,11 +99,16 @@ class PledgeApplicant:
         return self.caller.as_actor("pledge", self.record.serial)
 
     def check_names(self, csr: Csr) -> None:
-        """The subject is ours to choose; what the CSR says must not contradict the IDevID (B-374)."""
+        """The subject is ours to choose; what the CSR says must not contradict the IDevID (B-374).
+
+        A device that asked for CSR attributes is held to the answer (RFC 8995, section 5.9.2).
+        """
         for attribute in csr.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER):
             if attribute.value != self.record.serial:
                 raise NamesNotJustified("the request's serialNumber is not that of the IDevID")
         _check_uris(csr, self.identifier)
+        if self.record.csr_attributes is not None:
+            csrattrs.check(csr, csrattrs.read(self.record.csr_attributes))
 
     def is_served(self, tx: Tx) -> bool:
         """A request that the device kept over a new bootstrap gets the certificate of that bootstrap."""

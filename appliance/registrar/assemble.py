@@ -11,6 +11,7 @@ from appliance.ca import CertificateAuthority
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.registrar.admission import OnRevoked, ProxyIdentities
+from appliance.registrar.est_callers import EstCallers
 from appliance.registrar.est_service import EstService
 from appliance.registrar.expected import ExpectedDevices
 from appliance.registrar.history import History
@@ -122,17 +123,24 @@ def assemble(
     reports = Reports(
         store=store, clock=clock, manufacturers=manufacturers, history=history, ldevids=ldevids, turns=turns
     )
-    est = EstService(
+    callers = EstCallers(
         origin=origin,
+        store=store,
+        clock=clock,
+        manufacturers=manufacturers,
+        history=history,
+        ldevids=ldevids,
+        identities=identities,
+        turns=turns,
+    )
+    est = EstService(
         ldevid_days=ldevid_days,
         max_ldevids=settings.max_ldevids,
         store=store,
         clock=clock,
         ca=ca,
-        manufacturers=manufacturers,
-        history=history,
         ldevids=ldevids,
-        identities=identities,
+        callers=callers,
         turns=turns,
     )
     prefetch = Prefetch(settings, store=store, clock=clock, registrar=registrar, manufacturers=manufacturers, masa=masa)

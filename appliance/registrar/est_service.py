@@ -6,10 +6,7 @@ after a lost answer gets the same certificate (E-126); everything else about who
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import hmac
 import logging
 from datetime import timedelta
 from functools import partial
@@ -22,32 +19,22 @@ from appliance.ca import CertificateAuthority, PendingRow, Slot
 from appliance.clock import Clock
 from appliance.errors import CertificateRequired, NotPermitted
 from appliance.registrar import records
-from appliance.registrar.admission import LDEVID, ProxyIdentities
-from appliance.registrar.applicants import Applicant, PledgeApplicant, RenewalApplicant, SecretApplicant
+from appliance.registrar.admission import LDEVID
+from appliance.registrar.applicants import Applicant, RenewalApplicant
 from appliance.registrar.caller import Caller, caller_of
 from appliance.registrar.errors import (
-    EnrollmentCredentialsMissing,
-    EnrollmentNotOpen,
     EnrollmentSecretInvalid,
     KeyInUse,
 )
+from appliance.registrar.est_callers import REPEAT_WINDOW, EstCallers
 from appliance.registrar.hints import hint
-from appliance.registrar.history import History
 from appliance.registrar.ldevids import ROLE, Ldevids, LiveLdevid
-from appliance.registrar.manufacturers import Manufacturers
 from appliance.registrar.turns import Turns
-from appliance.store import certificates, est_secrets, pledges, proxies
-from appliance.store.est_secrets import SecretRow
-from appliance.store.pledges import PledgeRecord
-from appliance.store.proxies import ProxyRow
+from appliance.store import certificates, pledges, proxies
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
-from brski.errors import ManufacturerUnknown
-from brski.idevid import IDevID
-from brski.manufacturer import identify
-from brski.states import EST_OPEN, RecordState
 from est import csr as requests
 from est import profiles
 from est.certificates import read_certificate
@@ -58,7 +45,6 @@ from est.server import EnrollAsk, EstServer
 
 log = logging.getLogger(__name__)
 
-REPEAT_WINDOW = timedelta(minutes=10)
 EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 _NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
 
@@ -77,28 +63,22 @@ class EstService:
     def __init__(
         self,
         *,
-        origin: str,
         ldevid_days: int,
         max_ldevids: int,
         store: Store,
         clock: Clock,
         ca: CertificateAuthority,
-        manufacturers: Manufacturers,
-        history: History,
         ldevids: Ldevids,
-        identities: ProxyIdentities,
+        callers: EstCallers,
         turns: Turns,
     ) -> None:
-        self._origin = origin
         self._lifetime = timedelta(days=ldevid_days)
         self._max_ldevids = max_ldevids
         self._store = store
         self._clock = clock
         self._ca = ca
-        self._manufacturers = manufacturers
-        self._history = history
         self._ldevids = ldevids
-        self._identities = identities
+        self._callers = callers
         self._turns = turns
         self._est = EstServer()
         self._noted_refusals = Gcra(_NOTED_BUCKET)
@@ -109,15 +89,25 @@ class EstService:
         return self._est.cacerts_reply(self._ca.chain(ROLE), call)
 
     async def csrattrs(self, call: Call, peer: Peer) -> Reply:
-        """204: a CSR needs nothing but its key (RFC 7030, section 4.5)."""
+        """What the caller's CSR must have (RFC 7030, section 4.5); nobody has to authenticate.
+
+        Raises EnrollmentSecretInvalid (401) for credentials that are wrong.
+        """
         self._est.operation(call)
-        return self._est.csrattrs_reply()
+        caller = caller_of(call, peer)
+        try:
+            wanted = await self._callers.attributes(call.headers.get("authorization", ""), peer, caller)
+        except Refusal as refusal:
+            await self._note_refusal(refusal, call, caller, is_known=False)
+            raise
+        return self._est.csrattrs_reply(wanted)
 
     async def simpleenroll(self, call: Call, peer: Peer) -> Reply:
         """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).
 
         Raises EnrollmentCredentialsMissing and EnrollmentSecretInvalid (401), EnrollmentNotOpen, EnrolledAlready,
-        ProxyRevoked, NamesNotJustified, KeyInUse, HistoryUnjudged, and what EstServer.read_enroll and the CA raise.
+        ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, and what
+        EstServer.read_enroll and the CA raise.
         """
         self._est.operation(call)
         caller = caller_of(call, peer)
@@ -125,9 +115,9 @@ class EstService:
         try:
             authorization = call.headers.get("authorization", "")
             if authorization:
-                applicant = await self._secret_holder(authorization, caller)
+                applicant = await self._callers.secret_holder(authorization, caller)
             else:
-                applicant = await self._pledge(peer, caller)
+                applicant = await self._callers.pledge(peer, caller)
             return await self._enroll(applicant, call, peer, caller)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=applicant is not None)
@@ -203,39 +193,6 @@ class EstService:
         subject = profiles.name(f"proxy {applicant.proxy_id}")
         return profiles.ldevid(slot.terms(self._lifetime), subject, csr.public_key, identifier=applicant.identifier)
 
-    async def _pledge(self, peer: Peer, caller: Caller) -> PledgeApplicant:
-        if peer.certificate is None:
-            raise EnrollmentCredentialsMissing("enrolment needs an IDevID or a one-time secret")
-        if await self._ldevids.find(peer) is not None:
-            raise NotPermitted("a proxy renews with simplereenroll")
-        try:
-            known = identify(peer.certificate, peer.chain[1:], await self._manufacturers.facts(), now=self._clock.now())
-        except ManufacturerUnknown as cause:
-            raise EnrollmentCredentialsMissing("this client certificate is not known here") from cause
-        async with self._turns.of(known.idevid.device):
-            record, proxy = await self._store.read(partial(_pledge_and_proxy, known.idevid, caller))
-            if records.state_of(record) is RecordState.VOUCHER_ACCEPTED:
-                record = await self._history.judge(record.id, caller)
-        if records.state_of(record) not in EST_OPEN or proxy is None:
-            raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
-        return PledgeApplicant(record, proxy, caller)
-
-    async def _secret_holder(self, authorization: str, caller: Caller) -> SecretApplicant:
-        """Whoever sends NAME and SECRET of a live secret; a spent one serves only to fetch its certificate again."""
-        name, offered = _read_basic(authorization)
-        row = await self._store.read(partial(est_secrets.by_name, name=name))
-        expected = row.secret_sha256 if row is not None else "0" * 64
-        matches = hmac.compare_digest(expected, hashlib.sha256(offered).hexdigest())
-        if row is None or not matches or not self._is_usable(row):
-            raise EnrollmentSecretInvalid("the name or the secret is wrong, or its time has passed")
-        return SecretApplicant(row, self._identities, self._origin, caller)
-
-    def _is_usable(self, row: SecretRow) -> bool:
-        now = self._clock.now()
-        if row.spent_at is not None:
-            return now < row.spent_at + REPEAT_WINDOW
-        return now < row.expires_at
-
     async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller, *, is_known: bool) -> None:
         """In the audit log, so many per caller; a stranger counts by address, because certificates cost it nothing."""
         log.info("enrolment-refused reason=%s address=%s hint=%r", refusal.reason, caller.address, hint(refusal.reason))
@@ -263,31 +220,7 @@ def _keep_refusal(event: AuditEvent, refusal: Refusal, caller: Caller, tx: Tx) -
         pledges.save(tx, noted, was=record.state)
 
 
-def _pledge_and_proxy(idevid: IDevID, caller: Caller, tx: Tx) -> tuple[PledgeRecord, ProxyRow | None]:
-    """The record of the device that asks, and its proxy identity if it was admitted; raises EnrollmentNotOpen."""
-    record = pledges.by_device(tx, *idevid.device)
-    if record is None:
-        raise EnrollmentNotOpen("no voucher was issued to this device")
-    if record.idevid_sha256 != caller.fingerprint:
-        raise EnrollmentNotOpen("this is not the certificate that asked for the voucher")
-    return record, proxies.get(tx, record.proxy_id) if record.proxy_id else None
-
-
 def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:
     """One key, one subject (E-204)."""
     if not certificates.holders(tx, csr.key_sha256) <= {applicant.identifier}:
         raise KeyInUse("the key of this request belongs to another certificate")
-
-
-def _read_basic(authorization: str) -> tuple[str, bytes]:
-    """Name and secret of an Authorization header (RFC 7617); raises EnrollmentSecretInvalid."""
-    scheme, _, encoded = authorization.partition(" ")
-    try:
-        decoded = base64.b64decode(encoded.strip(), validate=True)
-        name, found, offered = decoded.partition(b":")
-        text = name.decode()
-    except (binascii.Error, ValueError) as cause:
-        raise EnrollmentSecretInvalid("the Authorization header cannot be read") from cause
-    if scheme.lower() != "basic" or not found or len(decoded) > 512:
-        raise EnrollmentSecretInvalid("the Authorization header is not HTTP Basic with name and secret")
-    return text, offered

@@ -348,6 +348,7 @@ def _restarted(
         assertion=None,
         audit_verdict=None,
         history=None,
+        csr_attributes=None,
     )
 
 

@@ -70,6 +70,9 @@ class Step:
 class PledgeRecord:
     """One row.
 
+    `csr_attributes` is what the device was told when it asked for CSR attributes in this bootstrap, DER; None = it has
+    not asked.
+
     `state` is a brski.states.RecordState value; `nonces` are those of every voucher ever asked for. `history` is the
     last judgement of the device's audit log, `history_override` what an administrator said to it; their members are
     those of appliance.registrar.history.
@@ -96,6 +99,7 @@ class PledgeRecord:
     history_override: Mapping[str, Any] | None = None
     steps: tuple[Step, ...] = ()
     nonces: tuple[str | None, ...] = ()
+    csr_attributes: bytes | None = field(default=None, repr=False)
 
 
 def add(tx: Tx, record: PledgeRecord) -> None:
@@ -158,11 +162,16 @@ def unjudged(tx: Tx, state: str, *, before: datetime, limit: int = 20) -> list[P
     return [_read(row) for row in rows]
 
 
-_PLAIN = tuple(one.name for one in fields(PledgeRecord) if one.name not in ("steps", "nonces"))
+_PLAIN = tuple(one.name for one in fields(PledgeRecord) if one.name not in ("steps", "nonces", "csr_attributes"))
 
 
 def _write(record: PledgeRecord) -> dict[str, Any]:
-    steps = [step_json(one) for one in record.steps[-MAX_STEPS:]]
+    timeline: dict[str, Any] = {
+        "steps": [step_json(one) for one in record.steps[-MAX_STEPS:]],
+        "nonces": list(record.nonces),
+    }
+    if record.csr_attributes is not None:
+        timeline["csr_attributes"] = record.csr_attributes.hex()
     return {
         "idevid_sha256": record.idevid_sha256,
         "manufacturer_id": record.manufacturer_id,
@@ -176,7 +185,7 @@ def _write(record: PledgeRecord) -> dict[str, Any]:
         "assertion": record.assertion,
         "audit_verdict": record.audit_verdict,
         "proxy_id": record.proxy_id,
-        "timeline": {"steps": steps, "nonces": list(record.nonces)},
+        "timeline": timeline,
         "history": record.history,
         "history_override": record.history_override,
         "updated_at": record.updated_at,
@@ -202,6 +211,7 @@ def _maybe(row: Any) -> PledgeRecord | None:
 
 def _read(row: Any) -> PledgeRecord:
     timeline: Mapping[str, Any] = row.timeline or {}
+    told = timeline.get("csr_attributes")
     return PledgeRecord(
         **{name: getattr(row, name) for name in _PLAIN},
         steps=tuple(
@@ -209,4 +219,5 @@ def _read(row: Any) -> PledgeRecord:
             for one in timeline.get("steps", ())
         ),
         nonces=tuple(timeline.get("nonces", ())),
+        csr_attributes=None if told is None else bytes.fromhex(told),
     )

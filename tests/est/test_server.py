@@ -10,11 +10,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from est import Call, EstServer, Operation, cms, csr, paths, profiles, transfer
+from est import Call, EstServer, Operation, cms, csr, csrattrs, paths, profiles, transfer
+from est.client import EstClient
+from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, KeyDemand
 from est.errors import (
     BodyMalformed,
     BodyTooLarge,
     CsrMalformed,
+    EstError,
     ExtensionNotGranted,
     LabelNotUsable,
     LabelUnknown,
@@ -24,6 +27,7 @@ from est.errors import (
     OperationUnknown,
     ProofOfPossessionFailed,
 )
+from est.exchange import Reply
 from tests.est.pki import campus, odd, sign, terms
 from tests.support import key
 
@@ -281,6 +285,26 @@ def test_a_pending_reply_is_empty_and_speaks_in_seconds(seconds: float, text: st
 
 
 @pytest.mark.req("E-151")
-def test_csrattrs_has_nothing_to_say_yet() -> None:
-    assert SERVER.csrattrs_reply().status == 204
+def test_csrattrs_without_a_demand_is_204_and_with_one_both_encodings() -> None:
+    assert SERVER.csrattrs_reply().status == SERVER.csrattrs_reply(CsrAttrs()).status == 204
     assert SERVER.csrattrs_reply().body == b""
+    wanted = CsrAttrs(key=KeyDemand(EC_PUBLIC_KEY, curve=CURVES["secp256r1"]))
+    reply = SERVER.csrattrs_reply(wanted)
+    assert (reply.status, reply.media_type) == (200, "application/csrattrs")
+    assert transfer.read_base64(reply.body) == csrattrs.write(wanted)
+    assert EstClient().read_csrattrs(reply) == wanted
+
+
+@pytest.mark.req("E-151", "E-152")
+@pytest.mark.parametrize("status", [204, 404, 500])
+def test_another_answer_than_200_demands_nothing(status: int) -> None:
+    assert not EstClient().read_csrattrs(Reply(status, "text/plain", body=b"nothing here"))
+
+
+@pytest.mark.req("E-152")
+@pytest.mark.parametrize(
+    ("media_type", "body"), [("text/plain", b"MAA="), ("application/csrattrs", b"?"), ("application/csrattrs", b"MAI=")]
+)
+def test_attributes_that_cannot_be_read_are_refused_by_a_typed_error(media_type: str, body: bytes) -> None:
+    with pytest.raises(EstError):
+        EstClient().read_csrattrs(Reply(200, media_type, body=body))

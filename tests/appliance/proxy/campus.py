@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from appliance.settings import ProxySettings
 from brski import Manufacturer, Masa, Registrar
 from est import EstServer, KeySigner, profiles
+from est.csrattrs import CsrAttrs
 from est.exchange import Call, Reply
 from lab.factory import CMC_RA, Domain, Factory, Identity, make_leaf
 
@@ -74,6 +75,7 @@ class Campus:
         self.ldevid_days = ldevid_days
         self.seen: list[Seen] = []
         self.instead: dict[str, Instead] = {}
+        self.demanded = CsrAttrs()
         self.routes: dict[str, Callable[[Call, x509.Certificate | None], Reply]] = {}
         self.issued: list[x509.Certificate] = []
         self.anchors_served: list[x509.Certificate] = [domain.root.certificate, domain.ca.certificate]
@@ -170,7 +172,7 @@ class Campus:
             case "cacerts":
                 return self._est.cacerts_reply(self.anchors_served, call)
             case "csrattrs":
-                return self._est.csrattrs_reply()
+                return self._est.csrattrs_reply(self.demanded)
             case "simpleenroll" | "simplereenroll":
                 return self.enrol(call, client)
         route = self.routes.get(call.path)

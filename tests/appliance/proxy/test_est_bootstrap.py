@@ -28,6 +28,8 @@ from appliance.proxy.report import BootstrapReport
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from appliance.settings import ProxySettings
+from est import csr, csrattrs, transfer
+from est.csrattrs import CsrAttrs, ExtensionDemand, KeyDemand, NameDemand
 from est.errors import EnrollmentRefused, Refusal
 from est.exchange import Reply
 from tests.appliance.proxy.campus import PROXY_ID, Campus, World, make_world, other_domain, server_identity
@@ -95,9 +97,9 @@ def test_a_known_server_and_a_one_time_secret_end_in_the_same_state_as_brski(wor
         assert state.record().identifier == PROXY_ID
         assert state.anchors() == (world.domain.root.certificate,)
         assert state.ldevid_chain()[0] == campus.issued[0]
-        # the secret goes out once, with the one call that needs it
+        # the secret goes out with the two calls whose answers depend on who asks
         assert campus.paths() == ["cacerts", "csrattrs", "simpleenroll"]
-        assert credentials(campus) == [BASIC]
+        assert credentials(campus) == [BASIC, BASIC]
         assert SECRET.partition(":")[2].encode() not in (state.read("bootstrap.json") or b"")
 
     with_campus(world, scenario)
@@ -170,7 +172,7 @@ def test_a_fingerprint_confirms_what_an_unauthenticated_connection_brought(
         assert [(one.connection, one.path.rpartition("/")[2]) for one in campus.seen] == [
             (1, "cacerts"), (2, "cacerts"), (2, "csrattrs"), (2, "simpleenroll"),
         ]  # fmt: skip
-        assert [one.connection for one in campus.seen if "authorization" in one.call.headers] == [2]
+        assert [one.connection for one in campus.seen if "authorization" in one.call.headers] == [2, 2]
 
     with_campus(world, scenario)
 
@@ -237,6 +239,43 @@ def test_attributes_that_the_client_does_not_know_are_ignored(
     with_campus(world, scenario)
 
 
+def asked_in(campus: Campus) -> csr.Csr:
+    return csr.read(transfer.read_base64(campus.of("simpleenroll")[-1].call.body))
+
+
+@pytest.mark.req("E-150", "E-161", "B-372")
+def test_the_request_has_the_key_and_the_names_that_the_server_asks_for(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(PROXY_ID)])
+        campus.demanded = CsrAttrs(
+            key=KeyDemand(csrattrs.EC_PUBLIC_KEY, curve=csrattrs.CURVES["secp384r1"]),
+            subject=(NameDemand(csrattrs.COMMON_NAME, b"\x0c\x05proxy"), NameDemand("2.5.4.99")),
+            extensions=(ExtensionDemand(csrattrs.SUBJECT_ALT_NAME, value=names.public_bytes()),),
+        )
+        report = await bootstrap(state, settings_for(world, campus))
+        assert (report.outcome, state.configured) == ("ok", True)
+        asked = asked_in(campus)
+        assert asked.public_key.curve.name == "secp384r1"  # type: ignore[union-attr]
+        assert (asked.subject.rfc4514_string(), asked.san) == ("CN=proxy", names)
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-152")
+@pytest.mark.parametrize("value", [b"\x30\x00", b"\x30\x04\x82\x02ab", b"\x30\x04\x86\x02\xff\xfe", b"junk", b""])
+def test_names_that_the_client_cannot_carry_are_passed_over(world: World, state: ProxyState, value: bytes) -> None:
+    async def scenario(campus: Campus) -> None:
+        campus.demanded = CsrAttrs(
+            key=KeyDemand(csrattrs.RSA_ENCRYPTION, bits=4096),
+            extensions=(ExtensionDemand(csrattrs.SUBJECT_ALT_NAME, value=value),),
+        )
+        assert (await bootstrap(state, settings_for(world, campus))).outcome == "ok"
+        asked = asked_in(campus)
+        assert (asked.san, asked.public_key.curve.name) == (None, "secp256r1")  # type: ignore[union-attr]
+
+    with_campus(world, scenario)
+
+
 @pytest.mark.req("E-14")
 @pytest.mark.parametrize("where", ["https://127.0.0.1:{port}/elsewhere", "/elsewhere", "https://elsewhere.example/"])
 @pytest.mark.parametrize("operation", ["cacerts", "simpleenroll"])
@@ -247,7 +286,7 @@ def test_no_redirect_is_followed(world: World, state: ProxyState, operation: str
         with pytest.raises(Refusal):
             await bootstrap(state, settings_for(world, campus, give_up_seconds=0.15))
         assert set(campus.paths()) <= {"cacerts", "csrattrs", operation}
-        assert len(credentials(campus)) == campus.paths().count("simpleenroll")
+        assert len(credentials(campus)) == sum(map(campus.paths().count, ("csrattrs", "simpleenroll")))
         assert not state.configured
 
     with_campus(world, scenario)

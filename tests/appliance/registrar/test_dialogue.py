@@ -20,12 +20,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from appliance.proxy import asking
 from appliance.registrar.masa_client import HttpsMasa
 from appliance.settings import RegistrarSettings
 from appliance.web.server import Listener
 from appliance.web.tls import TlsFront
 from brski import Pledge
 from est import csr
+from est.client import EstClient
 from est.exchange import Call, Reply
 from lab import factory as lab_factory
 from lab.factory import Factory, Identity
@@ -152,9 +154,9 @@ def test_a_device_bootstraps_on_one_connection_with_a_masa_in_another_process(
         assert received.assertion.value == "proximity"
         assert (await send(pledge.voucher_status(True))).status == 200
         assert (await send(Call("GET", "/.well-known/est/cacerts"))).status == 200
-        assert (await send(Call("GET", "/.well-known/est/csrattrs"))).status == 204
+        wanted = EstClient().read_csrattrs(await send(EstClient().csrattrs_call()))
         key = ec.generate_private_key(ec.SECP256R1())
-        reply = await send(enroll_call(csr.build(subject=x509.Name([]), key=key)))
+        reply = await send(enroll_call(asking.first(wanted).request(key)))
         assert reply.status == 200, reply
         client.close()
         ldevid = Identity(key, certificate_in(reply), world.ca.chain("devices")[:1])

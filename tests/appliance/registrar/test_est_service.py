@@ -18,7 +18,9 @@ from appliance.registrar.caller import APPLIANCE
 from appliance.registrar.errors import LdevidNotAccepted
 from appliance.registrar.est_service import EXPORTER_LABEL
 from est import csr, transfer
+from est.client import EstClient
 from est.cms import read_certs_only
+from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, KeyDemand
 from est.exchange import Call
 from est.server import EstServer
 from lab.factory import Domain, Identity, make_leaf, make_self_signed
@@ -36,7 +38,8 @@ def test_anybody_gets_the_ca_certificates(tmp_path: Path) -> None:
         reply = await world.handle(Call("GET", "/.well-known/est/cacerts"), world.peer())
         assert (reply.status, reply.media_type) == (200, "application/pkcs7-mime; smime-type=certs-only")
         assert set(read_certs_only(transfer.read_base64(reply.body))) == set(world.ca.chain("devices"))
-        assert (await world.handle(Call("GET", "/.well-known/est/csrattrs"), world.peer())).status == 204
+        wanted = EstClient().read_csrattrs(await world.handle(EstClient().csrattrs_call(), world.peer()))
+        assert wanted == CsrAttrs(key=KeyDemand(EC_PUBLIC_KEY, curve=CURVES["secp256r1"]))
         assert (await world.handle(Call("GET", "/.well-known/est/no-such-label/cacerts"), world.peer())).status == 404
         assert (await world.handle(Call("POST", "/.well-known/est/fullcmc"), world.peer())).status == 404
 
