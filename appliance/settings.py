@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from appliance.setting_types import DomainId, HostName, OidArc, Organization, ServerId, TrustDomain
-from est.errors import Refusal
+from est.errors import LabelNotUsable, Refusal
+from est.server import EstServer
 
 
 class SettingsInvalid(Refusal):
@@ -187,6 +188,40 @@ class RegistrarSettings(_Section):
     )
 
 
+class EstProfile(_Section):
+    """The rules of one EST label: [est] for the path without one, [est.labels.NAME] for each other."""
+
+    life_days: int = Field(0, ge=0, description="Life of certificates, days; 0 = ca.ldevid_days.")
+    key: Literal["any", "p-256", "p-384"] = Field(
+        "any",
+        description="Keys that are taken: every one that the appliance takes (csrattrs says P-256), or one curve.",
+    )
+    linking: Literal["off", "when-present", "required"] = Field(
+        "when-present",
+        description="Binding of requests to their TLS session: not looked at, checked where there is one, or demanded.",
+    )
+    csrattrs: Literal["enforce", "tell"] = Field(
+        "enforce", description="Whether a device that asked for CSR attributes is held to the answer."
+    )
+
+
+class EstSettings(EstProfile):
+    """[est]"""
+
+    labels: dict[str, EstProfile] = Field(
+        {}, description="Labels with rules of their own, each a table [est.labels.NAME] with the keys above."
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, EstProfile]) -> dict[str, EstProfile]:
+        try:
+            EstServer(labels=labels)
+        except LabelNotUsable as refusal:
+            raise ValueError(refusal.detail) from refusal
+        return labels
+
+
 class IdentitySettings(_Section):
     """[identity]"""
 
@@ -271,6 +306,7 @@ class ProxySettings(_Section):
     est_fingerprint: str = Field(
         "", description="SHA-256 of the server's root certificate, hex (method est, instead of est_anchor)."
     )
+    est_label: str = Field("", description="EST label that the proxy enrols and renews under; empty = none.")
     est_secret_file: Path | None = Field(
         None, description="File with NAME:SECRET, the one-time enrolment secret (method est)."
     )
@@ -335,6 +371,7 @@ class Settings(_Section):
     ca: CaSettings = CaSettings()
     hsm: HsmSettings = HsmSettings()
     registrar: RegistrarSettings = RegistrarSettings()
+    est: EstSettings = EstSettings()
     identity: IdentitySettings = IdentitySettings()
     access: AccessSettings = AccessSettings()
     radius: RadiusSettings = RadiusSettings()
@@ -454,7 +491,7 @@ def describe_settings() -> list[tuple[str, str, str]]:
     for section, model in _SECTIONS.items():
         for key, info in model.model_fields.items():
             default = info.default
-            text = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            text = ", ".join(map(str, default)) if isinstance(default, tuple | dict) else str(default)
             rows.append((f"{section}.{key}", "" if default is None else text, info.description or ""))
     return rows
 
@@ -481,6 +518,8 @@ def _toml(value: object) -> str:
         return str(value)
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
     text = "" if value is None else str(value)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

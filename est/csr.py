@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +17,6 @@ from est.errors import (
     BodyMalformed,
     CsrMalformed,
     KeyNotAccepted,
-    LinkingFailed,
     ProofOfPossessionFailed,
 )
 from est.keys import PublicKey, check_key, spki, spki_sha256
@@ -145,7 +142,7 @@ def build(
 ) -> bytes:
     """A signed DER request.
 
-    `challenge_password` is the text for that attribute (see `binding_text`), `extensions` go beside `san` as
+    `challenge_password` is the text for that attribute (see est.linking), `extensions` go beside `san` as
     non-critical requests, `attributes` are DER values by dotted type. The result has been read back.
     """
     signer: Signer = KeySigner(key) if isinstance(key, ec.EllipticCurvePrivateKey) else key
@@ -168,28 +165,6 @@ def build(
     der = tlv.sequence(info, algorithm, tlv.tlv(tlv.BIT_STRING, b"\x00" + signer.sign(info)))
     read(der)
     return der
-
-
-def binding_text(channel_binding: bytes) -> bytes:
-    """What challengePassword carries: base64 of the TLS channel binding (RFC 7030, section 3.5)."""
-    return b64encode(channel_binding)
-
-
-def check_linking(csr: Csr, channel_binding: bytes | None, *, required: bool = False) -> bool:
-    """Whether the request is linked to the TLS session that brought it (RFC 7030, section 3.5).
-
-    A challengePassword is always checked; without one the answer is False unless `required`. `channel_binding` is
-    tls-unique (TLS 1.2) or tls-exporter (TLS 1.3), None where the session has none. Raises LinkingFailed.
-    """
-    if csr.challenge_password is None:
-        if required:
-            raise LinkingFailed("the request must carry the channel binding of this TLS session in challengePassword")
-        return False
-    if channel_binding is None:
-        raise LinkingFailed("this TLS session has no channel binding to compare challengePassword with")
-    if not hmac.compare_digest(csr.challenge_password, binding_text(channel_binding)):
-        raise LinkingFailed("challengePassword is not the channel binding of this TLS session")
-    return True
 
 
 def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey, digest: hashes.HashAlgorithm | None) -> bool:

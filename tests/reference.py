@@ -156,6 +156,8 @@ def takes(info: FieldInfo) -> str:
         return ", ".join(f"`{one}`" for one in get_args(kind))
     if get_origin(kind) is tuple:
         return "list"
+    if get_origin(kind) is dict:
+        return "tables"
     words = {bool: "true, false", int: "whole number", float: "number", str: "text", Path: "path"}[kind]  # type: ignore[index]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [

@@ -222,7 +222,11 @@ def proxies_revoke(proxy: Annotated[str, typer.Argument(help="Identifier of the 
 @est_secrets.command("secret")
 def est_secret(
     name: Annotated[str, typer.Option("--for", help="Name of the proxy that will use it.")],
+    verb: Annotated[str, typer.Argument(metavar="[new]", show_default=False, help="The one thing to do.")] = "new",
     hours: Annotated[float, typer.Option(help="Life in hours.")] = 24.0,
+    label: Annotated[str, typer.Option(help="EST label that it is good under; empty = the path without one.")] = "",
 ) -> None:
     """Make a one-time enrolment secret; it is shown once."""
-    show(ask("est.secret", name=name, hours=hours))
+    if verb != "new":
+        raise typer.BadParameter("a secret can only be made: new")
+    show(ask("est.secret", name=name, hours=hours, label=label))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -143,11 +144,14 @@ class ProxyOperations:
 class EstOperations:
     """appliance est ..."""
 
-    def __init__(self, inventory: Inventory, actor: Actor) -> None:
+    def __init__(self, inventory: Inventory, actor: Actor, labels: Collection[str] = ()) -> None:
         self._inventory = inventory
         self._actor = actor
+        self._labels = labels
 
-    async def secret(self, name: str, hours: float = 24.0) -> Any:
+    async def secret(self, name: str, hours: float = 24.0, label: str = "") -> Any:
+        if label and label not in self._labels:
+            raise RequestMalformed(f"there is no EST label {label}; [est.labels] in the settings has them")
         if not 0 < hours <= MAX_SECRET_HOURS:
             raise RequestMalformed(f"a one-time secret lives more than 0 and at most {MAX_SECRET_HOURS} hours")
-        return await self._inventory.new_est_secret(name, actor=self._actor, life=timedelta(hours=hours))
+        return await self._inventory.new_est_secret(name, actor=self._actor, label=label, life=timedelta(hours=hours))

@@ -110,6 +110,7 @@ class Bootstrap:
             self._reporter,
             self._timing,
             clock_trusted=settings.trust_clock,
+            label=settings.est_label,
             learn=learn,
             sleep=sleep,
         )

@@ -58,6 +58,7 @@ class EnrolPhase:
         timing: Timing,
         *,
         clock_trusted: bool = True,
+        label: str = "",
         learn: Callable[[datetime | None], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -68,7 +69,7 @@ class EnrolPhase:
         self._clock_trusted = clock_trusted
         self._learn = learn
         self._sleep = sleep
-        self._client = EstClient()
+        self._client = EstClient(label=label or None)
 
     async def first(self, line: Line, *, authorization: str = "") -> Enrolled:
         """cacerts, csrattrs, simpleenroll. `authorization` is the HTTP header's value, for the last two.

@@ -98,7 +98,13 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         learn=learn,
     )
     enrol = EnrolPhase(
-        state, clock, Reporter("renewal", clock), timing, clock_trusted=settings.trust_clock, learn=learn
+        state,
+        clock,
+        Reporter("renewal", clock),
+        timing,
+        clock_trusted=settings.trust_clock,
+        label=settings.est_label,
+        learn=learn,
     )
 
     def renewed() -> None:

@@ -71,7 +71,9 @@ class ProxyIdentities:
         made = self.make(tx, str(uuid.uuid4()), method="brski", name=record.serial, pledge_id=record.id)
         return replace(record, proxy_id=made.id)
 
-    def make(self, tx: Tx, key: str, *, method: str, name: str, pledge_id: str | None = None) -> ProxyRow:
+    def make(
+        self, tx: Tx, key: str, *, method: str, name: str, pledge_id: str | None = None, label: str = ""
+    ) -> ProxyRow:
         """A new proxy identity under the UUID `key`."""
         row = ProxyRow(
             id=key,
@@ -82,6 +84,7 @@ class ProxyIdentities:
             state=proxies.ACTIVE,
             created_at=tx.now,
             updated_at=tx.now,
+            label=label,
         )
         proxies.add(tx, row)
         return row

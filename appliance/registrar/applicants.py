@@ -7,6 +7,7 @@ begins the issuance (`begin`), and what follows in the one that ends it (`finish
 from __future__ import annotations
 
 import hashlib
+import hmac
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,13 +37,15 @@ from appliance.store.transaction import Tx
 from brski.states import RecordEvent, RecordState
 from est import csrattrs
 from est.csr import Csr
+from est.linking import asked_sha256
 from est.server import EstServer
 
 
 class Applicant(Protocol):
     """Somebody who may have an LDevID.
 
-    `proxy_id` is the UUID, `identifier` the URI; `event` names the audit entry; `pledge_id` is None without BRSKI.
+    `proxy_id` is the UUID, `identifier` the URI; `event` names the audit entry; `pledge_id` is None without BRSKI;
+    `label` is the EST label that it belongs to, "" = none.
     """
 
     @property
@@ -52,9 +55,15 @@ class Applicant(Protocol):
     @property
     def pledge_id(self) -> str | None: ...
     @property
+    def label(self) -> str: ...
+    @property
     def event(self) -> str: ...
     @property
     def actor(self) -> Actor: ...
+
+    def is_password(self, offered: bytes) -> bool:
+        """Whether this is its one-time password (RFC 7894, section 3.1)."""
+        ...
 
     def check_names(self, csr: Csr) -> None:
         """Refuse names that this applicant has no right to; NamesNotJustified, NamesChanged, CsrAttributeMissing."""
@@ -80,7 +89,12 @@ class PledgeApplicant:
     record: PledgeRecord
     proxy: ProxyRow
     caller: Caller
+    is_held: bool = True
     event: str = "ldevid-issued"
+
+    @property
+    def label(self) -> str:
+        return self.proxy.label
 
     @property
     def proxy_id(self) -> str:
@@ -98,16 +112,19 @@ class PledgeApplicant:
     def actor(self) -> Actor:
         return self.caller.as_actor("pledge", self.record.serial)
 
+    def is_password(self, offered: bytes) -> bool:
+        return False
+
     def check_names(self, csr: Csr) -> None:
         """The subject is ours to choose; what the CSR says must not contradict the IDevID (B-374).
 
-        A device that asked for CSR attributes is held to the answer (RFC 8995, section 5.9.2).
+        A device that asked for CSR attributes is held to the answer (RFC 8995, section 5.9.2), if `is_held`.
         """
         for attribute in csr.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER):
             if attribute.value != self.record.serial:
                 raise NamesNotJustified("the request's serialNumber is not that of the IDevID")
         _check_uris(csr, self.identifier)
-        if self.record.csr_attributes is not None:
+        if self.is_held and self.record.csr_attributes is not None:
             csrattrs.check(csr, csrattrs.read(self.record.csr_attributes))
 
     def is_served(self, tx: Tx) -> bool:
@@ -152,6 +169,10 @@ class SecretApplicant:
     event: str = "ldevid-issued"
 
     @property
+    def label(self) -> str:
+        return self.secret.label
+
+    @property
     def proxy_id(self) -> str:
         return self.secret.id
 
@@ -167,6 +188,9 @@ class SecretApplicant:
     def actor(self) -> Actor:
         return self.caller.as_actor("proxy", self.secret.name)
 
+    def is_password(self, offered: bytes) -> bool:
+        return hmac.compare_digest(hashlib.sha256(offered).hexdigest(), self.secret.secret_sha256)
+
     def check_names(self, csr: Csr) -> None:
         """The secret stands for no name but the one that we give."""
         _check_uris(csr, self.identifier)
@@ -177,7 +201,7 @@ class SecretApplicant:
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         """Spend the secret, once, in the transaction that begins the issuance."""
         if est_secrets.spend(tx, self.secret):
-            self.identities.make(tx, self.secret.id, method="est", name=self.secret.name)
+            self.identities.make(tx, self.secret.id, method="est", name=self.secret.name, label=self.label)
             audit.append(
                 tx,
                 AuditEvent(
@@ -195,7 +219,7 @@ class SecretApplicant:
         """Whether the secret went into this very request before, and a crash of ours came before the certificate."""
         _require_active(tx, self.proxy_id)
         others = [row for row in ldevids_of(tx, self.proxy_id) if row.id != pending_id]
-        digest = hashlib.sha256(csr.der).hexdigest()
+        digest = asked_sha256(csr)
         return bool(others) and all(row.state == certificates.PENDING and row.csr_sha256 == digest for row in others)
 
     def finish(self, tx: Tx, issued: IssuedRow) -> None:
@@ -213,6 +237,10 @@ class RenewalApplicant:
     event: str = "ldevid-renewed"
 
     @property
+    def label(self) -> str:
+        return self.live.proxy.label
+
+    @property
     def proxy_id(self) -> str:
         return self.live.proxy.id
 
@@ -227,6 +255,9 @@ class RenewalApplicant:
     @property
     def actor(self) -> Actor:
         return self.caller.as_actor("proxy", self.live.identifier)
+
+    def is_password(self, offered: bytes) -> bool:
+        return False
 
     def check_names(self, csr: Csr) -> None:
         """Names as in the certificate being renewed, byte for byte (E-117)."""

@@ -12,6 +12,7 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.registrar.admission import OnRevoked, ProxyIdentities
 from appliance.registrar.est_callers import EstCallers
+from appliance.registrar.est_policy import policies
 from appliance.registrar.est_service import EstService
 from appliance.registrar.expected import ExpectedDevices
 from appliance.registrar.history import History
@@ -25,7 +26,7 @@ from appliance.registrar.reports import Reports
 from appliance.registrar.routes import endpoints
 from appliance.registrar.service import RegistrarService
 from appliance.registrar.turns import Turns
-from appliance.settings import RegistrarSettings
+from appliance.settings import EstSettings, RegistrarSettings
 from appliance.store.store import Store
 from appliance.web.routes import Handler
 from brski.paths import VOUCHER_FORMATS
@@ -83,6 +84,7 @@ def assemble(
     *,
     origin: str,
     ldevid_days: int,
+    est_settings: EstSettings,
     store: Store,
     clock: Clock,
     ca: CertificateAuthority,
@@ -90,7 +92,8 @@ def assemble(
     masa: MasaTransport,
     on_proxy_revoked: Sequence[OnRevoked] = (),
 ) -> RegistrarPart:
-    """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows.
+    """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows;
+    `ldevid_days` counts where the EST label says nothing.
 
     `on_proxy_revoked` run in the transaction that revokes a proxy.
     """
@@ -134,7 +137,7 @@ def assemble(
         turns=turns,
     )
     est = EstService(
-        ldevid_days=ldevid_days,
+        policies=policies(est_settings, ldevid_days=ldevid_days),
         max_ldevids=settings.max_ldevids,
         store=store,
         clock=clock,

@@ -14,6 +14,7 @@ ApplianceError
 │   ├── ProxyRevoked             the identity proxy was revoked
 │   ├── LdevidNotAccepted        the client certificate is not a live LDevID of this domain
 │   ├── TooManyLdevids           the proxy has as many live certificates as it may
+│   ├── LabelNotYours            the client belongs to another EST label
 │   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
 │   └── KeyInUse                 the CSR's key belongs to somebody else's certificate
 └── administration
@@ -85,6 +86,12 @@ class LdevidNotAccepted(ApplianceError):
     """The TLS client certificate is not a live LDevID that this domain issued to a proxy."""
 
     reason: ClassVar[str] = "ldevid-not-accepted"
+
+
+class LabelNotYours(ApplianceError):
+    """The client enrolled, or was admitted, under another EST label than the one that it asks."""
+
+    reason: ClassVar[str] = "est-label-not-yours"
 
 
 class NamesNotJustified(ApplianceError):

@@ -10,8 +10,6 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from cryptography import x509
-
 from appliance.clock import Clock
 from appliance.errors import NotPermitted
 from appliance.registrar import records
@@ -19,6 +17,7 @@ from appliance.registrar.admission import ProxyIdentities
 from appliance.registrar.applicants import PledgeApplicant, SecretApplicant
 from appliance.registrar.caller import Caller
 from appliance.registrar.errors import EnrollmentCredentialsMissing, EnrollmentNotOpen, EnrollmentSecretInvalid
+from appliance.registrar.est_policy import EstPolicy
 from appliance.registrar.history import History
 from appliance.registrar.ldevids import Ldevids
 from appliance.registrar.manufacturers import Manufacturers
@@ -35,10 +34,9 @@ from brski.idevid import IDevID
 from brski.manufacturer import identify
 from brski.states import EST_OPEN, RecordState
 from est import csrattrs
-from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, ExtensionDemand, KeyDemand, NameDemand
+from est.csrattrs import CsrAttrs
 from est.errors import Refusal
 
-KEY = KeyDemand(EC_PUBLIC_KEY, curve=CURVES["secp256r1"])
 REPEAT_WINDOW = timedelta(minutes=10)
 """For so long a repeated request gets the certificate that it got before (E-126)."""
 
@@ -67,7 +65,7 @@ class EstCallers:
         self._identities = identities
         self._turns = turns
 
-    async def pledge(self, peer: Peer, caller: Caller) -> PledgeApplicant:
+    async def pledge(self, peer: Peer, caller: Caller, policy: EstPolicy) -> PledgeApplicant:
         """The device whose IDevID this is, if its bootstrap has come so far."""
         if peer.certificate is None:
             raise EnrollmentCredentialsMissing("enrolment needs an IDevID or a one-time secret")
@@ -83,15 +81,15 @@ class EstCallers:
                 record = await self._history.judge(record.id, caller)
         if records.state_of(record) not in EST_OPEN or proxy is None:
             raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
-        return PledgeApplicant(record, proxy, caller)
+        return PledgeApplicant(record, proxy, caller, is_held=policy.rules.csrattrs == "enforce")
 
-    async def secret_holder(self, authorization: str, caller: Caller) -> SecretApplicant:
+    async def secret_holder(self, authorization: str, caller: Caller, policy: EstPolicy) -> SecretApplicant:
         """Whoever sends NAME and SECRET of a live secret; a spent one serves only to fetch its certificate again."""
         name, offered = _read_basic(authorization)
         row = await self._store.read(partial(est_secrets.by_name, name=name))
         expected = row.secret_sha256 if row is not None else "0" * 64
         matches = hmac.compare_digest(expected, hashlib.sha256(offered).hexdigest())
-        if row is None or not matches or not self._is_usable(row):
+        if row is None or not matches or row.label != policy.label or not self._is_usable(row):
             raise EnrollmentSecretInvalid("the name or the secret is wrong, or its time has passed")
         return SecretApplicant(row, self._identities, self._origin, caller)
 
@@ -101,43 +99,33 @@ class EstCallers:
             return now < row.spent_at + REPEAT_WINDOW
         return now < row.expires_at
 
-    async def attributes(self, authorization: str, peer: Peer, caller: Caller) -> CsrAttrs:
+    async def attributes(self, authorization: str, peer: Peer, caller: Caller, policy: EstPolicy) -> CsrAttrs:
         """What a CSR of this caller must have; to one that names nobody, the key alone (RFC 7030, section 4.5).
 
         A device after its admission is held to the answer, so the answer is kept with its record (RFC 8995, section
         5.9.2). Raises EnrollmentSecretInvalid.
         """
         if authorization:
-            return demanded((await self.secret_holder(authorization, caller)).identifier)
+            holder = await self.secret_holder(authorization, caller, policy)
+            return policy.demanded(holder.identifier)
         try:
             live = await self._ldevids.find(peer)
             if live is not None:
-                return demanded(live.identifier)
+                return policy.demanded(live.identifier if live.proxy.label == policy.label else None)
             if peer.certificate is None:
-                return demanded()
+                return policy.demanded()
             facts = await self._manufacturers.facts()
             known = identify(peer.certificate, peer.chain[1:], facts, now=self._clock.now())
             record, proxy = await self._store.read(partial(_pledge_and_proxy, known.idevid, caller))
         except Refusal:
-            return demanded()
-        if proxy is None or not proxy.is_active:
-            return demanded()
-        wanted = demanded(proxy.identifier)
-        if record.csr_attributes != csrattrs.write(wanted):
-            await self._store.write(partial(_remember, record.id, csrattrs.write(wanted)))
+            return policy.demanded()
+        if proxy is None or not proxy.is_active or proxy.label != policy.label:
+            return policy.demanded()
+        wanted = policy.demanded(proxy.identifier)
+        told = csrattrs.write(wanted)
+        if record.csr_attributes != told:
+            await self._store.write(partial(_remember, record.id, told))
         return wanted
-
-
-def demanded(identifier: str | None = None) -> CsrAttrs:
-    """A P-256 key; for a known proxy also its identifier as the only name, and a common name of its own choice."""
-    if identifier is None:
-        return CsrAttrs(key=KEY)
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identifier)])
-    return CsrAttrs(
-        key=KEY,
-        subject=(NameDemand(csrattrs.COMMON_NAME),),
-        extensions=(ExtensionDemand(csrattrs.SUBJECT_ALT_NAME, value=names.public_bytes()),),
-    )
 
 
 def _remember(pledge_id: str, told: bytes, tx: Tx) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from datetime import timedelta
+from collections.abc import Mapping
 from functools import partial
 
 from cryptography import x509
@@ -27,6 +27,7 @@ from appliance.registrar.errors import (
     KeyInUse,
 )
 from appliance.registrar.est_callers import REPEAT_WINDOW, EstCallers
+from appliance.registrar.est_policy import EstPolicy
 from appliance.registrar.hints import hint
 from appliance.registrar.ldevids import ROLE, Ldevids, LiveLdevid
 from appliance.registrar.turns import Turns
@@ -35,17 +36,16 @@ from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
-from est import csr as requests
 from est import profiles
 from est.certificates import read_certificate
 from est.csr import Csr
 from est.errors import Refusal
 from est.exchange import Call, Reply
+from est.linking import asked_sha256
 from est.server import EnrollAsk, EstServer
 
 log = logging.getLogger(__name__)
 
-EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 _NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
 
 
@@ -63,7 +63,7 @@ class EstService:
     def __init__(
         self,
         *,
-        ldevid_days: int,
+        policies: Mapping[str, EstPolicy],
         max_ldevids: int,
         store: Store,
         clock: Clock,
@@ -72,7 +72,7 @@ class EstService:
         callers: EstCallers,
         turns: Turns,
     ) -> None:
-        self._lifetime = timedelta(days=ldevid_days)
+        self._policies = policies
         self._max_ldevids = max_ldevids
         self._store = store
         self._clock = clock
@@ -80,7 +80,7 @@ class EstService:
         self._ldevids = ldevids
         self._callers = callers
         self._turns = turns
-        self._est = EstServer()
+        self._est = EstServer(labels=[label for label in policies if label])
         self._noted_refusals = Gcra(_NOTED_BUCKET)
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
@@ -93,10 +93,10 @@ class EstService:
 
         Raises EnrollmentSecretInvalid (401) for credentials that are wrong.
         """
-        self._est.operation(call)
+        policy = self._policies[self._est.operation(call).label or ""]
         caller = caller_of(call, peer)
         try:
-            wanted = await self._callers.attributes(call.headers.get("authorization", ""), peer, caller)
+            wanted = await self._callers.attributes(call.headers.get("authorization", ""), peer, caller, policy)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=False)
             raise
@@ -106,19 +106,19 @@ class EstService:
         """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).
 
         Raises EnrollmentCredentialsMissing and EnrollmentSecretInvalid (401), EnrollmentNotOpen, EnrolledAlready,
-        ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, and what
+        ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, and what the label's policy,
         EstServer.read_enroll and the CA raise.
         """
-        self._est.operation(call)
+        policy = self._policies[self._est.operation(call).label or ""]
         caller = caller_of(call, peer)
         applicant: Applicant | None = None
         try:
             authorization = call.headers.get("authorization", "")
             if authorization:
-                applicant = await self._callers.secret_holder(authorization, caller)
+                applicant = await self._callers.secret_holder(authorization, caller, policy)
             else:
-                applicant = await self._callers.pledge(peer, caller)
-            return await self._enroll(applicant, call, peer, caller)
+                applicant = await self._callers.pledge(peer, caller, policy)
+            return await self._enroll(applicant, call, peer, caller, policy)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=applicant is not None)
             raise
@@ -129,7 +129,7 @@ class EstService:
         Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, TooManyLdevids, and what
         EstServer.read_enroll and the CA raise.
         """
-        self._est.operation(call)
+        policy = self._policies[self._est.operation(call).label or ""]
         caller = caller_of(call, peer)
         live: LiveLdevid | None = None
         try:
@@ -138,28 +138,27 @@ class EstService:
             live = await self._ldevids.seen(peer)
             if live is None:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
-            return await self._enroll(RenewalApplicant(live, self._est, caller, self._max_ldevids), call, peer, caller)
+            applicant = RenewalApplicant(live, self._est, caller, self._max_ldevids)
+            return await self._enroll(applicant, call, peer, caller, policy)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=live is not None)
             raise
 
-    async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller) -> Reply:
+    async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller, policy: EstPolicy) -> Reply:
         ask = self._est.read_enroll(call)
-        linked = False
-        if ask.csr.challenge_password is not None:
-            linked = requests.check_linking(ask.csr, peer.exporter(EXPORTER_LABEL, 32))
+        linked = policy.check(applicant, ask.csr, peer)
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issue(applicant, ask, caller, linked=linked)
+            certificate = await self._issue(applicant, ask, caller, policy, linked=linked)
         return self._est.enroll_reply(certificate, ask)
 
-    async def _issue(self, applicant: Applicant, ask: EnrollAsk, caller: Caller, *, linked: bool) -> x509.Certificate:
+    async def _issue(
+        self, applicant: Applicant, ask: EnrollAsk, caller: Caller, policy: EstPolicy, *, linked: bool
+    ) -> x509.Certificate:
         """The new certificate, or the one that this very request got a moment ago (E-126)."""
-        digest = hashlib.sha256(ask.csr.der).hexdigest()
+        asked = asked_sha256(ask.csr)
 
         def begin(tx: Tx, pending: PendingRow) -> None:
-            before = proxies.ldevid_for(
-                tx, proxy_id=applicant.proxy_id, csr_sha256=digest, since=tx.now - REPEAT_WINDOW
-            )
+            before = proxies.ldevid_for(tx, proxy_id=applicant.proxy_id, csr_sha256=asked, since=tx.now - REPEAT_WINDOW)
             if before is not None and applicant.is_served(tx):
                 raise _IssuedBefore(before)
             applicant.check_names(ask.csr)
@@ -169,18 +168,23 @@ class EstService:
         try:
             issued = await self._ca.issue(
                 ROLE,
-                partial(self._shape, ask.csr, applicant),
+                partial(_shape, ask.csr, applicant, policy),
                 row={
                     "profile": LDEVID,
                     "subject_id": applicant.identifier,
                     "proxy_id": applicant.proxy_id,
                     "pledge_id": applicant.pledge_id,
-                    "csr_sha256": digest,
+                    "csr_sha256": asked,
                 },
                 actor=applicant.actor,
                 event=applicant.event,
                 request_id=caller.request_id,
-                fields={"proxy": applicant.identifier, "csr_sha256": digest, "linked": linked},
+                fields={
+                    "proxy": applicant.identifier,
+                    "label": policy.label,
+                    "csr_sha256": hashlib.sha256(ask.csr.der).hexdigest(),
+                    "linked": linked,
+                },
                 on_pending=begin,
                 on_issued=applicant.finish,
             )
@@ -188,10 +192,6 @@ class EstService:
             return read_certificate(before.der)
         log.info("%s proxy=%s serial=%x", applicant.event, applicant.identifier, issued.serial)
         return issued.certificate
-
-    def _shape(self, csr: Csr, applicant: Applicant, slot: Slot) -> profiles.Shape:
-        subject = profiles.name(f"proxy {applicant.proxy_id}")
-        return profiles.ldevid(slot.terms(self._lifetime), subject, csr.public_key, identifier=applicant.identifier)
 
     async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller, *, is_known: bool) -> None:
         """In the audit log, so many per caller; a stranger counts by address, because certificates cost it nothing."""
@@ -210,6 +210,11 @@ class EstService:
             fields={"body_sha256": hashlib.sha256(call.body).hexdigest()},
         )
         await self._store.write(partial(_keep_refusal, event, refusal, caller))
+
+
+def _shape(csr: Csr, applicant: Applicant, policy: EstPolicy, slot: Slot) -> profiles.Shape:
+    subject = profiles.name(f"proxy {applicant.proxy_id}")
+    return profiles.ldevid(slot.terms(policy.lifetime), subject, csr.public_key, identifier=applicant.identifier)
 
 
 def _keep_refusal(event: AuditEvent, refusal: Refusal, caller: Caller, tx: Tx) -> None:

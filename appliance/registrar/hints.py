@@ -86,6 +86,12 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "too-many-ldevids": "revoke the proxy if this is strange: appliance proxies revoke {device}; else raise "
         "registrar.max_ldevids",
         "names-not-justified": _AT_THE_DEVICE,
+        "est-label-not-yours": "use the label that the proxy enrolled under (proxy.est_label), or make it a secret "
+        "for the other one: appliance est secret --for NAME --label LABEL",
+        "csr-attribute-missing": "the device asked what its request must have, and left out what the refusal "
+        "names; to let it, set est.csrattrs to tell",
+        "tls-linking-failed": "the request is not bound to its TLS connection: something between ends TLS, or the "
+        "client uses another binding",
         "key-in-use": "two devices hold the same key: find the copy before you let either in",
         "out-of-order": "nothing: the message came when it meant nothing; the pledge begins again by itself",
         "registrar-certificate-unfit": "the appliance's own certificate is wrong: appliance doctor",

@@ -116,7 +116,8 @@ class Inventory:
     ) -> Json:
         """A one-time enrolment secret for plain EST; the answer is the only place where it ever stands.
 
-        An unspent one of the same name is void from now on. Raises RequestMalformed.
+        It is good under its EST label only. An unspent one of the same name is void from now on. Raises
+        RequestMalformed.
         """
         if not name or len(name) > MAX_NAME or ":" in name or not name.isprintable():
             raise RequestMalformed(f"a name has 1 to {MAX_NAME} printable characters and no colon")
@@ -133,7 +134,9 @@ class Inventory:
             spent_at=None,
             created_at=now,
         )
-        event = AuditEvent("est-secret-added", actor, object=name, fields={"expires_at": row.expires_at.isoformat()})
+        event = AuditEvent(
+            "est-secret-added", actor, object=name, fields={"expires_at": row.expires_at.isoformat(), "label": label}
+        )
 
         def write(tx: Tx) -> None:
             est_secrets.put(tx, row)
@@ -142,6 +145,7 @@ class Inventory:
         await self._store.write(write)
         return {
             "name": name,
+            "label": label,
             "secret": offered,
             "credentials": f"{name}:{offered}",
             "expires_at": row.expires_at.isoformat(timespec="seconds"),

@@ -45,7 +45,7 @@ _REVOKE = (
 
 @dataclass(frozen=True, slots=True)
 class ProxyRow:
-    """One proxy. `method` is brski or est, `state` active or revoked."""
+    """One proxy. `method` is brski or est, `state` active or revoked, `label` that of EST, "" = none."""
 
     id: str
     identifier: str
@@ -55,6 +55,7 @@ class ProxyRow:
     state: str
     created_at: datetime
     updated_at: datetime
+    label: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -74,6 +75,7 @@ def add(tx: Tx, row: ProxyRow) -> None:
             "state": row.state,
             "created_at": row.created_at,
             "updated_at": row.updated_at,
+            "label": row.label or None,
         },
     )
     tx.emit(TOPIC, row.identifier, {"id": row.id, "state": row.state})
@@ -136,4 +138,5 @@ def _read(row: Any) -> ProxyRow:
         state=row.state,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        label=row.label or "",
     )

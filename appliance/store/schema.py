@@ -221,6 +221,7 @@ proxies = Table(
     _text("state"),
     _time("created_at"),
     _time("updated_at"),
+    _text("label", null=True),
 )
 
 est_secrets = Table(

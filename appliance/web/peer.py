@@ -31,7 +31,7 @@ class Peer:
     chain: tuple[x509.Certificate, ...] = ()
     tls_version: str = ""
     server_certificate: x509.Certificate | None = None
-    export: Callable[[bytes, int], bytes] | None = field(default=None, repr=False)
+    bind: Callable[[], tuple[bytes, ...]] | None = field(default=None, repr=False)
     uid: int | None = None
     pid: int | None = None
 
@@ -51,6 +51,6 @@ class Peer:
         """SHA-256 of the certificate's SubjectPublicKeyInfo; raises CertificateMalformed for an unreadable key."""
         return None if self.certificate is None else spki_sha256(self.certificate)
 
-    def exporter(self, label: bytes, length: int) -> bytes | None:
-        """Keying material of this TLS session (RFC 5705, RFC 9266); None where the connection has none."""
-        return None if self.export is None else self.export(label, length)
+    def bindings(self) -> tuple[bytes, ...]:
+        """The channel bindings of this TLS session (RFC 9266, RFC 5929); empty where it has none."""
+        return () if self.bind is None else self.bind()

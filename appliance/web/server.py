@@ -171,7 +171,7 @@ class Listener:
             except (ValueError, x509.InvalidVersion) as error:
                 raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
             own = chain[0] if chain else None
-            return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.export)
+            return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.bindings)
         if isinstance(transport, Wire) and transport.socket.family == socket.AF_UNIX:
             pid, uid, _ = struct.unpack("3i", transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return Peer("unix", connection_id, uid=uid, pid=pid)

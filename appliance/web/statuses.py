@@ -237,6 +237,7 @@ REGISTRAR = {
     "enrollment-secret-invalid": 401,
     "proxy-revoked": 403,
     "ldevid-not-accepted": 403,
+    "est-label-not-yours": 403,
     "names-not-justified": 403,
     "key-in-use": 403,
     "manufacturer-unusable": 400,

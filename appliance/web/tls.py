@@ -21,6 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
+EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
+EXPORTER_BYTES = 32
+"""RFC 9266, section 2."""
 _RECORD = 16_384
 _READ = 65_536
 
@@ -150,9 +153,22 @@ class TlsSide:
         rest = self._connection.get_peer_cert_chain(as_cryptography=True) or []
         return own, *(one for one in rest if one != own)
 
-    def export(self, label: bytes, length: int) -> bytes:
-        """Keying material of this session without a context (RFC 5705; on TLS 1.3 RFC 8446, section 7.5)."""
-        return self._connection.export_keying_material(label, length)
+    def bindings(self) -> tuple[bytes, ...]:
+        """This session's channel bindings: tls-exporter, on TLS 1.2 also tls-unique (RFC 9266; RFC 5929, section 3).
+
+        TLS 1.2 without extended master secret has none that means anything (RFC 9266, section 4.2). There the exporter
+        comes with an empty context and without one, because peers differ in which they take for "zero-length"; on TLS
+        1.3 they are the same. Nothing is resumed or renegotiated here, so the first Finished is the client's.
+        """
+        if self.version() == "TLSv1.3":
+            return (self._connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES),)
+        if self.version() != "TLSv1.2" or not has_extended_master_secret(self._connection):
+            return ()
+        exported = (
+            self._connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, context) for context in (b"", None)
+        )
+        unique = self._connection.get_peer_finished()
+        return (*exported, unique) if unique else tuple(exported)
 
 
 class StandardSide:
@@ -161,7 +177,7 @@ class StandardSide:
     __slots__ = ("_incoming", "_object", "_outgoing")
 
     server_certificate: x509.Certificate | None = None
-    export: Callable[[bytes, int], bytes] | None = None
+    bindings: Callable[[], tuple[bytes, ...]] | None = None
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -210,6 +226,11 @@ class StandardSide:
         """The client's certificate, verified by the context; ValueError if the bytes are no certificate to us."""
         der = self._object.getpeercert(True)
         return (x509.load_der_x509_certificate(der),) if der else ()
+
+
+def has_extended_master_secret(connection: SSL.Connection) -> bool:
+    """Whether the session's keys are bound to its handshake (RFC 7627); pyOpenSSL has no public name for it."""
+    return bool(SSL._lib.SSL_get_extms_support(connection._ssl) == 1)  # type: ignore[attr-defined]
 
 
 def _mapped(error: SSL.Error) -> ssl.SSLError:

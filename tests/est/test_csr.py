@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from base64 import b64encode
 
 import pytest
 from cryptography import x509
@@ -12,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from est import csr, der, profiles
-from est.errors import BodyMalformed, CsrMalformed, KeyNotAccepted, LinkingFailed, ProofOfPossessionFailed
+from est.errors import BodyMalformed, CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed
 from est.signer import KeySigner
 from tests.support import key
 
@@ -194,43 +193,3 @@ def test_names_that_the_library_fails_at_in_its_own_ways_are_malformed(value: by
     subject = der.sequence(der.set_of([der.sequence(der.oid("2.5.4.3"), value)]))
     with pytest.raises(CsrMalformed):
         csr.read(hand_made(subject=subject))
-
-
-BINDING = bytes(range(32))
-
-
-def linked(challenge: bytes | None) -> csr.Csr:
-    return csr.read(csr.build(subject=NAME, key=key("csr"), challenge_password=challenge))
-
-
-@pytest.mark.req("E-71", "E-72", "E-73")
-def test_the_channel_binding_links_the_request_to_its_session() -> None:
-    assert csr.binding_text(BINDING) == b64encode(BINDING)
-    assert csr.check_linking(linked(csr.binding_text(BINDING)), BINDING)
-    assert not csr.check_linking(linked(None), BINDING)
-    assert not csr.check_linking(linked(None), None)
-
-
-@pytest.mark.req("E-73", "E-78", "E-80")
-@pytest.mark.parametrize(
-    "challenge",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b64encode(BINDING)[:-1], id="prefix of the right one"),
-        pytest.param(b64encode(BINDING[:12]), id="shorter binding"),
-        pytest.param(b64encode(BINDING) + b"A", id="longer"),
-        pytest.param(b64encode(bytes(32)), id="of another session"),
-        pytest.param(b"one-time password", id="not a binding at all"),
-    ],
-)
-def test_another_challenge_password_is_refused(challenge: bytes) -> None:
-    with pytest.raises(LinkingFailed):
-        csr.check_linking(linked(challenge), BINDING)
-    with pytest.raises(LinkingFailed):
-        csr.check_linking(linked(challenge), None)
-
-
-@pytest.mark.req("E-74")
-def test_linking_can_be_demanded_and_the_refusal_says_so() -> None:
-    with pytest.raises(LinkingFailed, match="challengePassword"):
-        csr.check_linking(linked(None), BINDING, required=True)

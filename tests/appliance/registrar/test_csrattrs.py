@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from appliance.proxy import asking
-from appliance.registrar.est_callers import KEY
 from est import csrattrs, transfer
 from est.client import EstClient
-from est.csrattrs import CsrAttrs, ExtensionDemand, NameDemand
+from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, ExtensionDemand, KeyDemand, NameDemand
 from lab.factory import make_self_signed
 from tests.appliance.registrar.world import ADMIN, Device_, World, basic, certificate_in, enroll_call, play
 
 CLIENT = EstClient()
+KEY = KeyDemand(EC_PUBLIC_KEY, curve=CURVES["secp256r1"])
 
 
 def san(uri: str) -> x509.SubjectAlternativeName:

@@ -16,12 +16,12 @@ from cryptography.x509.oid import NameOID
 from appliance.registrar.applicants import RenewalApplicant
 from appliance.registrar.caller import APPLIANCE
 from appliance.registrar.errors import LdevidNotAccepted
-from appliance.registrar.est_service import EXPORTER_LABEL
 from est import csr, transfer
 from est.client import EstClient
 from est.cms import read_certs_only
 from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, KeyDemand
 from est.exchange import Call
+from est.linking import binding_text
 from est.server import EstServer
 from lab.factory import Domain, Identity, make_leaf, make_self_signed
 from tests.appliance.registrar.world import ADMIN, Device_, World, basic, certificate_in, enroll_call, play
@@ -165,8 +165,8 @@ def test_a_challenge_password_must_be_the_channel_binding(tmp_path: Path) -> Non
         device = world.device()
         await device.voucher()
         await device.status()
-        bound = world.peer(device.identity, export=lambda label, length: label[:1] * length)
-        right = csr.binding_text(EXPORTER_LABEL[:1] * 32)
+        bound = world.peer(device.identity, bind=lambda: (b"e" * 32, b"u" * 12))
+        right = binding_text(b"u" * 12)
         refused = await device.enroll(device.csr(challenge_password=b"guess"), peer=bound)
         assert (refused.status, b"challengePassword is not the channel binding" in refused.body) == (400, True)
         assert (await device.enroll(device.csr(challenge_password=right))).status == 400

@@ -30,7 +30,7 @@ from appliance.hierarchy import (
 )
 from appliance.registrar.assemble import RegistrarPart, assemble, registrar_policy
 from appliance.registrar.masa_client import MasaDestination
-from appliance.settings import RegistrarSettings, Settings
+from appliance.settings import EstSettings, RegistrarSettings, Settings
 from appliance.store import Store
 from appliance.web.app import App, build_app
 from appliance.web.peer import Peer
@@ -151,12 +151,13 @@ class World:
         masa_url: str = MASA_HOST,
         born: datetime = NOW,
         factory: Factory | None = None,
+        est: Mapping[str, Any] | None = None,
         **registrar: Any,
     ) -> World:
         """A new registrar, or the same one after a restart (`reopen`)."""
         from appliance.registrar.maker_options import read_options
 
-        settings = Settings(home=folder, registrar=RegistrarSettings(**registrar))
+        settings = Settings(home=folder, registrar=RegistrarSettings(**registrar), est=EstSettings(**est or {}))
         clock = reopen.clock if reopen else FixedClock(born)
         url = f"sqlite:///{folder / 'appliance.db'}"
         hierarchy, root, issuing, server = campus_keys(born)
@@ -174,6 +175,7 @@ class World:
             settings.registrar,
             origin=settings.origin,
             ldevid_days=settings.ca.ldevid_days,
+            est_settings=settings.est,
             store=store,
             clock=clock,
             ca=ca,

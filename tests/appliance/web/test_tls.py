@@ -149,8 +149,9 @@ def test_the_chain_that_the_client_sent_is_given_leaf_first(tmp_path: Path) -> N
 
 
 @cache
-def pyopenssl_context(version: int) -> SSL.Context:
+def pyopenssl_context(version: int, options: int = 0) -> SSL.Context:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_options(options)
     context.set_min_proto_version(version)
     context.set_max_proto_version(version)
     certificate, private = certify("stranger")
@@ -159,9 +160,9 @@ def pyopenssl_context(version: int) -> SSL.Context:
     return context
 
 
-def connection(port: int, version: int, *, session: SSL.Session | None = None) -> SSL.Connection:
+def connection(port: int, version: int, *, session: SSL.Session | None = None, options: int = 0) -> SSL.Connection:
     raw = socket.create_connection(("127.0.0.1", port))
-    made = SSL.Connection(pyopenssl_context(version), raw)
+    made = SSL.Connection(pyopenssl_context(version, options), raw)
     if session is not None:
         made.set_session(session)
     made.set_connect_state()
@@ -197,32 +198,49 @@ def test_resuming_gives_a_full_handshake_with_the_certificate(version: int) -> N
     assert first.certificate == second.certificate
 
 
-@pytest.mark.req("E-77", "E-82")
-@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
-def test_both_ends_export_the_same_keying_material(version: int) -> None:
+NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET, which pyOpenSSL does not name
+
+
+@pytest.mark.req("E-76", "E-77", "E-81", "E-82")
+@pytest.mark.parametrize(
+    ("version", "options", "kinds"),
+    [
+        (SSL.TLS1_2_VERSION, 0, {"empty", "none", "unique"}),
+        (SSL.TLS1_3_VERSION, 0, {"empty", "none"}),
+        (SSL.TLS1_2_VERSION, NO_EXTENDED_MASTER_SECRET, set()),
+    ],
+)
+def test_both_ends_know_the_channel_bindings_of_their_session_and_no_others(
+    version: int, options: int, kinds: set[str]
+) -> None:
     label = b"EXPORTER-Channel-Binding"
 
-    def talk(port: int) -> bytes:
-        client = connection(port, version)
+    def talk(port: int) -> dict[str, bytes | None]:
+        client = connection(port, version, options=options)
         client.sendall(get("/who"))
         assert b"200 OK" in client.recv(4096)
-        exported = client.export_keying_material(label, 32, b"" if version == SSL.TLS1_3_VERSION else None)
+        found = {
+            "empty": client.export_keying_material(label, 32, b""),
+            "none": client.export_keying_material(label, 32),
+            "unique": client.get_finished(),  # on TLS 1.3 there is one as well, and it means nothing (E-81)
+        }
         client.shutdown()
-        return exported
+        return found
 
     async def run() -> None:
         seen = Seen()
-        exported: list[bytes | None] = []
+        known: list[tuple[bytes, ...]] = []
         original = seen.peers
 
         class Recorder(list):  # type: ignore[type-arg]
             def append(self, peer: Peer) -> None:
-                exported.append(peer.exporter(label, 32))
+                known.append(peer.bindings())
                 super().append(peer)
 
         seen.peers = Recorder(original)
         async with listening(tls=True, seen=seen) as (_, port):
-            assert await asyncio.to_thread(talk, port) == exported[0]
+            ours = await asyncio.to_thread(talk, port)
+        assert set(known[0]) == {ours[kind] for kind in kinds}
 
     asyncio.run(run())
 
