@@ -233,7 +233,7 @@ class Appliance:
                 "manufacturers": ManufacturerOperations(self.registrar.manufacturers, actor),
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
-                "est": EstOperations(self.registrar.inventory, actor, self.settings.est.labels),
+                "est": EstOperations(self.registrar, actor, self.settings.est.labels),
                 "owners": OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(self.certificates, actor),

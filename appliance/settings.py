@@ -203,6 +203,13 @@ class EstProfile(_Section):
     csrattrs: Literal["enforce", "tell"] = Field(
         "enforce", description="Whether a device that asked for CSR attributes is held to the answer."
     )
+    approval: Literal["automatic", "manual"] = Field(
+        "automatic", description="Whether a request is answered at once, or waits for a yes: appliance est pending."
+    )
+    approval_hours: float = Field(72.0, gt=0, description="How long a request waits, and a decision counts, hours.")
+    approval_retry_seconds: int = Field(
+        60, ge=1, le=86400, description="Retry-After that waiting clients are told, seconds."
+    )
 
 
 class EstSettings(EstProfile):

@@ -71,8 +71,11 @@ def asked_sha256(csr: Csr) -> str:
 
     Its bytes; but one that is bound to a session is signed anew for the next, and is known by key and names.
     """
-    if not is_bound(csr):
-        return hashlib.sha256(csr.der).hexdigest()
+    return key_and_names_sha256(csr) if is_bound(csr) else hashlib.sha256(csr.der).hexdigest()
+
+
+def key_and_names_sha256(csr: Csr) -> str:
+    """Digest of the key, the subject and subjectAltName, hex."""
     san = b"" if csr.san_der is None else tlv.tlv(tlv.OCTET_STRING, csr.san_der)
     key = tlv.tlv(tlv.OCTET_STRING, csr.key_sha256)
     return hashlib.sha256(tlv.sequence(key, csr.subject_der, san)).hexdigest()

@@ -14,7 +14,9 @@ from appliance.console.timeline import timeline_text
 manufacturers = group("Whose IDevIDs are known.")
 pledges = group("Proxies on their way in.")
 proxies = group("Identity proxies that are in.")
-est_secrets = group("Plain EST: one-time enrolment secrets.")
+est_secrets = group("Plain EST: one-time enrolment secrets, and requests that wait for approval.")
+est_pending = group("Requests that wait for approval.")
+est_secrets.add_typer(est_pending, name="pending")
 
 
 _OPTIONS = typer.Argument(
@@ -230,3 +232,24 @@ def est_secret(
     if verb != "new":
         raise typer.BadParameter("a secret can only be made: new")
     show(ask("est.secret", name=name, hours=hours, label=label))
+
+
+_REQUEST = Annotated[str, typer.Argument(metavar="ID", help="Id of the request, from the list.")]
+
+
+@est_pending.command("list")
+def est_pending_list() -> None:
+    """Requests that wait, newest first, and what became of earlier ones."""
+    show(ask("est.pending"), ("id", "state", "label", "requester", "subject", "key_sha256", "created_at"))
+
+
+@est_pending.command("approve")
+def est_pending_approve(request: _REQUEST) -> None:
+    """Let a request have its one certificate, the next time it is sent."""
+    show(ask("est.approve", id=request))
+
+
+@est_pending.command("deny")
+def est_pending_deny(request: _REQUEST, reason: Annotated[str, typer.Option(help="What the client is told.")]) -> None:
+    """Refuse a request; it is told the reason until its time is over."""
+    show(ask("est.deny", id=request, reason=reason))

@@ -144,8 +144,9 @@ class ProxyOperations:
 class EstOperations:
     """appliance est ..."""
 
-    def __init__(self, inventory: Inventory, actor: Actor, labels: Collection[str] = ()) -> None:
-        self._inventory = inventory
+    def __init__(self, registrar: RegistrarPart, actor: Actor, labels: Collection[str] = ()) -> None:
+        self._inventory = registrar.inventory
+        self._approvals = registrar.approvals
         self._actor = actor
         self._labels = labels
 
@@ -155,3 +156,12 @@ class EstOperations:
         if not 0 < hours <= MAX_SECRET_HOURS:
             raise RequestMalformed(f"a one-time secret lives more than 0 and at most {MAX_SECRET_HOURS} hours")
         return await self._inventory.new_est_secret(name, actor=self._actor, label=label, life=timedelta(hours=hours))
+
+    async def pending(self) -> Any:
+        return await self._approvals.every()
+
+    async def approve(self, id: str) -> Any:
+        return await self._approvals.approve(id, actor=self._actor)
+
+    async def deny(self, id: str, reason: str) -> Any:
+        return await self._approvals.deny(id, actor=self._actor, reason=reason)

@@ -11,6 +11,7 @@ from appliance.ca import CertificateAuthority
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.registrar.admission import OnRevoked, ProxyIdentities
+from appliance.registrar.approvals import Approvals
 from appliance.registrar.est_callers import EstCallers
 from appliance.registrar.est_policy import policies
 from appliance.registrar.est_service import EstService
@@ -46,6 +47,7 @@ class RegistrarPart:
     inventory: Inventory
     knocks: Knocks
     expected: ExpectedDevices
+    approvals: Approvals
     prefetch: Prefetch
     ldevids: Ldevids
     history: History
@@ -153,6 +155,7 @@ def assemble(
         inventory=Inventory(store=store, clock=clock, identities=identities),
         knocks=knocks,
         expected=ExpectedDevices(store),
+        approvals=Approvals(store),
         prefetch=prefetch,
         ldevids=ldevids,
         history=history,

@@ -14,6 +14,7 @@ ApplianceError
 │   ├── ProxyRevoked             the identity proxy was revoked
 │   ├── LdevidNotAccepted        the client certificate is not a live LDevID of this domain
 │   ├── TooManyLdevids           the proxy has as many live certificates as it may
+│   ├── EnrollmentDenied         a person said no to this request
 │   ├── LabelNotYours            the client belongs to another EST label
 │   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
 │   └── KeyInUse                 the CSR's key belongs to somebody else's certificate
@@ -86,6 +87,12 @@ class LdevidNotAccepted(ApplianceError):
     """The TLS client certificate is not a live LDevID that this domain issued to a proxy."""
 
     reason: ClassVar[str] = "ldevid-not-accepted"
+
+
+class EnrollmentDenied(ApplianceError):
+    """A person denied this request under an EST label whose requests wait for approval; the text has the reason."""
+
+    reason: ClassVar[str] = "enrollment-denied"
 
 
 class LabelNotYours(ApplianceError):

@@ -15,10 +15,10 @@ from cryptography import x509
 
 from appliance import audit
 from appliance.audit import AuditEvent
-from appliance.ca import CertificateAuthority, PendingRow, Slot
+from appliance.ca import CertificateAuthority, IssuedRow, PendingRow, Slot
 from appliance.clock import Clock
 from appliance.errors import CertificateRequired, NotPermitted
-from appliance.registrar import records
+from appliance.registrar import approvals, records
 from appliance.registrar.admission import LDEVID
 from appliance.registrar.applicants import Applicant, RenewalApplicant
 from appliance.registrar.caller import Caller, caller_of
@@ -55,6 +55,10 @@ class _IssuedBefore(Exception):
     def __init__(self, der: bytes) -> None:
         super().__init__()
         self.der = der
+
+
+class _NotApproved(Exception):
+    """Leaves the transaction of a request that has to wait for a person."""
 
 
 class EstService:
@@ -109,7 +113,8 @@ class EstService:
         ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, and what the label's policy,
         EstServer.read_enroll and the CA raise.
         """
-        policy = self._policies[self._est.operation(call).label or ""]
+        operation = self._est.operation(call)
+        policy = self._policies[operation.label or ""]
         caller = caller_of(call, peer)
         applicant: Applicant | None = None
         try:
@@ -118,7 +123,7 @@ class EstService:
                 applicant = await self._callers.secret_holder(authorization, caller, policy)
             else:
                 applicant = await self._callers.pledge(peer, caller, policy)
-            return await self._enroll(applicant, call, peer, caller, policy)
+            return await self._enroll(applicant, call, peer, caller, policy, operation.name)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=applicant is not None)
             raise
@@ -129,7 +134,8 @@ class EstService:
         Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, TooManyLdevids, and what
         EstServer.read_enroll and the CA raise.
         """
-        policy = self._policies[self._est.operation(call).label or ""]
+        operation = self._est.operation(call)
+        policy = self._policies[operation.label or ""]
         caller = caller_of(call, peer)
         live: LiveLdevid | None = None
         try:
@@ -139,23 +145,32 @@ class EstService:
             if live is None:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
             applicant = RenewalApplicant(live, self._est, caller, self._max_ldevids)
-            return await self._enroll(applicant, call, peer, caller, policy)
+            return await self._enroll(applicant, call, peer, caller, policy, operation.name)
         except Refusal as refusal:
             await self._note_refusal(refusal, call, caller, is_known=live is not None)
             raise
 
-    async def _enroll(self, applicant: Applicant, call: Call, peer: Peer, caller: Caller, policy: EstPolicy) -> Reply:
+    async def _enroll(
+        self, applicant: Applicant, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, operation: str
+    ) -> Reply:
         ask = self._est.read_enroll(call)
         linked = policy.check(applicant, ask.csr, peer)
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issue(applicant, ask, caller, policy, linked=linked)
+            try:
+                certificate = await self._issue(applicant, ask, caller, policy, operation, linked=linked)
+            except _NotApproved:
+                who = f"{applicant.actor.kind} {applicant.actor.identifier}"
+                waiting = partial(approvals.wait, applicant, ask.csr, policy, operation, who, caller.request_id)
+                await self._store.write(waiting)
+                return self._est.pending_reply(policy.rules.approval_retry_seconds)
         return self._est.enroll_reply(certificate, ask)
 
     async def _issue(
-        self, applicant: Applicant, ask: EnrollAsk, caller: Caller, policy: EstPolicy, *, linked: bool
+        self, applicant: Applicant, ask: EnrollAsk, caller: Caller, policy: EstPolicy, operation: str, *, linked: bool
     ) -> x509.Certificate:
         """The new certificate, or the one that this very request got a moment ago (E-126)."""
         asked = asked_sha256(ask.csr)
+        is_manual = policy.rules.approval == "manual"
 
         def begin(tx: Tx, pending: PendingRow) -> None:
             before = proxies.ldevid_for(tx, proxy_id=applicant.proxy_id, csr_sha256=asked, since=tx.now - REPEAT_WINDOW)
@@ -164,6 +179,14 @@ class EstService:
             applicant.check_names(ask.csr)
             _check_key(tx, ask.csr, applicant)
             applicant.begin(tx, ask.csr, pending.id)
+            # last, so that only what would get a certificate waits; nothing of this transaction stays then
+            if is_manual and not approvals.is_approved(tx, applicant, ask.csr, policy, operation):
+                raise _NotApproved
+
+        def finish(tx: Tx, issued: IssuedRow) -> None:
+            applicant.finish(tx, issued)
+            if is_manual:
+                approvals.used(tx, applicant, ask.csr, policy, operation)
 
         try:
             issued = await self._ca.issue(
@@ -186,7 +209,7 @@ class EstService:
                     "linked": linked,
                 },
                 on_pending=begin,
-                on_issued=applicant.finish,
+                on_issued=finish,
             )
         except _IssuedBefore as before:
             return read_certificate(before.der)

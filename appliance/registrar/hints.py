@@ -86,6 +86,8 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "too-many-ldevids": "revoke the proxy if this is strange: appliance proxies revoke {device}; else raise "
         "registrar.max_ldevids",
         "names-not-justified": _AT_THE_DEVICE,
+        "enrollment-denied": "nothing: somebody said no in the list of waiting requests; when its time is over it "
+        "may ask again",
         "est-label-not-yours": "use the label that the proxy enrolled under (proxy.est_label), or make it a secret "
         "for the other one: appliance est secret --for NAME --label LABEL",
         "csr-attribute-missing": "the device asked what its request must have, and left out what the refusal "

@@ -236,6 +236,26 @@ est_secrets = Table(
     _time("created_at"),
 )
 
+est_pending = Table(
+    "est_pending",
+    metadata,
+    _id(),
+    _text("proxy_id"),
+    _text("identifier"),
+    _text("label"),
+    _text("operation"),
+    _hex("asked_sha256", null=False),
+    _hex("key_sha256", null=False),
+    _text("subject"),
+    _text("requester"),
+    _text("state"),
+    _text("reason"),
+    _time("created_at"),
+    _time("updated_at"),
+    _time("expires_at"),
+    UniqueConstraint("proxy_id", "label", "operation"),
+)
+
 owners = Table(
     "owners",
     metadata,

@@ -238,6 +238,7 @@ REGISTRAR = {
     "proxy-revoked": 403,
     "ldevid-not-accepted": 403,
     "est-label-not-yours": 403,
+    "enrollment-denied": 403,
     "names-not-justified": 403,
     "key-in-use": 403,
     "manufacturer-unusable": 400,

@@ -101,7 +101,7 @@ def test_a_label_with_an_operation_s_name_stops_the_start(tmp_path: Path, label:
 @pytest.mark.req("E-49", "E-7")
 def test_a_secret_is_good_under_its_own_label_only(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        operations = EstOperations(world.part.inventory, ADMIN, LAB["labels"])
+        operations = EstOperations(world.part, ADMIN, LAB["labels"])
         made = await operations.secret("rack-7", label="annex")
         call = enroll_call(world.device().csr(), headers=basic(made["credentials"]))
         peer = world.peer(bind=lambda: (EXPORTER,))

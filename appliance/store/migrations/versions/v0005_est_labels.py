@@ -1,4 +1,4 @@
-"""A proxy belongs to the EST label under which it enrolled; those that are there enrolled without one."""
+"""EST labels: a proxy belongs to the one under which it enrolled, those that are there to none; requests that wait."""
 
 from __future__ import annotations
 
@@ -13,3 +13,22 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("proxies", sa.Column("label", sa.Text(), nullable=True))
+    op.create_table(
+        "est_pending",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("proxy_id", sa.Text(), nullable=False),
+        sa.Column("identifier", sa.Text(), nullable=False),
+        sa.Column("label", sa.Text(), nullable=False),
+        sa.Column("operation", sa.Text(), nullable=False),
+        sa.Column("asked_sha256", sa.Text(), nullable=False),
+        sa.Column("key_sha256", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("requester", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("proxy_id", "label", "operation"),
+    )
