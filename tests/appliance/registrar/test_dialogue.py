@@ -29,9 +29,10 @@ from brski import Pledge
 from est import csr
 from est.client import EstClient
 from est.exchange import Call, Reply
+from est.linking import binding_text
 from lab import factory as lab_factory
 from lab.factory import Factory, Identity
-from tests.appliance.registrar.world import ADMIN, World, campus_keys, certificate_in, enroll_call
+from tests.appliance.registrar.world import ADMIN, World, basic, campus_keys, certificate_in, enroll_call
 
 BORN = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
 
@@ -171,6 +172,34 @@ def test_a_device_bootstraps_on_one_connection_with_a_masa_in_another_process(
         assert row["masa"] == f"https://127.0.0.1:{site.masa_port}/.well-known/brski/requestvoucher"
 
     run_with_masa(tmp_path, story)
+
+
+@pytest.mark.lab
+@pytest.mark.req("E-71", "E-74", "E-76", "E-81")
+@pytest.mark.parametrize(
+    ("version", "status"), [(ssl.TLSVersion.TLSv1_2, 200), (ssl.TLSVersion.TLSv1_3, 400)], ids=["1.2", "1.3"]
+)
+def test_tls_unique_of_the_standard_library_links_on_tls_1_2_and_means_nothing_on_tls_1_3(
+    tmp_path: Path, version: ssl.TLSVersion, status: int
+) -> None:
+    async def story(site: Site) -> None:
+        made = await site.world.part.inventory.new_est_secret("rack-7", actor=ADMIN)
+        headers, key = basic(made["credentials"]), ec.generate_private_key(ec.SECP256R1())
+
+        async def ask(client: RawClient, unique: bytes) -> Reply:
+            der = csr.build(subject=x509.Name([]), key=key, challenge_password=binding_text(unique))
+            return await asyncio.to_thread(client.send, enroll_call(der, headers=headers))
+
+        client, other = await site.client(None, version), await site.client(None, version)
+        elsewhere = other.connection.sock.get_channel_binding("tls-unique")
+        assert (await ask(client, elsewhere)).status == 400
+        assert (await ask(client, client.connection.sock.get_channel_binding("tls-unique"))).status == status
+        client.close()
+        other.close()
+        linked = [entry["fields"]["linked"] for entry in await site.world.audited("ldevid-issued")]
+        assert linked == ([True] if status == 200 else [])
+
+    run_with_masa(tmp_path, story, est={"linking": "required"})
 
 
 @pytest.mark.lab
