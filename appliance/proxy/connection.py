@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.proxy import http1
 from appliance.proxy.errors import (
@@ -36,6 +35,7 @@ from appliance.proxy.errors import (
 )
 from appliance.proxy.lower_bound import read_date
 from appliance.proxy.state import ClientFiles
+from appliance.proxy.tls import ClientSettings, TlsStream
 from appliance.web.transports import abort
 from est import chains
 from est.exchange import Call, Reply
@@ -44,7 +44,6 @@ CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 MAX_BODY_BYTES = 262_144
 MAX_CHAIN = 6
 MAX_CERTIFICATE_BYTES = 8_192
-_IGNORE_DATES = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
 
 
 class Trust(Enum):
@@ -111,14 +110,13 @@ class Connection:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        stream: TlsStream,
         target: Target,
         chain: tuple[x509.Certificate, ...],
         trust: Trust,
     ) -> None:
-        self._reader = reader
-        self._writer = writer
+        self._reader = stream.reader
+        self._writer = stream
         self._target = target
         self._trust = trust
         self._open = True
@@ -132,6 +130,10 @@ class Connection:
     def leaf(self) -> x509.Certificate:
         """The end-entity certificate that the server showed."""
         return self.chain[0]
+
+    def binding(self) -> bytes | None:
+        """The channel binding of this TLS session (RFC 9266); None where it has none that can be relied on."""
+        return self._writer.binding()
 
     @property
     def trust(self) -> Trust:
@@ -209,14 +211,12 @@ class Connection:
 
 async def open_provisional(target: Target, client: ClientFiles, *, seconds: float) -> Connection:
     """Connect with the IDevID and verify nothing yet; the server's chain is stored in the connection."""
-    context = _context()
-    _load(context, client)
-    return await _open(target, context, Trust.PROVISIONAL, seconds)
+    return await _open(target, _settings(client), Trust.PROVISIONAL, seconds)
 
 
 async def open_anchorless(target: Target, *, seconds: float) -> Connection:
     """Connect without any anchor, for nothing but cacerts, which is then confirmed by a fingerprint."""
-    return await _open(target, _context(), Trust.ANCHORLESS, seconds)
+    return await _open(target, _settings(None), Trust.ANCHORLESS, seconds)
 
 
 async def open_verified(
@@ -231,17 +231,8 @@ async def open_verified(
 
     Raises PeerUnreachable, TlsHandshakeFailed, ServerUntrusted, ServerNotAuthorized.
     """
-    context = _context()
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    if not trust_clock:
-        context.verify_flags |= _IGNORE_DATES
-    context.load_verify_locations(
-        cadata=b"".join(one.public_bytes(serialization.Encoding.DER) for one in anchors)  # DER, concatenated
-    )
-    if client is not None:
-        _load(context, client)
-    connection = await _open(target, context, Trust.TRUSTED, seconds)
+    settings = _settings(client, anchors, trust_clock=trust_clock)
+    connection = await _open(target, settings, Trust.TRUSTED, seconds)
     try:
         check_authorized(connection.leaf, target)
     except ServerNotAuthorized:
@@ -278,37 +269,25 @@ def has_name(certificate: x509.Certificate, host: str) -> bool:
     return wanted in known or ("." in parent and f"*.{parent}" in known)
 
 
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_TICKET
-    return context
-
-
-def _load(context: ssl.SSLContext, client: ClientFiles) -> None:
+def _settings(
+    client: ClientFiles | None, anchors: Sequence[x509.Certificate] | None = None, *, trust_clock: bool = True
+) -> ClientSettings:
     try:
-        context.load_cert_chain(client.certificate, client.key, password=_no_password)
+        return ClientSettings(client, anchors, trust_clock=trust_clock)
     except (OSError, ssl.SSLError) as cause:
         raise TlsHandshakeFailed(f"our own certificate or key does not load: {_words(cause)}") from cause
 
 
-def _no_password() -> str:
-    return ""  # without this, OpenSSL would ask at the terminal
-
-
-async def _open(target: Target, context: ssl.SSLContext, trust: Trust, seconds: float) -> Connection:
+async def _open(target: Target, settings: ClientSettings, trust: Trust, seconds: float) -> Connection:
+    writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(seconds):
-            reader, writer = await asyncio.open_connection(
-                target.host,
-                target.port,
-                ssl=context,
-                server_hostname=target.server_name or "",  # "" = send no SNI
-                limit=http1.MAX_HEAD_BYTES,
-                ssl_handshake_timeout=seconds,
-            )
+            reader, writer = await asyncio.open_connection(target.host, target.port)
+            stream = TlsStream(reader, writer, settings, server_name=target.server_name, limit=http1.MAX_HEAD_BYTES)
+            await stream.handshake()
+        chain = stream.chain()
+        _check_chain(chain)
+        opened = Connection(stream, target, chain, trust)
     except ssl.SSLCertVerificationError as cause:
         raise ServerUntrusted(f"{target.authority} does not chain to our anchors: {cause.verify_message}") from cause
     except ssl.SSLError as cause:
@@ -317,30 +296,26 @@ async def _open(target: Target, context: ssl.SSLContext, trust: Trust, seconds: 
         raise PeerUnreachable(f"{target.authority} does not answer within {seconds:g} s") from cause
     except OSError as cause:
         raise PeerUnreachable(f"{target.authority} cannot be reached: {_words(cause)}") from cause
-    try:
-        chain = _peer_chain(writer.get_extra_info("ssl_object"))
     except (PeerReplyMalformed, ValueError) as cause:
-        abort(writer.transport)
         raise TlsHandshakeFailed(f"{target.authority} shows certificates that do not read") from cause
-    return Connection(reader, writer, target, chain, trust)
-
-
-def _peer_chain(tls: Any) -> tuple[x509.Certificate, ...]:
-    """Everything the server sent, leaf first. Python 3.13 has a public name; before, the call sits one level lower."""
-    public = getattr(tls, "get_unverified_chain", None)
-    if public is not None:
-        ders = list(public())
     else:
-        ders = [one.public_bytes(2) for one in tls._sslobj.get_unverified_chain() or () if one is not None]
-    if not 1 <= len(ders) <= MAX_CHAIN or any(len(der) > MAX_CERTIFICATE_BYTES for der in ders):
+        writer = None
+        return opened
+    finally:
+        if writer is not None:
+            writer.close()  # what the handshake still had to say, an alert perhaps, goes out
+
+
+def _check_chain(chain: Sequence[x509.Certificate]) -> None:
+    sizes = [len(one.public_bytes(Encoding.DER)) for one in chain]
+    if not 1 <= len(chain) <= MAX_CHAIN or max(sizes) > MAX_CERTIFICATE_BYTES:
         raise PeerReplyMalformed("the server's chain is empty, too long or too large")
-    return tuple(x509.load_der_x509_certificate(der) for der in ders)
 
 
 def _words(cause: BaseException) -> str:
     if isinstance(cause, ConnectionResetError):
         return "the peer reset it (a TLS 1.3 server that does not know our certificate's issuer answers like this)"
-    if isinstance(cause, ssl.SSLError) and cause.reason:
+    if isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None):
         return cause.reason.lower().replace("_", " ")
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()

@@ -21,7 +21,7 @@ from appliance.binding.errors import BindingError
 from appliance.clock import Clock
 from appliance.proxy import asking
 from appliance.proxy.asking import Asking
-from appliance.proxy.connection import Target, open_verified
+from appliance.proxy.connection import Connection, Target, open_verified
 from appliance.proxy.line import Line
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ProxyRecord, ProxyState
@@ -33,6 +33,7 @@ from est.client import CaCertificates, EstClient, Pending
 from est.csrattrs import CsrAttrs
 from est.errors import EstError, ReplyNotAccepted
 from est.exchange import Call
+from est.linking import binding_text
 
 JITTER = 0.1
 
@@ -77,11 +78,14 @@ class EnrolPhase:
         Names and key of the request are those that the server asks for. Raises EstError and ProxyError leaves.
         """
         trust = await self.fetch_anchors(line)
-        key, request = self._new_request(asking.first(await self._ask_attributes(line, authorization)))
-        call = self._client.simpleenroll_call(request)
-        if authorization:
-            call = replace(call, headers={**call.headers, "authorization": authorization})
-        return await self._request(line, call, request, key, trust)
+        wanted = asking.first(await self._ask_attributes(line, authorization))
+        key, request = self._new_request(wanted)
+
+        def call(request: bytes) -> Call:
+            made = self._client.simpleenroll_call(request)
+            return replace(made, headers={**made.headers, "authorization": authorization}) if authorization else made
+
+        return await self._request(line, call, wanted, request, key, trust)
 
     async def again(self, line: Line) -> Enrolled:
         """Fresh anchors, and simplereenroll with a new key; the names stay those of the certificate held now.
@@ -90,9 +94,9 @@ class EnrolPhase:
         """
         trust = await self.fetch_anchors(line)
         old = self._state.ldevid_chain()[0]
-        key, request = self._new_request(asking.again(old))
-        call = self._client.simplereenroll_call(request)
-        enrolled = await self._request(line, call, request, key, trust)
+        wanted = asking.again(old)
+        key, request = self._new_request(wanted)
+        enrolled = await self._request(line, self._client.simplereenroll_call, wanted, request, key, trust)
         if enrolled.identifier != self._state.record().identifier:
             raise ReplyNotAccepted("the renewed LDevID names another proxy")
         return enrolled
@@ -174,10 +178,26 @@ class EnrolPhase:
         return wanted
 
     async def _request(
-        self, line: Line, call: Call, request: bytes, key: ec.EllipticCurvePrivateKey, trust: CaCertificates
+        self,
+        line: Line,
+        call: Callable[[bytes], Call],
+        wanted: Asking,
+        request: bytes,
+        key: ec.EllipticCurvePrivateKey,
+        trust: CaCertificates,
     ) -> Enrolled:
+        bound: dict[Connection, Call] = {}
+
+        def on(connection: Connection) -> Call:
+            """The request bound to its connection, made once for each (RFC 7030, section 4.2.3; E-15, E-75)."""
+            if connection not in bound:
+                binding = connection.binding()
+                password = None if binding is None else binding_text(binding)
+                bound[connection] = call(wanted.request(key, challenge_password=password) if password else request)
+            return bound[connection]
+
         while True:
-            reply = await line.exchange(call, seconds=self._timing.call)
+            reply = await line.exchange(on, seconds=self._timing.call)
             got = self._client.read_enrolled(reply, key.public_key(), csr_der=request, trust=trust, at=self._at())
             if not isinstance(got, Pending):
                 break

@@ -41,8 +41,10 @@ class Line:
         if not self.connection.usable:
             self.connection = await self.reopen()
 
-    async def exchange(self, call: Call, *, seconds: float) -> Reply:
+    async def exchange(self, call: Call | Callable[[Connection], Call], *, seconds: float) -> Reply:
         """Send a call and read its answer, on another connection to the same server if this one is lost.
+
+        A function makes the call for the connection that it goes out on.
 
         Raises what Connection.exchange and `reopen` raise; a loss only when the patience is over.
         """
@@ -54,7 +56,8 @@ class Line:
                 await self.restore()
                 if self.progress is not None:
                     self.progress()
-                reply = await self.connection.exchange(call, seconds=seconds)
+                made = call(self.connection) if callable(call) else call
+                reply = await self.connection.exchange(made, seconds=seconds)
             except LOSSES as loss:
                 failures += 1
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (failures - 1))

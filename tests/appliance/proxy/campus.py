@@ -19,9 +19,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from appliance.settings import ProxySettings
 from brski import Manufacturer, Masa, Registrar
-from est import EstServer, KeySigner, profiles
+from est import EstServer, KeySigner, csr, profiles, transfer
 from est.csrattrs import CsrAttrs
 from est.exchange import Call, Reply
+from est.linking import key_and_names_sha256
 from lab.factory import CMC_RA, Domain, Factory, Identity, make_leaf
 
 BORN = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
@@ -211,6 +212,13 @@ class Campus:
 
     def of(self, name: str) -> list[Seen]:
         return [one for one in self.seen if one.path.endswith("/" + name)]
+
+
+def asked(one: Seen) -> object:
+    """What a call asks for: of a CSR key and names, because it is signed anew for each connection; else the body."""
+    if one.call.media_type != "application/pkcs10":
+        return one.call.body
+    return key_and_names_sha256(csr.read(transfer.read_base64(one.call.body)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.proxy import asking
+from appliance.proxy.connection import Connection, Target, open_verified
 from appliance.registrar.masa_client import HttpsMasa
 from appliance.settings import RegistrarSettings
 from appliance.web.server import Listener
@@ -28,6 +29,7 @@ from appliance.web.tls import TlsFront
 from brski import Pledge
 from est import csr
 from est.client import EstClient
+from est.csrattrs import CsrAttrs
 from est.exchange import Call, Reply
 from est.linking import binding_text
 from lab import factory as lab_factory
@@ -198,6 +200,34 @@ def test_tls_unique_of_the_standard_library_links_on_tls_1_2_and_means_nothing_o
         other.close()
         linked = [entry["fields"]["linked"] for entry in await site.world.audited("ldevid-issued")]
         assert linked == ([True] if status == 200 else [])
+
+    run_with_masa(tmp_path, story, est={"linking": "required"})
+
+
+@pytest.mark.lab
+@pytest.mark.req("E-15", "E-75", "E-77", "E-126", "E-134")
+def test_the_proxy_s_client_binds_its_request_to_each_connection_and_gets_one_certificate(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        made = await site.world.part.inventory.new_est_secret("rack-7", actor=ADMIN)
+        key = ec.generate_private_key(ec.SECP256R1())
+        target, anchors = Target("127.0.0.1", site.port), [site.world.ca.chain("devices")[-1]]
+
+        async def ask(connection: Connection, binding: bytes) -> Reply:
+            der = asking.first(CsrAttrs()).request(key, challenge_password=binding_text(binding))
+            return await connection.exchange(enroll_call(der, headers=basic(made["credentials"])), seconds=20)
+
+        first = await open_verified(target, anchors, None, seconds=20)
+        second = await open_verified(target, anchors, None, seconds=20)
+        one, other = first.binding(), second.binding()
+        assert one is not None and other is not None and one != other
+        assert (await ask(second, one)).status == 400
+        replies = [await ask(first, one), await ask(second, other)]
+        assert [reply.status for reply in replies] == [200, 200]
+        assert replies[0].body == replies[1].body
+        await first.close()
+        await second.close()
+        (issued,) = await site.world.audited("ldevid-issued")
+        assert issued["fields"]["linked"] is True
 
     run_with_masa(tmp_path, story, est={"linking": "required"})
 
