@@ -162,7 +162,9 @@ def test_nobody_renews_a_certificate_that_is_not_a_proxys(place: Place) -> None:
         body = reenroll(own.subject, san_of(own))
         for operation in ("simplereenroll", "simpleenroll"):
             answer = place.visitors[name].send("POST", f"{EST}/{operation}", body, PKCS10)
-            assert answer.status in (401, 403), (name, operation, answer)
+            # a device that asked for CSR attributes earlier is told what its request lacks
+            lacks = answer.status == 400 and b"csr-attribute-missing" in answer.body
+            assert lacks or answer.status in (401, 403), (name, operation, answer)
             assert "pkcs7" not in answer.headers.get("content-type", "")
 
 
