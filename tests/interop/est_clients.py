@@ -24,6 +24,7 @@ from tests.campus import UNLIMITED, Campus, environment
 
 HERE = Path(__file__).parent
 JARS = tuple(Path("/usr/share/java") / f"{name}.jar" for name in ("bcpkix", "bcprov", "bcutil"))
+TLS_JAR = Path("/usr/share/java/bctls.jar")
 
 
 def run(*command: str | Path, data: bytes | None = None, **more: str) -> subprocess.CompletedProcess[bytes]:

@@ -17,8 +17,12 @@ from cryptography.x509.oid import NameOID
 from tests.interop.est_clients import (
     CLIENTS,
     HERE,
+    JARS,
+    TLS_JAR,
+    BouncyCastle,
     Foreign,
     Site,
+    need,
     openssl_copy,
     openssl_key,
     openssl_renewal,
@@ -143,3 +147,17 @@ def test_the_command_lines_of_the_manual_do_what_they_say(
     assert names_of(old) == names_of(new) and old.public_key() != new.public_key()
     cas = [file for file in (tmp_path / "ca.pem", tmp_path / "ca-1.pem") if file.exists()]
     assert {one for file in cas for one in x509.load_pem_x509_certificates(file.read_bytes())} == site.cas
+
+
+@pytest.mark.req("E-70", "E-71", "E-72", "E-73", "E-76")
+def test_bouncy_castle_over_its_own_tls_binds_its_request_to_the_connection(site: Site, tmp_path: Path) -> None:
+    BouncyCastle.require()
+    need("libbctls-java", TLS_JAR)
+    secret, got = tmp_path / "secret", tmp_path / "certificate.pem"
+    secret.write_text(site.credentials("bound"))
+    path = ":".join(map(str, (*JARS, TLS_JAR, tmp_path)))
+    run("javac", "-d", tmp_path, "-cp", path, HERE / "java" / "EstBoundClient.java")
+    run("java", "-XX:TieredStopAtLevel=1", "-cp", path, "EstBoundClient", site.address, site.root, secret, got)
+    (identifier,) = names_of(certificate_in(got))[1]
+    issued = site.campus.ask("audit.list", event="ldevid-issued")
+    assert [one["fields"]["linked"] for one in issued if one["fields"]["proxy"] == identifier] == [True]
