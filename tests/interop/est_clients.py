@@ -54,20 +54,27 @@ class Site:
     campus: Campus
     root: Path
     issuer: Path
+    assignments: tuple[str, ...] = ()
 
     @classmethod
-    def start(cls, folder: Path) -> Site:
+    def start(cls, folder: Path, *more: str) -> Site:
         """CRL and OCSP answer where the certificates say, because pki asks there."""
         campus, port = Campus(folder), free_port()
         initialise(
             campus.home, SystemClock(), trust_domain="campus.example", organization="Example University",
             assignments=("registrar.announce=false", f"ca.pki_base_url=http://127.0.0.1:{port}"),
         )  # fmt: skip
-        campus.start(*UNLIMITED, f"web.pki_port={port}")
+        chosen = (*UNLIMITED, f"web.pki_port={port}", *more)
+        campus.start(*chosen)
         root, issuer = folder / "root.pem", folder / "devices-ca.pem"
         root.write_bytes(campus.certificates_of("root")[0].public_bytes(Encoding.PEM))
         issuer.write_bytes(campus.certificates_of("devices")[0].public_bytes(Encoding.PEM))
-        return cls(campus, root, issuer)
+        return cls(campus, root, issuer, chosen)
+
+    def restart(self) -> None:
+        """Ends the appliance in order and starts it again, its device port elsewhere."""
+        assert self.campus.stop() == 0
+        self.campus.start(*self.assignments)
 
     @property
     def address(self) -> str:
@@ -144,7 +151,7 @@ class StrongSwan:
         )  # fmt: skip
         told = done.stderr.decode()
         assert "not trusted" not in told and "certificate status is good" in told, told
-        (version,) = re.findall(r"negotiated TLS (\S+)", told)
+        (version,) = set(re.findall(r"negotiated TLS (\S+)", told))  # one per connection
         return version, done.stdout
 
     def request(self, size: str, key: Path, csr: Path) -> None:
@@ -160,7 +167,7 @@ class StrongSwan:
     def enroll(self, tls: str, csr: Path, credentials: str, out: Path) -> str:
         options = self._folder / "pki-options"
         options.write_text(f"--userpass {credentials}\n")
-        return self._est(tls, out, "--in", csr, "--options", options)
+        return self._est(tls, out, "--in", csr, "--options", options, "--interval", "1")
 
     def reenroll(self, tls: str, csr: Path, certificate: Path, key: Path, out: Path) -> str:
         return self._est(tls, out, "--in", csr, "--cert", certificate, "--key", key)
