@@ -129,6 +129,11 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
             send("GET", f"/v1/agents/requests/{place.finished.request.rqh}"), frozenset({"ldevid"}),
         ),
         "identity.trust": (send("GET", "/v1/trust"), everybody),
+        # for owners' registered client keys, and none of these has one
+        "identity.challenges": (send("GET", "/v1/owners/self/challenges"), frozenset()),
+        "identity.answer": (
+            send("POST", "/v1/owners/self/challenges/x", b'{"answer": "x"}', "application/json"), frozenset(),
+        ),
     }  # fmt: skip
 
 

@@ -87,8 +87,11 @@ status=$(ask cacerts.b64 "$base/est/cacerts")
 unbase64 cacerts.b64 | openssl pkcs7 -inform DER -print_certs -out cacerts.pem
 status=$(ask csrattrs.b64 "$base/est/csrattrs")
 case $status in 200 | 204 | 404) ;; *) fail "csrattrs: $status" ;; esac
+# what the registrar asks for: a P-256 key, a CN of our choice, and the name that it has given us
+uri=$(unbase64 csrattrs.b64 | LC_ALL=C grep -aoE 'spiffe://[a-z0-9.-]+/proxy/[0-9a-f-]{36}' | head -n 1)
 openssl ecparam -name prime256v1 -genkey -noout -out ldevid.key.pem
-openssl req -new -key ldevid.key.pem -subj "/serialNumber=$serial" -outform DER | openssl base64 >ldevid.b64
+openssl req -new -key ldevid.key.pem -subj "/serialNumber=$serial/CN=$serial" -addext "subjectAltName=URI:$uri" \
+  -outform DER | openssl base64 >ldevid.b64
 status=$(ask enrolled.b64 -H "Content-Type: application/pkcs10" --data-binary @ldevid.b64 "$base/est/simpleenroll")
 [ "$status" = 200 ] || fail "simpleenroll: $status $(head -c 300 enrolled.b64)"
 unbase64 enrolled.b64 | openssl pkcs7 -inform DER -print_certs -out ldevid.pem

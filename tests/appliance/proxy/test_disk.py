@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.proxy.disk import Disk
 from appliance.proxy.state import ProxyState
+from est import csr, transfer
 from est.exchange import Call, Reply
 from tests.appliance.proxy.campus import Campus, World, make_world
 from tests.appliance.proxy.test_state import RECORD, ROOT, configured, issue, request
@@ -211,7 +212,7 @@ for line in sys.stdin:
 
 @dataclass
 class Server:
-    """A registrar in a thread that knows a CSR again, as ours does."""
+    """A registrar in a thread that knows a CSR again by its key, as ours does: it is signed anew per connection."""
 
     world: World
     issued: dict[bytes, Reply] = field(default_factory=dict)
@@ -227,7 +228,8 @@ class Server:
         return self
 
     def _once(self, call: Call, client: object, proper: Callable[[], Reply]) -> Reply:
-        return self.issued.setdefault(call.body, proper() if call.body not in self.issued else Reply(500))
+        key = csr.read(transfer.read_base64(call.body)).key_sha256
+        return self.issued.setdefault(key, proper() if key not in self.issued else Reply(500))
 
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._campus.__aexit__(), self._loop).result(5)

@@ -324,17 +324,21 @@ def test_t17_no_redirect_leads_the_pledge_to_another_origin(site: Site, box: Box
 
 @pytest.mark.req("T-31", "B-111")
 def test_t31_two_registrars_at_once_get_two_nonces_and_the_second_voucher_is_ignored(site: Site, box: Box) -> None:
-    async def late(call: Call, proper: Callable[[], Reply]) -> Reply:
-        await asyncio.sleep(0.6)
-        return proper()
+    def late(seconds: float) -> Callable[[Call, Callable[[], Reply]], Awaitable[Reply]]:
+        async def answer(call: Call, proper: Callable[[], Reply]) -> Reply:
+            await asyncio.sleep(seconds)
+            return proper()
 
+        return answer
+
+    # both take longer than the pledge waits between two attempts, so both are asked
     with (
-        RogueRegistrar(CAMPUS, site.acme, instead={"requestvoucher": late}) as first,
-        RogueRegistrar(CAMPUS, site.acme) as second,
+        RogueRegistrar(CAMPUS, site.acme, instead={"requestvoucher": late(1.5)}) as first,
+        RogueRegistrar(CAMPUS, site.acme, instead={"requestvoucher": late(0.5)}) as second,
     ):
         offers = [Offer("first", ("127.0.0.1",), first.port), Offer("second", ("127.0.0.1",), second.port)]
         assert race(box, offers) == second.port
-        time.sleep(0.8)
+        time.sleep(2)
         bodies = [one.of("requestvoucher")[0].call.body for one in (first, second)]
         nonces = {voucher_request.unseal(body, paths.VOUCHER_CMS_JSON)[0].nonce for body in bodies}
         assert len(nonces) == 2
