@@ -83,7 +83,7 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_slowness_is_a_finding() -> None:
     def feed(data: bytes) -> None:
-        sum(range(5_000_000))
+        sum(range(40_000_000))
 
     with pytest.raises(TooSlow):
         check(Target((feed,), ()), b"")
