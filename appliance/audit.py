@@ -99,6 +99,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "radius-server-added": "A RADIUS server got its token for the decision port.",
         "radius-server-removed": "A RADIUS server's token was withdrawn.",
         "backup-made": "A backup was written.",
+        "audit-rollback-accepted": "An administrator went on with a store that lacks entries which were signed.",
         "backup-restored": "A backup was restored.",
     }
 )
@@ -271,3 +272,19 @@ def export(entries: Iterable[AuditRow]) -> Iterator[str]:
     """The log as JSON lines: the body as it was hashed, with prev and hash as hex."""
     for row in entries:
         yield _encode({"body": row.body, "prev": row.prev.hex(), "hash": row.hash.hex()})
+
+
+def read_export(lines: Iterable[str]) -> Iterator[AuditRow]:
+    """The entries that `export` wrote; AuditBroken for a line that is none."""
+    for at, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+            body, prev, digest = found["body"], bytes.fromhex(found["prev"]), bytes.fromhex(found["hash"])
+            entry = json.loads(body)
+            seq, event, time = entry["seq"], entry["event"], datetime.fromisoformat(entry["time"])
+            body.encode()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise AuditBroken(f"line {at} is no audit entry", position=at) from error
+        if type(seq) is not int or type(event) is not str or time.tzinfo is None:
+            raise AuditBroken(f"line {at} is no audit entry", position=at)
+        yield AuditRow(seq, time, event, body, prev, digest)

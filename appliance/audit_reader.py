@@ -1,11 +1,10 @@
-"""The audit log for people and tools: newest entries, verification, export."""
+"""The audit log for people and tools: newest entries, export."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from appliance import audit
-from appliance.errors import AuditBroken
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 
@@ -22,14 +21,6 @@ class AuditReader:
         """The newest entries, oldest of them first; only of one event if it is named."""
         rows = await self._store.read(lambda tx: _newest(tx, limit, event))
         return [row.entry for row in rows]
-
-    async def verify(self) -> dict[str, Any]:
-        """`ok`, and the head; or the first bad position and what is wrong there."""
-        try:
-            head = await self._store.read(lambda tx: audit.verify(audit.rows(tx)))
-        except AuditBroken as broken:
-            return {"ok": False, "position": broken.fields.get("position"), "detail": broken.detail}
-        return {"ok": True, "entries": head.seq, "head": head.hash.hex()}
 
     async def export(self) -> list[str]:
         """Every entry as a JSON line."""

@@ -28,14 +28,16 @@ from appliance.audit_reader import AuditReader
 from appliance.backup import write_backup
 from appliance.ca import CertificateAuthority
 from appliance.certificate_list import CertificateList
+from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
+from appliance.checkpoint_keeper import CheckpointKeeper
 from appliance.checks import expiry, of_access, row
 from appliance.clock import Clock, SystemClock
+from appliance.console.auditing import AuditOperations, CheckpointRoutes
 from appliance.console.certificates import CertificateOperations
 from appliance.console.devices import EstOperations, ManufacturerOperations, PledgeOperations, ProxyOperations
 from appliance.console.itself import HomeOperations
 from appliance.console.network import (
     AccessOperations,
-    AuditOperations,
     NasOperations,
     PolicyOperations,
     RadiusOperations,
@@ -47,7 +49,15 @@ from appliance.console.pki import PkiRoutes
 from appliance.console.routes import AdminRoutes
 from appliance.crl import CrlKeeper
 from appliance.errors import ApplianceError
-from appliance.hierarchy import ROLES, SEALING, ServerIdentity, key_file, read_issuing, read_server
+from appliance.hierarchy import (
+    ROLES,
+    SEALING,
+    ServerIdentity,
+    key_file,
+    read_audit_key,
+    read_issuing,
+    read_server,
+)
 from appliance.home import admin_socket, locked
 from appliance.identity.assemble import build_identity
 from appliance.identity.registry import AgentRegistry
@@ -136,6 +146,15 @@ class Appliance:
             signer_days=settings.ca.ocsp_signer_days,
             max_kept=settings.ca.ocsp_kept,
             signers={role: key for role in ROLES if (key := ca.issuing(role).ocsp_signer) is not None},
+        )
+        self.checkpoints = CheckpointKeeper(
+            store,
+            clock,
+            read_audit_key(settings.home, passphrase),
+            origin=settings.origin,
+            file=Path(settings.audit.checkpoint_file or settings.home / CHECKPOINTS),
+            seconds=settings.audit.checkpoint_seconds,
+            entries=settings.audit.checkpoint_entries,
         )
         self.access = AccessService(settings.access, store, clock, ca.roles)
         self.nas = NasService(store, sealing)
@@ -241,7 +260,7 @@ class Appliance:
                 "nas": NasOperations(self.nas, actor),
                 "access": AccessOperations(self.access),
                 "radius": RadiusOperations(self.freeradius, actor),
-                "audit": AuditOperations(AuditReader(self.store)),
+                "audit": AuditOperations(AuditReader(self.store), self.checkpoints, actor),
             }
         )
 
@@ -255,6 +274,7 @@ class Appliance:
     async def start(self) -> dict[str, str | None]:
         """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
         settings, web = self.settings, self.settings.web
+        await self.checkpoints.start()
         await self.crls.start()
         await self.ocsp.start()
         limits = Limits(
@@ -269,7 +289,10 @@ class Appliance:
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
         trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
-        pki = PkiRoutes(self.ca, self.crls, self.ocsp, self.clock)
+        pki = {
+            **PkiRoutes(self.ca, self.crls, self.ocsp, self.clock).endpoints,
+            **CheckpointRoutes(self.checkpoints).endpoints,
+        }
         access = AccessRoutes(
             self.access, owner_id_oid=f"{settings.identity.oid_arc}.2", reply_message=settings.access.reply_message
         )
@@ -289,7 +312,7 @@ class Appliance:
             ("device", web.host, web.device_port, device, device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, None),
             ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
-            ("pki", web.host, web.pki_port, pki.endpoints, None, asked),
+            ("pki", web.host, web.pki_port, pki, None, asked),
         ]
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
@@ -308,7 +331,9 @@ class Appliance:
             radius = settings.radius
             raise _unavailable("radius", radius.host, radius.port, cause) from cause
         self.listeners["radius"] = None if answering is None else _address(*answering)
-        self._tasks += [asyncio.create_task(one.run()) for one in (self.crls, self.ocsp, self.registrar)]
+        self._tasks += [
+            asyncio.create_task(one.run()) for one in (self.crls, self.ocsp, self.registrar, self.checkpoints)
+        ]
         if settings.registrar.announce:
             self._announcer = Announcer(
                 interfaces=settings.registrar.announce_interfaces,

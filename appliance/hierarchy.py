@@ -48,7 +48,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 ServerName = Literal["registrar", "radius", "https"]
 SERVERS: Mapping[ServerName, Role] = {"registrar": "devices", "radius": "infrastructure", "https": "infrastructure"}
 """The appliance's own server certificates and the CA that signs each."""
-ROOT, SEALING = "root", "sealing"
+ROOT, SEALING, AUDIT = "root", "sealing", "audit"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def certificate_file(home: Path, name: str) -> Path:
 def create_hierarchy(
     home: Path, settings: Settings, passphrase: bytes, now: datetime, *, key_cost: int = KEY_COST
 ) -> Hierarchy:
-    """Make every key and certificate of a new home, the root first, and the sealing key.
+    """Make every key and certificate of a new home, the root first, the sealing key and the key of the audit log.
 
     `home` exists, mode 0700. `key_cost` is scrypt's N for the key files; tests take a small one.
     Raises KeyFileExists if anything of it was there; then nothing is overwritten.
@@ -170,6 +170,7 @@ def create_hierarchy(
         _save(home, name, made, _sign(shape, signers[role]), issuer)
 
     _new_key(home, SEALING, passphrase, key_cost)
+    _new_key(home, AUDIT, passphrase, key_cost)
     if token is not None:
         token.close()
     return Hierarchy(made)
@@ -218,6 +219,14 @@ def read_issuing(home: Path, settings: Settings, passphrase: bytes) -> tuple[x50
                 raise KeyMismatch(f"the token's key of the {role} CA is not its certificate's")
         issuing[role] = IssuingCa(role, certificate, signer, *addresses(settings, role), ocsp_signer)
     return read_certificates(certificate_file(home, ROOT))[0], issuing
+
+
+def read_audit_key(home: Path, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
+    """The key that signs checkpoints of the audit log; made now in a home that is older than they are."""
+    path = key_file(home, AUDIT)
+    if not path.exists():
+        return _new_key(home, AUDIT, passphrase, KEY_COST)
+    return read_key(path, passphrase)
 
 
 def read_server(home: Path, name: ServerName, passphrase: bytes) -> ServerIdentity:

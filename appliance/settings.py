@@ -85,6 +85,20 @@ class StoreSettings(_Section):
     )
 
 
+class AuditSettings(_Section):
+    """[audit]"""
+
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="A signed checkpoint follows this long after an audit entry at the latest, seconds."
+    )
+    checkpoint_entries: int = Field(1000, gt=0, description="After so many audit entries it follows at once.")
+    checkpoint_file: str = Field(
+        "",
+        description="File that every checkpoint is added to; best on another device. "
+        "Empty = HOME/audit-checkpoints.jsonl.",
+    )
+
+
 class CaSettings(_Section):
     """[ca]"""
 
@@ -375,6 +389,7 @@ class Settings(_Section):
     domain: DomainSettings = DomainSettings()
     web: WebSettings = WebSettings()
     store: StoreSettings = StoreSettings()
+    audit: AuditSettings = AuditSettings()
     ca: CaSettings = CaSettings()
     hsm: HsmSettings = HsmSettings()
     registrar: RegistrarSettings = RegistrarSettings()

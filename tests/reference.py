@@ -62,6 +62,8 @@ PURPOSES: Mapping[str, str] = {
     "pki.crl": "the revocation list of an issuing CA, DER",
     "pki.ocsp": "an OCSP request in, its answer out, signed or an error; always 200 (RFC 6960)",
     "pki.ocsp_get": "the same with the request in base64 behind the address, so that caches may answer",
+    "audit.checkpoint": "The newest signed checkpoint of the audit log, a compact JWS; 404 before the first one.",
+    "audit.key": "The key that checkpoints verify with, a JWK.",
     "pki.ca": "a CA certificate, DER; roles: root, devices, agents, infrastructure",
     "console.openapi": "this table as OpenAPI 3.1",
     "console.problem": "what a reason means; the `type` of every problem document leads here",

@@ -1,10 +1,9 @@
-"""Verbs about network access: policy, RADIUS, NAS, the decision log, the audit log."""
+"""Verbs about network access: policy, RADIUS, NAS, the decision log."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,6 @@ policy = group("Who gets which VLAN.")
 radius = group("FreeRADIUS: render, run and check its configuration.")
 nas = group("Switches and access points that may ask.")
 access = group("What was decided at the ports.")
-audit = group("The hash-chained audit log.")
 
 
 @policy.command("show")
@@ -117,33 +115,3 @@ def nas_remove(name: str) -> None:
 def access_log(limit: Annotated[int, typer.Option(min=1, max=10_000, help="Newest rows.")] = 50) -> None:
     """The decision log, newest last."""
     show(ask("access.log", limit=limit), ("time", "verdict", "vlan", "agent", "owner", "department", "nas", "reason"))
-
-
-@audit.command("list")
-def audit_list(
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Newest entries.")] = 50,
-    event: Annotated[str, typer.Option(help="Only this event.")] = "",
-) -> None:
-    """Audit entries, newest last."""
-    show(ask("audit.list", limit=limit, event=event), ("seq", "time", "event", "object", "outcome", "reason"))
-
-
-@audit.command("verify")
-def audit_verify() -> None:
-    """Check the chain from its first entry to its head."""
-    result = ask("audit.verify")
-    show(result)
-    if not result["ok"]:
-        raise typer.Exit(1)
-
-
-@audit.command("export")
-def audit_export(file: Annotated[Path, typer.Argument(help="Where the JSON lines go; - for standard output.")]) -> None:
-    """Write every audit entry as JSON lines."""
-    lines = ask("audit.export")
-    text = "".join(line + "\n" for line in lines)
-    if str(file) == "-":
-        sys.stdout.write(text)
-    else:
-        file.write_text(text, encoding="utf-8")
-        show({"entries": len(lines), "file": str(file)})

@@ -1,4 +1,4 @@
-"""Operations about network access: policy, NAS, the decision log, FreeRADIUS, the audit log."""
+"""Operations about network access: policy, NAS, the decision log, FreeRADIUS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService, outcome
 from appliance.access.service import AccessService
 from appliance.audit import Actor
-from appliance.audit_reader import AuditReader
 from appliance.errors import NotFound, RequestMalformed
 from est.chains import ski_of
 
@@ -92,19 +91,3 @@ class RadiusOperations:
 
     async def check(self, folder: str = "") -> dict[str, Any]:
         return await self._freeradius.check(Path(folder) if folder else None, self._actor)
-
-
-class AuditOperations:
-    """appliance audit ..."""
-
-    def __init__(self, reader: AuditReader) -> None:
-        self._reader = reader
-
-    async def list_(self, limit: int = 50, event: str = "") -> list[dict[str, Any]]:
-        return await self._reader.newest(limit=limit, event=event)
-
-    async def verify(self) -> dict[str, Any]:
-        return await self._reader.verify()
-
-    async def export(self) -> list[str]:
-        return await self._reader.export()

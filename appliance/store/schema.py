@@ -55,6 +55,15 @@ audit = Table(
     Column("hash", LargeBinary, nullable=False),
 )
 
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("size", Integer, primary_key=True, autoincrement=False),
+    _time("time"),
+    _text("token"),
+    Column("peaks", LargeBinary, nullable=False),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -131,6 +131,8 @@ ROUTES: tuple[Route, ...] = (
     Route("pki", "GET", "/ca/{role}.cer", "pki.ca", "anyone", _ANY, 0, "none", 10),
     Route("pki", "POST", "/ocsp", "pki.ocsp", "anyone", _OCSP, 8 * KiB, "address", 10),
     Route("pki", "GET", "/ocsp/{request*}", "pki.ocsp_get", "anyone", _ANY, 0, "address", 10),
+    Route("pki", "GET", "/audit/checkpoint", "audit.checkpoint", "anyone", _ANY, 0, "address", 10),
+    Route("pki", "GET", "/audit/key.jwk", "audit.key", "anyone", _ANY, 0, "address", 10),
     Route("console", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/readyz", "health.readyz", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/openapi.json", "console.openapi", "anyone", _ANY, 0, "none", 10),

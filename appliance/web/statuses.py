@@ -367,6 +367,7 @@ APPLIANCE = {
     "token-unavailable": 503,
     "clock-went-back": 503,
     "audit-broken": 500,
+    "log-rolled-back": 500,
 }
 
 STATUS: Mapping[str, int] = MappingProxyType(

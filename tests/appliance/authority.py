@@ -13,9 +13,13 @@ from cryptography import x509
 
 from appliance.audit import Actor
 from appliance.ca import CertificateAuthority, Issued, Slot
+from appliance.checkpoint_keeper import CheckpointKeeper
+from appliance.clock import Clock
+from appliance.console.auditing import CheckpointRoutes
 from appliance.hierarchy import IssuingCa, Role, create_hierarchy, read_issuing
 from appliance.settings import CaSettings, Settings
 from appliance.store import Store
+from appliance.web.routes import Handler
 from est import profiles
 from est.profiles import Shape
 from tests.support import NOW, FixedClock, key
@@ -52,6 +56,20 @@ def authority(folder: Path, clock: FixedClock | None = None) -> Iterator[tuple[C
         yield CertificateAuthority(root=root, issuing=cas, store=store, clock=clock), store
     finally:
         store.close()
+
+
+def checkpoint_endpoints(store: Store, clock: Clock) -> dict[str, Handler]:
+    """The two endpoints about checkpoints that every PKI port has."""
+    keeper = CheckpointKeeper(
+        store,
+        clock,
+        key("audit"),
+        origin="spiffe://campus.example",
+        file=store.path.with_name("checkpoints"),
+        seconds=60.0,
+        entries=1000,
+    )
+    return CheckpointRoutes(keeper).endpoints
 
 
 def ldevid_shape(slot: Slot, name: str = "proxy", lifetime: timedelta = timedelta(days=90)) -> Shape:

@@ -253,6 +253,39 @@ def test_nas_come_and_go_and_their_secret_is_shown_once(command: Command, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.req("A-112")
+def test_an_auditor_needs_no_appliance(command: Command, tmp_path: Path) -> None:
+    public = write(tmp_path / "audit.jwk", command("audit", "key").out)
+    first = write(tmp_path / "first.jsonl", json.dumps(command("audit", "checkpoint").json) + "\n")
+    command("nas", "add", "switch-1", "192.0.2.10")
+    assert command("audit", "checkpoint").status == 0
+    kept, log = tmp_path / "home" / "audit-checkpoints.jsonl", tmp_path / "log.jsonl"
+    command("audit", "export", log)
+    assert command("audit", "verify").json["checkpoints"] == 2
+    assert len(command("audit", "checkpoints").json) == 2
+    offline = ("audit", "verify", "--log", log, "--checkpoints", kept, "--key", public, "-o", "json")
+    found = run_here(*offline)
+    assert found.status == 0 and json.loads(found.out)["checkpoints"] == 2
+    lines = log.read_text().splitlines()
+    for damaged, position in ((lines[:-1], len(lines)), ([lines[1], lines[0], *lines[2:]], 1)):
+        write(log, "\n".join(damaged) + "\n")
+        found = run_here(*offline)
+        assert found.status == 1 and json.loads(found.out)["position"] == position
+    for words in (("--seq", 1), ("--older", first)):
+        made = command("audit", "prove", *words).json
+        proof = write(tmp_path / "proof.json", json.dumps(made))
+        found = run_here("audit", "check-proof", proof, "--key", public, "-o", "json")
+        assert found.status == 0 and json.loads(found.out)["ok"]
+        write(proof, json.dumps({**made, "proof": ["A" * 43, *made["proof"]]}))
+        refused(run_here("audit", "check-proof", proof, "--key", public), "audit-broken")
+    refused(command("audit", "prove", "--seq", 1_000_000), "not-found")
+    refused(command("audit", "accept-rollback", "--comment", "none"), "not-found")
+    for wrong in (("prove",), ("prove", "--seq", 1, "--older", first), ("verify", "--key", public),
+                  ("verify", "--log", log, "--key", public)):  # fmt: skip
+        assert command("audit", *wrong).status == 2
+
+
+@pytest.mark.slow
+@pytest.mark.req("A-112")
 def test_one_flipped_byte_in_the_log_is_found(command: Command, tmp_path: Path) -> None:
     assert command("audit", "verify").json["ok"]
     listed = command("audit", "list", "--limit", "3").json

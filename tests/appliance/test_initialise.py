@@ -27,7 +27,7 @@ def test_a_new_home_is_whole_and_private(tmp_path: Path) -> None:
     assert result["home"] == str(home) and result["passphrase"] == str(home / "passphrase")
     for path in (home, *home.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
-    names = {"root", *ROLES, *SERVERS, "sealing"}
+    names = {"root", *ROLES, *SERVERS, "sealing", "audit"}
     assert {path.name for path in (home / "keys").iterdir()} == {key_file(home, name).name for name in names}
     for path in (home / "keys").iterdir():
         assert b"ENCRYPTED PRIVATE KEY" in path.read_bytes()

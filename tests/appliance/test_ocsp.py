@@ -36,7 +36,7 @@ from est.chains import ski_of
 from est.exchange import Call, Reply
 from est.ocsp import MALFORMED, TRY_LATER, UNAUTHORIZED
 from est.signer import KeySigner
-from tests.appliance.authority import ACTOR, authority, home, issue_ldevid
+from tests.appliance.authority import ACTOR, authority, checkpoint_endpoints, home, issue_ldevid
 from tests.support import NOW, FixedClock, key
 
 Clock = FixedClock | SystemClock
@@ -92,7 +92,7 @@ def run(tmp_path: Path, act: Callable[[World], Awaitable[None]], clock: Clock | 
         responder = OcspResponder(ca, store, clock, **options)  # type: ignore[arg-type]
         await responder.start()
         keeper = CrlKeeper(ca, store, clock, life_hours=24)
-        app = build_app("pki", PkiRoutes(ca, keeper, responder, clock).endpoints)
+        app = build_app("pki", PkiRoutes(ca, keeper, responder, clock).endpoints | checkpoint_endpoints(store, clock))
         await act(World(ca, store, clock, responder, app))
 
     with authority(tmp_path, clock) as (ca, store):  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from appliance.web.server import Listener
 from est.keys import spki_sha256
 from est.signer import KeySigner
 from lab.supplicant import authenticate
+from tests.appliance.authority import checkpoint_endpoints
 from tests.interop.radius_tools import decision_service, free_udp_port, freeradius, need_freeradius, raddb_values
 from tests.radius.world import SECRET, Desk, Issued, campus, login
 
@@ -70,7 +71,8 @@ async def pki(folder: Path) -> AsyncIterator[Pki]:
     await responder.start()
     await keeper.build_missing()
     task = asyncio.create_task(keeper.run())
-    listener = Listener("pki", build_app("pki", PkiRoutes(ca, keeper, responder, clock).endpoints))
+    endpoints = PkiRoutes(ca, keeper, responder, clock).endpoints | checkpoint_endpoints(store, clock)
+    listener = Listener("pki", build_app("pki", endpoints))
     port = await listener.open_tcp("127.0.0.1", 0)
     try:
         yield Pki(ca, keeper, f"http://127.0.0.1:{port}", good, bad)
