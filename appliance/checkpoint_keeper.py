@@ -64,7 +64,7 @@ class CheckpointKeeper:
         self._entries = entries
         self._tree: merkle.Frontier | None = None
         self._made_at = float("-inf")
-        self._in_file = 0
+        self._in_file: int | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -82,7 +82,7 @@ class CheckpointKeeper:
         kept = await asyncio.to_thread(self._read_file)
         if kept:
             await self._store.read(partial(_check_contains, signed=checkpoint.unseal(kept[-1], self.key)))
-        self._in_file = checkpoint.unseal(kept[-1], self.key).size if kept else 0
+        self._in_file = None
         await self._keep()
 
     async def run(self) -> None:
@@ -183,13 +183,16 @@ class CheckpointKeeper:
 
     async def _keep(self) -> None:
         """Give the file what it lacks."""
+        if self._in_file is None:
+            kept = await asyncio.to_thread(self._read_file)
+            self._in_file = checkpoint.unseal(kept[-1], self.key).size if kept else 0
         while rows := await self._store.read(partial(checkpoints.page, after=self._in_file)):
             await asyncio.to_thread(self._append, [row.token for row in rows])
             self._in_file = rows[-1].size
 
     async def _look(self) -> None:
         newest = await self._store.read(checkpoints.newest)
-        if newest is not None and newest.size > self._in_file:
+        if newest is not None and newest.size > (self._in_file or 0):
             await self._keep()
         fresh = await self._store.read(audit.last_seq) - (newest.size if newest is not None else 0)
         waited = self._clock.monotonic() - self._made_at
