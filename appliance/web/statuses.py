@@ -208,6 +208,19 @@ BINDING = {
     "wit-wrong-issuer": 400,
     "wit-has-audience": 400,
     "wit-key-without-algorithm": 400,
+    "proof-missing": 400,
+    "proof-expired": 400,
+    "proof-not-yet-valid": 400,
+    "proof-window-too-long": 400,
+    "proof-wrong-audience": 400,
+    "proof-for-other-token": 400,
+    "proof-replayed": 400,
+    "http-signature-missing": 400,
+    "http-signature-malformed": 400,
+    "component-not-signed": 400,
+    "component-absent": 400,
+    "content-digest-mismatch": 400,
+    "card-not-signed": 400,
 }
 
 RADIUS = {

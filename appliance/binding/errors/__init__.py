@@ -12,6 +12,7 @@ BindingError (abstract)
 ├── Certificate..., DualIdentityMissing, OwnerIdsDiffer, IssuedOutsideApproval, LifetimeNotApproved,
 │   ProfileNotApproved, ApprovalNotInside, ApprovalDigestMismatch, EarDigestMismatch                 credentials
 ├── Wit...                                                                                           tokens
+├── Proof..., SignatureMissing, SignatureMalformed, Component..., ContentDigestMismatch, CardNotSigned proofs beside it
 └── Statement...                                                                                     owner key statement
 
 A claim is looked at only after the signature over it was verified, so a flipped bit never looks like a claim. Before
@@ -115,6 +116,21 @@ from appliance.binding.errors.credentials import (
     WitNotYetValid,
     WitWrongIssuer,
 )
+from appliance.binding.errors.proofs import (
+    CardNotSigned,
+    ComponentAbsent,
+    ComponentNotSigned,
+    ContentDigestMismatch,
+    ProofExpired,
+    ProofForOtherToken,
+    ProofMissing,
+    ProofNotYetValid,
+    ProofReplayed,
+    ProofWindowTooLong,
+    ProofWrongAudience,
+    SignatureMalformed,
+    SignatureMissing,
+)
 from appliance.binding.errors.requests import (
     AgentOwnerMismatch,
     CsrKeyMismatch,
@@ -163,6 +179,7 @@ __all__ = [
     "ApprovalWrongAudience",
     "ApprovalWrongOwner",
     "BindingError",
+    "CardNotSigned",
     "CertificateNamesWrong",
     "CertificateUsageWrong",
     "ChallengeExpired",
@@ -175,6 +192,9 @@ __all__ = [
     "ClaimMalformed",
     "ClaimMissing",
     "ClaimUnknown",
+    "ComponentAbsent",
+    "ComponentNotSigned",
+    "ContentDigestMismatch",
     "CriticalHeaderUnknown",
     "CsrKeyMismatch",
     "CsrMismatch",
@@ -225,6 +245,13 @@ __all__ = [
     "OwnerUnknown",
     "PrivateKeyExposed",
     "ProfileNotApproved",
+    "ProofExpired",
+    "ProofForOtherToken",
+    "ProofMissing",
+    "ProofNotYetValid",
+    "ProofReplayed",
+    "ProofWindowTooLong",
+    "ProofWrongAudience",
     "ProxyNotAllowed",
     "RenewalProofMismatch",
     "RenewalProofMissing",
@@ -236,6 +263,8 @@ __all__ = [
     "RequestWrongAudience",
     "SelfApproval",
     "SignatureInvalid",
+    "SignatureMalformed",
+    "SignatureMissing",
     "StatementExpired",
     "StatementForOtherOwner",
     "StatementNotYetValid",
