@@ -98,6 +98,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "nas-removed": "A NAS was removed.",
         "radius-server-added": "A RADIUS server got its token for the decision port.",
         "radius-server-removed": "A RADIUS server's token was withdrawn.",
+        "campus-trusted": "The trust bundle of another campus was taken in.",
+        "campus-distrusted": "Another campus is trusted no more.",
         "backup-made": "A backup was written.",
         "audit-rollback-accepted": "An administrator went on with a store that lacks entries which were signed.",
         "backup-restored": "A backup was restored.",

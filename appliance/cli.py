@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from appliance.commands import auditing, certificates, devices, hosts, itself, network, people, verify
+from appliance.commands import auditing, certificates, devices, hosts, itself, network, people, trust, verify
 from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
@@ -39,6 +39,7 @@ app.add_typer(network.radius, name="radius")
 app.add_typer(network.nas, name="nas")
 app.add_typer(auditing.audit, name="audit")
 app.add_typer(network.access, name="access")
+app.add_typer(trust.trust, name="trust")
 app.add_typer(hosts.proxy, name="proxy")
 app.add_typer(hosts.owner, name="owner")
 app.add_typer(hosts.agent, name="agent")

@@ -47,8 +47,10 @@ from appliance.console.pages import ConsolePages
 from appliance.console.people import AgentOperations, OwnerOperations
 from appliance.console.pki import PkiRoutes
 from appliance.console.routes import AdminRoutes
+from appliance.console.trust import TrustOperations
 from appliance.crl import CrlKeeper
 from appliance.errors import ApplianceError
+from appliance.foreign_trust import ForeignTrust
 from appliance.hierarchy import (
     ROLES,
     SEALING,
@@ -239,6 +241,8 @@ class Appliance:
 
     def _operations(self) -> Operations:
         actor = Actor("administrator", "local")
+        owners = OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle)
+        trust = ForeignTrust(self.store, self.settings.origin)
         issuers: dict[str, x509.Certificate] = {role: self.ca.issuing(role).certificate for role in ROLES}
         self.freeradius = FreeRadius(
             self.settings.radius,
@@ -253,7 +257,8 @@ class Appliance:
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
                 "est": EstOperations(self.registrar, actor, self.settings.est.labels),
-                "owners": OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle),
+                "owners": owners,
+                "trust": TrustOperations(trust, actor, owners.bundle_text),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(self.certificates, actor),
                 "policy": PolicyOperations(self.policies, actor, issuers),

@@ -55,6 +55,7 @@ PURPOSES: Mapping[str, str] = {
     "identity.challenges": "what waits for the calling owner's answer; a long poll of at most 25 s by `Prefer: wait=N` "
     "(RFC 7240)",
     "identity.answer": "the owner's signed yes or no to a challenge",
+    "identity.spiffe_bundle": "the SPIFFE bundle of the trust domain: who signs certificates and WITs of agents",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one EAP-TLS login as rlm_rest's JSON in, reply attributes out",
     "health.healthz": "200 while the process serves",

@@ -14,7 +14,14 @@ from appliance.agent.errors import (
     IssuanceRefused,
     SupplicantValueUnusable,
 )
-from appliance.agent.requester import AgentOptions, AgentRequester, AgentResult, new_key_file, request_credential
+from appliance.agent.requester import (
+    AgentOptions,
+    AgentRequester,
+    AgentResult,
+    load_key,
+    new_key_file,
+    request_credential,
+)
 
 __all__ = [
     "AgentApiAnswerUnusable",
@@ -27,6 +34,7 @@ __all__ = [
     "CredentialNotOurs",
     "IssuanceRefused",
     "SupplicantValueUnusable",
+    "load_key",
     "new_key_file",
     "request_credential",
 ]

@@ -102,6 +102,11 @@ class Sealed:
 
         Raises SignatureInvalid, Malformed, AlgorithmNotAllowed, CriticalHeaderUnknown, TokenTypeWrong, KeyIdMismatch.
         """
+        self.check(typ=typ, key=key, algorithms=algorithms, kid=kid)
+        return Jws(self.token, self.header, read_object(self.payload, "payload"))
+
+    def check(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> None:
+        """`unseal` for a payload that is not read here; raises the same."""
         algorithm = algorithm_of(key)
         if algorithm not in algorithms:
             raise AlgorithmNotAllowed(f"{algorithm} is not allowed here", allowed=sorted(algorithms))
@@ -115,7 +120,6 @@ class Sealed:
             raise TokenTypeWrong(f"this is not a {typ}", expected=typ, found=str(self.header.get("typ"))[:64])
         if kid is not None and self.header.get("kid") != kid:
             raise KeyIdMismatch("kid names another key than the one that signed")
-        return Jws(self.token, self.header, read_object(self.payload, "payload"))
 
     def _verify(self, key: PublicKey, algorithm: str, named: object) -> None:
         half = 48 if algorithm == "ES384" else 32

@@ -235,6 +235,25 @@ def agent_keygen(out: Annotated[Path, typer.Option(help="New file for the key, P
     show({"key": str(out), "jkt": new_key_file(out), "next": "appliance agents add --owner ... --proxy ... --jkt ..."})
 
 
+@agent.command("sign-card")
+def agent_sign_card(
+    card: Annotated[Path, typer.Argument(help="A2A agent card, JSON.")],
+    key: Annotated[Path, typer.Option(help="The agent's key, as `agent request` wrote it.")],
+    out: Annotated[Path, typer.Option(help="Where the signed card goes.")],
+) -> None:
+    """Sign an A2A agent card with the agent's key; `appliance verify` checks it beside the credential."""
+    import json
+
+    from appliance.agent import load_key
+    from appliance.binding import agent_card, jws
+    from est.signer import KeySigner
+
+    signer = KeySigner(load_key(key))
+    signed = agent_card.sign(agent_card.read(_bytes(card)), signer)
+    out.write_text(json.dumps(signed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show({"card": str(out), "kid": jws.jkt(signer.public_key()), "signatures": len(signed["signatures"])})
+
+
 @agent.command("request")
 def agent_request(
     socket: Annotated[Path, typer.Option(help="The proxy's Agent API.")],

@@ -24,7 +24,11 @@ class OwnerOperations:
         self._bundle = bundle
 
     async def bundle(self) -> Any:
-        return {"bundle": write(self._bundle(await self._directory.records()))}
+        return {"bundle": await self.bundle_text()}
+
+    async def bundle_text(self) -> str:
+        """Our own trust bundle."""
+        return write(self._bundle(await self._directory.records()))
 
     async def import_(self, csv: str, confirm: bool = False, dry_run: bool = False) -> Any:
         return await self._directory.import_csv(csv, actor=self._actor, confirm=confirm, dry_run=dry_run)

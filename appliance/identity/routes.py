@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from appliance.binding import composite, jws
+from appliance.binding import composite, jws, spiffe_bundle
 from appliance.binding.approval import MAX_BYTES as MAX_APPROVAL
 from appliance.binding.claims import Claims
 from appliance.binding.errors import Malformed
 from appliance.binding.facts import PURPOSES
 from appliance.binding.identifier import Kind
+from appliance.binding.spiffe_bundle import SpiffeBundle
 from appliance.errors import NotFound
 from appliance.identity.issue import Issuer
 from appliance.identity.service import Finished, IdentityService, Unfinished
@@ -29,6 +30,7 @@ JSON = "application/json"
 MAX_NONCE_BODY = 4096
 MAX_ANSWER_BODY = 16_384
 STATUS_PATH = "/v1/agents/requests/"
+_REFRESH_SECONDS = 300
 _NONCE_MEMBERS = frozenset({"jkt", "purpose", "sub"})
 _ANSWER_MEMBERS = frozenset({"approval"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,4})\"?\s*(?:$|[,;])", re.ASCII)
@@ -63,10 +65,22 @@ class TrustInfo:
         }
         return _write(document)
 
+    def write_bundle(self, issuer: Issuer) -> bytes:
+        """The SPIFFE bundle; its sequence grows with the CA that signs."""
+        agents_ca = issuer.ca.issuing("agents").certificate
+        found = SpiffeBundle(
+            (agents_ca,),
+            {issuer.wit_kid: issuer.wit_signer.public_key()},
+            int(agents_ca.not_valid_before_utc.timestamp()),
+            _REFRESH_SECONDS,
+        )
+        return spiffe_bundle.write(found).encode()
+
 
 def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handler]:
     """Endpoint names of the route table with their functions."""
     trust_document = trust.write(service.issuer)
+    bundle_document = trust.write_bundle(service.issuer)
 
     async def nonce(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         jkt, purpose, sub = read_nonce_call(call.body)
@@ -114,6 +128,9 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
     async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         return Reply(200, JSON, {}, trust_document)
 
+    async def give_bundle(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        return Reply(200, JSON, {"cache-control": f"max-age={_REFRESH_SECONDS}"}, bundle_document)
+
     return {
         "identity.nonce": nonce,
         "identity.enroll": enroll,
@@ -121,6 +138,7 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         "identity.challenges": challenges,
         "identity.answer": answer,
         "identity.trust": give_trust,
+        "identity.spiffe_bundle": give_bundle,
     }
 
 

@@ -64,6 +64,16 @@ audit_checkpoints = Table(
     Column("peaks", LargeBinary, nullable=False),
 )
 
+foreign_campuses = Table(
+    "foreign_campuses",
+    metadata,
+    Column("origin", Text, primary_key=True),
+    _text("bundle"),
+    _hex("sha256", null=False),
+    _time("made_at"),
+    _time("imported_at"),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -381,6 +381,7 @@ APPLIANCE = {
     "clock-went-back": 503,
     "audit-broken": 500,
     "log-rolled-back": 500,
+    "trust-change-unconfirmed": 409,
 }
 
 STATUS: Mapping[str, int] = MappingProxyType(

@@ -252,6 +252,38 @@ def test_nas_come_and_go_and_their_secret_is_shown_once(command: Command, tmp_pa
 
 
 @pytest.mark.slow
+def test_another_campus_is_trusted_by_its_bundle_and_a_change_of_its_anchors_wants_a_second_look(
+    command: Command, tmp_path: Path
+) -> None:
+    def campus(name: str) -> Path:
+        made, file = tmp_path / name, tmp_path / f"{name}.json"
+        assert run_here("init", "--home", made, "--trust-domain", "other.example", "--org", "Other").status == 0
+        assert run_here("owners", "bundle", file, "--home", made).status == 0
+        return file
+
+    first, second, ours = campus("first"), campus("second"), tmp_path / "ours.json"
+    assert command("owners", "bundle", ours).status == 0
+    refused(command("trust", "import", ours), "conflict")
+    refused(command("trust", "import", write(tmp_path / "none.json", "{}")), "malformed")
+    known = command("trust", "import", first).json
+    assert known["origin"] == "spiffe://other.example"
+    assert command("trust", "import", first).json["sha256"] == known["sha256"], "the same again changes nothing"
+    refused(command("trust", "import", second), "trust-change-unconfirmed")
+    changed = command("trust", "import", second, "--confirm").json
+    assert changed["anchors"] != known["anchors"]
+    refused(command("trust", "import", first, "--confirm"), "conflict")
+    (listed,) = command("trust", "list").json
+    assert listed["sha256"] == changed["sha256"]
+    assert command("trust", "show", "spiffe://other.example").json["bundle"] == second.read_text()
+    events = [row["event"] for row in command("audit", "list", "--limit", "10").json]
+    assert events.count("campus-trusted") == 3
+    assert command("trust", "remove", "spiffe://other.example").status == 0
+    refused(command("trust", "remove", "spiffe://other.example"), "not-found")
+    refused(command("trust", "show", "spiffe://other.example"), "not-found")
+    assert command("verify", "--cert", first, "--target", "https://x/").status == 2
+
+
+@pytest.mark.slow
 @pytest.mark.req("A-112")
 def test_an_auditor_needs_no_appliance(command: Command, tmp_path: Path) -> None:
     public = write(tmp_path / "audit.jwk", command("audit", "key").out)

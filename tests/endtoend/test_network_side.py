@@ -20,6 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from appliance.agent import load_key
+from appliance.binding import jws, proof, spiffe_bundle
+from est.signer import KeySigner
 from lab.supplicant import Outcome, authenticate
 from radius import handshake
 from radius.decide import Decision
@@ -250,3 +253,52 @@ def test_a_stranger_verifies_certificate_and_wit_with_the_trust_bundle_alone(hos
     (tmp_path / "revoked.json").write_text(json.dumps(swapped))
     refused = appliance("verify", "--cert", host.agent / "chain.pem", "--owners", tmp_path / "revoked.json")
     assert refused.status == 1 and "owner-key-not-valid" in refused.err
+
+
+@pytest.mark.req("A-34")
+def test_another_campus_that_took_in_our_bundle_checks_our_agents_at_its_own_place(host: Host, tmp_path: Path) -> None:
+    """Two appliances: theirs knows ours by an imported trust bundle, and by nothing else."""
+    ours, theirs = host.campus, tmp_path / "theirs"
+    bundle = tmp_path / "bundle.json"
+    assert appliance("owners", "bundle", bundle, "--home", ours.home).status == 0
+    assert appliance("init", "--home", theirs, "--trust-domain", "other.example", "--org", "Other").status == 0
+
+    def ask(*words: str | Path) -> Any:
+        return appliance(*words, "--home", theirs, "-o", "json")
+
+    unknown = ask("verify", "--cert", host.agent / "chain.pem")
+    assert unknown.status == 1 and "origin-mismatch" in unknown.err
+    assert ask("trust", "import", bundle).status == 0
+    (known,) = json.loads(ask("trust", "list").out)
+    assert known["origin"] == "spiffe://campus.example" and len(known["anchors"]) == 1
+    judged = json.loads(ask("verify", "--cert", host.agent / "chain.pem").out)
+    assert (judged["ok"], judged["campus"], judged["proved_by"]) == (True, "spiffe://campus.example", "tls")
+    # a WIT counts there with a proof by the agent's key, made for their service
+    card, signed_card = tmp_path / "card.json", tmp_path / "signed-card.json"
+    card.write_text(json.dumps({"name": "Courier", "url": "https://courier.campus.example/"}))
+    key = host.agent / "agent.key.pem"
+    assert appliance("agent", "sign-card", card, "--key", key, "--out", signed_card).status == 0
+    target = "https://orders.other.example/v1"
+    wit = (host.agent / "wit.txt").read_text().strip()
+    (tmp_path / "proof").write_text(
+        proof.seal(KeySigner(load_key(key)), wit=wit, target=target, exp=int(time.time()) + 120, jti="J" * 22)
+    )
+    words = ("verify", "--wit", host.agent / "wit.txt", "--proof", tmp_path / "proof", "--card", signed_card)
+    judged = json.loads(ask(*words, "--target", f"{target}?page=1").out)
+    assert judged["proved_by"] == "wpt"
+    assert "proof-wrong-audience" in ask(*words, "--target", "https://elsewhere.example/").err
+    signed_card.write_text(signed_card.read_text().replace("Courier", "Thief"))
+    assert "card-not-signed" in ask(*words, "--target", target).err
+    assert ask("trust", "remove", "spiffe://campus.example").status == 0
+    assert "origin-mismatch" in ask("verify", "--cert", host.agent / "chain.pem").err
+
+
+def test_the_spiffe_bundle_is_public_and_names_who_signs_agents(host: Host) -> None:
+    answer = host.campus.client().send("GET", "/v1/trust/spiffe-bundle")
+    assert answer.status == 200
+    found = spiffe_bundle.read(answer.body.decode())
+    (authority,) = found.authorities
+    chain = x509.load_pem_x509_certificates((host.agent / "chain.pem").read_bytes())
+    assert chain[0].issuer == authority.subject
+    wit = (host.agent / "wit.txt").read_text().strip()
+    jws.unseal(wit, typ="wit+jwt", key=found.wit_keys[str(jws.read(wit).kid)])

@@ -1,4 +1,4 @@
-"""Signed checkpoints of the audit log, each with the hashes that the next one needs."""
+"""Signed checkpoints of the audit log, with the hashes that the next one needs; trust bundles of other campuses."""
 
 from __future__ import annotations
 
@@ -19,4 +19,13 @@ def upgrade() -> None:
         sa.Column("token", sa.Text(), nullable=False),
         sa.Column("peaks", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("size"),
+    )
+    op.create_table(
+        "foreign_campuses",
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("bundle", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("made_at", sa.BigInteger(), nullable=False),
+        sa.Column("imported_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("origin"),
     )
