@@ -6,7 +6,6 @@ old as its `made_at`: whoever must know of revocations asks where those are publ
 
 from __future__ import annotations
 
-import binascii
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -174,6 +173,6 @@ def _certificate(value: object) -> x509.Certificate:
     try:
         if isinstance(value, str):
             return read_certificate(b64decode(value, validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # also what is not ASCII
         raise Malformed("an anchor in the trust bundle is not base64", object="bundle") from error
     raise Malformed("an anchor in the trust bundle is not a text", object="bundle")

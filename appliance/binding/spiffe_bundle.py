@@ -7,7 +7,6 @@ read over. Only elliptic curve keys count, as everywhere here.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def _authority(value: Mapping[str, Any]) -> x509.Certificate:
         raise Malformed("an x509-svid key has exactly one certificate in x5c", object="bundle")
     try:
         certificate = read_certificate(base64.b64decode(chain[0], validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # also what is not ASCII
         raise Malformed("x5c is not base64", object="bundle") from error
     if jws.read_jwk(_bare(value)) != certificate.public_key():
         raise Malformed("an x509-svid key is not its certificate's", object="bundle")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 CRASHES = Path(__file__).parent / "crashes"
 TARGETS = (
-    "content", "cms", "cms-dialect", "jws", "jws-header", "pledge-request", "registrar-request", "voucher", "all",
+    "content", "cms", "cms-dialect", "jws", "jws-header", "pledge-request", "registrar-request", "voucher",
+    "tokens", "claims", "bodies", "extension", "csr", "csr-info", "http-signature", "bundle", "all",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["brski", "est"]):
+with atheris.instrument_imports(include=["brski", "est", "appliance.binding"]):
     from tests.fuzz import targets
 
 RSS_LIMIT_MB = 1024

@@ -22,6 +22,7 @@ from est.errors import Refusal
 from est.exchange import Reply
 from lab.certificates import Identity
 from tests.brski.trio import SERIAL, Trio
+from tests.fuzz import identity
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CRASHES = Path(__file__).parent / "crashes"
@@ -164,6 +165,7 @@ def _targets() -> Mapping[str, Target]:
         "pledge-request": Target((_to_registrar(CMS), _to_registrar(JWS)), _contents("pvr")),
         "registrar-request": Target((_to_masa(CMS), _to_masa(JWS)), _contents("rvr")),
         "voucher": Target(_back(CMS) + _back(JWS), _contents("voucher")),
+        **{name: Target(reads, seeds) for name, (reads, seeds) in identity.READS.items()},
     }
 
 
@@ -181,6 +183,7 @@ WORDS = (
     *(f'"{word}"' for word in ("created-on", "expires-on", "assertion", "serial-number", "idevid-issuer", "nonce")),
     *(f'"{word}"' for word in ("pinned-domain-cert", "domain-cert-revocation-checks", "last-renewal-date")),
     *(f'"{word}"' for word in ("proximity-registrar-cert", "prior-signed-voucher-request", SERIAL)),
+    *identity.WORDS,
     *(f'"{word}"' for word in (voucher.KEY, voucher_request.KEY, "proximity", "logged", "verified", "ES256", "none")),
 )
 """The fuzzer's dictionary: names that chance would not find."""
