@@ -81,6 +81,13 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "owner-key-revoked": "An owner's key was revoked.",
         "owner-proxy-allowed": "A proxy may submit for an owner; the owner's others, if not named too, may not.",
         "owners-imported": "A file of owners was taken in.",
+        "owner-adopted": "An administrator handed an owner over to another source, or had it found anew by its ref.",
+        "directory-synced": "A directory was read and what it says taken in; fields hold the counts.",
+        "directory-sync-refused": "Reading a directory failed or would change too much; nothing was changed.",
+        "directory-token-added": "A client that pushes owners (SCIM) got its token.",
+        "directory-token-removed": "A client's token was withdrawn.",
+        "directory-user-removed": "A client deleted a user; its owner is suspended and never deleted.",
+        "directory-group-changed": "A client made, changed or deleted a group; fields hold what.",
         "owner-approved": "An owner's approval was accepted.",
         "owner-challenged": "An owner was asked to approve a request.",
         "owner-answered": "An owner's signed answer to a challenge was taken, or could not be.",
@@ -110,8 +117,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acted: kind (administrator, pledge, proxy, agent, owner, radius-server, appliance), identifier, certificate
-    SHA-256 as hex, network address; empty where unknown."""
+    """Who acted: kind (administrator, pledge, proxy, agent, owner, radius-server, directory, appliance), identifier,
+    certificate SHA-256 as hex, network address; empty where unknown."""
 
     kind: str
     identifier: str = ""

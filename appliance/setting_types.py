@@ -45,6 +45,35 @@ def _check_domain_id(text: str) -> str:
     return text
 
 
+def _check_attribute(name: str) -> str:
+    if name and not _ATTRIBUTE.fullmatch(name):
+        raise ValueError("an attribute name of LDAP is letters, digits and hyphens")
+    return name
+
+
+def _check_filter(text: str) -> str:
+    depth, ends = 0, []
+    for at, char in enumerate(text):  # a parenthesis within a value is written as an escape without any
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if depth <= 0:
+            ends.append(at)
+    if depth or not text.startswith("(") or ends != [len(text) - 1] or not text.isprintable():
+        raise ValueError("one filter in parentheses is wanted")
+    return text
+
+
+def _check_ldap_url(url: str) -> str:
+    if url and not _LDAP_URL.fullmatch(url):
+        raise ValueError("ldaps://HOST[:PORT] or ldap://HOST[:PORT] is wanted")
+    return url
+
+
+_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+_LDAP_URL = re.compile(r"ldaps?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?/?")
+AttributeName = Annotated[str, AfterValidator(_check_attribute)]
+"""The name of an LDAP attribute without options, or nothing."""
+LdapFilter = Annotated[str, AfterValidator(_check_filter)]
+LdapUrl = Annotated[str, AfterValidator(_check_ldap_url)]
 DomainId = Annotated[str, AfterValidator(_check_domain_id)]
 """The domainID of a MASA's audit log (RFC 8995, section 5.8.2), as it stands there."""
 # an identifier could hold more than a host name, but names of servers are made of the trust domain, too

@@ -15,7 +15,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from appliance.setting_types import DomainId, HostName, OidArc, Organization, ServerId, TrustDomain
+from appliance.setting_types import (
+    AttributeName,
+    DomainId,
+    HostName,
+    LdapFilter,
+    LdapUrl,
+    OidArc,
+    Organization,
+    ServerId,
+    TrustDomain,
+)
 from est.errors import LabelNotUsable, Refusal
 from est.server import EstServer
 
@@ -291,6 +301,64 @@ class AccessSettings(_Section):
     reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
 
 
+class DirectorySettings(_Section):
+    """[directory]"""
+
+    source: Literal["none", "csv", "ldap"] = Field(
+        "none", description="What is read on a schedule to learn of owners; SCIM clients need no setting but a token."
+    )
+    interval_minutes: float = Field(
+        15.0, gt=0, le=1440, description="How often the source is read, minutes; by chance up to a tenth later."
+    )
+    stale_hours: float = Field(
+        24.0, gt=0, description="Age of the last whole reading past which when_stale applies to the source's owners."
+    )
+    when_stale: Literal["keep", "guest", "reject"] = Field(
+        "guest", description="What decisions do with owners of a source that was not read for too long."
+    )
+    max_owners: int = Field(100_000, gt=0, description="More entries than this in one source are refused.")
+    max_bytes: int = Field(268_435_456, gt=0, description="More octets than this from a directory are refused.")
+    csv_file: Path | None = Field(None, description="File that is read (source csv), as `owners import` takes it.")
+    ldap_url: LdapUrl = Field(
+        "", description="Directory server, ldaps://HOST[:PORT] or ldap://HOST[:PORT] (source ldap)."
+    )
+    ldap_start_tls: bool = Field(
+        True, description="StartTLS on an ldap:// connection; without it, only a server on this machine is spoken to."
+    )
+    ldap_ca_file: Path | None = Field(
+        None, description="CA certificates that the directory's certificate must chain to, PEM; no others count."
+    )
+    ldap_bind_dn: str = Field("", description="Account to read with; empty = anonymous.")
+    ldap_password_file: Path | None = Field(None, description="File with that account's password, mode 0600.")
+    ldap_base: str = Field("", description="Name of the entry below which people are.")
+    ldap_filter: LdapFilter = Field("(objectClass=person)", description="Filter (RFC 4515) that people's entries pass.")
+    ldap_ref: AttributeName = Field("uid", description="Attribute with the owner's ref; sAMAccountName at AD.")
+    ldap_name: AttributeName = Field("cn", description="Attribute with the name for people; displayName at AD.")
+    ldap_key: AttributeName = Field(
+        "entryUUID", description="Attribute that names an entry for good, also when it is renamed; objectGUID at AD."
+    )
+    ldap_departments: tuple[AttributeName, ...] = Field(
+        ("departmentNumber",), description="Attributes with departments, the first first; department at AD."
+    )
+    ldap_groups: AttributeName = Field(
+        "", description="Attribute with names of groups that count as departments, such as memberOf; empty = none."
+    )
+    ldap_group_base: str = Field("", description="Only groups below this name count; empty = all.")
+    ldap_page: int = Field(500, ge=1, le=1000, description="Entries per page (RFC 2696).")
+    ldap_timeout_seconds: int = Field(10, ge=1, le=60, description="How long the directory may take for one answer.")
+    ldap_total_seconds: int = Field(50, ge=1, le=100, description="How long one reading may take.")
+    scim_base_url: str = Field(
+        "",
+        description="Scheme and address under which SCIM clients find the console port; empty ="
+        " https://<web.names[0]>:<console_port>.",
+    )
+    scim_departments: Literal["attribute", "groups", "both"] = Field(
+        "attribute", description="What SCIM owners' departments are: the enterprise attribute, group names, or both."
+    )
+    scim_rate: float = Field(50.0, gt=0, description="SCIM requests per second that an address may make.")
+    scim_burst: int = Field(200, gt=0, description="Burst for scim_rate.")
+
+
 class RadiusSettings(_Section):
     """[radius]"""
 
@@ -396,6 +464,7 @@ class Settings(_Section):
     est: EstSettings = EstSettings()
     identity: IdentitySettings = IdentitySettings()
     access: AccessSettings = AccessSettings()
+    directory: DirectorySettings = DirectorySettings()
     radius: RadiusSettings = RadiusSettings()
     proxy: ProxySettings = ProxySettings()
     join: JoinSettings = JoinSettings()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from appliance import audit, cascade
+from appliance.access import owner_changes as changes
 from appliance.access import owner_views as views
+from appliance.access.owner_changes import OwnerOfOtherSource
 from appliance.access.owner_rows import (
     Changed,
     ConfirmationNeeded,
@@ -37,7 +38,7 @@ from appliance.binding.errors import KeyReused
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.possession import KeyStatement
 from appliance.clock import Clock
-from appliance.errors import Conflict, NotFound
+from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.store import agents, certificates, nonces, owner_clients, owners, proxies
 from appliance.store.owner_clients import ClientKey
 from appliance.store.owners import Key, Owner
@@ -68,20 +69,24 @@ class OwnerDirectory:
     async def import_csv(self, text: str, *, actor: Actor, confirm: bool = False, dry_run: bool = False) -> Json:
         """Take in a file with the columns ref,name,kind,department; answers what it adds, changes and leaves.
 
-        Who is not in the file stays as he is; rows of revoked owners are passed over. Raises OwnerFileRefused naming
-        the line, and ConfirmationNeeded if more than a tenth of the owners would change or are missing.
+        Who is not in the file stays as he is; rows of revoked owners, and of owners that come from a directory, are
+        passed over. Raises OwnerFileRefused naming the line, and ConfirmationNeeded if more than a tenth of the owners
+        would change or are missing.
         """
         rows = read_csv(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
 
-        def look(tx: Tx) -> tuple[Difference, set[str]]:
+        def look(tx: Tx) -> tuple[Difference, set[str], set[str]]:
             known = owners.every(tx)
+            named = {row.ref for row in rows}
             revoked = {one.ref for one in known if one.state == owners.REVOKED}
-            live = {one.ref: _row_of(one) for one in known if one.state != owners.REVOKED}
-            return compare(live, [row for row in rows if row.ref not in revoked]), revoked & {row.ref for row in rows}
+            foreign = {one.ref for one in known if one.source != owners.LOCAL} - revoked
+            live = {one.ref: _row_of(one) for one in known if one.ref not in revoked | foreign}
+            found = compare(live, [row for row in rows if row.ref not in revoked | foreign])
+            return found, revoked & named, foreign & named
 
         def write(tx: Tx) -> Json:
-            found, revoked = look(tx)
+            found, revoked, foreign = look(tx)
             if found.is_large and not confirm:
                 raise ConfirmationNeeded(
                     "more than a tenth of the owners would change or are missing in the file",
@@ -94,7 +99,7 @@ class OwnerDirectory:
                 _change(tx, change, actor)
             counts = {name: len(getattr(found, name)) for name in ("added", "changed", "unchanged", "vanished")}
             audit.append(tx, AuditEvent("owners-imported", actor, fields={**counts, "file_sha256": digest}))
-            return views.difference(found, revoked, is_applied=True)
+            return views.difference(found, revoked, foreign, is_applied=True)
 
         if dry_run:
             return await self._store.read(lambda tx: views.difference(*look(tx), is_applied=False))
@@ -143,6 +148,8 @@ class OwnerDirectory:
             owner = _find(tx, name)
             before = _row_of(owner)
             changed = Changed(before, replace(before, department=canonical))
+            if owner.source != owners.LOCAL:
+                raise OwnerOfOtherSource(f"the owner comes from source {owner.source}")
             if changed.before != changed.after:
                 owner = _change(tx, changed, actor)
             return views.brief(owner)
@@ -239,11 +246,34 @@ class OwnerDirectory:
 
     async def suspend(self, name: str, *, actor: Actor) -> Json:
         """Deny everything in an owner's name until resumed; credentials stay. Raises NotFound, Conflict."""
-        return await self._move(name, owners.ACTIVE, owners.SUSPENDED, "owner-suspended", actor)
+        return await self._store.write(
+            lambda tx: views.brief(changes.hold(tx, _find(tx, name), actor=actor)), essential=True
+        )
 
     async def resume(self, name: str, *, actor: Actor) -> Json:
-        """End a suspension; raises NotFound, Conflict."""
-        return await self._move(name, owners.SUSPENDED, owners.ACTIVE, "owner-resumed", actor)
+        """End a suspension; raises NotFound, Conflict, and OwnerHeldBySource if its source has disabled the owner."""
+        return await self._store.write(
+            lambda tx: views.brief(changes.release(tx, _find(tx, name), actor=actor)), essential=True
+        )
+
+    async def adopt(self, name: str, source: str, *, actor: Actor) -> Json:
+        """Hand an owner over to another source, or have its own source find it anew by its ref.
+
+        The source that has it next may be another person's who got the same name: this is an administrator's word that
+        it is the same one. Raises NotFound, RequestMalformed, Conflict for a revoked owner.
+        """
+        if source not in (owners.LOCAL, owners.LDAP, owners.SCIM):
+            raise RequestMalformed(f"a source is {owners.LOCAL}, {owners.LDAP} or {owners.SCIM}")
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            said = owners.PRESENT if source == owners.LOCAL else owner.source_state
+            after = changes.say(tx, owner, said, actor=actor, source=source, source_key="")
+            fields = {"ref": owner.ref, "from": owner.source, "to": source}
+            audit.append(tx, AuditEvent("owner-adopted", actor, owner.identifier, fields=fields))
+            return views.brief(after)
+
+        return await self._store.write(write)
 
     async def revoke(self, name: str, *, actor: Actor) -> Json:
         """Revoke an owner for good, with keys, agents and every credential in its name, in one transaction (A-110).
@@ -261,33 +291,10 @@ class OwnerDirectory:
         return await self._store.write(write, essential=True)
 
     def _add(self, tx: Tx, row: OwnerRow, actor: Actor) -> Owner:
-        key = str(uuid.uuid4())
-        owner = Owner(
-            id=key,
-            identifier=f"{self._origin}/owner/{key}",
-            ref=row.ref,
-            name=row.name,
-            kind=row.kind,
-            department=row.department,
-            state=owners.ACTIVE,
-            created_at=tx.now,
-            updated_at=tx.now,
+        departments = [row.department] if row.department else []
+        return changes.mint(
+            tx, self._origin, ref=row.ref, name=row.name, kind=row.kind, departments=departments, actor=actor
         )
-        owners.add(tx, owner)
-        fields = {"ref": row.ref, "kind": row.kind, "department": row.department}
-        audit.append(tx, AuditEvent("owner-added", actor, owner.identifier, fields=fields))
-        return owner
-
-    async def _move(self, name: str, was: str, state: str, event: str, actor: Actor) -> Json:
-        def write(tx: Tx) -> Json:
-            owner = _find(tx, name)
-            if owner.state != was:
-                raise Conflict(f"the owner is {owner.state}")
-            moved = owners.set_state(tx, owner, state)
-            audit.append(tx, AuditEvent(event, actor, owner.identifier, fields={"ref": owner.ref}))
-            return views.brief(moved)
-
-        return await self._store.write(write, essential=True)
 
     async def _take_key(self, name: str, text: str, settle: Callable[[Tx, Owner, Key], None]) -> Json:
         statement = possession.unseal(text)
@@ -367,18 +374,16 @@ def _retire_others(tx: Tx, owner: Owner, key: Key, *, actor: Actor, overlap: tim
 
 
 def _change(tx: Tx, change: Changed, actor: Actor) -> Owner:
-    owner = replace(
-        _find(tx, change.after.ref),
-        name=change.after.name,
-        kind=change.after.kind,
-        department=change.after.department,
-        updated_at=tx.now,
+    after = change.after
+    return changes.alter(
+        tx,
+        _find(tx, after.ref),
+        ref=after.ref,
+        name=after.name,
+        kind=after.kind,
+        departments=[after.department] if after.department else [],
+        actor=actor,
     )
-    owners.change(tx, owner)
-    differences = views.differences(change)
-    fields = {"ref": owner.ref, "changed": sorted(differences), "department": differences.get("department")}
-    audit.append(tx, AuditEvent("owner-changed", actor, owner.identifier, fields=fields))
-    return owner
 
 
 def _find(tx: Tx, name: str) -> Owner:

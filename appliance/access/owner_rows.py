@@ -86,11 +86,22 @@ class Difference:
 
 def check_row(ref: str, name: str, kind: str, department: str) -> OwnerRow:
     """The row in canonical form (NFC, no surrounding spaces); raises OwnerTextRefused."""
-    if not _REF.fullmatch(ref):
-        raise OwnerTextRefused(f"ref {ref[:80]!a}: wants 1 to 64 of A-Z a-z 0-9 . _ @ + -, the first a letter or digit")
+    check_ref(ref)
     if kind not in KINDS:
         raise OwnerTextRefused(f"kind {kind[:40]!a}: one of {', '.join(KINDS)}")
-    return OwnerRow(ref, _text("name", name, MAX_NAME_CHARS), kind, check_department(department))
+    return OwnerRow(ref, check_name(name), kind, check_department(department))
+
+
+def check_ref(ref: str) -> str:
+    """The ref as it is; raises OwnerTextRefused."""
+    if not _REF.fullmatch(ref):
+        raise OwnerTextRefused(f"ref {ref[:80]!a}: wants 1 to 64 of A-Z a-z 0-9 . _ @ + -, the first a letter or digit")
+    return ref
+
+
+def check_name(name: str) -> str:
+    """The name in canonical form; raises OwnerTextRefused."""
+    return _text("name", name, MAX_NAME_CHARS)
 
 
 def check_department(department: str) -> str:

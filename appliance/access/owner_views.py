@@ -23,7 +23,11 @@ def brief(owner: Owner) -> dict[str, Any]:
         "name": owner.name,
         "kind": owner.kind,
         "department": owner.department,
+        "more_departments": list(owner.more_departments),
         "state": owner.state,
+        "source": owner.source,
+        "source_state": owner.source_state,
+        "held": owner.held,
     }
 
 
@@ -70,14 +74,17 @@ def differences(change: Changed) -> dict[str, list[str]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def difference(found: Difference, revoked: Collection[str], *, is_applied: bool) -> dict[str, Any]:
-    """What an import did or would do; `revoked` names rows of revoked owners, which are passed over."""
+def difference(
+    found: Difference, revoked: Collection[str], foreign: Collection[str], *, is_applied: bool
+) -> dict[str, Any]:
+    """What an import did or would do; rows of revoked owners and of `foreign` ones (other sources) are passed over."""
     return {
         "added": [_row(row) for row in found.added],
         "changed": [{"ref": one.after.ref, **differences(one)} for one in found.changed],
         "unchanged": list(found.unchanged),
         "vanished": [_row(row) for row in found.vanished],
         "revoked": sorted(revoked),
+        "of_other_source": sorted(foreign),
         "applied": is_applied,
     }
 

@@ -9,6 +9,8 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -16,8 +18,9 @@ from appliance.access.decision_log import DecisionLog
 from appliance.access.snapshot import Credentials, Snapshot, aged, credential_of, owner_of, with_events
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
-from appliance.settings import AccessSettings
+from appliance.settings import AccessSettings, DirectorySettings
 from appliance.store import decisions, facts, nas
+from appliance.store.owners import LDAP, LOCAL
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
 from radius import AccessRequest, Credential, Decision, Facts, decide, read_policy
@@ -31,9 +34,16 @@ class AccessService:
     """Decisions for RADIUS servers, FreeRADIUS through routes.py and the embedded server alike."""
 
     def __init__(
-        self, settings: AccessSettings, store: Store, clock: Clock, issuers: Mapping[str, str] | None = None
+        self,
+        settings: AccessSettings,
+        store: Store,
+        clock: Clock,
+        issuers: Mapping[str, str] | None = None,
+        directory: DirectorySettings | None = None,
     ) -> None:
         """`issuers`: role of each of our CAs by its key identifier, hex; the snapshot holds agents only."""
+        self._directory = directory or DirectorySettings()
+        self._source = {"none": "", "csv": LOCAL, "ldap": LDAP}[self._directory.source]
         self._issuers = issuers or {}
         self._settings = settings
         self._store = store
@@ -90,6 +100,8 @@ class AccessService:
             agents={row["identifier"]: row["state"] for row in rows.agents},
             policy=None if policy is None else read_policy(policy.text, revision=policy.revision),
             checked_at=begun,
+            sources={row["identifier"]: row["source"] for row in rows.owners},
+            confirmed=rows.confirmed,
         )
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
         self._snapshot = with_events(loaded, missed)
@@ -105,7 +117,16 @@ class AccessService:
         snapshot = self._snapshot
         ref = request.credential
         credential = None if ref is None else snapshot.credential(ref.aki, ref.serial)
-        return decide(request, credential, self._facts(snapshot, request, credential), snapshot.policy)
+        facts_now, policy = self._facts(snapshot, request, credential), snapshot.policy
+        age = None if facts_now.owner is None else self._source_age(snapshot, facts_now.owner.identifier, facts_now.now)
+        if age is None:
+            return decide(request, credential, facts_now, policy)
+        limit, rule = self._directory.stale_hours * 3600, self._directory.when_stale
+        if age > limit and rule != "keep" and facts_now.snapshot_age_seconds <= facts_now.stale_after_seconds:
+            # a source that was not read for too long is a stale snapshot of its owners, under a rule of its own
+            facts_now = replace(facts_now, snapshot_age_seconds=age, stale_after_seconds=limit)
+            policy = None if policy is None else replace(policy, stale=rule)
+        return _with_source(decide(request, credential, facts_now, policy), self._source, age, limit, rule)
 
     def failed(self, request: AccessRequest, decision: Decision) -> None:
         """Log a login that ended before policy was asked; the decision says at which stage and why."""
@@ -163,6 +184,13 @@ class AccessService:
             stale_after_seconds=self._settings.stale_seconds,
         )
 
+    def _source_age(self, snapshot: Snapshot, owner_id: str, now: datetime) -> float | None:
+        """Seconds since an owner's source was read whole; None if nobody reads it, or has read it yet."""
+        if not self._source or snapshot.sources.get(owner_id) != self._source:
+            return None
+        confirmed = snapshot.confirmed.get(self._source)
+        return None if confirmed is None else max(0.0, (now - confirmed).total_seconds())
+
     def _on_events(self, events: list[OutboxRow]) -> None:
         self._snapshot = with_events(self._snapshot, events)
         if self._missed is not None:
@@ -190,3 +218,14 @@ class AccessService:
                 _log.warning("decision snapshot is %.0f s old: %s", self.snapshot_age_seconds, refused.detail)
                 continue
             self._snapshot = aged(self._snapshot, begun)
+
+
+def _with_source(decision: Decision, source: str, age: float, limit: float, rule: str) -> Decision:
+    """The decision with how old its owner's source is, where the owner is judged."""
+    tls, held, owned, ruled = decision.steps
+    if owned.outcome != "pass":
+        return decision
+    said = f", source {source} read {age:.0f} s ago"
+    if age > limit:
+        said += f" (limit {limit:.0f} s, site rule {rule})"
+    return decision._replace(steps=(tls, held, owned._replace(evidence=owned.evidence + said), ruled))

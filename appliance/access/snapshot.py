@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from appliance.store import policies
+from appliance.store import directory_sources, policies
 from appliance.store.columns import from_micros
 from appliance.store.facts import AGENTS
+from appliance.store.owners import LOCAL
 from appliance.store.transaction import OutboxRow
 from radius import Policy
 from radius.decide import Credential, OwnerFact
@@ -63,6 +64,10 @@ class Snapshot:
     agents: Mapping[str, str] = field(default_factory=dict)
     policy: Policy | None = None
     checked_at: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each owner comes from, by identifier."""
+    confirmed: Mapping[str, datetime] = field(default_factory=dict)
+    """When each source was last read whole."""
 
     def credential(self, aki: str, serial: int) -> Credential | None:
         return self.credentials.get((aki, serial))
@@ -91,7 +96,8 @@ def credential_of(row: Mapping[str, Any]) -> tuple[Key, Credential]:
 def owner_of(row: Mapping[str, Any]) -> OwnerFact:
     """An owner row or an `owner` event's body as what decide() wants."""
     department = row.get("department") or ""
-    return OwnerFact(row["identifier"], row["state"], (department,) if department else (), row["kind"])
+    departments = (department, *(row.get("more_departments") or ())) if department else ()
+    return OwnerFact(row["identifier"], row["state"], departments, row["kind"])
 
 
 def _time(value: Any) -> datetime:
@@ -104,6 +110,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
     owners: dict[str, OwnerFact] | None = None
     agents: dict[str, str] | None = None
     policy = snapshot.policy
+    sources: dict[str, str] | None = None
+    confirmed = snapshot.confirmed
     for event in events:
         if event.topic == "certificate":
             if event.body["issuer_role"] != AGENTS:
@@ -113,12 +121,24 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         elif event.topic == "owner":
             owners = dict(snapshot.owners) if owners is None else owners
             owners[event.body["identifier"]] = owner_of(event.body)
+            source = event.body.get("source", LOCAL)
+            if snapshot.sources.get(event.body["identifier"]) != source:
+                sources = dict(snapshot.sources) if sources is None else sources
+                sources[event.body["identifier"]] = source
+        elif event.topic == directory_sources.TOPIC:
+            confirmed = {**confirmed, event.key: from_micros(event.body["confirmed_at"])}
         elif event.topic == "agent":
             agents = dict(snapshot.agents) if agents is None else agents
             agents[event.body["identifier"]] = event.body["state"]
         elif event.topic == policies.TOPIC:
             policy = read_policy(event.body["text"], revision=event.body["revision"])
-    if not credentials and owners is None and agents is None and policy is snapshot.policy:
+    if (
+        not credentials
+        and owners is None
+        and agents is None
+        and policy is snapshot.policy
+        and confirmed is snapshot.confirmed
+    ):
         return snapshot
     return Snapshot(
         credentials=snapshot.credentials.with_changes(credentials) if credentials else snapshot.credentials,
@@ -126,6 +146,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         agents=snapshot.agents if agents is None else agents,
         policy=policy,
         checked_at=snapshot.checked_at,
+        sources=snapshot.sources if sources is None else sources,
+        confirmed=confirmed,
     )
 
 

@@ -112,7 +112,7 @@ def owners_show(ref: str) -> None:
 @owners.command("list")
 def owners_list() -> None:
     """Owners."""
-    show(ask("owners.list"), ("ref", "identifier", "name", "kind", "department", "state", "keys"))
+    show(ask("owners.list"), ("ref", "identifier", "name", "kind", "department", "state", "source", "keys"))
 
 
 @owners.command("suspend")

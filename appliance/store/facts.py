@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from appliance.store import policies
+from appliance.store import directory_sources, policies
 from appliance.store.schema import agents, certificates, owners
 from appliance.store.transaction import Tx
 
@@ -27,7 +28,15 @@ _CERTIFICATES = select(
     certificates.c.model,
     certificates.c.txn,
 ).where(certificates.c.not_after > bindparam("now"), certificates.c.issuer_role == bindparam("role"))
-_OWNERS = select(owners.c.id, owners.c.identifier, owners.c.state, owners.c.kind, owners.c.department)
+_OWNERS = select(
+    owners.c.id,
+    owners.c.identifier,
+    owners.c.state,
+    owners.c.kind,
+    owners.c.department,
+    owners.c.more_departments,
+    owners.c.source,
+)
 _AGENTS = select(agents.c.identifier, agents.c.state)
 _ALIVE = select(owners.c.id).limit(1)
 
@@ -40,6 +49,8 @@ class FactRows:
     owners: Iterable[Mapping[str, Any]]
     agents: Iterable[Mapping[str, Any]]
     policy: policies.PolicyRow | None
+    confirmed: Mapping[str, datetime]
+    """When each source of owners was last read whole."""
 
 
 def read(tx: Tx) -> FactRows:
@@ -49,6 +60,7 @@ def read(tx: Tx) -> FactRows:
         [row._mapping for row in tx.all(_OWNERS)],
         [row._mapping for row in tx.all(_AGENTS)],
         policies.newest(tx),
+        directory_sources.confirmed(tx),
     )
 
 

@@ -6,11 +6,12 @@ key never forgotten, so that neither is given to somebody else later (A-108, A-1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from appliance.errors import Conflict
 from appliance.store import schema
@@ -18,6 +19,10 @@ from appliance.store.columns import to_micros
 from appliance.store.transaction import Tx
 
 ACTIVE, SUSPENDED, REVOKED, RETIRED = "active", "suspended", "revoked", "retired"
+LOCAL, LDAP, SCIM = "local", "ldap", "scim"
+"""Sources of owners: administrators and their files, an LDAP directory, an identity provider."""
+PRESENT, DISABLED, ABSENT = "present", "disabled", "absent"
+"""What an owner's source says of it."""
 TOPIC, KEY_TOPIC = "owner", "owner-key"
 
 _o = schema.owners
@@ -26,15 +31,18 @@ _p = schema.owner_proxies
 
 _ADD = insert(_o)
 _FIND = select(_o).where(or_(_o.c.identifier == bindparam("name"), _o.c.ref == bindparam("name")))
+_BY_LOWER = select(_o).where(func.lower(_o.c.ref) == bindparam("ref")).order_by(_o.c.ref)
 _BY_IDENTIFIER = select(_o).where(_o.c.identifier == bindparam("identifier"))
 _PAGE = select(_o).where(_o.c.ref > bindparam("after")).order_by(_o.c.ref).limit(bindparam("count"))
 _CHANGE = (
     update(_o)
     .where(_o.c.identifier == bindparam("key"), _o.c.state != REVOKED)
     .values(
+        ref=bindparam("new_ref"),
         name=bindparam("new_name"),
         kind=bindparam("new_kind"),
         department=bindparam("new_department"),
+        more_departments=bindparam("new_more"),
         updated_at=bindparam("at"),
     )
 )
@@ -43,6 +51,20 @@ _MOVE_STATE = (
     .where(_o.c.identifier == bindparam("key"), _o.c.state == bindparam("was"))
     .values(state=bindparam("new_state"), updated_at=bindparam("at"))
 )
+_SETTLE = (
+    update(_o)
+    .where(_o.c.identifier == bindparam("key"), _o.c.state == bindparam("was"))
+    .values(
+        state=bindparam("new_state"),
+        source=bindparam("new_source"),
+        source_key=bindparam("new_key"),
+        source_state=bindparam("new_source_state"),
+        held=bindparam("new_held"),
+        updated_at=bindparam("at"),
+    )
+)
+_BY_ID = select(_o).where(_o.c.id == bindparam("id"))
+_SOURCES = select(_o.c.source, _o.c.source_state, func.count().label("count")).group_by(_o.c.source, _o.c.source_state)
 _ADD_KEY = insert(_k)
 _KEY = select(_k).where(_k.c.jkt == bindparam("jkt"))
 _KEYS = select(_k).where(_k.c.owner_id == bindparam("owner")).order_by(_k.c.created_at, _k.c.jkt)
@@ -58,7 +80,11 @@ _ALLOWED = select(_p.c.proxy_id).where(_p.c.owner_id == bindparam("owner")).orde
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One owner: `kind` is person, device or policy, `state` active, suspended or revoked; `department` may be ""."""
+    """One owner: `kind` is person, device or policy, `state` active, suspended or revoked; `department` may be "".
+
+    `source` says who tells us about it, `source_key` is its lasting name there, `source_state` what was said last;
+    `held` is an administrator's own suspension. An owner is active when its source has it and nobody holds it.
+    """
 
     id: str
     identifier: str
@@ -69,6 +95,16 @@ class Owner:
     state: str
     created_at: datetime
     updated_at: datetime
+    more_departments: tuple[str, ...] = ()
+    source: str = LOCAL
+    source_key: str = ""
+    source_state: str = PRESENT
+    held: bool = False
+
+    @property
+    def departments(self) -> tuple[str, ...]:
+        """All of them, the first first."""
+        return (self.department, *self.more_departments) if self.department else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +128,39 @@ def add(tx: Tx, owner: Owner) -> None:
     _emit(tx, owner)
 
 
+def add_many(tx: Tx, added: Sequence[Owner]) -> None:
+    """Insert many with one statement and tell the outbox of each; Conflict if a ref is taken."""
+    tx.execute_many(_ADD, [_values(owner) for owner in added])
+    for owner in added:
+        _emit(tx, owner)
+
+
 def find(tx: Tx, name: str) -> Owner | None:
     """The owner with this ref or identifier."""
     return _maybe(tx.one(_FIND, {"name": name}))
 
 
+def by_ref_in_any_case(tx: Tx, ref: str) -> list[Owner]:
+    """Owners whose ref differs from this one in case at most."""
+    return [_read(row) for row in tx.all(_BY_LOWER, {"ref": ref.lower()})]
+
+
 def by_identifier(tx: Tx, identifier: str) -> Owner | None:
     """The owner with this identifier."""
     return _maybe(tx.one(_BY_IDENTIFIER, {"identifier": identifier}))
+
+
+def by_id(tx: Tx, key: str) -> Owner | None:
+    """The owner with this UUID."""
+    return _maybe(tx.one(_BY_ID, {"id": key}))
+
+
+def counts(tx: Tx) -> dict[str, dict[str, int]]:
+    """How many owners each source has, by what it says of them."""
+    found: dict[str, dict[str, int]] = {}
+    for row in tx.all(_SOURCES):
+        found.setdefault(row.source, {})[row.source_state] = row.count
+    return found
 
 
 def page(tx: Tx, *, after: str = "", count: int = 1000) -> list[Owner]:
@@ -116,8 +177,14 @@ def every(tx: Tx) -> list[Owner]:
 
 
 def change(tx: Tx, owner: Owner) -> None:
-    """Write name, kind and department and tell the outbox; Conflict if the owner is revoked."""
-    values = {"new_name": owner.name, "new_kind": owner.kind, "new_department": owner.department}
+    """Write ref, name, kind and departments and tell the outbox; Conflict if the owner is revoked or the ref taken."""
+    values = {
+        "new_ref": owner.ref,
+        "new_name": owner.name,
+        "new_kind": owner.kind,
+        "new_department": owner.department,
+        "new_more": list(owner.more_departments) or None,
+    }
     if tx.execute(_CHANGE, {**values, "key": owner.identifier, "at": tx.now}).rowcount != 1:
         raise Conflict("the owner is revoked")
     _emit(tx, owner)
@@ -128,11 +195,35 @@ def set_state(tx: Tx, owner: Owner, state: str) -> Owner:
     values = {"key": owner.identifier, "was": owner.state, "new_state": state, "at": tx.now}
     if tx.execute(_MOVE_STATE, values).rowcount != 1:
         raise Conflict(f"the owner is not {owner.state} any more")
-    moved = Owner(
-        owner.id, owner.identifier, owner.ref, owner.name, owner.kind, owner.department, state, owner.created_at, tx.now
-    )
+    moved = replace(owner, state=state, updated_at=tx.now)
     _emit(tx, moved)
     return moved
+
+
+def settle(tx: Tx, owner: Owner, **changes: Any) -> Owner:
+    """Change what a source or an administrator says of an owner; its state follows from both, and the outbox is told.
+
+    `changes` are of source, source_key, source_state and held. Conflict if the owner's state is another by now, or
+    revoked.
+    """
+    if owner.state == REVOKED:
+        raise Conflict("the owner is revoked")
+    after = replace(owner, **changes, updated_at=tx.now)
+    after = replace(after, state=ACTIVE if after.source_state == PRESENT and not after.held else SUSPENDED)
+    values = {
+        "key": owner.identifier,
+        "was": owner.state,
+        "new_state": after.state,
+        "new_source": after.source,
+        "new_key": after.source_key or None,
+        "new_source_state": after.source_state,
+        "new_held": int(after.held),
+        "at": tx.now,
+    }
+    if tx.execute(_SETTLE, values).rowcount != 1:
+        raise Conflict(f"the owner is not {owner.state} any more")
+    _emit(tx, after)
+    return after
 
 
 def add_key(tx: Tx, key: Key) -> None:
@@ -199,7 +290,12 @@ def _values(owner: Owner) -> dict[str, Any]:
         "name": owner.name,
         "kind": owner.kind,
         "department": owner.department,
+        "more_departments": list(owner.more_departments) or None,
         "state": owner.state,
+        "source": owner.source,
+        "source_key": owner.source_key or None,
+        "source_state": owner.source_state,
+        "held": int(owner.held),
         "created_at": owner.created_at,
         "updated_at": owner.updated_at,
     }
@@ -229,4 +325,9 @@ def _read(row: Any) -> Owner:
         row.state,
         row.created_at,
         row.updated_at,
+        tuple(row.more_departments or ()),
+        row.source,
+        row.source_key or "",
+        row.source_state,
+        bool(row.held),
     )

@@ -284,9 +284,70 @@ owners = Table(
     _text("name"),
     _text("kind"),
     _text("department", null=True),
+    Column("more_departments", Json, nullable=True),
     _text("state"),
+    Column("source", Text, nullable=False, server_default="local"),
+    _text("source_key", null=True),
+    Column("source_state", Text, nullable=False, server_default="present"),
+    Column("held", Integer, nullable=False, server_default="0"),
     _time("created_at"),
     _time("updated_at"),
+    Index("owners_source", "source", "source_key"),
+)
+
+directory_sources = Table(
+    "directory_sources",
+    metadata,
+    Column("source", Text, primary_key=True),
+    _time("attempted_at"),
+    _time("confirmed_at", null=True),
+    _text("outcome"),
+    Column("detail", Json, nullable=True),
+)
+
+directory_tokens = Table(
+    "directory_tokens",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("token_sha256", Hex, nullable=False, unique=True),
+    _time("created_at"),
+)
+
+scim_users = Table(
+    "scim_users",
+    metadata,
+    _id(),  # that of the owner
+    _text("user_name"),
+    Column("user_name_key", Text, nullable=True, unique=True),  # NULL once deleted
+    _text("external_id", null=True),
+    Column("body", Json, nullable=False),
+    Column("version", Integer, nullable=False),
+    _time("created_at"),
+    _time("updated_at"),
+    _time("deleted_at", null=True),
+    Index("scim_users_external", "external_id"),
+)
+
+scim_groups = Table(
+    "scim_groups",
+    metadata,
+    _id(),
+    _text("display_name"),
+    Column("name_key", Text, nullable=False, unique=True),
+    _text("external_id", null=True),
+    Column("version", Integer, nullable=False),
+    _time("created_at"),
+    _time("updated_at"),
+)
+
+scim_members = Table(
+    "scim_members",
+    metadata,
+    Column("group_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    PrimaryKeyConstraint("group_id", "user_id"),
+    Index("scim_members_user", "user_id"),
 )
 
 owner_keys = Table(

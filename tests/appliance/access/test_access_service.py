@@ -16,8 +16,9 @@ from appliance.access.routes import AccessRoutes
 from appliance.access.service import AccessService
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed, TokenRequired
-from appliance.settings import AccessSettings
-from appliance.store import nas, schema
+from appliance.settings import AccessSettings, DirectorySettings
+from appliance.store import directory_sources, nas, schema
+from appliance.store.directory_sources import DONE, SourceRow
 from appliance.store.store import Store
 from appliance.web.peer import Peer
 from est.errors import EstError
@@ -61,10 +62,10 @@ class Box:
 
 
 @asynccontextmanager
-async def access(tmp_path, clock=None, issuers=None, **settings):
+async def access(tmp_path, clock=None, issuers=None, directory=None, **settings):
     clock = clock or FixedClock()
     store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
-    service = AccessService(AccessSettings(**settings), store, clock, issuers)
+    service = AccessService(AccessSettings(**settings), store, clock, issuers, directory)
     try:
         await service.start()
         yield service, store, clock
@@ -213,6 +214,55 @@ def test_a_stale_snapshot_follows_the_sites_rule_and_never_opens_a_department(tm
             clock.advance(31)
             decision = service.authorize(login())
             assert (decision.verdict, decision.reason_code) == (verdict, "snapshot-stale")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict", "code"),
+    [("keep", "accept", "rule-matched"), ("guest", "guest", "snapshot-stale"), ("reject", "reject", "snapshot-stale")],
+)
+def test_a_directory_that_was_not_read_for_too_long_follows_the_sites_rule_and_is_seen_in_the_chain(
+    tmp_path, rule, verdict, code
+):
+    async def story():
+        directory = DirectorySettings(source="ldap", stale_hours=1, when_stale=rule)
+        async with access(tmp_path, directory=directory, stale_seconds=1e9) as (service, store, clock):
+            await ready(service, store)
+            read = SourceRow("ldap", clock.now(), clock.now(), DONE, {})
+            await store.write(lambda tx: directory_sources.put(tx, read))
+            assert "source" not in service.authorize(login()).steps[2].evidence, "a local owner has no such age"
+            body = {"identifier": OWNER, "state": "active", "kind": "person", "department": "R&D", "source": "ldap"}
+            await store.write(lambda tx: tx.emit("owner", OWNER, body))
+            clock.advance(1800)
+            fresh = service.authorize(login())
+            assert (fresh.verdict, fresh.vlan) == ("accept", 20)
+            assert fresh.steps[2].evidence.endswith(", source ldap read 1800 s ago")
+            clock.advance(1801)
+            old = service.authorize(login())
+            assert (old.verdict, old.reason_code) == (verdict, code)
+            assert f"source ldap read 3601 s ago (limit 3600 s, site rule {rule})" in old.steps[2].evidence
+            if rule != "keep":
+                assert f"snapshot 3601 s old, limit 3600 s, site rule {rule}" in old.steps[3].evidence
+            await store.write(lambda tx: tx.emit("owner", OWNER, {**body, "state": "suspended"}))
+            assert service.authorize(login()).reason_code == "owner-suspended", "a no stays a no"
+            await store.write(lambda tx: tx.emit("owner", OWNER, body))
+            again = SourceRow("ldap", clock.now(), clock.now(), DONE, {})
+            await store.write(lambda tx: directory_sources.put(tx, again))
+            assert service.authorize(login()).reason_code == "rule-matched"
+            clock.advance(2e9)
+            assert service.authorize(login()).verdict == "reject", "a silent store is the policy's own rule"
+
+    asyncio.run(story())
+
+
+def test_any_department_of_several_may_open_a_vlan(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            body = {"identifier": OWNER, "state": "active", "kind": "person", "department": "Art"}
+            await store.write(lambda tx: tx.emit("owner", OWNER, {**body, "more_departments": ["Law", "HR"]}))
+            assert service.authorize(login()).vlan == 30
 
     asyncio.run(story())
 

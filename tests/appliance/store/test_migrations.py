@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert
 
 from appliance.errors import Conflict
-from appliance.store import Store, crls, meta, schema
+from appliance.store import Store, crls, meta, owners, schema
 from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
 from tests.support import NOW, FixedClock
@@ -44,6 +44,27 @@ def test_indexes_are_those_of_the_schema_with_their_conditions(tmp_path: Path) -
     schema.metadata.create_all(plain)
     plain.dispose()
     assert indexes(tmp_path / "a.db") == indexes(tmp_path / "b.db")
+
+
+def test_who_was_suspended_before_sources_were_known_is_held_by_an_administrator(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with migration_engine(url).begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        for ref, state in (("alice", "active"), ("bob", "suspended")):
+            connection.exec_driver_sql(
+                "INSERT INTO owners (id, identifier, ref, name, kind, state, created_at, updated_at)"
+                f" VALUES ('{ref}', 'spiffe://x/owner/{ref}', '{ref}', '{ref}', 'person', '{state}', 0, 0)"
+            )
+    store = Store.open(url, FixedClock())
+    found = {one.ref: (one.state, one.held, one.source, one.source_state) for one in store.read_sync(owners.every)}
+    store.close()
+    assert found == {
+        "alice": ("active", False, "local", "present"),
+        "bob": ("suspended", True, "local", "present"),
+    }
 
 
 def test_a_database_of_the_first_version_is_brought_up_with_what_it_holds(tmp_path: Path) -> None:
