@@ -11,13 +11,16 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request: method, absolute path without query, media type as sent, headers with lower-case names, body."""
+    """A request: method, absolute path without query, media type as sent, headers with lower-case names, body, query.
+
+    `query` is what stood behind the question mark, as it was sent."""
 
     method: str
     path: str
     media_type: str = ""
     headers: Mapping[str, str] = field(default_factory=lambda: _NONE)
     body: bytes = b""
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)

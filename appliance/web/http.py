@@ -52,6 +52,7 @@ class _Request:
 
     method: str
     path: str
+    query: str
     id: str
     keep_alive: bool
     payload: StreamReader
@@ -238,8 +239,10 @@ class HttpConnection(BaseProtocol):
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
         self._head_bytes = 0
         keep_alive = not message.should_close and message.version != HttpVersion10 and not self._draining
-        path = message.path.partition("?")[0]
-        request = self._request = _Request(message.method, path, self._owner.app.new_request_id(), keep_alive, payload)
+        path, _, query = message.path.partition("?")
+        request = self._request = _Request(
+            message.method, path, query, self._owner.app.new_request_id(), keep_alive, payload
+        )
         try:
             headers = request.headers = read_headers(message)
             match = request.match = self._owner.app.match(message.method, path)
@@ -280,7 +283,7 @@ class HttpConnection(BaseProtocol):
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         chunks = request.chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        call = Call(request.method, request.path, media_type, headers, body)
+        call = Call(request.method, request.path, media_type, headers, body, request.query)
         self.deadline = self._loop.time() + match.entry.route.seconds
         try:
             reply = match.entry.handler(call, self._who(), match.params)
@@ -336,7 +339,7 @@ class HttpConnection(BaseProtocol):
             self._draining = True
             return
         if self._request is None:
-            self._request = _Request("", "/.well-known/", self._owner.app.new_request_id(), False, EMPTY_PAYLOAD)
+            self._request = _Request("", "/.well-known/", "", self._owner.app.new_request_id(), False, EMPTY_PAYLOAD)
         request = self._request
         request.keep_alive = False
         self._write(request, refuse(error, request.method, request.path, Peer(self.address, self._slot), request.id))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from appliance.web.statuses import STATUS
+from appliance.web.statuses import SCIM_TYPES, STATUS
 from est.errors import Refusal
 from est.exchange import Reply
 
@@ -43,7 +43,7 @@ def status_of(error: Refusal | type[Refusal]) -> int | None:
 
 
 def problem(error: BaseException, *, path: str, request_id: str) -> Reply:
-    """The answer that an error means: one plain line under /.well-known/, problem+json elsewhere."""
+    """The answer that an error means: a plain line under /.well-known/, SCIM's under /scim/, else problem+json."""
     if not isinstance(error, Refusal):
         return _write(500, "internal-error", "", {}, {}, path, request_id)
     status = status_of(error)
@@ -93,6 +93,8 @@ def _write(
     if path.startswith("/.well-known/"):
         line = f"{reason}: {one_line(detail)} (request {request_id})\n"
         return Reply(status, "text/plain; charset=utf-8", headers, line.encode())
+    if path.startswith("/scim/"):
+        return _write_scim(status, reason, detail, headers)
     public = {name: _plain(value) for name, value in fields.items() if name not in _HIDDEN_FIELDS}
     body = {
         "type": f"/problems/{reason}",
@@ -103,6 +105,17 @@ def _write(
         "request_id": request_id,
     } | public
     return Reply(status, "application/problem+json", headers, json.dumps(body, ensure_ascii=False).encode())
+
+
+def _write_scim(status: int, reason: str, detail: str, headers: Mapping[str, str]) -> Reply:
+    """What SCIM clients read instead (RFC 7644, section 3.12); our reason stands in front of the detail."""
+    body = {
+        "schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"],
+        "status": str(status),
+        **({"scimType": SCIM_TYPES[reason]} if reason in SCIM_TYPES else {}),
+        "detail": f"{reason}: {one_line(detail)}",
+    }
+    return Reply(status, "application/scim+json", headers, json.dumps(body, ensure_ascii=False).encode())
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -18,6 +18,7 @@ Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply] | Reply]
 
 ListenerName = Literal["device", "decision", "pki", "console", "admin", "agent"]
 Who = Literal["anyone", "certificate", "token", "uid"]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Rate = Literal["none", "address", "identity"]
 
 KiB = 1024
@@ -35,7 +36,7 @@ class Route:
     """
 
     listener: ListenerName
-    method: Literal["GET", "POST"]
+    method: Method
     path: str
     endpoint: str
     who: Who
@@ -47,9 +48,25 @@ class Route:
 
 _ANY: frozenset[str] = frozenset()
 _JSON = frozenset({"application/json"})
+_SCIM_JSON = frozenset({"application/scim+json", "application/json"})
 _OCSP = frozenset({"application/ocsp-request"})
 _EST = "/.well-known/est"
 _BRSKI = "/.well-known/brski"
+_SCIM = "/scim/v2"
+
+
+def _scim(collection: str, one: str, max_body: int) -> tuple[Route, ...]:
+    """A kind of SCIM resource (RFC 7644, section 3.2)."""
+    every, single = f"{_SCIM}/{collection}", f"{_SCIM}/{collection}/{{id}}"
+    return (
+        Route("console", "GET", every, f"scim.{one}s", "token", _ANY, 0, "address", 10),
+        Route("console", "POST", every, f"scim.create_{one}", "token", _SCIM_JSON, max_body, "address", 10),
+        Route("console", "GET", single, f"scim.{one}", "token", _ANY, 0, "address", 10),
+        Route("console", "PUT", single, f"scim.replace_{one}", "token", _SCIM_JSON, max_body, "address", 10),
+        Route("console", "PATCH", single, f"scim.patch_{one}", "token", _SCIM_JSON, max_body, "address", 10),
+        Route("console", "DELETE", single, f"scim.delete_{one}", "token", _ANY, 0, "address", 10),
+    )
+
 
 ROUTES: tuple[Route, ...] = (
     Route("device", "GET", f"{_EST}/cacerts", "est.cacerts", "anyone", _ANY, 0, "address", 10),
@@ -140,6 +157,13 @@ ROUTES: tuple[Route, ...] = (
     Route("console", "GET", "/problems/{reason}", "console.problem", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/docs/", "console.docs", "anyone", _ANY, 0, "none", 10),
     Route("console", "GET", "/docs/{path*}", "console.docs", "anyone", _ANY, 0, "none", 10),
+    Route("console", "GET", f"{_SCIM}/ServiceProviderConfig", "scim.config", "token", _ANY, 0, "address", 10),
+    Route("console", "GET", f"{_SCIM}/ResourceTypes", "scim.types", "token", _ANY, 0, "address", 10),
+    Route("console", "GET", f"{_SCIM}/ResourceTypes/{{id}}", "scim.type", "token", _ANY, 0, "address", 10),
+    Route("console", "GET", f"{_SCIM}/Schemas", "scim.schemas", "token", _ANY, 0, "address", 10),
+    Route("console", "GET", f"{_SCIM}/Schemas/{{id}}", "scim.schema", "token", _ANY, 0, "address", 10),
+    *_scim("Users", "user", 64 * KiB),
+    *_scim("Groups", "group", 1024 * KiB),
     Route("admin", "POST", "/v1/operations/{name}", "console.operation", "uid", _JSON, 4096 * KiB, "none", 120),
 )
 """Every route of the appliance. fullcmc, serverkeygen and requestauditlog have no row: 404."""

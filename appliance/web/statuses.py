@@ -289,7 +289,45 @@ IDENTITY = {
     "confirmation-needed": 409,
 }
 
-ACCESS: dict[str, int] = {}
+ACCESS = {
+    "owner-of-other-source": 409,
+    "owner-held-by-source": 409,
+    "directory-not-configured": 409,
+    "directory-unreachable": 503,
+    "directory-untrusted": 502,
+    "directory-login-refused": 502,
+    "directory-answer-unusable": 502,
+    "directory-incomplete": 502,
+    "directory-too-large": 502,
+    "directory-referral": 502,
+    "directory-file-refused": 409,
+    "directory-frozen": 409,
+    "directory-at-fault": 503,
+    "directory-busy": 503,
+    "scim-syntax-invalid": 400,
+    "scim-filter-invalid": 400,
+    "scim-path-invalid": 400,
+    "scim-target-missing": 400,
+    "scim-value-invalid": 400,
+    "scim-not-mutable": 400,
+    "scim-not-unique": 409,
+    "scim-resource-unknown": 404,
+    "scim-version-mismatch": 412,
+}
+
+SCIM_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "body-malformed": "invalidSyntax",
+        "scim-syntax-invalid": "invalidSyntax",
+        "scim-filter-invalid": "invalidFilter",
+        "scim-path-invalid": "invalidPath",
+        "scim-target-missing": "noTarget",
+        "scim-value-invalid": "invalidValue",
+        "scim-not-mutable": "mutability",
+        "scim-not-unique": "uniqueness",
+    }
+)
+"""RFC 7644's word for a refusal of the SCIM server (section 3.12)."""
 
 PROXY: dict[str, int] = {
     "proxy-state-locked": 503,

@@ -46,6 +46,7 @@ class Target:
     campus: Campus
     callers: Mapping[str, Client]
     token: str
+    scim_token: str
     process: psutil.Process
     bodies: Mapping[str, bytes]
     read: dict[str, int] = field(default_factory=dict)
@@ -108,7 +109,8 @@ def target(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "a JWS of nothing": b'{"request": "..", "approvals": ["a.b.c"], "evidence": "e30.e30."}',
         "alg none": b'{"request": "eyJhbGciOiJub25lIiwidHlwIjoiYWdlbnQtcmVxdWVzdCtqd3QifQ.e30.", "approvals": []}',
     }  # fmt: skip
-    yield Target(campus, callers, token, psutil.Process(campus.process.popen.pid), ordinary)
+    scim_token = campus.ask("directory.new_token", name="tests")["token"]
+    yield Target(campus, callers, token, scim_token, psutil.Process(campus.process.popen.pid), ordinary)
     for client in callers.values():
         client.close()
     campus.close()
@@ -143,6 +145,9 @@ def senders(target: Target, route: Route) -> Iterator[tuple[str, Client, dict[st
         case "decision" if route.who == "token":
             yield "with token", campus.client("decision"), {"Authorization": f"Bearer {target.token}"}
             yield "without token", campus.client("decision"), {}
+        case "console" if route.who == "token":
+            yield "with token", campus.client("console"), {"Authorization": f"Bearer {target.scim_token}"}
+            yield "without token", campus.client("console"), {}
         case other:
             yield "anybody", campus.client(other), {}
 
@@ -185,7 +190,7 @@ EVERY = (*ROUTES, *agent_api.ROUTES)
 
 @pytest.mark.lab
 @pytest.mark.req("E-140", "T-23")
-@pytest.mark.parametrize("route", [one for one in EVERY if one.method == "POST"], ids=name_of)
+@pytest.mark.parametrize("route", [one for one in EVERY if one.max_body], ids=name_of)
 def test_bad_bodies_get_typed_refusals(target: Target, route: Route) -> None:
     """4xx, but where the route takes everything an administrator or a switch can say in JSON (empty arguments)."""
     wrong = []
@@ -198,7 +203,7 @@ def test_bad_bodies_get_typed_refusals(target: Target, route: Route) -> None:
     for who, client, headers in senders(target, route):
         for what, body in bodies.items():
             for media_type in media_types_of(route):
-                answer = patiently(client, "POST", path_of(route), body, media_type, headers)
+                answer = patiently(client, route.method, path_of(route), body, media_type, headers)
                 allowed: range | tuple[int, ...] = range(400, 500)
                 if route.endpoint == "access.decide" and who == "with token" and what in ("empty object",):
                     allowed = (200, *range(400, 500))  # nothing known of the login: a Reject
@@ -223,23 +228,23 @@ def test_wrong_media_types_and_methods_get_typed_refusals(target: Target, route:
             wrong.append((method, said))
         if answer.status == 405 and route.method not in answer.headers.get("allow", ""):
             wrong.append((method, f"Allow: {answer.headers.get('allow')}"))
-    if route.method == "POST":
+    if route.max_body:
         for media_type in (
             "", "text/html", "application/xml", "*/*", "application/json/x", "multipart/form-data; boundary=x",
             "application/json; charset=utf-16", "a" * 300,
         ):  # fmt: skip
-            answer = patiently(client, "POST", path_of(route), b"<x/>", media_type, headers)
+            answer = patiently(client, route.method, path_of(route), b"<x/>", media_type, headers)
             if said := complaint(answer):
                 wrong.append((media_type, said))
         for encoding in ("gzip", "br", "identity, gzip"):
             answer = patiently(
-                client, "POST", path_of(route), b"\x1f\x8b\x08", media_types_of(route)[0],
+                client, route.method, path_of(route), b"\x1f\x8b\x08", media_types_of(route)[0],
                 {**headers, "Content-Encoding": encoding},
             )  # fmt: skip
             if said := complaint(answer):
                 wrong.append((encoding, said))
     else:
-        answer = patiently(client, "GET", path_of(route), b"body" * 10, headers=headers)
+        answer = patiently(client, route.method, path_of(route), b"body" * 10, headers=headers)
         if said := complaint(answer):
             wrong.append(("a body", said))
     assert wrong == []
@@ -256,7 +261,7 @@ def test_strange_parameters_in_paths_get_typed_refusals(target: Target, route: R
     who, client, headers = list(senders(target, route))[-1]
     for value in strange:
         path = re.sub(r"\{\w+\*?\}", lambda _: value, route.path)
-        body = b"{}" if route.method == "POST" else b""
+        body = b"{}" if route.max_body else b""
         answer = patiently(client, route.method, path, body, media_types_of(route)[0] if body else "", headers)
         if said := complaint(answer):
             wrong.append((value[:40], said))
