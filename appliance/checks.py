@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,24 @@ from typing import Any
 from cryptography import x509
 
 from appliance.access.service import AccessService
+from appliance.access.sources.csv_file import read_whole
+from appliance.access.sources.ldap_source import LdapSource
+from appliance.access.sources.sync import judge
 from appliance.clock import Clock
 from appliance.errors import HomeMissing
 from appliance.hierarchy import ROLES, SEALING, SERVERS, key_file, read_issuing, read_server
 from appliance.identity.assemble import load_policy
 from appliance.initialise import need_passphrase
 from appliance.keys import read_key
-from appliance.settings import FILE_NAME, LoadedSettings
-from appliance.store import policies
+from appliance.settings import FILE_NAME, DirectorySettings, LoadedSettings, Settings
+from appliance.store import directory_sources, policies
+from appliance.store.owners import LDAP, LOCAL
 from appliance.store.store import Store
 from est.errors import Refusal
 from radius import read_policy
 
 Row = dict[str, Any]
+_ADOPT = "appliance directory adopt REF --source local"
 WARN_DAYS = (1, 7, 14, 30)
 
 
@@ -105,11 +110,55 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         lambda: f"{len(load_policy(settings.identity.appraisal_policy).classes)} agent classes",
         "mend the file that identity.appraisal_policy names",
     )
+    if settings.directory.source != "none":
+        attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
     return rows
 
 
 def _certificates(issuing: Mapping[Any, Any]) -> list[tuple[str, x509.Certificate]]:
     return [(str(role), one.certificate) for role, one in issuing.items()]
+
+
+def check_source(settings: Settings, clock: Clock) -> str:
+    """The source of owners: what its settings name is there, and its last reading went well; raises DirectoryError."""
+    chosen = settings.directory
+    if chosen.source == "ldap":
+        name, said = LDAP, LdapSource(chosen).check()
+    else:
+        read_whole(chosen.csv_file, chosen.max_bytes)
+        name, said = LOCAL, f"{chosen.csv_file}"
+    opened = Store.open(settings.store_url, clock)
+    try:
+        rows = opened.read_sync(directory_sources.every)
+    finally:
+        opened.close()
+    return f"{said}; {judge(chosen, name, rows, clock.now())}"
+
+
+def of_directory(states: Iterable[Mapping[str, Any]], settings: DirectorySettings) -> list[Row]:
+    """How each source of owners is: what failed, what waits for a yes, what is too old."""
+    rows = []
+    for state in states:
+        name, detail = state["source"], state["detail"]
+        seen = f"{state['owners']} owners, {state['present']} present"
+        if state["age_seconds"] is not None:
+            seen += f", read whole {state['age_seconds'] // 60} min ago"
+        said = f"{detail.get('reason')}: {detail.get('detail')}; {seen}"
+        if name == LDAP and settings.source != "ldap":
+            rows.append(row(f"directory-{name}", "warning", f"{seen}, and directory.source is not ldap", _ADOPT))
+        elif not state["scheduled"]:
+            rows.append(row(f"directory-{name}", "ok", seen))
+        elif state["outcome"] == "frozen":
+            rows.append(row(f"directory-{name}", "error", said, "appliance directory sync --confirm"))
+        elif state["stale"] or state["outcome"] == "failed":
+            level = "error" if state["stale"] else "warning"
+            rows.append(row(f"directory-{name}", level, said, "appliance directory sync"))
+        else:
+            conflicts = detail.get("conflicts", 0)
+            fix = "appliance directory sync --dry-run" if conflicts else ""
+            message = f"{seen}, {conflicts} conflicts" if conflicts else seen
+            rows.append(row(f"directory-{name}", "warning" if conflicts else "ok", message, fix))
+    return rows
 
 
 def of_access(access: AccessService, stale_seconds: float) -> list[Row]:

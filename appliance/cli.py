@@ -12,7 +12,18 @@ from collections.abc import Sequence
 
 import typer
 
-from appliance.commands import auditing, certificates, devices, hosts, itself, network, people, trust, verify
+from appliance.commands import (
+    auditing,
+    certificates,
+    devices,
+    directory,
+    hosts,
+    itself,
+    network,
+    people,
+    trust,
+    verify,
+)
 from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
@@ -32,6 +43,7 @@ app.add_typer(devices.pledges, name="pledges")
 app.add_typer(devices.proxies, name="proxies")
 app.add_typer(devices.est_secrets, name="est")
 app.add_typer(people.owners, name="owners")
+app.add_typer(directory.directory, name="directory")
 app.add_typer(people.agents, name="agents")
 app.add_typer(certificates.certs, name="certs")
 app.add_typer(network.policy, name="policy")

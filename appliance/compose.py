@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import ssl
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -17,12 +18,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from appliance import cascade
 from appliance.access.directory import OwnerDirectory
+from appliance.access.directory_tokens import DirectoryTokens
 from appliance.access.engine import RadiusEngine, RadiusParts
 from appliance.access.freeradius import FreeRadius, RadiusFiles
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes
+from appliance.access.scim.routes import ScimRoutes
+from appliance.access.scim.service import ScimService
 from appliance.access.service import AccessService
+from appliance.access.sources.ldap_source import LdapSource
+from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
 from appliance.backup import write_backup
@@ -30,11 +36,12 @@ from appliance.ca import CertificateAuthority
 from appliance.certificate_list import CertificateList
 from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
 from appliance.checkpoint_keeper import CheckpointKeeper
-from appliance.checks import expiry, of_access, row
+from appliance.checks import expiry, of_access, of_directory, row
 from appliance.clock import Clock, SystemClock
 from appliance.console.auditing import AuditOperations, CheckpointRoutes
 from appliance.console.certificates import CertificateOperations
 from appliance.console.devices import EstOperations, ManufacturerOperations, PledgeOperations, ProxyOperations
+from appliance.console.directory import DirectoryOperations
 from appliance.console.itself import HomeOperations
 from appliance.console.network import (
     AccessOperations,
@@ -158,7 +165,7 @@ class Appliance:
             seconds=settings.audit.checkpoint_seconds,
             entries=settings.audit.checkpoint_entries,
         )
-        self.access = AccessService(settings.access, store, clock, ca.roles)
+        self.access = AccessService(settings.access, store, clock, ca.roles, settings.directory)
         self.nas = NasService(store, sealing)
         self.directory = OwnerDirectory(
             origin=settings.origin,
@@ -167,6 +174,16 @@ class Appliance:
             skew_seconds=settings.identity.skew_seconds,
             oid_arc=settings.identity.oid_arc,
         )
+        self.sync = DirectorySync(
+            settings.directory,
+            origin=settings.origin,
+            store=store,
+            clock=clock,
+            directory=self.directory,
+            source=LdapSource(settings.directory) if settings.directory.source == "ldap" else None,
+            chance=secrets.SystemRandom().random,
+        )
+        self.directory_tokens = DirectoryTokens(store)
         self.policies = PolicyService(store, self.access, owner_id_oid=owner_id_oid)
         self.identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
@@ -195,7 +212,9 @@ class Appliance:
         )
         self.agents = AgentRegistry(origin=settings.origin, store=store)
         self.certificates = CertificateList(origin=settings.origin, ca=ca, store=store, clock=clock)
-        self.health = Health(store=store, clock=clock, ca=ca, crls=self.crls, settings=settings)
+        self.health = Health(
+            store=store, clock=clock, ca=ca, crls=self.crls, settings=settings, advice={"directory": self.sync.look}
+        )
         self._passphrase = passphrase
         self.operations = self._operations()
         self.listeners: dict[str, str | None] = {}
@@ -239,6 +258,12 @@ class Appliance:
         host = web.decision_host if web.decision_host in web.names else web.names[0]
         return f"https://{_address(host, self._decision_port)}/v1/decide"
 
+    def _console_url(self) -> str:
+        """Where SCIM clients find the console port."""
+        web, chosen = self.settings.web, self.settings.directory.scim_base_url
+        port = (self.listeners.get("console") or "").rpartition(":")[2] or web.console_port
+        return chosen.rstrip("/") or f"https://{_address(web.names[0], int(port))}"
+
     def _operations(self) -> Operations:
         actor = Actor("administrator", "local")
         owners = OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle)
@@ -259,6 +284,7 @@ class Appliance:
                 "est": EstOperations(self.registrar, actor, self.settings.est.labels),
                 "owners": owners,
                 "trust": TrustOperations(trust, actor, owners.bundle_text),
+                "directory": DirectoryOperations(self.sync, self.directory, self.directory_tokens, actor),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(self.certificates, actor),
                 "policy": PolicyOperations(self.policies, actor, issuers),
@@ -291,6 +317,18 @@ class Appliance:
         # a nonce wants a signature each time, and anybody may send one
         of_pki = Bucket(web.pki_rate, web.pki_burst)
         asked = Limits(self.clock, of_pki, of_pki)
+        of_scim = Bucket(settings.directory.scim_rate, settings.directory.scim_burst)
+        pushing = Limits(self.clock, of_scim, of_scim)
+        scim = ScimRoutes(
+            ScimService(
+                self.store,
+                origin=settings.origin,
+                departments_from=settings.directory.scim_departments,
+                max_owners=settings.directory.max_owners,
+            ),
+            self.directory_tokens,
+            self._console_url,
+        )
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
         trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
@@ -309,13 +347,14 @@ class Appliance:
             "console.problem": pages.problem,
             "console.docs": pages.docs,
             "console.openapi": pages.openapi,
+            **scim.endpoints,
         }
         decision_tls = self._https if _is_loopback(web.decision_host) else self._https_for_clients
         decision = {**health, "access.decide": access.decide}
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, device_tls, limits),
-            ("console", web.host, web.console_port, console, self._https, None),
+            ("console", web.host, web.console_port, console, self._https, pushing),
             ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
             ("pki", web.host, web.pki_port, pki, None, asked),
         ]
@@ -336,9 +375,8 @@ class Appliance:
             radius = settings.radius
             raise _unavailable("radius", radius.host, radius.port, cause) from cause
         self.listeners["radius"] = None if answering is None else _address(*answering)
-        self._tasks += [
-            asyncio.create_task(one.run()) for one in (self.crls, self.ocsp, self.registrar, self.checkpoints)
-        ]
+        keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync)
+        self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:
             self._announcer = Announcer(
                 interfaces=settings.registrar.announce_interfaces,
@@ -359,6 +397,7 @@ class Appliance:
             for name, seen in (await self.health.look()).items()
         ]
         rows += of_access(self.access, self.settings.access.stale_seconds)
+        rows += of_directory(await self.sync.status(), self.settings.directory)
         certificates = {"root": self.ca.root}
         certificates |= {role: self.ca.issuing(role).certificate for role in ROLES}
         certificates |= {name: server.certificate for name, server in self._servers.items()}
@@ -377,6 +416,7 @@ class Appliance:
         if self._announcer is not None:
             await self._announcer.stop()
         self.identity.challenges.release()
+        self.sync.stop()
         await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
         await self._radius.stop()
         for task in self._tasks:

@@ -122,6 +122,38 @@ def test_a_setting_that_is_none_is_named_with_its_neighbour(home: Path) -> None:
     assert shown.status == 1 and "weeb.device_port" in shown.err and "web.device_port" in shown.err
 
 
+def test_the_source_of_owners_is_checked_as_far_as_it_can_be_without_asking_it(home: Path, tmp_path: Path) -> None:
+    assert "directory" not in look(home)
+    settings = home / "appliance.toml"
+    before = settings.read_text()
+
+    def tell(*lines: str) -> None:
+        settings.write_text(before.replace("[directory]", "\n".join(["[directory]", *lines])))
+
+    tell('source = "ldap"')
+    assert look(home)["directory"] == ("error", "directory-not-configured: directory.ldap_url is not set")
+    tell('source = "ldap"', 'ldap_url = "ldap://directory.example"', 'ldap_base = "dc=x"')
+    assert "ldap_ca_file is not set" in look(home)["directory"][1]
+    tell('source = "ldap"', 'ldap_url = "ldap://directory.example"', 'ldap_base = "dc=x"', "ldap_start_tls = false")
+    assert "in clear" in look(home)["directory"][1]
+    file = tmp_path / "owners.csv"
+    tell('source = "csv"', f'csv_file = "{file}"')
+    assert look(home)["directory"][1].startswith("directory-unreachable")
+    file.write_text("ref,name,kind,department\nalice,A,person,R&D\nbob,B,person,HR\n")
+    assert look(home)["directory"] == ("ok", f"{file}; local: not read yet")
+    assert run_here("directory", "sync", "--home", home).out == "+ alice: name A, kind person, department R&D\n" + (
+        "+ bob: name B, kind person, department HR\n0 unchanged; done\n"
+    )
+    assert "read whole 0 min ago" in look(home)["directory"][1]
+    file.write_text("ref,name,kind,department\n")
+    refused = run_here("directory", "sync", "--home", home)
+    assert (refused.status, refused.err.startswith("appliance: directory-frozen: ")) == (1, True)
+    assert look(home)["directory"][1].startswith("directory-frozen: ")
+    assert "directory-at-fault" not in look(home)["directory"][1]
+    status = run_here("directory", "status", "--home", home, "-o", "json").json
+    assert (status[0]["outcome"], status[0]["present"]) == ("frozen", 2)
+
+
 def test_a_folder_that_is_no_home(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert set(found) == {"settings"} and found["settings"][0] == "error"
