@@ -31,10 +31,10 @@ from appliance.errors import (
 )
 from appliance.failpoint import failpoint
 from appliance.hierarchy import IssuingCa, Role, check_ca, new_serial, read_issuing
-from appliance.settings import Settings
+from appliance.settings import Settings, SettingsInvalid
 from appliance.store import Row, Store, Tx, certificates
 from appliance.store.columns import to_micros
-from est import profiles
+from est import profiles, weak
 from est.certificates import load_certificate
 from est.chains import TrustAnchors, aki_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped
@@ -42,6 +42,7 @@ from est.keys import spki, spki_sha256
 from est.profiles import Shape, Terms
 from est.revocation import REASONS
 from est.signer import KeySigner
+from est.weak import ListedKeys
 
 _log = logging.getLogger(__name__)
 
@@ -132,13 +133,18 @@ class CertificateAuthority:
         store: Store,
         clock: Clock,
         backdate_seconds: int = 300,
+        weak_keys: ListedKeys | None = None,
     ) -> None:
-        """Checks every CA certificate against A-10; raises CaUnsuitable, CaExpired, KeyMismatch."""
+        """Checks every CA certificate against A-10; raises CaUnsuitable, CaExpired, KeyMismatch.
+
+        `weak_keys` are never certified.
+        """
         self.root = root
         self._issuing = dict(issuing)
         self._store = store
         self._clock = clock
         self._backdate = timedelta(seconds=backdate_seconds)
+        self._weak_keys = weak_keys or ListedKeys()
         self._role_of = {one.key_identifier: role for role, one in self._issuing.items()}
         self._anchors = {role: TrustAnchors((one.certificate,)) for role, one in self._issuing.items()}
         self.check()
@@ -149,7 +155,14 @@ class CertificateAuthority:
     ) -> CertificateAuthority:
         """The CA of a home; also raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed."""
         root, issuing = read_issuing(home, settings, passphrase)
-        return cls(root=root, issuing=issuing, store=store, clock=clock, backdate_seconds=settings.ca.backdate_seconds)
+        return cls(
+            root=root,
+            issuing=issuing,
+            store=store,
+            clock=clock,
+            backdate_seconds=settings.ca.backdate_seconds,
+            weak_keys=read_weak_keys(settings),
+        )
 
     def check(self) -> None:
         """Hold every CA certificate against A-10 and the clock, and each key against its certificate."""
@@ -212,7 +225,7 @@ class CertificateAuthority:
         checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the
         certificates table: `profile` is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model,
         csr_sha256 may be given. `event` names the final audit entry, `fields` are added to it. Raises what they raise,
-        CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
+        KeyWeak, CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
         """
         issuing = self._issuing[role]
         prepared = await self._store.write(
@@ -252,6 +265,8 @@ class CertificateAuthority:
         slot = Slot(issuing, new_serial(), tx.now, log_index, (tx.now - self._backdate).replace(microsecond=0))
         shape = make_shape(slot)
         _check_shape(shape, slot)
+        weak.check(shape.public_key)
+        self._weak_keys.check(shape.public_key)
         tbs = profiles.to_be_signed(shape, issuer_key=issuing.signer.public_key())
         digest = hashlib.sha256(tbs).digest()
         row_id = certificates.add(
@@ -340,6 +355,18 @@ class CertificateAuthority:
         return await self._store.write(
             lambda tx: revoke(tx, aki, serial, reason=reason, actor=actor, request_id=request_id), essential=True
         )
+
+
+def read_weak_keys(settings: Settings) -> ListedKeys:
+    """The lists of `ca.weak_keys`; raises SettingsInvalid for a file that cannot be read."""
+    texts = []
+    for file in settings.ca.weak_keys:
+        try:
+            texts.append(file.read_text("ascii"))
+            ListedKeys.read(texts[-1])
+        except (OSError, ValueError) as cause:
+            raise SettingsInvalid(f"ca.weak_keys: {file}: {cause}") from cause
+    return ListedKeys.read(*texts)
 
 
 _EVENT_COLUMNS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "txn", "model")

@@ -13,6 +13,7 @@ from appliance.access.service import AccessService
 from appliance.access.sources.csv_file import read_whole
 from appliance.access.sources.ldap_source import LdapSource
 from appliance.access.sources.sync import judge
+from appliance.ca import read_weak_keys
 from appliance.clock import Clock
 from appliance.errors import HomeMissing
 from appliance.hierarchy import ROLES, SEALING, SERVERS, key_file, read_issuing, read_server
@@ -112,6 +113,7 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
     )
     if settings.directory.source != "none":
         attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
+    attempt("weak-keys", lambda: f"{len(read_weak_keys(settings))} listed", "mend the files that ca.weak_keys names")
     return rows
 
 

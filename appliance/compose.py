@@ -32,7 +32,7 @@ from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
 from appliance.backup import write_backup
-from appliance.ca import CertificateAuthority
+from appliance.ca import CertificateAuthority, read_weak_keys
 from appliance.certificate_list import CertificateList
 from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
 from appliance.checkpoint_keeper import CheckpointKeeper
@@ -123,6 +123,7 @@ class Appliance:
                 store=self.store,
                 clock=clock,
                 backdate_seconds=settings.ca.backdate_seconds,
+                weak_keys=read_weak_keys(settings),
             )
             self._servers: dict[str, ServerIdentity] = {
                 "registrar": read_server(home, "registrar", passphrase),

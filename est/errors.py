@@ -14,6 +14,7 @@ Refusal                          every refusal of the project: a stable reason, 
     ├── CsrAttributeMissing      the request lacks what csrattrs asks for; field `item`
     ├── ProofOfPossessionFailed  the request is not signed by the key that it names
     ├── KeyNotAccepted           key type, curve, size or exponent outside the key policy
+    ├── KeyWeak                  an RSA key that can be factored or is publicly known; field `weakness`
     ├── ExtensionNotGranted      the request asks for what is never given on request (CA, cmcRA)
     ├── NamesChanged             re-enrolment with another subject or subjectAltName
     ├── LinkingFailed            challengePassword is not the channel binding of this TLS session
@@ -130,6 +131,12 @@ class KeyNotAccepted(EstError):
     """Key type, curve, size or exponent outside the key policy."""
 
     reason = "key-not-accepted"
+
+
+class KeyWeak(EstError):
+    """An RSA key whose modulus can be factored, or whose private half is known; field `weakness` says why."""
+
+    reason = "key-weak"
 
 
 class ExtensionNotGranted(EstError):

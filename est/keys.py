@@ -20,6 +20,9 @@ _BEFORE_POINT = {
 }
 """SubjectPublicKeyInfo up to the point, which always has the same length."""
 
+MAX_EXPONENT = 1 << 256
+"""RSA exponents stay below it (FIPS 186-5, section 5.4): each bit of a longer one is work for who verifies."""
+
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -61,9 +64,11 @@ def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     if isinstance(key, rsa.RSAPublicKey):
         low, high = rules.rsa_bits
         exponent = key.public_numbers().e
-        if low <= key.key_size <= high and exponent >= 65537 and exponent % 2:
+        if low <= key.key_size <= high and 65537 <= exponent < MAX_EXPONENT and exponent % 2:
             return key
-        raise KeyNotAccepted(f"RSA keys must have {low} to {high} bits and an odd exponent of at least 65537")
+        raise KeyNotAccepted(
+            f"RSA keys must have {low} to {high} bits and an odd exponent of at least 65537 and less than 2^256"
+        )
     raise KeyNotAccepted("only elliptic curve (P-256, P-384) and RSA keys are accepted")
 
 

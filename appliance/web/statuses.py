@@ -22,6 +22,7 @@ EST = {
     "csr-attribute-missing": 400,
     "proof-of-possession-failed": 400,
     "key-not-accepted": 400,
+    "key-weak": 400,
     "requested-extension-not-granted": 400,
     "names-changed": 403,
     "tls-linking-failed": 400,

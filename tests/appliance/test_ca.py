@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import select
 
 from appliance import audit
-from appliance.ca import CertificateAuthority, PendingRow, Slot, revoke
+from appliance.ca import CertificateAuthority, PendingRow, Slot, read_weak_keys, revoke
 from appliance.clock import SystemClock
 from appliance.errors import (
     CaExpired,
@@ -31,11 +31,15 @@ from appliance.errors import (
     NotFound,
 )
 from appliance.hierarchy import ROLES, create_hierarchy, record_hierarchy
-from appliance.settings import Settings
+from appliance.settings import CaSettings, Settings, SettingsInvalid
 from appliance.store import OutboxRow, Store, Tx, certificates, schema
+from est import profiles
 from est.chains import CLIENT, aki_of, check
+from est.errors import KeyWeak
+from est.profiles import Shape
 from est.signer import KeySigner
 from tests.appliance.authority import ACTOR, PASSPHRASE, authority, issue_ldevid, issuing, ldevid_shape
+from tests.est.test_weak import DEBIAN, DEBIAN_LINE, roca
 from tests.support import NOW, FixedClock, key
 
 
@@ -302,7 +306,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.audit import Actor
 from appliance.ca import CertificateAuthority
 from appliance.clock import SystemClock
-from appliance.settings import Settings
+from appliance.settings import CaSettings, Settings, SettingsInvalid
 from appliance.store import Store
 from est import profiles
 
@@ -361,3 +365,31 @@ def test_killed_at_every_point_every_answered_certificate_has_its_row_and_its_au
     assert {row.serial for row in ours if row.state == "issued"} == audited
     assert any(row.state == "pending" for row in ours)
     assert len({row.serial for row in rows}) == len(rows)
+
+
+@pytest.mark.req("E-204")
+def test_a_weak_key_is_never_certified_and_lists_of_them_are_read_at_the_start(tmp_path: Path) -> None:
+    listed = x509.load_pem_x509_certificate(DEBIAN.read_bytes()).public_key()
+    file = tmp_path / "blacklist.RSA-2048"
+    file.write_text(f"# from Debian\n{DEBIAN_LINE}\n")
+    root, cas = issuing()
+    weak_keys = read_weak_keys(Settings(ca=CaSettings(weak_keys=[file])))
+    store = Store.open(f"sqlite:///{tmp_path / 'appliance.db'}", FixedClock(), create=True)
+    ca = CertificateAuthority(root=root, issuing=cas, store=store, clock=FixedClock(), weak_keys=weak_keys)
+    try:
+        for public, weakness in ((listed, "listed"), (roca().public_key(), "roca")):
+
+            def shape(slot: Slot, public: object = public) -> Shape:
+                return profiles.ldevid(
+                    slot.terms(timedelta(days=9)), profiles.name("proxy"), public, identifier="spiffe://x/proxy/1"
+                )
+
+            with pytest.raises(KeyWeak) as caught:
+                asyncio.run(ca.issue("devices", shape, row={"profile": "ldevid"}, actor=ACTOR, event="ldevid-issued"))
+            assert caught.value.fields["weakness"] == weakness
+        assert not store.read_sync(lambda tx: certificates.page(tx))
+    finally:
+        store.close()
+    file.write_text("no list\n")
+    with pytest.raises(SettingsInvalid, match="line 1"):
+        read_weak_keys(Settings(ca=CaSettings(weak_keys=[file])))
