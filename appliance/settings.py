@@ -131,8 +131,8 @@ class CaSettings(_Section):
     )
     ocsp_signer_days: float = Field(14.0, ge=1, description="Life of an OCSP signer's certificate, days.")
     ocsp_kept: int = Field(10_000, ge=0, description="Signed OCSP answers kept in memory, about 1.5 kB each.")
-    weak_keys: list[Path] = Field(
-        [], description="Lists of RSA keys that are never certified, in the form of Debian's openssl-blacklist."
+    weak_keys: tuple[Path, ...] = Field(
+        (), description="Lists of RSA keys that are never certified, in the form of Debian's openssl-blacklist."
     )
 
 

@@ -21,8 +21,8 @@ FERMAT_ROUNDS = 100
 
 _SMALL = 751
 _ROCA_LARGEST = 701
-"""For 2048-bit keys the generator with the flaw takes its primes modulo the product of all primes up to this one, for longer
-ones of more (Nemec and others, The Return of Coppersmith's Attack, table 1)."""
+"""For 2048-bit keys the generator with the flaw takes its primes modulo the product of all primes up to this one, for
+longer ones of more (Nemec and others, The Return of Coppersmith's Attack, table 1)."""
 _LISTED_DIGITS = 20
 
 

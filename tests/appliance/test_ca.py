@@ -373,7 +373,7 @@ def test_a_weak_key_is_never_certified_and_lists_of_them_are_read_at_the_start(t
     file = tmp_path / "blacklist.RSA-2048"
     file.write_text(f"# from Debian\n{DEBIAN_LINE}\n")
     root, cas = issuing()
-    weak_keys = read_weak_keys(Settings(ca=CaSettings(weak_keys=[file])))
+    weak_keys = read_weak_keys(Settings(ca=CaSettings(weak_keys=(file,))))
     store = Store.open(f"sqlite:///{tmp_path / 'appliance.db'}", FixedClock(), create=True)
     ca = CertificateAuthority(root=root, issuing=cas, store=store, clock=FixedClock(), weak_keys=weak_keys)
     try:
@@ -392,4 +392,4 @@ def test_a_weak_key_is_never_certified_and_lists_of_them_are_read_at_the_start(t
         store.close()
     file.write_text("no list\n")
     with pytest.raises(SettingsInvalid, match="line 1"):
-        read_weak_keys(Settings(ca=CaSettings(weak_keys=[file])))
+        read_weak_keys(Settings(ca=CaSettings(weak_keys=(file,))))

@@ -68,7 +68,7 @@ def close_primes() -> rsa.RSAPrivateKey:
 
 @cache
 def roca() -> rsa.RSAPrivateKey:
-    """Primes as the generator with the flaw makes them: k*M + 65537^a modulo M, M the product of the 126 first primes."""
+    """Primes as the generator with the flaw makes them: k*M + 65537^a modulo M, M = the first 126 primes multiplied."""
     modulus = prod(_PRIMES[:126])
 
     def prime() -> int:
