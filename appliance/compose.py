@@ -56,7 +56,7 @@ from appliance.console.pki import PkiRoutes
 from appliance.console.routes import AdminRoutes
 from appliance.console.trust import TrustOperations
 from appliance.crl import CrlKeeper
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, RateLimited
 from appliance.foreign_trust import ForeignTrust
 from appliance.hierarchy import (
     ROLES,
@@ -208,6 +208,7 @@ class Appliance:
             clock=clock,
             ca=ca,
             registrar=registrar,
+            signer=KeySigner(own.key),
             masa=masa_transport or HttpsMasa(settings.registrar, load_identity=present),
             on_proxy_revoked=(revoke_agents_behind,),
         )
@@ -314,6 +315,7 @@ class Appliance:
             Bucket(web.address_rate, web.address_burst),
             Bucket(web.identity_rate, web.identity_burst),
             is_known=self.registrar.ldevids.is_ours,
+            on_refused=lambda peer: self.registrar.refusals.count(RateLimited.reason, peer.address),
         )
         # a nonce wants a signature each time, and anybody may send one
         of_pki = Bucket(web.pki_rate, web.pki_burst)

@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from appliance.setting_types import (
     AttributeName,
@@ -237,6 +237,33 @@ class EstProfile(_Section):
     approval_retry_seconds: int = Field(
         60, ge=1, le=86400, description="Retry-After that waiting clients are told, seconds."
     )
+    requests_per_second: float = Field(
+        0.0, ge=0, description="Requests for certificates per second under this label, from all clients; 0 = no limit."
+    )
+    requests_burst: int = Field(50, gt=0, description="Burst for requests_per_second.")
+    renaming: Literal["refuse", "common-name"] = Field(
+        "refuse", description="ChangeSubjectName in a request: refused, or it may set the common name."
+    )
+    authorities: bool = Field(
+        False, description="Whether registration authorities may ask for others: appliance est ra."
+    )
+    serverkeygen: Literal["off", "encrypted", "plain"] = Field(
+        "off",
+        description="Keys made for clients: none, sent encrypted only, or in clear as well (inside TLS).",
+    )
+    serverkeygen_key: Literal["p-256", "rsa-2048", "rsa-3072"] = Field(
+        "p-256", description="The keys that are made; libest reads RSA alone."
+    )
+    shared_keys_file: Path | None = Field(
+        None,
+        description="Symmetric keys that made keys may be encrypted with: lines of identifier and key, hex; mode 0600.",
+    )
+
+    @model_validator(mode="after")
+    def _check_keygen(self) -> Self:
+        if self.serverkeygen != "off" and self.key != "any" and self.key != self.serverkeygen_key:
+            raise ValueError(f"serverkeygen_key is {self.serverkeygen_key}, but key takes {self.key} only")
+        return self
 
 
 class EstSettings(EstProfile):

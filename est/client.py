@@ -6,7 +6,7 @@ The connection is the caller's: it has authenticated the server before anything 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -71,6 +71,11 @@ class EstClient:
     def simplereenroll_call(self, csr_der: bytes) -> Call:
         """Ask for a renewed or rekeyed certificate, over TLS with the old one."""
         return self._enroll(paths.SIMPLEREENROLL, csr_der)
+
+    def serverkeygen_call(self, csr_der: bytes) -> Call:
+        """Ask for a key pair and its certificate; `serverkeygen.read_reply` reads the answer."""
+        call = self._enroll(paths.SERVERKEYGEN, csr_der)
+        return replace(call, headers={**call.headers, "accept": "multipart/mixed"})
 
     def read_cacerts(self, reply: Reply, *, at: datetime | None = None) -> CaCertificates:
         """The current root and what hangs from it (RFC 7030, section 4.1.3).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,13 +105,35 @@ def read(der: bytes) -> Csr:
 
 @dataclass(frozen=True, slots=True)
 class UnprovenCsr:
-    """What a request asks for when its key and signature mean nothing (RFC 7030, section 4.4.1)."""
+    """What a request asks for when its key and signature mean nothing (RFC 7030, section 4.4.1).
+
+    `key_sha256` is over the bytes of the placeholder's SubjectPublicKeyInfo.
+    """
 
     der: bytes
     subject: x509.Name
+    subject_der: bytes
     san: x509.SubjectAlternativeName | None
+    san_der: bytes | None
     extensions: x509.Extensions
     attributes: Mapping[str, tuple[bytes, ...]]
+    challenge_password: bytes | None
+    key_sha256: bytes
+
+    def with_key(self, key: PublicKey) -> Csr:
+        """The request as if it had come for this key, which nobody proved to hold: it is the server's own."""
+        return Csr(
+            der=self.der,
+            public_key=key,
+            subject=self.subject,
+            subject_der=self.subject_der,
+            san=self.san,
+            san_der=self.san_der,
+            extensions=self.extensions,
+            attributes=self.attributes,
+            challenge_password=self.challenge_password,
+            key_sha256=spki_sha256(key),
+        )
 
 
 def read_unproven(der: bytes) -> UnprovenCsr:
@@ -122,13 +145,15 @@ def read_unproven(der: bytes) -> UnprovenCsr:
     try:
         request = x509.load_der_x509_csr(der)
         subject, extensions = request.subject, request.extensions
-        _, attributes = _read_parts(der)
-        san, _ = _read_san(extensions, attributes)
+        subject_der, attributes = _read_parts(der)
+        san, san_der = _read_san(extensions, attributes)
+        challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))
+        placeholder = hashlib.sha256(_read_spki(der)).digest()
     except BodyMalformed as error:
         raise CsrMalformed(error.detail) from error
     except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
         raise CsrMalformed("the certification request cannot be read") from error
-    return UnprovenCsr(der, subject, san, extensions, attributes)
+    return UnprovenCsr(der, subject, subject_der, san, san_der, extensions, attributes, challenge, placeholder)
 
 
 def build(
@@ -199,6 +224,15 @@ def _read_parts(der: bytes) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
             raise CsrMalformed("an attribute of the request occurs twice")
         attributes[kind] = tuple(der[first:last] for _, first, _, last in tlv.elements(der, *values))
     return der[subject_at:subject_end], attributes
+
+
+def _read_spki(der: bytes) -> bytes:
+    at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
+    at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
+    _, at = tlv.expect(der, at, end, tlv.INTEGER)
+    _, at = tlv.expect(der, at, end, tlv.SEQUENCE)
+    _, stop = tlv.expect(der, at, end, tlv.SEQUENCE)
+    return der[at:stop]
 
 
 def _read_san(

@@ -29,7 +29,8 @@ NewKey = Callable[[ec.EllipticCurve], ec.EllipticCurvePrivateKey]
 """A fresh key on a curve."""
 
 _ENVELOPED_DATA = tlv.oid("1.2.840.113549.1.7.3")
-_AES_256_CBC = tlv.oid("2.16.840.1.101.3.4.1.42")
+AES_256_CBC = "2.16.840.1.101.3.4.1.42"
+_AES_256_CBC = tlv.oid(AES_256_CBC)
 _RSA = tlv.sequence(tlv.oid("1.2.840.113549.1.1.1"), b"\x05\x00")
 _EC_PUBLIC_KEY = tlv.sequence(tlv.oid("1.2.840.10045.2.1"))
 _ECDH_SHA256 = tlv.oid("1.3.132.1.11.1")

@@ -5,7 +5,7 @@ Refusal                          every refusal of the project: a stable reason, 
     ├── BodyMalformed            not base64, not DER, not JSON: the bytes cannot be read
     ├── BodyTooLarge             more bytes than the limit of this body
     ├── MediaTypeNotAccepted     the request is not labelled as what the operation takes
-    ├── OperationUnknown         no such EST operation here (also: fullcmc, serverkeygen)
+    ├── OperationUnknown         no such EST operation here (also: fullcmc, serverkeygen where it is off)
     ├── LabelUnknown             no such EST label here
     ├── LabelNotUsable           a configured label that is an operation's name or not one path segment
     ├── MethodNotAllowed         GET where POST is meant, or the other way round; field `allow`
@@ -80,7 +80,7 @@ class MediaTypeNotAccepted(EstError):
 
 
 class OperationUnknown(EstError):
-    """No such EST operation here; fullcmc and serverkeygen are refused this way (RFC 7030, section 3.2.2)."""
+    """No such EST operation here; fullcmc is refused this way, and serverkeygen where it is off (RFC 7030, 3.2.2)."""
 
     reason = "est-operation-unknown"
 

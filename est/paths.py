@@ -13,10 +13,10 @@ CSRATTRS = "csrattrs"
 FULLCMC = "fullcmc"
 SERVERKEYGEN = "serverkeygen"
 
-METHODS = {CACERTS: "GET", SIMPLEENROLL: "POST", SIMPLEREENROLL: "POST", CSRATTRS: "GET"}
-"""The operations that exist here, each with its one method."""
+METHODS = {CACERTS: "GET", SIMPLEENROLL: "POST", SIMPLEREENROLL: "POST", CSRATTRS: "GET", SERVERKEYGEN: "POST"}
+"""The operations that exist here, each with its one method; serverkeygen under some labels only."""
 
-RESERVED = frozenset({*METHODS, FULLCMC, SERVERKEYGEN})
+RESERVED = frozenset({*METHODS, FULLCMC})
 """Names that a label may never have."""
 
 PKCS10 = "application/pkcs10"

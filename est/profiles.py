@@ -39,6 +39,7 @@ __all__ = [
     "ocsp_signer",
     "radius_server",
     "registrar",
+    "registration_authority",
     "root_ca",
     "to_be_signed",
 ]
@@ -185,6 +186,11 @@ def ldevid(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str)
 def infrastructure_client(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """NAS over RadSec, or a remote decision client: clientAuth only; the one URI name is its identifier."""
     return _end_entity(terms, subject, key, (CLIENT_AUTH,), _uri(identifier))
+
+
+def registration_authority(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
+    """A client that asks for others (RFC 7030, section 3.7): clientAuth and cmcRA, never serverAuth."""
+    return _end_entity(terms, subject, key, (CLIENT_AUTH, CMC_RA), _uri(identifier))
 
 
 def ocsp_signer(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:

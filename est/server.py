@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from cryptography import x509
 
-from est import certificates, cms, csr, csrattrs, der, paths, transfer
+from est import certificates, cms, csr, csrattrs, der, paths, serverkeygen, transfer
 from est.chains import CMC_RA
 from est.csr import Csr
 from est.csrattrs import CsrAttrs
@@ -28,6 +28,7 @@ from est.errors import (
     OperationUnknown,
 )
 from est.exchange import Call, Reply
+from est.serverkeygen import KeygenAsk
 
 _ENCODED = {paths.TRANSFER_ENCODING: "base64"}
 _SAN = x509.SubjectAlternativeName.oid.dotted_string
@@ -53,20 +54,28 @@ class EstServer:
     """Reads EST calls and writes EST replies for a set of labels.
 
     Raises LabelNotUsable for a label that is an operation's name or not a path segment (RFC 7030, section 3.2.2).
-    `max_body` is in bytes.
+    `keygen` are the labels under which serverkeygen exists, None = the default. `max_body` is in bytes.
     """
 
-    def __init__(self, *, labels: Collection[str] = (), max_body: int = transfer.MAX_BODY) -> None:
+    def __init__(
+        self,
+        *,
+        labels: Collection[str] = (),
+        keygen: Collection[str | None] = (),
+        max_body: int = transfer.MAX_BODY,
+    ) -> None:
         for label in labels:
             if label in paths.RESERVED or not label or "/" in label or label in (".", ".."):
                 raise LabelNotUsable(f"{label!r} cannot be an EST label", label=label)
         self._labels = frozenset(labels)
+        self._keygen = frozenset(keygen)
         self._max_body = max_body
 
     def operation(self, call: Call) -> Operation:
         """Which operation the call means; raises OperationUnknown, LabelUnknown, MethodNotAllowed.
 
-        fullcmc and serverkeygen are unknown here, so that nothing can fall through to the issuing code.
+        fullcmc is unknown here, and serverkeygen where no keys are made, so that nothing can fall through to the
+        issuing code.
         """
         prefix = paths.WELL_KNOWN + "/"
         segments = call.path[len(prefix) :].split("/") if call.path.startswith(prefix) else []
@@ -77,7 +86,11 @@ class EstServer:
             raise LabelUnknown("no such EST label")
         method = paths.METHODS.get(segments[-1])
         if method is None:
+            if segments[-1] == paths.FULLCMC:
+                raise OperationUnknown("fullcmc is not offered: use simpleenroll and simplereenroll")
             raise OperationUnknown("no such EST operation")
+        if segments[-1] == paths.SERVERKEYGEN and label not in self._keygen:
+            raise OperationUnknown("no keys are made here: use simpleenroll with a key of your own")
         if call.method != method:
             raise MethodNotAllowed(f"this operation takes {method}", allow=method)
         return Operation(segments[-1], label)
@@ -93,6 +106,17 @@ class EstServer:
         request = csr.read(transfer.decode_base64(call.body, max_bytes=self._max_body))
         _check_requested(request.extensions)
         return EnrollAsk(request, transfer.is_wrapped(call.body))
+
+    def read_keygen(self, call: Call) -> KeygenAsk:
+        """The request for a key pair in a serverkeygen call; its own key and signature mean nothing (section 4.4.1).
+
+        Raises MediaTypeNotAccepted, BodyTooLarge, BodyMalformed, CsrMalformed, KeyNotAccepted, ExtensionNotGranted.
+        """
+        if paths.essence(call.media_type) != paths.PKCS10:
+            raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
+        ask = serverkeygen.read(call.body, max_bytes=self._max_body)
+        _check_requested(ask.csr.extensions)
+        return ask
 
     def check_reenroll(self, request: Csr, old_certificate: x509.Certificate) -> None:
         """Subject and subjectAltName are those of the old certificate, byte for byte (RFC 7030, section 4.2.2).

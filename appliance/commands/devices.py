@@ -14,7 +14,7 @@ from appliance.console.timeline import timeline_text
 manufacturers = group("Whose IDevIDs are known.")
 pledges = group("Proxies on their way in.")
 proxies = group("Identity proxies that are in.")
-est_secrets = group("Plain EST: one-time enrolment secrets, and requests that wait for approval.")
+est_secrets = group("Plain EST: one-time enrolment secrets, requests that wait for approval, registration authorities.")
 est_pending = group("Requests that wait for approval.")
 est_secrets.add_typer(est_pending, name="pending")
 
@@ -232,6 +232,16 @@ def est_secret(
     if verb != "new":
         raise typer.BadParameter("a secret can only be made: new")
     show(ask("est.secret", name=name, hours=hours, label=label))
+
+
+@est_secrets.command("authority")
+def est_authority(
+    request: Annotated[Path, typer.Argument(help="Its PKCS#10 request, PEM; names in it are not looked at.")],
+    name: Annotated[str, typer.Option(help="Name of the registration authority.")],
+    days: Annotated[float, typer.Option(help="Life of the certificate, days.")] = 90.0,
+) -> None:
+    """Certify a registration authority: it may ask for others under EST labels with authorities = true."""
+    show(ask("est.authority", name=name, request=read_text(request), days=days))
 
 
 _REQUEST = Annotated[str, typer.Argument(metavar="ID", help="Id of the request, from the list.")]

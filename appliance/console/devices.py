@@ -147,6 +147,7 @@ class EstOperations:
     def __init__(self, registrar: RegistrarPart, actor: Actor, labels: Collection[str] = ()) -> None:
         self._inventory = registrar.inventory
         self._approvals = registrar.approvals
+        self._authorities = registrar.authorities
         self._actor = actor
         self._labels = labels
 
@@ -156,6 +157,9 @@ class EstOperations:
         if not 0 < hours <= MAX_SECRET_HOURS:
             raise RequestMalformed(f"a one-time secret lives more than 0 and at most {MAX_SECRET_HOURS} hours")
         return await self._inventory.new_est_secret(name, actor=self._actor, label=label, life=timedelta(hours=hours))
+
+    async def authority(self, name: str, request: str, days: float = 90.0) -> Any:
+        return await self._authorities.add(name, request.encode(), days=days, actor=self._actor)
 
     async def pending(self) -> Any:
         return await self._approvals.every()

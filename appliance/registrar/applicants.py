@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cryptography import x509
@@ -35,7 +35,7 @@ from appliance.store.pledges import PledgeRecord
 from appliance.store.proxies import ProxyRow
 from appliance.store.transaction import Tx
 from brski.states import RecordEvent, RecordState
-from est import csrattrs
+from est import csrattrs, profiles
 from est.csr import Csr
 from est.linking import asked_sha256
 from est.server import EstServer
@@ -60,6 +60,16 @@ class Applicant(Protocol):
     def event(self) -> str: ...
     @property
     def actor(self) -> Actor: ...
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether it asks for somebody else, as a registration authority (RFC 7030, section 3.7)."""
+        ...
+
+    @property
+    def subject(self) -> x509.Name:
+        """The certificate's subject, where the request does not change it."""
+        ...
 
     def is_password(self, offered: bytes) -> bool:
         """Whether this is its one-time password (RFC 7894, section 3.1)."""
@@ -90,7 +100,9 @@ class PledgeApplicant:
     proxy: ProxyRow
     caller: Caller
     is_held: bool = True
+    makes_key: bool = True
     event: str = "ldevid-issued"
+    is_authority: bool = False
 
     @property
     def label(self) -> str:
@@ -112,20 +124,26 @@ class PledgeApplicant:
     def actor(self) -> Actor:
         return self.caller.as_actor("pledge", self.record.serial)
 
+    @property
+    def subject(self) -> x509.Name:
+        return subject_of(self.proxy_id)
+
     def is_password(self, offered: bytes) -> bool:
         return False
 
     def check_names(self, csr: Csr) -> None:
         """The subject is ours to choose; what the CSR says must not contradict the IDevID (B-374).
 
-        A device that asked for CSR attributes is held to the answer (RFC 8995, section 5.9.2), if `is_held`.
+        A device that asked for CSR attributes is held to the answer (RFC 8995, section 5.9.2), if `is_held`; to what it
+        says of keys only where the device `makes_key`.
         """
         for attribute in csr.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER):
             if attribute.value != self.record.serial:
                 raise NamesNotJustified("the request's serialNumber is not that of the IDevID")
-        _check_uris(csr, self.identifier)
+        check_uris(csr, self.identifier)
         if self.is_held and self.record.csr_attributes is not None:
-            csrattrs.check(csr, csrattrs.read(self.record.csr_attributes))
+            wanted = csrattrs.read(self.record.csr_attributes)
+            csrattrs.check(csr, wanted if self.makes_key else replace(wanted, key=None))
 
     def is_served(self, tx: Tx) -> bool:
         """A request that the device kept over a new bootstrap gets the certificate of that bootstrap."""
@@ -139,7 +157,7 @@ class PledgeApplicant:
             raise EnrolledAlready("this bootstrap has its certificate; a new one needs a new voucher-request")
         if records.state_of(record) is not RecordState.AUDIT_PASSED:
             raise EnrollmentNotOpen("voucher, the pledge's yes to it and a good history come first")
-        _require_active(tx, self.proxy_id)
+        require_active(tx, self.proxy_id)
 
     def finish(self, tx: Tx, issued: IssuedRow) -> None:
         """The record moves on; certificates of an earlier life of this device end (it was reset, or lost its key)."""
@@ -167,6 +185,7 @@ class SecretApplicant:
     origin: str
     caller: Caller
     event: str = "ldevid-issued"
+    is_authority: bool = False
 
     @property
     def label(self) -> str:
@@ -188,12 +207,16 @@ class SecretApplicant:
     def actor(self) -> Actor:
         return self.caller.as_actor("proxy", self.secret.name)
 
+    @property
+    def subject(self) -> x509.Name:
+        return subject_of(self.proxy_id)
+
     def is_password(self, offered: bytes) -> bool:
         return hmac.compare_digest(hashlib.sha256(offered).hexdigest(), self.secret.secret_sha256)
 
     def check_names(self, csr: Csr) -> None:
         """The secret stands for no name but the one that we give."""
-        _check_uris(csr, self.identifier)
+        check_uris(csr, self.identifier)
 
     def is_served(self, tx: Tx) -> bool:
         return True
@@ -217,7 +240,7 @@ class SecretApplicant:
 
     def _was_cut_short(self, tx: Tx, csr: Csr, pending_id: int) -> bool:
         """Whether the secret went into this very request before, and a crash of ours came before the certificate."""
-        _require_active(tx, self.proxy_id)
+        require_active(tx, self.proxy_id)
         others = [row for row in ldevids_of(tx, self.proxy_id) if row.id != pending_id]
         digest = asked_sha256(csr)
         return bool(others) and all(row.state == certificates.PENDING and row.csr_sha256 == digest for row in others)
@@ -235,6 +258,7 @@ class RenewalApplicant:
     caller: Caller
     max_ldevids: int
     event: str = "ldevid-renewed"
+    is_authority: bool = False
 
     @property
     def label(self) -> str:
@@ -256,6 +280,11 @@ class RenewalApplicant:
     def actor(self) -> Actor:
         return self.caller.as_actor("proxy", self.live.identifier)
 
+    @property
+    def subject(self) -> x509.Name:
+        """As it was: a common name that was given on request stays (RFC 7030, section 4.2.2)."""
+        return self.live.certificate.subject
+
     def is_password(self, offered: bytes) -> bool:
         return False
 
@@ -270,22 +299,32 @@ class RenewalApplicant:
     def begin(self, tx: Tx, csr: Csr, pending_id: int) -> None:
         """The old certificate may have been revoked since the connection was opened; only so many live at once."""
         require_still_live(self.live, tx)
-        # the new row is among them
-        limit = self.max_ldevids + 1
-        if self.max_ldevids and certificates.count_live_of_proxy(tx, self.proxy_id, LDEVID, limit=limit) == limit:
-            others = [row for row in ldevids_of(tx, self.proxy_id) if row.id != pending_id]
-            wait = min(row.not_after for row in others) - tx.now
-            raise TooManyLdevids(
-                "this proxy holds as many live certificates as it may",
-                live=len(others),
-                retry_after_seconds=max(1, round(wait.total_seconds())),
-            )
+        check_room(tx, self.proxy_id, pending_id, self.max_ldevids)
 
     def finish(self, tx: Tx, issued: IssuedRow) -> None:
         """The old certificate stays good until its end: the reply may get lost."""
 
 
-def _check_uris(csr: Csr, identifier: str) -> None:
+def subject_of(proxy_id: str) -> x509.Name:
+    """The subject that a proxy's certificate has by default."""
+    return profiles.name(f"proxy {proxy_id}")
+
+
+def check_room(tx: Tx, proxy_id: str, pending_id: int, max_ldevids: int) -> None:
+    """Whether one more live certificate is allowed, whose row is there already; raises TooManyLdevids."""
+    limit = max_ldevids + 1
+    if not max_ldevids or certificates.count_live_of_proxy(tx, proxy_id, LDEVID, limit=limit) < limit:
+        return
+    others = [row for row in ldevids_of(tx, proxy_id) if row.id != pending_id]
+    wait = min(row.not_after for row in others) - tx.now
+    raise TooManyLdevids(
+        "this proxy holds as many live certificates as it may",
+        live=len(others),
+        retry_after_seconds=max(1, round(wait.total_seconds())),
+    )
+
+
+def check_uris(csr: Csr, identifier: str) -> None:
     """Names that would say who somebody is are never taken from a request."""
     if csr.san is None:
         return
@@ -294,7 +333,7 @@ def _check_uris(csr: Csr, identifier: str) -> None:
             raise NamesNotJustified("the request's subjectAltName names another identity")
 
 
-def _require_active(tx: Tx, proxy_id: str) -> None:
+def require_active(tx: Tx, proxy_id: str) -> None:
     proxy = proxies.get(tx, proxy_id)
     if proxy is None or not proxy.is_active:
         raise ProxyRevoked("this identity proxy was revoked")

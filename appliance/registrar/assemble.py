@@ -12,8 +12,10 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.registrar.admission import OnRevoked, ProxyIdentities
 from appliance.registrar.approvals import Approvals
+from appliance.registrar.authorities import Authorities
 from appliance.registrar.est_callers import EstCallers
 from appliance.registrar.est_policy import policies
+from appliance.registrar.est_refusals import EstRefusals
 from appliance.registrar.est_service import EstService
 from appliance.registrar.expected import ExpectedDevices
 from appliance.registrar.history import History
@@ -25,6 +27,7 @@ from appliance.registrar.masa_client import MasaTransport
 from appliance.registrar.prefetch import Prefetch
 from appliance.registrar.reports import Reports
 from appliance.registrar.routes import endpoints
+from appliance.registrar.server_keys import ServerKeys
 from appliance.registrar.service import RegistrarService
 from appliance.registrar.turns import Turns
 from appliance.settings import EstSettings, RegistrarSettings
@@ -32,6 +35,7 @@ from appliance.store.store import Store
 from appliance.web.routes import Handler
 from brski.paths import VOUCHER_FORMATS
 from brski.registrar import Registrar, RegistrarPolicy
+from est.signer import Signer
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ class RegistrarPart:
     knocks: Knocks
     expected: ExpectedDevices
     approvals: Approvals
+    authorities: Authorities
+    refusals: EstRefusals
     prefetch: Prefetch
     ldevids: Ldevids
     history: History
@@ -60,6 +66,7 @@ class RegistrarPart:
             try:
                 await self.history.review_silent()
                 await self.knocks.flush()
+                await self.refusals.flush()
             except ApplianceError as refusal:
                 log.warning("review-failed reason=%s", refusal.reason)
 
@@ -67,6 +74,7 @@ class RegistrarPart:
         """Writes down who knocked meanwhile, and ends connections to MASAs."""
         try:
             await self.knocks.flush()
+            await self.refusals.flush()
         except ApplianceError as refusal:
             log.warning("knocks-lost reason=%s", refusal.reason)
         await self.masa.close()
@@ -91,11 +99,12 @@ def assemble(
     clock: Clock,
     ca: CertificateAuthority,
     registrar: Registrar,
+    signer: Signer,
     masa: MasaTransport,
     on_proxy_revoked: Sequence[OnRevoked] = (),
 ) -> RegistrarPart:
-    """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows;
-    `ldevid_days` counts where the EST label says nothing.
+    """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows, `signer` its
+    key; `ldevid_days` counts where the EST label says nothing.
 
     `on_proxy_revoked` run in the transaction that revokes a proxy.
     """
@@ -138,24 +147,34 @@ def assemble(
         identities=identities,
         turns=turns,
     )
+    rules = policies(est_settings, ldevid_days=ldevid_days)
+    authorities = Authorities(origin=origin, store=store, clock=clock, ca=ca)
+    refusals = EstRefusals(store, clock)
     est = EstService(
-        policies=policies(est_settings, ldevid_days=ldevid_days),
+        origin=origin,
+        policies=rules,
         max_ldevids=settings.max_ldevids,
         store=store,
         clock=clock,
         ca=ca,
         ldevids=ldevids,
         callers=callers,
+        identities=identities,
+        authorities=authorities,
+        server_keys=ServerKeys(signer, registrar.own_chain[0], clock),
+        refusals=refusals,
         turns=turns,
     )
     prefetch = Prefetch(settings, store=store, clock=clock, registrar=registrar, manufacturers=manufacturers, masa=masa)
     return RegistrarPart(
-        endpoints=endpoints(service, reports, est),
+        endpoints=endpoints(service, reports, est, makes_keys=any(one.makes_keys for one in rules.values())),
         manufacturers=manufacturers,
         inventory=Inventory(store=store, clock=clock, identities=identities),
         knocks=knocks,
         expected=ExpectedDevices(store),
         approvals=Approvals(store),
+        authorities=authorities,
+        refusals=refusals,
         prefetch=prefetch,
         ldevids=ldevids,
         history=history,

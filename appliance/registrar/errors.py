@@ -17,8 +17,13 @@ ApplianceError
 │   ├── EnrollmentDenied         a person said no to this request
 │   ├── LabelNotYours            the client belongs to another EST label
 │   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
-│   └── KeyInUse                 the CSR's key belongs to somebody else's certificate
+│   ├── KeyInUse                 the CSR's key belongs to somebody else's certificate
+│   ├── NameChangeRefused        ChangeSubjectName asks for what the EST label does not give
+│   ├── AuthorityNotWanted       a registration authority under a label without them, or for a proxy of others
+│   ├── DecryptKeyUnknown        serverkeygen: the key that the answer shall be encrypted with is not known
+│   └── EncryptionRequired       serverkeygen: the label sends no key in clear
 └── administration
+    ├── SharedKeysUnusable       the file of symmetric keys for serverkeygen cannot be read
     ├── ManufacturerUnusable     anchors, MASA address or options of a manufacturer cannot be used
     ├── DeviceFileRefused        a CSV file of expected devices cannot be taken in
     └── PrefetchNotPossible      no voucher can be fetched ahead for this device
@@ -111,6 +116,36 @@ class KeyInUse(ApplianceError):
     """The key in the certification request belongs to a certificate of somebody else (E-204)."""
 
     reason: ClassVar[str] = "key-in-use"
+
+
+class NameChangeRefused(ApplianceError):
+    """ChangeSubjectName (RFC 6402, section 2.8) asks for names that this EST label does not give."""
+
+    reason: ClassVar[str] = "name-change-refused"
+
+
+class AuthorityNotWanted(ApplianceError):
+    """A registration authority asks where the EST label has none, or for a proxy that none of them enrolled."""
+
+    reason: ClassVar[str] = "authority-not-wanted"
+
+
+class DecryptKeyUnknown(ApplianceError):
+    """The key by which a made key shall be encrypted is unknown; it is not sent in clear instead (RFC 7030, 4.4.1)."""
+
+    reason: ClassVar[str] = "decrypt-key-unknown"
+
+
+class EncryptionRequired(ApplianceError):
+    """The EST label sends made keys encrypted only, and the request names no key to encrypt with."""
+
+    reason: ClassVar[str] = "key-encryption-required"
+
+
+class SharedKeysUnusable(ApplianceError):
+    """The file of symmetric keys of an EST label holds something else, too."""
+
+    reason: ClassVar[str] = "shared-keys-unusable"
 
 
 class ManufacturerUnusable(ApplianceError):

@@ -1,64 +1,38 @@
-"""EST for proxies: CA certificates, first enrolment, renewal (RFC 7030 section 4; RFC 8995 section 5.9).
+"""EST for proxies: CA certificates, enrolment, renewal, keys made here (RFC 7030, section 4; RFC 8995, section 5.9).
 
-`simpleenroll` reads: who asks, what is asked, may these names be asked for, issue once, answer. A request repeated
-after a lost answer gets the same certificate (E-126); everything else about who may have one is in applicants.
+Each operation reads: who asks, what is asked, may these names be asked for, issue once, answer. Who may have a
+certificate is in applicants and authorities, how one is issued in est_issuing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
-from cryptography import x509
-
-from appliance import audit
-from appliance.audit import AuditEvent
-from appliance.ca import CertificateAuthority, IssuedRow, PendingRow, Slot
+from appliance.ca import CertificateAuthority
 from appliance.clock import Clock
-from appliance.errors import CertificateRequired, NotPermitted
-from appliance.registrar import approvals, records
-from appliance.registrar.admission import LDEVID
-from appliance.registrar.applicants import Applicant, RenewalApplicant
+from appliance.errors import CertificateRequired, NotPermitted, RateLimited
+from appliance.registrar.admission import ProxyIdentities
+from appliance.registrar.applicants import Applicant, PledgeApplicant, RenewalApplicant
+from appliance.registrar.authorities import Authorities, Authority, EnrolmentFor, RenewalFor, proxy_to_renew
 from appliance.registrar.caller import Caller, caller_of
-from appliance.registrar.errors import (
-    EnrollmentSecretInvalid,
-    KeyInUse,
-)
-from appliance.registrar.est_callers import REPEAT_WINDOW, EstCallers
+from appliance.registrar.errors import AuthorityNotWanted
+from appliance.registrar.est_callers import EstCallers
+from appliance.registrar.est_issuing import LdevidIssuer, Wish
 from appliance.registrar.est_policy import EstPolicy
-from appliance.registrar.hints import hint
-from appliance.registrar.ldevids import ROLE, Ldevids, LiveLdevid
+from appliance.registrar.est_refusals import EstRefusals
+from appliance.registrar.ldevids import ROLE, Ldevids
+from appliance.registrar.server_keys import ServerKeys
 from appliance.registrar.turns import Turns
-from appliance.store import certificates, pledges, proxies
 from appliance.store.store import Store
-from appliance.store.transaction import Tx
 from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
-from est import profiles
-from est.certificates import read_certificate
+from est import paths
 from est.csr import Csr
 from est.errors import Refusal
 from est.exchange import Call, Reply
-from est.linking import asked_sha256
-from est.server import EnrollAsk, EstServer
-
-log = logging.getLogger(__name__)
-
-_NOTED_BUCKET = Bucket(per_second=0.1, burst=20)
-
-
-class _IssuedBefore(Exception):
-    """Leaves the transaction that would issue a second certificate for one request; carries the first, DER."""
-
-    def __init__(self, der: bytes) -> None:
-        super().__init__()
-        self.der = der
-
-
-class _NotApproved(Exception):
-    """Leaves the transaction of a request that has to wait for a person."""
+from est.server import EstServer
 
 
 class EstService:
@@ -67,6 +41,7 @@ class EstService:
     def __init__(
         self,
         *,
+        origin: str,
         policies: Mapping[str, EstPolicy],
         max_ldevids: int,
         store: Store,
@@ -74,8 +49,13 @@ class EstService:
         ca: CertificateAuthority,
         ldevids: Ldevids,
         callers: EstCallers,
+        identities: ProxyIdentities,
+        authorities: Authorities,
+        server_keys: ServerKeys,
+        refusals: EstRefusals,
         turns: Turns,
     ) -> None:
+        self._origin = origin
         self._policies = policies
         self._max_ldevids = max_ldevids
         self._store = store
@@ -83,9 +63,19 @@ class EstService:
         self._ca = ca
         self._ldevids = ldevids
         self._callers = callers
+        self._identities = identities
+        self._authorities = authorities
+        self._server_keys = server_keys
+        self._refusals = refusals
         self._turns = turns
-        self._est = EstServer(labels=[label for label in policies if label])
-        self._noted_refusals = Gcra(_NOTED_BUCKET)
+        self._issuer = LdevidIssuer(store, ca)
+        self._rates = {
+            label: Gcra(Bucket(policy.rules.requests_per_second, policy.rules.requests_burst))
+            for label, policy in policies.items()
+            if policy.rules.requests_per_second
+        }
+        makes_keys = [label or None for label, policy in policies.items() if policy.makes_keys]
+        self._est = EstServer(labels=[label for label in policies if label], keygen=makes_keys)
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
         """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate."""
@@ -102,7 +92,7 @@ class EstService:
         try:
             wanted = await self._callers.attributes(call.headers.get("authorization", ""), peer, caller, policy)
         except Refusal as refusal:
-            await self._note_refusal(refusal, call, caller, is_known=False)
+            await self._refusals.note(refusal, call, caller, is_known=False)
             raise
         return self._est.csrattrs_reply(wanted)
 
@@ -110,145 +100,131 @@ class EstService:
         """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).
 
         Raises EnrollmentCredentialsMissing and EnrollmentSecretInvalid (401), EnrollmentNotOpen, EnrolledAlready,
-        ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, and what the label's policy,
-        EstServer.read_enroll and the CA raise.
+        ProxyRevoked, NamesNotJustified, CsrAttributeMissing, KeyInUse, HistoryUnjudged, AuthorityNotWanted, and what
+        the label's policy, EstServer.read_enroll and the CA raise.
         """
-        operation = self._est.operation(call)
-        policy = self._policies[operation.label or ""]
-        caller = caller_of(call, peer)
-        applicant: Applicant | None = None
-        try:
-            authorization = call.headers.get("authorization", "")
-            if authorization:
-                applicant = await self._callers.secret_holder(authorization, caller, policy)
-            else:
-                applicant = await self._callers.pledge(peer, caller, policy)
-            return await self._enroll(applicant, call, peer, caller, policy, operation.name)
-        except Refusal as refusal:
-            await self._note_refusal(refusal, call, caller, is_known=applicant is not None)
-            raise
+        return await self._answer(call, peer)
 
     async def simplereenroll(self, call: Call, peer: Peer) -> Reply:
         """A new certificate for a proxy that shows a live one (RFC 7030, section 4.2.2; E-117, E-118).
 
-        Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, TooManyLdevids, and what
-        EstServer.read_enroll and the CA raise.
+        Raises CertificateRequired, LdevidNotAccepted, ProxyRevoked, NamesChanged, KeyInUse, TooManyLdevids,
+        AuthorityNotWanted, and what the label's policy, EstServer.read_enroll and the CA raise.
         """
+        return await self._answer(call, peer)
+
+    async def serverkeygen(self, call: Call, peer: Peer) -> Reply:
+        """A key pair and its certificate, for whoever may enrol or renew (RFC 7030, section 4.4).
+
+        Raises what those raise, OperationUnknown where the label makes no keys, DecryptKeyUnknown, EncryptionRequired.
+        """
+        return await self._answer(call, peer)
+
+    async def _answer(self, call: Call, peer: Peer) -> Reply:
         operation = self._est.operation(call)
         policy = self._policies[operation.label or ""]
         caller = caller_of(call, peer)
-        live: LiveLdevid | None = None
+        known: list[Applicant | Authority] = []
         try:
+            self._take_turn(policy)
+            if operation.name == paths.SERVERKEYGEN:
+                return await self._make_key(call, peer, caller, policy, known)
+            return await self._enroll(call, peer, caller, policy, operation.name, known)
+        except Refusal as refusal:
+            await self._refusals.note(refusal, call, caller, is_known=bool(known))
+            raise
+
+    def _take_turn(self, policy: EstPolicy) -> None:
+        """The label's own limit, before anything costs a signature (E-203)."""
+        rate = self._rates.get(policy.label)
+        wait = rate.take("", self._clock.monotonic()) if rate is not None else 0.0
+        if wait:
+            raise RateLimited("too many requests under this EST label", retry_after_seconds=max(1, round(wait + 0.5)))
+
+    async def _enroll(
+        self,
+        call: Call,
+        peer: Peer,
+        caller: Caller,
+        policy: EstPolicy,
+        operation: str,
+        known: list[Applicant | Authority],
+    ) -> Reply:
+        authority = await self._authorities.find(peer) if not call.headers.get("authorization") else None
+        if authority is not None:
+            known.append(authority)
+            ask = self._est.read_enroll(call)
+            applicant = await self._for_another(authority, ask.csr, caller, policy, operation)
+        else:
+            applicant = await self._applicant(call, peer, caller, policy, renews=operation == paths.SIMPLEREENROLL)
+            known.append(applicant)
+            ask = self._est.read_enroll(call)
+        linked = policy.check(applicant, ask.csr, peer)
+        subject = policy.renamed(ask.csr, applicant.identifier)
+        wish = Wish(ask.csr, policy, operation, caller, ask.csr, subject, facts={"linked": linked})
+        async with self._turns.of(applicant.proxy_id):
+            certificate = await self._issuer.issue(applicant, wish)
+        if certificate is None:
+            return self._est.pending_reply(policy.rules.approval_retry_seconds)
+        return self._est.enroll_reply(certificate, ask)
+
+    async def _make_key(
+        self, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, known: list[Applicant | Authority]
+    ) -> Reply:
+        """A request that waits gets a key when it is approved, so what waits is known by the client's placeholder.
+
+        Nothing is kept to answer a repeated request with: it gets another key, or no.
+        """
+        renews = await self._ldevids.find(peer) is not None and not call.headers.get("authorization")
+        applicant = await self._applicant(call, peer, caller, policy, renews=renews)
+        known.append(applicant)
+        ask = self._est.read_keygen(call)
+        recipient = self._server_keys.recipient(ask, peer, policy)
+        if isinstance(applicant, PledgeApplicant):
+            applicant = replace(applicant, makes_key=False)
+        key = await self._server_keys.make(policy.rules.serverkeygen_key)
+        csr = ask.csr.with_key(key.public_key())
+        # its signature proves nothing, so a binding in it is checked but links nothing (RFC 7030, section 4.4.1)
+        policy.check(applicant, csr, peer)
+        subject = policy.renamed(csr, applicant.identifier)
+        returned = "plain" if recipient is None else "symmetric" if ask.shared is not None else "asymmetric"
+        wish = Wish(
+            csr,
+            policy,
+            paths.SERVERKEYGEN,
+            caller,
+            replace(csr, key_sha256=ask.csr.key_sha256),
+            subject,
+            is_repeatable=False,
+            facts={"linked": False, "made_key": returned},
+        )
+        async with self._turns.of(applicant.proxy_id):
+            certificate = await self._issuer.issue(applicant, wish)
+        if certificate is None:
+            return self._est.pending_reply(policy.rules.approval_retry_seconds)
+        return self._server_keys.reply(key, certificate, recipient, wrapped=ask.wrapped)
+
+    async def _applicant(self, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, *, renews: bool) -> Applicant:
+        """Who asks for itself."""
+        if renews:
             if peer.certificate is None:
                 raise CertificateRequired("renewal needs the certificate to be renewed as TLS client certificate")
             live = await self._ldevids.seen(peer)
             if live is None:
                 raise NotPermitted("renewal needs a certificate that this domain issued to an identity proxy")
-            applicant = RenewalApplicant(live, self._est, caller, self._max_ldevids)
-            return await self._enroll(applicant, call, peer, caller, policy, operation.name)
-        except Refusal as refusal:
-            await self._note_refusal(refusal, call, caller, is_known=live is not None)
-            raise
+            return RenewalApplicant(live, self._est, caller, self._max_ldevids)
+        authorization = call.headers.get("authorization", "")
+        if authorization:
+            return await self._callers.secret_holder(authorization, caller, policy)
+        return await self._callers.pledge(peer, caller, policy)
 
-    async def _enroll(
-        self, applicant: Applicant, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, operation: str
-    ) -> Reply:
-        ask = self._est.read_enroll(call)
-        linked = policy.check(applicant, ask.csr, peer)
-        async with self._turns.of(applicant.proxy_id):
-            try:
-                certificate = await self._issue(applicant, ask, caller, policy, operation, linked=linked)
-            except _NotApproved:
-                who = f"{applicant.actor.kind} {applicant.actor.identifier}"
-                waiting = partial(approvals.wait, applicant, ask.csr, policy, operation, who, caller.request_id)
-                await self._store.write(waiting)
-                return self._est.pending_reply(policy.rules.approval_retry_seconds)
-        return self._est.enroll_reply(certificate, ask)
-
-    async def _issue(
-        self, applicant: Applicant, ask: EnrollAsk, caller: Caller, policy: EstPolicy, operation: str, *, linked: bool
-    ) -> x509.Certificate:
-        """The new certificate, or the one that this very request got a moment ago (E-126)."""
-        asked = asked_sha256(ask.csr)
-        is_manual = policy.rules.approval == "manual"
-
-        def begin(tx: Tx, pending: PendingRow) -> None:
-            before = proxies.ldevid_for(tx, proxy_id=applicant.proxy_id, csr_sha256=asked, since=tx.now - REPEAT_WINDOW)
-            if before is not None and applicant.is_served(tx):
-                raise _IssuedBefore(before)
-            applicant.check_names(ask.csr)
-            _check_key(tx, ask.csr, applicant)
-            applicant.begin(tx, ask.csr, pending.id)
-            # last, so that only what would get a certificate waits; nothing of this transaction stays then
-            if is_manual and not approvals.is_approved(tx, applicant, ask.csr, policy, operation):
-                raise _NotApproved
-
-        def finish(tx: Tx, issued: IssuedRow) -> None:
-            applicant.finish(tx, issued)
-            if is_manual:
-                approvals.used(tx, applicant, ask.csr, policy, operation)
-
-        try:
-            issued = await self._ca.issue(
-                ROLE,
-                partial(_shape, ask.csr, applicant, policy),
-                row={
-                    "profile": LDEVID,
-                    "subject_id": applicant.identifier,
-                    "proxy_id": applicant.proxy_id,
-                    "pledge_id": applicant.pledge_id,
-                    "csr_sha256": asked,
-                },
-                actor=applicant.actor,
-                event=applicant.event,
-                request_id=caller.request_id,
-                fields={
-                    "proxy": applicant.identifier,
-                    "label": policy.label,
-                    "csr_sha256": hashlib.sha256(ask.csr.der).hexdigest(),
-                    "linked": linked,
-                },
-                on_pending=begin,
-                on_issued=finish,
-            )
-        except _IssuedBefore as before:
-            return read_certificate(before.der)
-        log.info("%s proxy=%s serial=%x", applicant.event, applicant.identifier, issued.serial)
-        return issued.certificate
-
-    async def _note_refusal(self, refusal: Refusal, call: Call, caller: Caller, *, is_known: bool) -> None:
-        """In the audit log, so many per caller; a stranger counts by address, because certificates cost it nothing."""
-        log.info("enrolment-refused reason=%s address=%s hint=%r", refusal.reason, caller.address, hint(refusal.reason))
-        if not caller.fingerprint and not isinstance(refusal, EnrollmentSecretInvalid):
-            return
-        who = caller.fingerprint if is_known and caller.fingerprint else caller.address
-        if self._noted_refusals.take(who, self._clock.monotonic()):
-            return
-        event = AuditEvent(
-            "enrolment-refused",
-            caller.as_actor("pledge", ""),
-            outcome="refused",
-            reason=refusal.reason,
-            request_id=caller.request_id,
-            fields={"body_sha256": hashlib.sha256(call.body).hexdigest()},
-        )
-        await self._store.write(partial(_keep_refusal, event, refusal, caller))
-
-
-def _shape(csr: Csr, applicant: Applicant, policy: EstPolicy, slot: Slot) -> profiles.Shape:
-    subject = profiles.name(f"proxy {applicant.proxy_id}")
-    return profiles.ldevid(slot.terms(policy.lifetime), subject, csr.public_key, identifier=applicant.identifier)
-
-
-def _keep_refusal(event: AuditEvent, refusal: Refusal, caller: Caller, tx: Tx) -> None:
-    """Audit it, and show it on the timeline of the device whose IDevID this is."""
-    audit.append(tx, event)
-    for record in pledges.by_idevid(tx, caller.fingerprint)[-1:] if caller.fingerprint else ():
-        noted = records.noted(record, "enrolment-refused", now=tx.now, code=refusal.reason)
-        pledges.save(tx, noted, was=record.state)
-
-
-def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:
-    """One key, one subject (E-204)."""
-    if not certificates.holders(tx, csr.key_sha256) <= {applicant.identifier}:
-        raise KeyInUse("the key of this request belongs to another certificate")
+    async def _for_another(
+        self, authority: Authority, csr: Csr, caller: Caller, policy: EstPolicy, operation: str
+    ) -> Applicant:
+        """Who is asked for by a registration authority."""
+        if not policy.rules.authorities:
+            raise AuthorityNotWanted("registration authorities do not ask under this EST label")
+        if operation == paths.SIMPLEENROLL:
+            return EnrolmentFor(authority, csr, self._identities, self._origin, caller, policy.label)
+        proxy, certificate = await self._store.read(partial(proxy_to_renew, csr, policy.label))
+        return RenewalFor(authority, proxy, certificate, self._est, caller, self._max_ldevids)

@@ -12,9 +12,13 @@ from appliance.web.routes import Handler
 from est.exchange import Call, Reply
 
 
-def endpoints(service: RegistrarService, reports: Reports, est: EstService) -> Mapping[str, Handler]:
-    """Endpoint name to function, as appliance.web.routes names them."""
+def endpoints(
+    service: RegistrarService, reports: Reports, est: EstService, *, makes_keys: bool = False
+) -> Mapping[str, Handler]:
+    """Endpoint name to function, as appliance.web.routes names them; serverkeygen only where a label `makes_keys`."""
+    keys = {"est.serverkeygen": _endpoint(est.serverkeygen)} if makes_keys else {}
     return {
+        **keys,
         "registrar.request_voucher": _endpoint(service.request_voucher),
         "registrar.voucher_status": _endpoint(reports.voucher_status),
         "registrar.enroll_status": _endpoint(reports.enroll_status),

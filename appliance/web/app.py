@@ -16,7 +16,7 @@ from appliance.errors import AnswerTooSlow, CertificateRequired, RouteUnknown
 from appliance.web.limits import Limits
 from appliance.web.peer import Peer
 from appliance.web.problems import one_line, problem, status_of
-from appliance.web.routes import ROUTES, Handler, ListenerName, Route
+from appliance.web.routes import OPTIONAL, ROUTES, Handler, ListenerName, Route
 from est.errors import BodyTooLarge, MediaTypeNotAccepted, MethodNotAllowed, Refusal
 from est.exchange import Call, Reply
 
@@ -136,7 +136,11 @@ def build_app(
     routes: Iterable[Route] = ROUTES,
 ) -> App:
     """The app of one listener; LookupError names the endpoints that are missing."""
-    mine = [route for route in routes if route.listener == listener]
+    mine = [
+        route
+        for route in routes
+        if route.listener == listener and (route.endpoint in endpoints or route.endpoint not in OPTIONAL)
+    ]
     missing = sorted({route.endpoint for route in mine} - set(endpoints))
     if missing:
         raise LookupError(f"the {listener} port lacks endpoints: {', '.join(missing)}")

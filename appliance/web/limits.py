@@ -71,16 +71,23 @@ class Limits:
     """The limits of one listener.
 
     `is_known` says whether a connection's certificate is one of ours, so that its owner counts by key and not by
-    address; it is asked once per connection and must verify what it believes.
+    address; it is asked once per connection and must verify what it believes. `on_refused` hears of every refusal.
     """
 
     def __init__(
-        self, clock: Clock, address: Bucket, identity: Bucket, is_known: Callable[[Peer], bool] | None = None
+        self,
+        clock: Clock,
+        address: Bucket,
+        identity: Bucket,
+        is_known: Callable[[Peer], bool] | None = None,
+        *,
+        on_refused: Callable[[Peer], None] = lambda _: None,
     ) -> None:
         self._clock = clock
         self._addresses = Gcra(address)
         self._identities = Gcra(identity)
         self._is_known = is_known
+        self._on_refused = on_refused
         self._known: OrderedDict[int, bool] = OrderedDict()
 
     def check(self, rate: Rate, peer: Peer) -> None:
@@ -95,6 +102,7 @@ class Limits:
             key, buckets = peer.address, self._addresses
         wait = buckets.take(key, self._clock.monotonic())
         if wait:
+            self._on_refused(peer)
             raise RateLimited("too many requests", retry_after_seconds=max(1, round(wait + 0.5)))
 
     def _knows(self, peer: Peer) -> bool:

@@ -182,6 +182,7 @@ class World:
             registrar=Registrar(
                 KeySigner(server.key), server.certificate, server.chain, registrar_policy(settings.registrar)
             ),
+            signer=KeySigner(server.key),
             masa=transport,
         )
         if known and reopen is None:
