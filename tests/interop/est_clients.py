@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,7 @@ from tests.campus import UNLIMITED, Campus, environment
 
 HERE = Path(__file__).parent
 JARS = tuple(Path("/usr/share/java") / f"{name}.jar" for name in ("bcpkix", "bcprov", "bcutil"))
+_LINES = re.MULTILINE | re.DOTALL | re.IGNORECASE
 TLS_JAR = Path("/usr/share/java/bctls.jar")
 
 
@@ -222,6 +224,12 @@ class BouncyCastle:
         secret.write_text(credentials)
         return self._call(tls, "enroll", out, csr, secret)
 
+    def keygen(self, tls: str, csr: Path, credentials: str, out: Path, out_key: Path) -> str:
+        """A key that the server makes goes to `out_key`, DER."""
+        secret = self._folder / "secret"
+        secret.write_text(credentials)
+        return self._call(tls, "keygen", out, csr, secret, out_key)
+
     def reenroll(self, tls: str, csr: Path, certificate: Path, key: Path, out: Path) -> str:
         return self._call(tls, "reenroll", out, csr, certificate, key)
 
@@ -247,10 +255,16 @@ class Curl:
         need("curl openssl", "curl", "openssl")
 
     def _fetch(self, tls: str, operation: str, *more: str | Path, data: bytes | None = None) -> tuple[str, bytes]:
-        done = run(
+        """What the operation answers, as PEM; 202 is waited for as a script does it: the same command again."""
+        command = (
             "curl", "-sSfv", f"--tlsv{tls}", "--tls-max", tls, "--cacert", self._site.root, *more,
-            f"https://{self._site.address}/.well-known/est/{operation}", data=data,
+            f"https://{self._site.address}/.well-known/est/{operation}",
         )  # fmt: skip
+        done = run(*command, data=data)
+        while waiting := re.search(r"^< HTTP/1.1 202 .*?^< Retry-After: (\d+)", done.stderr.decode(), _LINES):
+            assert not done.stdout
+            time.sleep(int(waiting[1]))
+            done = run(*command, data=data)
         (version,) = re.findall(r"SSL connection using TLSv(\S+)", done.stderr.decode())
         der = run("openssl", "base64", "-d", "-A", data=done.stdout.replace(b"\n", b"")).stdout
         return version, run("openssl", "pkcs7", "-inform", "DER", "-print_certs", data=der).stdout

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 
 from tests.campus import Campus
-from tests.interop.est_clients import BouncyCastle, Foreign, Site, StrongSwan
+from tests.interop.est_clients import CLIENTS, Foreign, Site
 
 pytestmark = [pytest.mark.interop, pytest.mark.lab, pytest.mark.xdist_group("est-clients")]
 
@@ -79,7 +79,7 @@ def wait_until(condition: object) -> None:
 
 
 @pytest.mark.req("E-130", "E-131", "E-132", "E-134", "E-135")
-@pytest.mark.parametrize("kind", [StrongSwan, BouncyCastle])
+@pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("answer", ["approve", "deny"])
 def test_a_client_waits_over_a_restart_until_a_person_decides(kind: type[Foreign], answer: str, tmp_path: Path) -> None:
     kind.require()

@@ -43,6 +43,7 @@ import org.bouncycastle.util.Store;
  * cacerts  HOST:PORT ANCHORS TLS OUT
  * enroll   HOST:PORT ANCHORS TLS OUT CSR CREDENTIALS
  * reenroll HOST:PORT ANCHORS TLS OUT CSR CERTIFICATE KEY
+ * keygen   HOST:PORT ANCHORS TLS OUT CSR CREDENTIALS OUTKEY
  * </pre>
  *
  * TLS is TLSv1.2 or TLSv1.3, CSR is DER, CREDENTIALS a file with NAME:SECRET, all else PEM. Without arguments the calls
@@ -115,11 +116,16 @@ public final class EstClient {
             return service.getCACerts().getCertificateStore();
         }
         ESTAuth auth = null;
-        if (words[0].equals("enroll")) {
+        if (words[0].equals("enroll") || words[0].equals("keygen")) {
             String[] parts = Files.readString(Path.of(words[6])).strip().split(":", 2);
             auth = new JcaHttpAuthBuilder(null, parts[0], parts[1].toCharArray()).build();
         }
         PKCS10CertificationRequest csr = new PKCS10CertificationRequest(Files.readAllBytes(Path.of(words[5])));
+        if (words[0].equals("keygen")) {
+            EnrollmentResponse made = service.simpleEnrollWithServersideCreation(csr, auth);
+            Files.write(Path.of(words[7]), made.getPrivateKeyInfo().getEncoded());
+            return made.getStore();
+        }
         EnrollmentResponse answer = service.simpleEnroll(words[0].equals("reenroll"), csr, auth);
         while (!answer.isCompleted()) {
             Thread.sleep(Math.max(0, answer.getNotBefore() - System.currentTimeMillis()));
