@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.clock import SystemClock
 from appliance.initialise import initialise
 from appliance.registrar.admission import LDEVID
+from appliance.settings import FILE_NAME
 from appliance.store import Store, certificates
 from est import csr, transfer
 from est.chains import CMC_RA, aki_of
@@ -109,6 +110,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         campus.home, SystemClock(), trust_domain="campus.example", organization="Example University",
         assignments=("registrar.announce=false",),
     )  # fmt: skip
+    with (campus.home / FILE_NAME).open("a") as file:
+        file.write("[est.labels.lab]\nlife_days = 7\n")
     try:
         campus.start(*UNLIMITED)
         nobody = Site(campus, *[None] * 3)  # type: ignore[arg-type]
@@ -180,6 +183,7 @@ def test_renewal_with_other_names_or_a_certificate_that_is_none_is_refused_each_
         "forged": forged.ask(forged.request()),
         "foreign": foreign.ask(proxy.request()),
         "no proxy's": server.ask(server.request()),
+        "another label's": proxy.ask(proxy.request(), path="/.well-known/est/lab/simplereenroll"),
     }  # fmt: skip
     assert {name: (answer.status, text_of(answer)) for name, answer in refused.items()} == {
         "other CN": (403, "the subject is not that of the certificate being renewed"),
@@ -194,6 +198,7 @@ def test_renewal_with_other_names_or_a_certificate_that_is_none_is_refused_each_
         "forged": (403, "the certificate does not hold: no path from the certificate to a trust anchor"),
         "foreign": (403, "renewal needs a certificate that this domain issued to an identity proxy"),
         "no proxy's": (403, "the certificate is no identity proxy's"),
+        "another label's": (403, "this client belongs to another EST label"),
     }  # fmt: skip
     # the very same requests are fine where nothing is wrong
     issued_in(proxy.ask(proxy.request()))

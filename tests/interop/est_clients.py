@@ -20,12 +20,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.clock import SystemClock
 from appliance.initialise import initialise
+from appliance.settings import FILE_NAME
 from lab.demo import free_port
 from tests.campus import UNLIMITED, Campus, environment
 
 HERE = Path(__file__).parent
 JARS = tuple(Path("/usr/share/java") / f"{name}.jar" for name in ("bcpkix", "bcprov", "bcutil"))
 _LINES = re.MULTILINE | re.DOTALL | re.IGNORECASE
+LABEL = "lab"
+"""Under which every site of these tests has rules of its own: certificates live seven days."""
 TLS_JAR = Path("/usr/share/java/bctls.jar")
 
 
@@ -66,6 +69,8 @@ class Site:
             campus.home, SystemClock(), trust_domain="campus.example", organization="Example University",
             assignments=("registrar.announce=false", f"ca.pki_base_url=http://127.0.0.1:{port}"),
         )  # fmt: skip
+        with (campus.home / FILE_NAME).open("a") as file:
+            file.write(f"[est.labels.{LABEL}]\nlife_days = 7\n")
         chosen = (*UNLIMITED, f"web.pki_port={port}", *more)
         campus.start(*chosen)
         root, issuer = folder / "root.pem", folder / "devices-ca.pem"
@@ -86,16 +91,18 @@ class Site:
     def cas(self) -> set[x509.Certificate]:
         return {x509.load_pem_x509_certificate(file.read_bytes()) for file in (self.root, self.issuer)}
 
-    def credentials(self, name: str) -> str:
-        """NAME:SECRET, good once."""
-        return str(self.campus.ask("est.secret", name=name, hours=1)["credentials"])
+    def credentials(self, name: str, label: str = "") -> str:
+        """NAME:SECRET, good once and under this label."""
+        return str(self.campus.ask("est.secret", name=name, hours=1, label=label)["credentials"])
 
 
 class Foreign(Protocol):
-    """One client in one folder; keys and certificates are PEM files, requests DER files.
+    """One client in one folder, under one EST label where it can; certificates are PEM files, requests DER files.
 
     `require` skips the test where something is not installed; making one does so too.
     """
+
+    label: str
 
     def __init__(self, site: Site, folder: Path) -> None: ...
     @staticmethod
@@ -134,6 +141,8 @@ def openssl_request(key: Path, csr: Path, subject: str, *more: str) -> None:
 
 class StrongSwan:
     """pki --estca and --est; TLS 1.3 only on request."""
+
+    label = ""
 
     def __init__(self, site: Site, folder: Path) -> None:
         self.require()
@@ -186,6 +195,8 @@ class StrongSwan:
 class BouncyCastle:
     """tests/interop/java/EstClient.java in one virtual machine, which takes a call per line."""
 
+    label = ""
+
     def __init__(self, site: Site, folder: Path) -> None:
         self.require()
         self._site, self._folder = site, folder
@@ -204,7 +215,8 @@ class BouncyCastle:
 
     def _call(self, tls: str, operation: str, *more: Path) -> str:
         assert self._java.stdin is not None and self._java.stdout is not None
-        words = [operation, self._site.address, self._site.root, f"TLSv{tls}", *more]
+        place = self._site.address + (f"/{self.label}" if self.label else "")
+        words = [operation, place, self._site.root, f"TLSv{tls}", *more]
         print(*words, file=self._java.stdin, flush=True)
         line = self._java.stdout.readline()
         answer = line.split(maxsplit=2)
@@ -246,6 +258,8 @@ class BouncyCastle:
 class Curl:
     """curl for HTTP, openssl for everything else."""
 
+    label = ""
+
     def __init__(self, site: Site, folder: Path) -> None:
         self.require()
         self._site, self._folder = site, folder
@@ -258,7 +272,7 @@ class Curl:
         """What the operation answers, as PEM; 202 is waited for as a script does it: the same command again."""
         command = (
             "curl", "-sSfv", f"--tlsv{tls}", "--tls-max", tls, "--cacert", self._site.root, *more,
-            f"https://{self._site.address}/.well-known/est/{operation}",
+            f"https://{self._site.address}/.well-known/est/{self.label + '/' if self.label else ''}{operation}",
         )  # fmt: skip
         done = run(*command, data=data)
         while waiting := re.search(r"^< HTTP/1.1 202 .*?^< Retry-After: (\d+)", done.stderr.decode(), _LINES):

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from tests.interop.est_clients import (
     CLIENTS,
     HERE,
     JARS,
+    LABEL,
     TLS_JAR,
     BouncyCastle,
+    Curl,
     Foreign,
     Site,
     need,
@@ -101,6 +104,30 @@ def test_a_client_gets_the_cas_and_enrols_and_renews_with_short_and_long_bodies_
                 folder = tmp_path / f"{size}-{tls}"
                 folder.mkdir()
                 first_and_second(client, site, tls, size, folder)
+
+
+@pytest.mark.req("E-7", "E-9")
+@pytest.mark.parametrize("kind", [BouncyCastle, Curl])
+def test_a_client_that_knows_labels_gets_the_certificates_of_its_label(
+    site: Site, kind: type[Foreign], tmp_path: Path
+) -> None:
+    key, csr, got = tmp_path / "key.pem", tmp_path / "csr.der", tmp_path / "certificate.pem"
+    with closing(kind(site, tmp_path)) as client:
+        client.label = LABEL
+        client.request("small", key, csr)
+        assert set(client.cacerts("1.3", tmp_path)[1]) == site.cas
+        with pytest.raises(AssertionError, match="401"):
+            client.enroll("1.3", csr, site.credentials(f"without label {next(NUMBERS)}"), got)
+        client.enroll("1.3", csr, site.credentials(f"labelled {next(NUMBERS)}", LABEL), got)
+        first = certificate_in(got)
+        assert first.not_valid_after_utc - datetime.now(UTC) < timedelta(days=7)
+        new_csr, new = tmp_path / "new-csr.der", tmp_path / "new.pem"
+        openssl_renewal(got, key, new_csr)
+        client.reenroll("1.3", new_csr, got, key, new)
+        assert names_of(certificate_in(new)) == names_of(first)
+        client.label = ""
+        with pytest.raises(AssertionError, match="403"):
+            client.reenroll("1.3", new_csr, got, key, new)
 
 
 @pytest.mark.req("E-46", "E-138")

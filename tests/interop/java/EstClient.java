@@ -46,7 +46,7 @@ import org.bouncycastle.util.Store;
  * keygen   HOST:PORT ANCHORS TLS OUT CSR CREDENTIALS OUTKEY
  * </pre>
  *
- * TLS is TLSv1.2 or TLSv1.3, CSR is DER, CREDENTIALS a file with NAME:SECRET, all else PEM. Without arguments the calls
+ * HOST:PORT may have a label, /LABEL. TLS is TLSv1.2 or TLSv1.3, CSR is DER, CREDENTIALS a file with NAME:SECRET, all else PEM. Without arguments the calls
  * are read from standard input, one per line. Each prints "ok", the TLS version and the number of certificates, or
  * "failed" and why.
  */
@@ -93,13 +93,17 @@ public final class EstClient {
             anchors.add(new TrustAnchor(one, null));
         }
         JsseDefaultHostnameAuthorizer names = new JsseDefaultHostnameAuthorizer(Set.of());
+        String[] place = words[1].split("/", 2);
         JsseESTServiceBuilder builder =
-                new JsseESTServiceBuilder(words[1], JcaJceUtils.getCertPathTrustManager(anchors, null))
+                new JsseESTServiceBuilder(place[0], JcaJceUtils.getCertPathTrustManager(anchors, null))
                         .withTLSVersion(words[3])
                         .withHostNameAuthorizer((name, session) -> {
                             tls.add(session.getProtocol());
                             return names.verified(name, session);
                         });
+        if (place.length > 1) {
+            builder.withLabel(place[1]);
+        }
         if (words[0].equals("reenroll")) {
             KeyStore store = KeyStore.getInstance("PKCS12");
             store.load(null, null);
