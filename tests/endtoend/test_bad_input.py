@@ -70,7 +70,7 @@ class Target:
 def target(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("fire")
     campus = template.copy(folder / "campus")
-    campus.start(*UNLIMITED)
+    campus.start(*UNLIMITED, "est.serverkeygen=plain")
     campus.start_proxy()
     files = visitors.certificates(campus, folder / "visitors")
     campus.ask("radius.render", folder=str(folder / "raddb"))
@@ -129,6 +129,7 @@ def media_types_of(route: Route) -> tuple[str, ...]:
     by_endpoint = {
         "est.simpleenroll": "application/pkcs10",
         "est.simplereenroll": "application/pkcs10",
+        "est.serverkeygen": "application/pkcs10",
         "registrar.request_voucher": "application/voucher-cms+json",
         "identity.enroll": composite.MEDIA_TYPE,
     }

@@ -11,7 +11,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from est import Call, EstClient, EstServer, Reply, chains, cms, csr, der, paths, profiles, transfer
+from est import (
+    Call,
+    EstClient,
+    EstServer,
+    Reply,
+    chains,
+    cms,
+    csr,
+    der,
+    paths,
+    profiles,
+    renaming,
+    serverkeygen,
+    transfer,
+)
 from est.errors import BodyMalformed, EstError
 from est.signer import KeySigner
 from tests.est.pki import campus, sign, terms
@@ -34,6 +48,16 @@ REQUEST = csr.build(
     challenge_password=b"YWJj",
     extensions=[x509.ExtendedKeyUsage([x509.ObjectIdentifier("1.3.6.1.5.5.7.3.2")])],
 )
+CHANGE = renaming.write(profiles.name("proxy 2"), csr.read(REQUEST).san)
+KEYGEN_REQUEST = csr.build(
+    subject=profiles.name("proxy 1"),
+    key=key("csr"),
+    attributes={
+        serverkeygen.DECRYPT_KEY_IDENTIFIER: (der.tlv(der.OCTET_STRING, b"k1"),),
+        serverkeygen.SMIME_CAPABILITIES: (der.sequence(der.sequence(der.oid("2.16.840.1.101.3.4.1.42"))),),
+    },
+)
+MADE = serverkeygen.reply(key("made"), campus().proxy, wrapped=True)
 CERTIFICATE = campus().proxy.public_bytes(Encoding.DER)
 BAG = cms.write_certs_only([campus().root, campus().ca])
 ANCHORS = chains.TrustAnchors([campus().root])
@@ -104,6 +128,34 @@ def test_damaged_requests_are_refused_by_us(data: bytes) -> None:
 def test_damaged_bodies_are_refused_by_us(body: bytes, media_type: str) -> None:
     only_our_refusals(SERVER.read_enroll, Call("POST", paths.path("simpleenroll"), paths.PKCS10, body=body))
     only_our_refusals(SERVER.read_enroll, Call("POST", paths.path("simpleenroll"), media_type, body=body))
+
+
+@pytest.mark.req("E-200", "E-207", "E-171")
+@hostile
+@given(st.one_of(damaged(KEYGEN_REQUEST), damaged(base64.b64encode(KEYGEN_REQUEST))))
+def test_damaged_requests_for_keys_are_refused_by_us(body: bytes) -> None:
+    only_our_refusals(SERVER.read_keygen, Call("POST", paths.path("serverkeygen"), paths.PKCS10, body=body))
+
+
+@pytest.mark.req("E-207", "E-173")
+@hostile
+@given(damaged(MADE.body), st.one_of(st.just(MADE.media_type), st.text(max_size=40).map("multipart/mixed; ".__add__)))
+def test_damaged_answers_with_keys_are_refused_by_us(body: bytes, media_type: str) -> None:
+    only_our_refusals(serverkeygen.read_reply, Reply(200, media_type, body=body))
+
+
+@pytest.mark.req("E-200", "E-120")
+@hostile
+@given(damaged(CHANGE))
+def test_damaged_new_names_are_refused_by_us(value: bytes) -> None:
+    def read(it: bytes) -> None:
+        asked = csr.build(
+            subject=profiles.name("proxy 1"), key=key("csr"), attributes={renaming.CHANGE_SUBJECT_NAME: (it,)}
+        )
+        found = renaming.read(csr.read(asked))
+        assert found is None or found.common_name is None or found.subject_der is not None
+
+    only_our_refusals(read, value)
 
 
 @pytest.mark.req("E-200", "E-207")
