@@ -211,6 +211,7 @@ class Appliance:
             signer=KeySigner(own.key),
             masa=masa_transport or HttpsMasa(settings.registrar, load_identity=present),
             on_proxy_revoked=(revoke_agents_behind,),
+            never_granted=[f"{settings.identity.oid_arc}.{one}" for one in (1, 2)],
         )
         self.agents = AgentRegistry(origin=settings.origin, store=store)
         self.certificates = CertificateList(origin=settings.origin, ca=ca, store=store, clock=clock)

@@ -425,6 +425,11 @@ class ProxySettings(_Section):
     est_fingerprint: str = Field(
         "", description="SHA-256 of the server's root certificate, hex (method est, instead of est_anchor)."
     )
+    est_implicit_anchors: Path | None = Field(
+        None,
+        description="The machine's own trust anchors, PEM, as /etc/ssl/certs/ca-certificates.crt (method est, instead "
+        "of est_anchor); the server must bear the name in registrar_url.",
+    )
     est_label: str = Field("", description="EST label that the proxy enrols and renews under; empty = none.")
     est_secret_file: Path | None = Field(
         None, description="File with NAME:SECRET, the one-time enrolment secret (method est)."

@@ -1,6 +1,6 @@
 """RFC 7030 and the certificates themselves; decides, never opens a socket, file or clock.
 
-der -> keys, certificates -> transfer, cms, csr, csrattrs, serverkeygen -> chains -> shapes, profiles, revocation,
+der -> keys, weak, certificates -> transfer, cms, csr, csrattrs, renaming, serverkeygen -> chains -> shapes, profiles, revocation,
 ocsp -> server, client. Read them in this order and each needs only what came before; exchange, signer, paths and
 errors are what all speak; jose is for those who write JOSE objects. A client enrols with a server in memory:
 
@@ -52,6 +52,7 @@ from est.errors import (
     EstError,
     ExtensionNotGranted,
     KeyNotAccepted,
+    KeyWeak,
     LabelNotUsable,
     LabelUnknown,
     LinkingFailed,
@@ -100,6 +101,7 @@ __all__ = [
     "EstServer",
     "ExtensionNotGranted",
     "KeyNotAccepted",
+    "KeyWeak",
     "KeySigner",
     "LabelNotUsable",
     "LabelUnknown",

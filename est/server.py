@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from cryptography import x509
 
 from est import certificates, cms, csr, csrattrs, der, paths, serverkeygen, transfer
-from est.chains import CMC_RA
+from est.chains import ANY_PURPOSE, CLIENT_AUTH, CMC_RA
 from est.csr import Csr
 from est.csrattrs import CsrAttrs
 from est.errors import (
@@ -54,7 +54,8 @@ class EstServer:
     """Reads EST calls and writes EST replies for a set of labels.
 
     Raises LabelNotUsable for a label that is an operation's name or not a path segment (RFC 7030, section 3.2.2).
-    `keygen` are the labels under which serverkeygen exists, None = the default. `max_body` is in bytes.
+    `keygen` are the labels under which serverkeygen exists, None = the default. `never` are extensions, by dotted
+    type, that are refused and not just left out. `max_body` is in bytes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class EstServer:
         *,
         labels: Collection[str] = (),
         keygen: Collection[str | None] = (),
+        never: Collection[str] = (),
         max_body: int = transfer.MAX_BODY,
     ) -> None:
         for label in labels:
@@ -69,6 +71,7 @@ class EstServer:
                 raise LabelNotUsable(f"{label!r} cannot be an EST label", label=label)
         self._labels = frozenset(labels)
         self._keygen = frozenset(keygen)
+        self._never = frozenset(never)
         self._max_body = max_body
 
     def operation(self, call: Call) -> Operation:
@@ -99,12 +102,12 @@ class EstServer:
         """The CSR in a simpleenroll or simplereenroll call, with proof of possession verified.
 
         Raises MediaTypeNotAccepted, BodyTooLarge, BodyMalformed, CsrMalformed, KeyNotAccepted,
-        ProofOfPossessionFailed, and ExtensionNotGranted when a CA certificate or cmcRA is asked for.
+        ProofOfPossessionFailed, and ExtensionNotGranted when authority is asked for, or the opposite of what we give.
         """
         if paths.essence(call.media_type) != paths.PKCS10:
             raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
         request = csr.read(transfer.decode_base64(call.body, max_bytes=self._max_body))
-        _check_requested(request.extensions)
+        _check_requested(request.extensions, self._never)
         return EnrollAsk(request, transfer.is_wrapped(call.body))
 
     def read_keygen(self, call: Call) -> KeygenAsk:
@@ -115,7 +118,7 @@ class EstServer:
         if paths.essence(call.media_type) != paths.PKCS10:
             raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
         ask = serverkeygen.read(call.body, max_bytes=self._max_body)
-        _check_requested(ask.csr.extensions)
+        _check_requested(ask.csr.extensions, self._never)
         return ask
 
     def check_reenroll(self, request: Csr, old_certificate: x509.Certificate) -> None:
@@ -175,13 +178,33 @@ def _names_in(san: bytes) -> list[bytes]:
     return sorted(san[at:end] for _, at, _, end in der.elements(san, start, stop))
 
 
-def _check_requested(extensions: x509.Extensions) -> None:
+def _check_requested(extensions: x509.Extensions, never: Collection[str]) -> None:
+    """Refuse what is not left out in silence: authority, and what we would turn into its opposite (RFC 5272, 3.1).
+
+    Certificates here are for clients that sign.
+    """
     for extension in extensions:
-        if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
+        value, kind = extension.value, extension.oid.dotted_string
+        if isinstance(value, x509.BasicConstraints) and value.ca:
             raise ExtensionNotGranted("a CA certificate is not given on request", extension="basicConstraints")
-        if isinstance(extension.value, x509.KeyUsage) and (extension.value.key_cert_sign or extension.value.crl_sign):
-            raise ExtensionNotGranted("a CA's key usage is not given on request", extension="keyUsage")
-        if isinstance(extension.value, x509.ExtendedKeyUsage) and CMC_RA in {
-            one.dotted_string for one in extension.value
-        }:
-            raise ExtensionNotGranted("the cmcRA purpose is not given on request", extension="extendedKeyUsage")
+        if isinstance(value, x509.KeyUsage):
+            if value.key_cert_sign or value.crl_sign:
+                raise ExtensionNotGranted("a CA's key usage is not given on request", extension="keyUsage")
+            if not value.digital_signature:
+                raise ExtensionNotGranted(
+                    "certificates here are for digital signatures, which the requested keyUsage leaves out",
+                    extension="keyUsage",
+                )
+        if isinstance(value, x509.ExtendedKeyUsage):
+            purposes = {one.dotted_string for one in value}
+            if CMC_RA in purposes:
+                raise ExtensionNotGranted("the cmcRA purpose is not given on request", extension="extendedKeyUsage")
+            if not purposes & {CLIENT_AUTH, ANY_PURPOSE}:
+                raise ExtensionNotGranted(
+                    "certificates here are for TLS clients, which the requested extendedKeyUsage leaves out",
+                    extension="extendedKeyUsage",
+                )
+        if kind in never:
+            raise ExtensionNotGranted("the binding to an owner is not given on request", extension=kind)
+        if isinstance(value, x509.UnrecognizedExtension) and extension.critical:
+            raise ExtensionNotGranted("a critical extension is requested that is unknown here", extension=kind)

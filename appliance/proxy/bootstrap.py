@@ -244,8 +244,10 @@ class Bootstrap:
                 material.client,
                 seconds=self._timing.connect,
                 trust_clock=self._settings.trust_clock,
+                implicit=material.implicit,
             )
-            self._reporter.step("server-verified", server=material.server.authority)
+            by = "implicit" if material.implicit else "explicit"
+            self._reporter.step("server-verified", server=material.server.authority, anchors=by)
             return connection
 
         line = Line(await connect(), connect)

@@ -226,25 +226,34 @@ async def open_verified(
     *,
     seconds: float,
     trust_clock: bool = True,
+    implicit: bool = False,
 ) -> Connection:
-    """Connect to a server whose chain ends in `anchors` and that is authorized for EST (RFC 7030, section 3.6.1).
+    """Connect to a server whose chain ends in `anchors` and that is authorized for EST (RFC 7030, section 3.6).
+
+    `implicit` anchors are those that come with a machine: anybody may have a certificate under them, so it must bear
+    the configured name. Under explicit ones the mark of a registration authority is as good.
 
     Raises PeerUnreachable, TlsHandshakeFailed, ServerUntrusted, ServerNotAuthorized.
     """
     settings = _settings(client, anchors, trust_clock=trust_clock)
     connection = await _open(target, settings, Trust.TRUSTED, seconds)
     try:
-        check_authorized(connection.leaf, target)
+        check_authorized(connection.leaf, target, implicit=implicit)
     except ServerNotAuthorized:
         await connection.close()
         raise
     return connection
 
 
-def check_authorized(certificate: x509.Certificate, target: Target) -> None:
-    """The name of the configured URI, or id-kp-cmcRA (RFC 7030, section 3.6.1). Raises ServerNotAuthorized."""
+def check_authorized(certificate: x509.Certificate, target: Target, *, implicit: bool = False) -> None:
+    """The name of the configured URI (RFC 7030, section 3.6.2), or where the anchor is explicit id-kp-cmcRA (3.6.1).
+
+    Raises ServerNotAuthorized.
+    """
     if target.named and has_name(certificate, target.host):
         return
+    if implicit:
+        raise ServerNotAuthorized("the server has not the configured name, and its anchor is an implicit one")
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, ValueError) as cause:

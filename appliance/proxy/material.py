@@ -44,13 +44,18 @@ class BrskiMaterial:
 
 @dataclass(frozen=True, slots=True)
 class EstMaterial:
-    """What method est needs. Exactly one of `anchors` and `fingerprint` is there; `authorization` is a header value."""
+    """What method est needs. Exactly one of `anchors` and `fingerprint` is there; `authorization` is a header value.
+
+    `implicit` anchors are the machine's: they open the way to the explicit ones and are not used again (RFC 7030,
+    section 4.1.3).
+    """
 
     server: Target
     anchors: tuple[x509.Certificate, ...]
     fingerprint: bytes
     authorization: str = field(repr=False)
     client: ClientFiles | None
+    implicit: bool = False
 
 
 def read_brski(settings: ProxySettings) -> BrskiMaterial:
@@ -73,11 +78,17 @@ def read_brski(settings: ProxySettings) -> BrskiMaterial:
 def read_est(settings: ProxySettings) -> EstMaterial:
     """Raises BootstrapNotConfigured, EnrolmentSecretUnusable, KeyFileMissing, KeyFileExposed, KeyMalformed."""
     server = _read_url(settings.registrar_url)
-    if server is None or (settings.est_anchor is None) == (settings.est_fingerprint == ""):
+    ways = (settings.est_anchor, settings.est_fingerprint, settings.est_implicit_anchors)
+    if server is None or sum(map(bool, ways)) != 1:
         raise BootstrapNotConfigured(
-            "method est wants the server's URL and exactly one of its anchor and its fingerprint: " + _NEITHER
+            "method est wants the server's URL and exactly one of its anchor, its fingerprint and implicit anchors: "
+            + _NEITHER
         )
-    anchors = read_certificates(settings.est_anchor, "proxy.est_anchor") if settings.est_anchor else ()
+    anchors: tuple[x509.Certificate, ...] = ()
+    if settings.est_anchor:
+        anchors = read_certificates(settings.est_anchor, "proxy.est_anchor")
+    elif settings.est_implicit_anchors:
+        anchors = read_certificates(settings.est_implicit_anchors, "proxy.est_implicit_anchors")
     client = None
     if settings.est_secret_file is not None:
         authorization = _read_secret(settings.est_secret_file)
@@ -88,7 +99,8 @@ def read_est(settings: ProxySettings) -> EstMaterial:
         raise BootstrapNotConfigured(
             f"method est wants a one-time secret or a certificate issued beforehand: {_NEITHER}"
         )
-    return EstMaterial(server, anchors, read_fingerprint(settings.est_fingerprint), authorization, client)
+    implicit = settings.est_implicit_anchors is not None
+    return EstMaterial(server, anchors, read_fingerprint(settings.est_fingerprint), authorization, client, implicit)
 
 
 def read_fingerprint(text: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.ca import CertificateAuthority
@@ -102,11 +102,13 @@ def assemble(
     signer: Signer,
     masa: MasaTransport,
     on_proxy_revoked: Sequence[OnRevoked] = (),
+    never_granted: Collection[str] = (),
 ) -> RegistrarPart:
     """`origin` is scheme and trust domain; `registrar` holds the certificate that the device port shows, `signer` its
     key; `ldevid_days` counts where the EST label says nothing.
 
-    `on_proxy_revoked` run in the transaction that revokes a proxy.
+    `on_proxy_revoked` run in the transaction that revokes a proxy; who asks for an extension of `never_granted`, by
+    dotted type, gets no certificate.
     """
     turns = Turns()
     identities = ProxyIdentities(origin, on_proxy_revoked)
@@ -164,6 +166,7 @@ def assemble(
         server_keys=ServerKeys(signer, registrar.own_chain[0], clock),
         refusals=refusals,
         turns=turns,
+        never_granted=never_granted,
     )
     prefetch = Prefetch(settings, store=store, clock=clock, registrar=registrar, manufacturers=manufacturers, masa=masa)
     return RegistrarPart(

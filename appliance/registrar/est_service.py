@@ -6,7 +6,7 @@ certificate is in applicants and authorities, how one is issued in est_issuing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -54,7 +54,9 @@ class EstService:
         server_keys: ServerKeys,
         refusals: EstRefusals,
         turns: Turns,
+        never_granted: Collection[str] = (),
     ) -> None:
+        """`never_granted` are extensions that a request is refused for, by dotted type."""
         self._origin = origin
         self._policies = policies
         self._max_ldevids = max_ldevids
@@ -75,7 +77,8 @@ class EstService:
             if policy.rules.requests_per_second
         }
         makes_keys = [label or None for label, policy in policies.items() if policy.makes_keys]
-        self._est = EstServer(labels=[label for label in policies if label], keygen=makes_keys)
+        labels = [label for label in policies if label]
+        self._est = EstServer(labels=labels, keygen=makes_keys, never=never_granted)
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
         """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate."""

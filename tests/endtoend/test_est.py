@@ -210,8 +210,9 @@ def test_a_request_with_every_extension_of_a_certificate_is_granted_and_its_exte
     site: Site,
 ) -> None:
     old = site.proxy.certificate
-    usage = x509.KeyUsage(**{**dict.fromkeys(USAGES, False), "key_encipherment": True})
-    purposes = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
+    usage = x509.KeyUsage(**{**dict.fromkeys(USAGES, False), "digital_signature": True, "key_encipherment": True})
+    both = (x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH)
+    purposes = x509.ExtendedKeyUsage(both)
     private = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.7"), b"\x05\x00")
     copied = [one.value for one in old.extensions if one.oid != SAN.oid]
     altered = [one for one in copied if not isinstance(one, x509.KeyUsage | x509.ExtendedKeyUsage)]
@@ -225,17 +226,25 @@ def test_a_request_with_every_extension_of_a_certificate_is_granted_and_its_exte
         assert key_identifier == x509.SubjectKeyIdentifier.from_public_key(got.public_key())
 
 
-@pytest.mark.req("E-57", "E-115")
-def test_a_request_for_authority_is_refused_by_name_and_costs_no_secret(site: Site) -> None:
+@pytest.mark.req("E-57", "E-113", "E-115")
+def test_a_request_for_authority_or_for_the_opposite_is_refused_by_name_and_costs_no_secret(site: Site) -> None:
     ca = x509.BasicConstraints(ca=True, path_length=None)
     signs = x509.KeyUsage(**{**dict.fromkeys(USAGES, False), "key_cert_sign": True})
     ra = x509.ExtendedKeyUsage([x509.ObjectIdentifier(CMC_RA)])
-    refused = [site.proxy.ask(site.proxy.request(extensions=[one])) for one in (ca, signs, ra)]
-    refused += [site.enrol("ambitious", extensions=[one]) for one in (ca, signs, ra)]
+    # a key that must not sign, a purpose that is not a client's (RFC 5272, section 3.1), and somebody's owner
+    enciphers = x509.KeyUsage(**{**dict.fromkeys(USAGES, False), "key_encipherment": True})
+    serves = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
+    owner = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.2026.1.2"), b"\x0c\x01x")
+    asked = (ca, signs, ra, enciphers, serves, owner)
+    refused = [site.proxy.ask(site.proxy.request(extensions=[one])) for one in asked]
+    refused += [site.enrol("ambitious", extensions=[one]) for one in asked]
     texts = [
         "a CA certificate is not given on request",
         "a CA's key usage is not given on request",
         "the cmcRA purpose is not given on request",
+        "certificates here are for digital signatures, which the requested keyUsage leaves out",
+        "certificates here are for TLS clients, which the requested extendedKeyUsage leaves out",
+        "the binding to an owner is not given on request",
     ]
     assert [(answer.status, text_of(answer)) for answer in refused] == [(400, text) for text in texts * 2]
     assert "ambitious" not in {row["name"] for row in site.campus.ask("proxies.list")}

@@ -146,6 +146,34 @@ USAGE = {
 }
 
 
+@pytest.mark.req("E-113", "E-115")
+@pytest.mark.parametrize(
+    ("extension", "critical", "refused"),
+    [
+        (x509.KeyUsage(digital_signature=False, key_cert_sign=False, crl_sign=False, **USAGE), True, True),
+        (x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False, True),
+        (x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), False, False),
+        (x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), True, False),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.7"), b"\x05\x00"), True, True),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.7"), b"\x05\x00"), False, False),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.8"), b"\x05\x00"), False, True),
+        (x509.OCSPNoCheck(), False, False),
+    ],
+)
+def test_what_would_become_its_opposite_or_is_critical_and_unknown_is_refused(
+    extension: x509.ExtensionType, critical: bool, refused: bool
+) -> None:
+    builder = x509.CertificateSigningRequestBuilder(NAME).add_extension(extension, critical)
+    body = base64.b64encode(builder.sign(key("csr"), hashes.SHA256()).public_bytes(Encoding.DER))
+    server = EstServer(keygen=[None], never=["1.3.6.1.4.1.32473.8"])
+    for read in (server.read_enroll, server.read_keygen):
+        if refused:
+            with pytest.raises(ExtensionNotGranted):
+                read(enroll(body))
+        else:
+            read(enroll(body))
+
+
 @pytest.mark.req("E-57", "E-115")
 @pytest.mark.parametrize(
     "extension",

@@ -316,6 +316,21 @@ def test_explicit_anchors_decide(world: World, anchor: str, outcome: type[Except
     asyncio.run(run())
 
 
+@pytest.mark.req("E-33", "E-56")
+def test_a_registration_authority_is_no_est_server_though_it_has_the_mark(world: World) -> None:
+    domain = world.domain
+    usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, CMC_RA])
+    authority = make_leaf(domain.ca, profiles.name("plant RA"), now=BORN, days=90, extensions=[(usages, False)])
+
+    async def run() -> None:
+        async with Campus(world.factory, domain, identity=authority) as campus:
+            with pytest.raises(ServerUntrusted, match="purpose"):
+                await open_verified(Target("127.0.0.1", campus.port), (domain.root.certificate,), None, seconds=3)
+            assert campus.seen == []
+
+    asyncio.run(run())
+
+
 @pytest.mark.req("B-148")
 @pytest.mark.parametrize("trust_clock", [True, False])
 def test_without_a_trusted_clock_dates_are_not_judged(world: World, trust_clock: bool) -> None:

@@ -28,9 +28,9 @@ from appliance.proxy.report import BootstrapReport
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
 from appliance.settings import ProxySettings
-from est import csr, csrattrs, transfer
+from est import EstClient, EstServer, csr, csrattrs, transfer
 from est.csrattrs import CsrAttrs, ExtensionDemand, KeyDemand, NameDemand
-from est.errors import EnrollmentRefused, Refusal
+from est.errors import EnrollmentRefused, Refusal, ReplyNotAccepted
 from est.exchange import Reply
 from tests.appliance.proxy.campus import PROXY_ID, Campus, World, asked, make_world, other_domain, server_identity
 
@@ -131,6 +131,61 @@ def test_the_right_ca_with_neither_is_refused_before_anything_is_sent(
         assert campus.seen == []
 
     with_campus(world, scenario, names=names)
+
+
+def machine_store(world: World) -> Path:
+    """A bundle as a machine has it: the campus' root among others."""
+    bundle = world.folder / "ca-certificates.crt"
+    bundle.write_bytes(other_domain().root.chain_pem + world.domain.root.chain_pem)
+    return bundle
+
+
+@pytest.mark.req("E-31", "E-32", "E-34", "E-97")
+def test_implicit_anchors_open_the_way_to_the_explicit_one_and_are_not_kept(world: World, state: ProxyState) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus, est_anchor=None, est_implicit_anchors=machine_store(world))
+        report = await bootstrap(state, settings)
+        (step,) = [one.as_json() for one in report.steps if one.as_json()["step"] == "server-verified"]
+        assert step["anchors"] == "implicit"
+        assert state.anchors() == (world.domain.root.certificate,)
+
+    with_campus(world, scenario)
+
+
+@pytest.mark.req("E-32", "E-34", "E-35")
+@pytest.mark.parametrize("names", [(), (LOCALHOST,)], ids=["no name", "another name"])
+def test_under_implicit_anchors_the_ra_mark_does_not_replace_the_name(
+    world: World, state: ProxyState, names: Sequence[x509.GeneralName]
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        settings = settings_for(world, campus, est_anchor=None, est_implicit_anchors=machine_store(world))
+        with pytest.raises(ServerNotAuthorized, match="implicit"):
+            await bootstrap(state, settings)
+        assert campus.seen == []
+        # under the explicit anchor the very same server is good
+        assert (await bootstrap(state, settings_for(world, campus))).outcome == "ok"
+
+    with_campus(world, scenario, names=names, ra=True)
+
+
+@pytest.mark.req("E-32", "E-97")
+def test_a_server_that_the_machine_trusts_but_its_own_cacerts_do_not_vouch_for_is_refused(
+    world: World, state: ProxyState
+) -> None:
+    async def scenario(campus: Campus) -> None:
+        bundle = world.folder / "bundle.pem"
+        bundle.write_bytes(campus.identity.certificate.public_bytes(Encoding.PEM))
+        campus.instead["/.well-known/est/cacerts"] = lambda *_: cacerts_of(world)
+        settings = settings_for(world, campus, est_anchor=None, est_implicit_anchors=bundle)
+        with pytest.raises(ReplyNotAccepted, match="do not vouch"):
+            await bootstrap(state, settings)
+        assert credentials(campus) == []
+
+    with_campus(world, scenario, foreign=True)
+
+
+def cacerts_of(world: World) -> Reply:
+    return EstServer().cacerts_reply((world.domain.root.certificate,), EstClient().cacerts_call())
 
 
 @pytest.mark.req("E-30", "E-32", "E-35")
@@ -348,6 +403,7 @@ def test_a_certificate_issued_beforehand_serves_instead_of_a_secret(world: World
         {"registrar_url": "https://user@127.0.0.1:1"},
         {"registrar_url": "https://127.0.0.1:1/path"},
         {"est_anchor": None},
+        {"est_implicit_anchors": Path("/etc/ssl/certs/ca-certificates.crt")},
         {"est_fingerprint": "ab" * 32},
         {"est_anchor": None, "est_fingerprint": "abc"},
         {"est_secret_file": None},

@@ -118,7 +118,7 @@ def test_a_one_time_secret_gets_a_key_and_its_certificate_and_nothing_of_the_key
     play(tmp_path, story, est=PLAIN)
 
 
-@pytest.mark.req("E-175", "E-179")
+@pytest.mark.req("E-175")
 def test_under_a_label_that_encrypts_only_a_key_never_goes_in_clear(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = await ready(world)
