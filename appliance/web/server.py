@@ -36,6 +36,8 @@ _BACKLOG = 1024
 _ACCEPT_AT_ONCE = 64
 _SWEEP_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
+_SEND_BUFFER = 262_144
+"""Bytes that wait in the kernel for one slow reader; Linux counts twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Listener:
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every accepted socket inherits it
+            # a client that reads nothing is noticed when this is full, and the kernel would let it grow to megabytes
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             listening.bind((host, port))
             self._listen(listening)
         except BaseException:

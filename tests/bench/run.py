@@ -12,6 +12,8 @@ d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memor
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
 m    200 pledges in flight through the registrar for 30 s while the MASA takes 500 ms per answer, against one that
      answers at once (wall clock); m99: the 99th percentile of another client's renewals meanwhile
+f8   EST renewals on a kept connection while slow clients drip, stall, never read and sit there: 99th percentile against
+     the same without them (wall clock); f8n: on a new mTLS connection each
 
 What is compared is CPU time of the appliance's process (schedstat of all its threads), never the wall clock, because
 neighbours move that (but for g, where waiting for the disk is the point). References (microseconds of CPU) are measured
@@ -39,7 +41,7 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import commits, decide, enrol, identity, revocation, steady, vouchers
+from tests.bench import commits, crowd, decide, enrol, identity, revocation, steady, vouchers
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -99,6 +101,7 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *decide.run(plan, folder),
         *commits.run(plan, folder),
         *steady.run(plan, folder),
+        *crowd.run(plan, folder),
         *revocation.run(plan, folder),
     ]
 
