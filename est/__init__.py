@@ -1,8 +1,8 @@
 """RFC 7030 and the certificates themselves; decides, never opens a socket, file or clock.
 
-der -> keys, weak, certificates -> transfer, cms, csr, csrattrs, renaming, serverkeygen -> chains -> shapes, profiles, revocation,
-ocsp -> server, client. Read them in this order and each needs only what came before; exchange, signer, paths and
-errors are what all speak; jose is for those who write JOSE objects. A client enrols with a server in memory:
+der -> keys, weak, certificates -> transfer, cms, csr, csrattrs, renaming, serverkeygen -> chains -> shapes, profiles,
+revocation, ocsp -> server, client. Read them in this order and each needs only what came before; exchange, signer,
+paths and errors are what all speak; jose is for those who write JOSE objects. A client enrols with a server in memory:
 
 >>> from datetime import UTC, datetime, timedelta
 >>> from cryptography import x509
@@ -101,8 +101,8 @@ __all__ = [
     "EstServer",
     "ExtensionNotGranted",
     "KeyNotAccepted",
-    "KeyWeak",
     "KeySigner",
+    "KeyWeak",
     "LabelNotUsable",
     "LabelUnknown",
     "LinkingFailed",

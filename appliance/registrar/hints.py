@@ -94,6 +94,16 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "names; to let it, set est.csrattrs to tell",
         "tls-linking-failed": "the request is not bound to its TLS connection: something between ends TLS, or the "
         "client uses another binding",
+        "name-change-refused": "the request wants another name (ChangeSubjectName); to let it set its common name: "
+        "est.renaming under its label",
+        "authority-not-wanted": "a registration authority asks where it may not; to let it: est.authorities under that "
+        "label",
+        "decrypt-key-unknown": "the client names a key that is not in est.shared_keys_file, or not that of its "
+        "certificate",
+        "key-encryption-required": "the client must name a key that its own is sealed with; to send keys in clear: "
+        "est.serverkeygen",
+        "key-weak": "the device's key can be computed by others: it must make a new one, with newer firmware if it "
+        "made this one itself",
         "key-in-use": "two devices hold the same key: find the copy before you let either in",
         "out-of-order": "nothing: the message came when it meant nothing; the pledge begins again by itself",
         "registrar-certificate-unfit": "the appliance's own certificate is wrong: appliance doctor",

@@ -22,7 +22,7 @@ from tests.bench.plan import Plan
 
 RAMP = 15.0
 """Seconds in which the crowd comes, at the most."""
-SLACK = 3.0
+SLACK = 5.0
 """A deadline is looked at every quarter second, and the crowd's own clock is one loop with thousands of tasks."""
 EVERY = 0.05
 FILLING = 10.0

@@ -135,6 +135,7 @@ async def _stay(group: Group, raw: socket.socket, context: ssl.SSLContext) -> fl
         more = {"ssl": context, "server_hostname": ""} if group.tls else {}
         async with asyncio.timeout(15):
             reader, writer = await asyncio.open_connection(sock=raw, **more)  # type: ignore[arg-type]
+        begun = time.monotonic()  # the handshake has a deadline of its own
         try:
             with suppress(OSError):
                 async with asyncio.timeout(60):

@@ -9,23 +9,30 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from appliance.hierarchy import Role
 from appliance.registrar.applicants import RenewalApplicant
 from appliance.registrar.caller import APPLIANCE
 from appliance.registrar.errors import LdevidNotAccepted
+from appliance.store import certificates
 from est import csr, transfer
 from est.client import EstClient
 from est.cms import read_certs_only
 from est.csrattrs import CURVES, EC_PUBLIC_KEY, CsrAttrs, KeyDemand
 from est.exchange import Call
+from est.keys import spki_sha256
 from est.linking import binding_text
 from est.server import EstServer
 from lab.factory import Domain, Identity, make_leaf, make_self_signed
 from tests.appliance.registrar.world import ADMIN, Device_, World, basic, certificate_in, enroll_call, play
-from tests.support import NOW
+from tests.est.test_weak import close_primes, roca
+from tests.support import NOW, key
+
+KEY = key("a server of ours")
 
 
 def san_of(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
@@ -155,6 +162,48 @@ def test_a_key_of_another_subject_is_refused(tmp_path: Path) -> None:
         reply = await second.enroll()
         assert (reply.status, b"key-in-use" in reply.body) == (403, True)
         assert (await world.row("PX-2"))["state"] == "audit-passed"
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("E-204")
+@pytest.mark.parametrize("role", ["agents", "devices", "infrastructure"])
+def test_a_key_that_another_ca_of_ours_has_certified_is_refused(tmp_path: Path, role: Role) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        await device.voucher()
+        await device.status()
+        row = certificates.Pending(
+            role, world.ca.issuing(role).key_identifier, 77, bytes(32), spki_sha256(device.key.public_key()),
+            NOW, NOW + timedelta(days=1), {"profile": "agent", "subject_id": "spiffe://campus.example/agent/7"},
+        )  # fmt: skip
+        await world.store.write(lambda tx: certificates.add(tx, row))
+        reply = await device.enroll()
+        assert (reply.status, b"key-in-use" in reply.body) == (403, True)
+        # nor a key of one of our own servers, whoever holds a copy
+        own = certificates.Pending(
+            "devices", world.ca.issuing("devices").key_identifier, 78, bytes(32), spki_sha256(KEY.public_key()),
+            NOW, NOW + timedelta(days=1), {"profile": "registrar"},
+        )  # fmt: skip
+        await world.store.write(lambda tx: certificates.add(tx, own))
+        assert (await device.enroll(device.csr(key=KEY))).status == 403
+        assert len(await world.audited("ldevid-issued")) == 0
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("E-204")
+def test_a_weak_key_is_refused_by_name(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        device = world.device()
+        await device.voucher()
+        await device.status()
+        for private, text in ((roca(), b"ROCA"), (close_primes(), b"too close")):
+            builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+            reply = await device.enroll(builder.sign(private, hashes.SHA256()).public_bytes(Encoding.DER))
+            assert (reply.status, reply.body[:9], text in reply.body) == (400, b"key-weak:", True)
+        assert (await world.row())["what_to_do"].startswith("the device's key can be computed by others")
+        assert (await device.enroll()).status == 200
 
     play(tmp_path, story)
 

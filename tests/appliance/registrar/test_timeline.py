@@ -179,7 +179,13 @@ def test_every_refusal_of_the_registrar_has_its_line() -> None:
     # inside the reader of the second format; outside they are voucher-request-malformed and the like
     elsewhere |= {"jws-malformed", "jws-not-accepted", "jws-signature-invalid"}
     # what an administrator's own command is told says it in its detail
-    commands = {"manufacturer-unusable", "device-file-refused", "prefetch-not-possible", "dialect-unknown"}
+    commands = {
+        "shared-keys-unusable",
+        "manufacturer-unusable",
+        "device-file-refused",
+        "prefetch-not-possible",
+        "dialect-unknown",
+    }
     modules = (registrar_errors.__name__, brski_errors.__name__)
     reasons = {leaf.reason for leaf in all_leaves() if leaf.__module__ in modules}
     assert reasons - elsewhere - commands - set(HINTS) == set()
