@@ -96,6 +96,22 @@ class EstClient:
         kept = tuple(one for one in rest if _has_path(one, rest, anchors, at))
         return CaCertificates(root, kept)
 
+    def read_successor(self, reply: Reply, anchors: TrustAnchors, *, at: datetime | None = None) -> CaCertificates:
+        """What cacerts said over a connection that proves nothing, where an anchor that we hold vouches for it.
+
+        The current root's key must be certified by that anchor: NewWithOld (RFC 4210, section 4.4.1). Raises
+        ReplyNotAccepted, EnrollmentRefused.
+        """
+        found = self.read_cacerts(reply, at=at)
+        certificates = _read_certificates(reply)
+        wanted = _fingerprint(found.root)
+        links = [one for one in certificates if one != found.root and _fingerprint(one) == wanted]
+        if found.root not in anchors.certificates and not any(
+            _has_path(one, certificates, anchors, at) for one in links
+        ):
+            raise ReplyNotAccepted("no anchor that is held vouches for the current root")
+        return found
+
     def read_csrattrs(self, reply: Reply) -> CsrAttrs:
         """What is demanded of a request; every answer but 200 says: nothing (RFC 7030, section 4.5.2).
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from appliance.clock import Clock
-from appliance.proxy.connection import Connection, Target, open_verified
+from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
 from appliance.proxy.errors import (
     ConnectionClosed,
     IdentityServerAway,
@@ -24,12 +24,17 @@ from appliance.proxy.errors import (
 )
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
+from est.chains import TrustAnchors
+from est.client import EstClient
+from est.errors import EstError
 from est.exchange import Call, Reply
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 8
 RETRY_AFTER_SECONDS = 5
+ROOT_PAUSE_SECONDS = 60.0
+"""A server that is not trusted is asked for its CA certificates this often at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class ServerLink:
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._generation = 0
         self._away = False
+        self._root_asked: float | None = None
         self.unreachable = asyncio.Event()
         """Set when nobody answered at the server's place."""
 
@@ -98,16 +104,52 @@ class ServerLink:
     async def open(self) -> Connection:
         """A connection of one's own, for renewal. Raises ProxyError leaves."""
         try:
-            return await open_verified(
-                self._target,
-                self._state.anchors(),
-                self._state.credential(),
-                seconds=self._timing.connect,
-                trust_clock=self._trust_clock,
-            )
-        except (PeerUnreachable, ServerUntrusted):  # nobody is there, or by now somebody else is
+            return await self._open()
+        except PeerUnreachable:
             self.unreachable.set()
             raise
+        except ServerUntrusted:  # it has a new root by now, or somebody else is there
+            if not await self._follow_root():
+                self.unreachable.set()
+                raise
+        return await self._open()
+
+    async def _open(self) -> Connection:
+        return await open_verified(
+            self._target,
+            self._state.anchors(),
+            self._state.credential(),
+            seconds=self._timing.connect,
+            trust_clock=self._trust_clock,
+        )
+
+    async def _follow_root(self) -> bool:
+        """Whether the server's CA certificates hold a new root that the anchor held vouches for; it is the anchor then.
+
+        They are fetched over a connection that may carry nothing else, now and then (RFC 7030, sections 4.1.1, 4.1.3).
+        """
+        now = self._clock.monotonic()
+        if self._root_asked is not None and now - self._root_asked < ROOT_PAUSE_SECONDS:
+            return False
+        self._root_asked = now
+        held = self._state.anchors()
+        at = self._clock.now() if self._trust_clock else None
+        try:
+            connection = await open_anchorless(self._target, seconds=self._timing.connect)
+            try:
+                reply = await connection.exchange(EstClient().cacerts_call(), seconds=self._timing.call)
+            finally:
+                await connection.close()
+            found = EstClient().read_successor(reply, TrustAnchors(held), at=at)
+        except (ProxyError, EstError) as refusal:
+            log.warning("no new root because=%s", refusal.reason)
+            return False
+        if found.root in held:
+            return False
+        self._state.write_anchors((found.root,))
+        self.renewed()
+        log.warning("anchors-replaced root=%s", found.root.subject.rfc4514_string())
+        return True
 
     def renewed(self) -> None:
         """Connections made with the old LDevID or anchors are not used again."""

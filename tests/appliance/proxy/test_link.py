@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from appliance.clock import SystemClock
 from appliance.proxy.bootstrap import Bootstrap
@@ -20,10 +21,10 @@ from appliance.proxy.renew import Renewal, renewal_time
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
-from est import profiles
+from est import EstServer, profiles
 from est.errors import EnrollmentRefused, ReplyNotAccepted
 from est.exchange import Call, Reply
-from lab.factory import make_leaf, make_root
+from lab.factory import Identity, make_leaf, make_root
 from tests.appliance.proxy.campus import BORN, CLOSE, Campus, World, asked, make_world, other_domain, server_identity
 from tests.support import FixedClock
 
@@ -140,7 +141,11 @@ def test_another_server_at_that_address_gets_nothing(world: World, foreign: bool
             with pytest.raises(IdentityServerAway) as caught:
                 await link.send(PING)
             assert caught.value.fields["because"] == ("server-untrusted" if foreign else "server-not-authorized")
-            assert impostor.seen == []
+            # of the other CA's server it was asked whether it has a new root, without a name and with nothing else
+            assert [(one.call.path, one.client) for one in impostor.seen] == [
+                ("/.well-known/est/cacerts", None)
+            ] * foreign
+            assert not [one for one in impostor.seen if "authorization" in one.call.headers or one.call.body]
 
     with_proxy(world, scenario)
 
@@ -258,3 +263,49 @@ def test_renewal_waits_by_the_wall_clock_backs_off_and_says_when_life_is_over(wo
 def test_times_of_certificates_are_aware() -> None:
     assert renewal_time(make_root("r", now=BORN).certificate, 0).utcoffset() == timedelta(0)
     assert isinstance(make_root("r", now=BORN).certificate, x509.Certificate)
+
+
+def new_with_old(new: Identity, old: Identity) -> x509.Certificate:
+    """The key of the new root, certified by the old one (RFC 4210, section 4.4.1)."""
+    public = new.key.public_key()
+    return (
+        x509.CertificateBuilder(old.certificate.subject, new.certificate.subject, public, 4711)
+        .not_valid_before(BORN)
+        .not_valid_after(old.certificate.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(new.certificate.extensions.get_extension_for_class(x509.KeyUsage).value, True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(old.key.public_key()), False)
+        .sign(old.key, hashes.SHA256())
+    )
+
+
+@pytest.mark.req("E-95", "E-98")
+@pytest.mark.parametrize("vouched", ["by the old root", "by another root", "not at all"])
+def test_a_server_under_a_new_root_is_followed_if_the_old_root_vouches_for_it(world: World, vouched: str) -> None:
+    async def run() -> None:
+        async with Campus(world.factory, world.domain) as campus:
+            state = await enrolled(world, campus)
+        old, moved = world.domain.root, other_domain()
+        link = new_with_old(moved.root, other_domain().root if vouched == "by another root" else old)
+        bag = [moved.root.certificate, moved.ca.certificate, *([link] if vouched != "not at all" else [])]
+        async with Campus(world.factory, world.domain, identity=server_identity(moved)) as later:
+            later.instead["/.well-known/est/cacerts"] = lambda *_: EstServer().cacerts_reply(bag, PING)
+            later.routes["/v1/ping"] = lambda call, client: Reply(200, "application/json", body=b"{}")
+            line = link_to(state, Target("127.0.0.1", later.port))
+            if vouched == "by the old root":
+                assert (await line.send(PING)).status == 200
+                assert state.anchors() == (moved.root.certificate,)
+                # over the first connection nothing else was asked, and nobody was told who asks
+                assert [(one.call.path.rpartition("/")[2], one.client is None) for one in later.seen] == [
+                    ("cacerts", True), ("ping", False),
+                ]  # fmt: skip
+            else:
+                for _ in range(3):
+                    with pytest.raises(IdentityServerAway):
+                        await line.send(PING)
+                assert state.anchors() == (old.certificate,)
+                assert [one.call.path.rpartition("/")[2] for one in later.seen] == ["cacerts"]
+            await line.close()
+
+    asyncio.run(run())
