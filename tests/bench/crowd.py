@@ -20,8 +20,6 @@ from tests.bench.campus import Campus, Proxy, environment, new_key
 from tests.bench.measure import Bench, percentile
 from tests.bench.plan import Plan
 
-RAMP = 15.0
-"""Seconds in which the crowd comes, at the most."""
 SLACK = 5.0
 """A deadline is looked at every quarter second, and the crowd's own clock is one loop with thousands of tasks."""
 EVERY = 0.05
@@ -56,13 +54,13 @@ def _measure(campus: Campus, plan: Plan) -> list[Bench]:
     alone = _renew(campus, proxy, plan.seconds)
     host, port = campus.address("device")
     scale = min(1.0, plan.in_flight / 200)
-    command = [sys.executable, "-m", "tests.bench.slow_clients", host, str(port), str(RAMP + plan.seconds), str(scale)]
+    command = [sys.executable, "-m", "tests.bench.slow_clients", host, str(port), str(plan.seconds + 1), str(scale)]
     crowd = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     try:
         assert crowd.stdout is not None
         here = json.loads(crowd.stdout.readline())["here"]
         beside = _renew(campus, proxy, plan.seconds)
-        told: dict[str, Any] = json.loads(crowd.communicate(timeout=RAMP + plan.seconds + 30)[0])
+        told: dict[str, Any] = json.loads(crowd.communicate(timeout=plan.seconds + 60)[0])
     finally:
         crowd.kill()
     _check(told)
