@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from cryptography import x509
@@ -267,6 +267,7 @@ def _require(certificate: x509.Certificate, tx: Tx) -> Authority:
     return authority
 
 
+@lru_cache(maxsize=4096)
 def _is_authority(certificate: x509.Certificate) -> bool:
     """An authority's, and not the registrar's own: that one serves TLS, too."""
     try:
