@@ -151,6 +151,11 @@ def test_openssl_verifies_every_shape_and_shows_what_was_meant(tmp_path: Path) -
             ("sslclient",),
             (f"URI:{URI}",),
         ),
+        "authority": (
+            profiles.registration_authority(under, name, public, identifier=URI),
+            ("sslclient",),
+            (f"URI:{URI}",),
+        ),
     }
     for kind, (shape, purposes, texts) in shapes.items():
         leaf = pem(tmp_path, f"{kind}.pem", sign(shape, key("campus ca")))

@@ -78,6 +78,11 @@ END_ENTITIES = {
         {CLIENT},
         [x509.UniformResourceIdentifier(URI)],
     ),
+    "registration authority": (
+        profiles.registration_authority(under_ca(), NAME, PUBLIC, identifier=URI),
+        {CLIENT, RA},
+        [x509.UniformResourceIdentifier(URI)],
+    ),
 }
 
 
@@ -108,7 +113,7 @@ def test_an_end_entity_has_exactly_its_extensions(kind: str) -> None:
 def test_only_the_registrar_gets_cmcra_and_it_has_a_key_identifier() -> None:
     for kind, (shape, purposes, _) in END_ENTITIES.items():
         certificate = sign(shape, key("campus ca"))
-        assert (RA in purposes) is (kind == "registrar")
+        assert (RA in purposes) is (kind in ("registrar", "registration authority"))
         if kind == "registrar":
             assert chains.ski_of(certificate)
 
