@@ -168,7 +168,7 @@ def test_openssl_verifies_every_shape_and_shows_what_was_meant(tmp_path: Path) -
         for text in (*texts, "CA:FALSE", "Digital Signature\n", "URI:http://pki.example/crl/agents.crl"):
             assert text in shown, (kind, text)
         assert shown.count("X509v3 Subject Alternative Name") == 1
-        assert shown.count("CMC Registration Authority") == (1 if kind == "registrar" else 0)
+        assert shown.count("CMC Registration Authority") == (1 if kind in ("registrar", "authority") else 0)
     openssl(tmp_path, "verify", "-CAfile", root, "-attime", AT, "-x509_strict", ca)
 
 
