@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from est.errors import Refusal
 from lab import credentials
@@ -69,6 +69,8 @@ MAKERS: Mapping[str, tuple[str, ...]] = {"acme": (), "shady": ("foreign-signer",
 class Demo(Stage):
     """One run of the story."""
 
+    makers: ClassVar[Mapping[str, tuple[str, ...]]] = MAKERS
+
     def tell(self) -> None:
         """The whole way, then the attacks."""
         self.set_up()
@@ -96,7 +98,7 @@ class Demo(Stage):
             )  # fmt: skip
             ready = self.server.wait_for("ready", 30)
             self.listeners = ready["listeners"]
-            for maker, knobs in MAKERS.items():
+            for maker, knobs in self.makers.items():
                 folder, port = self.maker(maker), free_port()
                 self.lab("factory", "--dir", folder, "--serial", f"{maker}-0001", "--masa-url", f"127.0.0.1:{port}")
                 self.masa(folder, f"masa-{maker}", port, *knobs)
@@ -254,6 +256,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--keep", action="store_true", help="leave everything running until Ctrl-C, say how to look around"
     )
+    parser.add_argument("--models", action="store_true", help="tell the issuance models, each from agent to VLAN")
     parser.add_argument("--out", type=Path, help="folder for everything (default: a new one under lab-output)")
     options = parser.parse_args(arguments)
     out = (options.out or Path("lab-output") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")).absolute()
@@ -273,6 +276,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.radius == "freeradius" and not shutil.which("freeradius"):
         story.skip("freeradius", "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest")
         return _finish(story, options.report, supplicant)
+    if options.models:
+        from lab.models import Models  # it is told in this module's words
+
+        return play(Models(out, options.radius, supplicant, story), options.report, keep=options.keep)
     return play(Demo(out, options.radius, supplicant, story), options.report, keep=options.keep)
 
 

@@ -58,6 +58,10 @@ class Stage:
 
     # -- programs
 
+    def program(self) -> list[str]:
+        """The appliance's command line in the interpreter of this story."""
+        return [sys.executable, "-m", "appliance"]
+
     def appliance(self, *arguments: str | Path, check: bool = True) -> Any:
         """One command line of the appliance; its JSON answer."""
         command = [sys.executable, "-m", "appliance", *map(str, arguments), "-o", "json"]

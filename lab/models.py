@@ -1,0 +1,142 @@
+"""The issuance models, each told from an agent's first call to its VLAN: `./lab/demo --models`.
+
+`STORIES` is the list of what is told, one function each, in its order. A story does everything it needs itself on the
+stage that it gets (one appliance with Alice and Bob, one proxy that is in), and records at least one check. What it
+claims about a credential is read out of the certificate; where the agent lands, a supplicant has found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.binding import dual_identity
+from appliance.binding.facts import Model
+from lab import credentials
+from lab.demo import Demo
+from lab.stage import Agent
+from lab.story import Process
+
+ANSWERS = """\
+version = 1
+otherwise = "deny"
+
+[[rule]]
+decision = "approve"
+purposes = ["issue", "renew"]
+profiles = ["x509", "wit"]
+longest_seconds = 28800
+"""
+"""Rules of an owner's tool: what an agent of this lab asks for, and nothing else."""
+
+
+class Models(Demo):
+    """One appliance and one proxy, and on it every story of `STORIES`."""
+
+    makers: ClassVar[Mapping[str, tuple[str, ...]]] = {"acme": ()}
+
+    def tell(self) -> None:
+        """All stories, one after the other."""
+        self.set_up()
+        self.take_in_the_proxy()
+        for story in STORIES:
+            story(self)
+
+    # -- what stories are made of
+
+    def agent(self, name: str, owner: str) -> Agent:
+        """An agent of this story, under a name of its own."""
+        made = self.agents[name] = Agent(name, owner, self.out / "agents" / name)
+        return made
+
+    def ask(self, agent: Agent, model: str, *more: str | Path, socket: Path | None = None) -> Any:
+        """The agent asks its proxy for a credential under this model; answers what `agent request` prints."""
+        return self.appliance(
+            "agent", "request", "--socket", socket or self.socket, "--out", agent.folder, "--model", model,
+            "--owner", self.owner_ids[agent.owner], "--wait-seconds", "60", *more,
+        )  # fmt: skip
+
+    def register(self, agent: Agent, proxy: str) -> Path:
+        """The administrator registers an agent beforehand; answers the file with its key."""
+        key = self.out / f"{agent.name}.key.pem"
+        made = self.appliance("agent", "keygen", "--out", key)
+        self.admin("agents", "add", "--owner", agent.owner, "--proxy", proxy, "--jkt", made["jkt"])
+        return key
+
+    def proxy_id(self, name: str = "proxy") -> str:
+        """The identifier in a proxy's LDevID."""
+        return credentials.uri(self.out / name / "ldevid.pem")
+
+    def client_key(self, owner: str) -> Path:
+        """A client key for an owner's tool, registered; answers its folder."""
+        folder = self.out / "owners" / f"{owner}-client"
+        if not folder.exists():
+            made = self.appliance(
+                "owner", "client-keygen", "--out", folder, "--ref", owner, "--trust-domain", "campus.example"
+            )
+            self.admin("owners", "add-client-key", owner, made["statement"])
+        return folder
+
+    def root_pem(self) -> Path:
+        """The campus root as PEM, as an owner's tool pins it."""
+        path = self.out / "root.pem"
+        if not path.exists():
+            path.write_bytes(credentials.load(self.ca("root"))[0].public_bytes(Encoding.PEM))
+        return path
+
+    def responder(self, owner: str) -> Process:
+        """The owner's tool that answers the server's challenges by rule."""
+        rules = self.out / "answers.toml"
+        rules.write_text(ANSWERS)
+        key = self.out / "owners" / owner / "owner.key.pem"
+        process = self.cast.start(
+            f"respond-{owner}",
+            [
+                *self.program(), "-o", "json", "owner", "respond", "--owner", self.owner_ids[owner], "--key", key,
+                "--client", self.client_key(owner), "--server", f"https://{self.listeners['device']}",
+                "--root", self.root_pem(), "--policy", rules,
+            ],
+        )  # fmt: skip
+        process.wait_for("ready", 20)
+        return process
+
+    def landed(self, agent: Agent, key: Path | None = None) -> str:
+        """Model and owner as the certificate itself says, and where the agent's host lands with it."""
+        leaf = credentials.load(agent.chain)[0]
+        dual = dual_identity.of_certificate(leaf)
+        who = "nobody" if dual is None else next(
+            (ref for ref, identifier in self.owner_ids.items() if identifier == dual.owner_id), "a stranger"
+        )  # fmt: skip
+        model = "single" if dual is None else str(dual.model)
+        return f"{model} for {who}, VLAN {self.login(agent.chain, key or agent.key).word}"
+
+
+def agent_mediated(stage: Models) -> None:
+    """The agent carries its owner's signature."""
+    with stage.story.step("Agent-mediated: Alice signs on her own machine, her agent brings the signature along."):
+        agent = stage.agent("notes", "alice")
+        stage.ask(agent, Model.AGENT_MEDIATED, "--approval-command", stage.owner_command("alice"))
+        stage.story.check("agent-mediated", "agent-mediated for alice, VLAN 20", stage.landed(agent))
+
+
+def server_mediated(stage: Models) -> None:
+    """The server asks the owner."""
+    with stage.story.step("Server-mediated: the server parks the request and asks Bob's tool over its own connection."):
+        agent = stage.agent("payroll", "bob")
+        key = stage.register(agent, stage.proxy_id())
+        responder = stage.responder("bob")
+        stage.ask(agent, Model.SERVER_MEDIATED, "--key", key)
+        answered = responder.wait_for("challenge-answered", 10)
+        stage.story.say(f"  Bob's tool answered: {answered['decision']}, code {answered['code']}")
+        stage.story.check("server-mediated", "server-mediated for bob, VLAN 30", stage.landed(agent, key))
+        responder.stop()
+
+
+STORIES: tuple[Callable[[Models], None], ...] = (
+    agent_mediated,
+    server_mediated,
+)
+"""What `--models` tells; add a function here."""
