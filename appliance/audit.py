@@ -96,6 +96,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "owner-answered": "An owner's signed answer to a challenge was taken, or could not be.",
         "owner-client-key-added": "The client key of an owner's tool was registered on its signed statement.",
         "owner-client-key-revoked": "The client key of an owner's tool was revoked.",
+        "owner-gateway-added": "An owner's gateway was registered: its address, and its server key's statement.",
+        "owner-gateway-revoked": "An owner's gateway was revoked: no proxy is sent to it any more.",
         "agent-reserved": "An agent identifier was reserved.",
         "agent-registered": "An agent was registered.",
         "agent-revoked": "An agent was revoked.",

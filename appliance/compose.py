@@ -315,7 +315,7 @@ class Appliance:
             self.clock,
             Bucket(web.address_rate, web.address_burst),
             Bucket(web.identity_rate, web.identity_burst),
-            is_known=self.registrar.ldevids.is_ours,
+            is_known=lambda peer: self.registrar.ldevids.is_ours(peer) or self.identity.is_gateway(peer),
             on_refused=lambda peer: self.registrar.refusals.count(RateLimited.reason, peer.address),
         )
         # a nonce wants a signature each time, and anybody may send one

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
@@ -39,8 +40,9 @@ from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.possession import KeyStatement
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound, RequestMalformed
-from appliance.store import agents, certificates, nonces, owner_clients, owners, proxies
+from appliance.store import agents, certificates, nonces, owner_clients, owner_gateways, owners, proxies
 from appliance.store.owner_clients import ClientKey
+from appliance.store.owner_gateways import OwnerGateway
 from appliance.store.owners import Key, Owner
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -228,6 +230,46 @@ class OwnerDirectory:
 
         return await self._store.write(write, essential=True)
 
+    async def add_gateway(self, name: str, url: str, statement: str, *, actor: Actor) -> Json:
+        """Register an owner's gateway: where proxies find it, and its server key by a signed statement (D-4, A-99).
+
+        Raises RequestMalformed for an address that is none, and as add_key().
+        """
+        stated = possession.unseal(statement, typ=possession.GATEWAY_TYP)
+        address = check_gateway_url(url)
+
+        def write(tx: Tx) -> Json:
+            owner = self._check_statement(tx, name, stated)
+            gateway = OwnerGateway(
+                jkt=stated.jkt,
+                owner_id=owner.identifier,
+                url=address,
+                spki_sha256=spki_sha256(stated.key).hex(),
+                state=owner_gateways.ACTIVE,
+                statement_sha256=hashlib.sha256(statement.encode("ascii")).hexdigest(),
+                created_at=tx.now,
+            )
+            owner_gateways.add(tx, gateway)
+            fields = {"jkt": gateway.jkt, "url": address, "statement_sha256": gateway.statement_sha256}
+            audit.append(tx, AuditEvent("owner-gateway-added", actor, owner.identifier, fields=fields))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write)
+
+    async def revoke_gateway(self, name: str, jkt: str, *, actor: Actor) -> Json:
+        """Name a gateway to no proxy any more; credentials stay. Raises NotFound, Conflict."""
+
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            gateway = owner_gateways.get(tx, jkt)
+            if gateway is None or gateway.owner_id != owner.identifier:
+                raise NotFound("this owner has no such gateway")
+            owner_gateways.end(tx, jkt)
+            audit.append(tx, AuditEvent("owner-gateway-revoked", actor, owner.identifier, fields={"jkt": jkt}))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write, essential=True)
+
     async def allow_proxy(self, name: str, proxy_id: str, *, actor: Actor) -> Json:
         """Name a proxy that may submit for an owner; from the first one on, only named ones may (A-96).
 
@@ -332,10 +374,28 @@ def _check_unused(tx: Tx, statement: KeyStatement) -> None:
         raise KeyReused("an owner has or had this key")
     if owner_clients.get(tx, statement.jkt) is not None:
         raise KeyReused("an owner's tool has or had this key")
+    if owner_gateways.get(tx, statement.jkt) is not None:
+        raise KeyReused("an owner's gateway has or had this key")
     if certificates.of(tx, "spki_sha256", spki_sha256(statement.key).hex()):
         raise KeyReused("a certificate was issued for this key")
     if any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, statement.jkt)):
         raise KeyReused("an agent has or had this key")
+
+
+def check_gateway_url(url: str) -> str:
+    """`https://HOST[:PORT]` and nothing more; raises RequestMalformed."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 443
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    plain = url.isascii() and url.isprintable() and len(url) <= 255 and " " not in url
+    if not plain or parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
+        raise RequestMalformed("a gateway's address is https://HOST:PORT")
+    if parts.username or parts.query or parts.fragment:
+        raise RequestMalformed("a gateway's address is https://HOST:PORT and nothing more")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"https://{host}:{port}"
 
 
 def _key_of(tx: Tx, owner: Owner, statement: KeyStatement) -> Key:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.access.owner_rows import Changed, Difference, OwnerRow
-from appliance.store import agents, certificates, owner_clients, owners
+from appliance.store import agents, certificates, owner_clients, owner_gateways, owners
 from appliance.store.owners import Key, Owner
 from appliance.store.transaction import Tx
 
@@ -38,6 +38,10 @@ def with_keys(tx: Tx, owner: Owner) -> dict[str, Any]:
         **brief(owner),
         "keys": [_key(one) for one in owners.keys(tx, owner.identifier)],
         "client_keys": [{"jkt": one.jkt, "state": one.state} for one in owner_clients.of_owner(tx, owner.identifier)],
+        "gateways": [
+            {"jkt": one.jkt, "url": one.url, "state": one.state}
+            for one in owner_gateways.of_owner(tx, owner.identifier)
+        ],
         "proxies": None if allowed is None else sorted(allowed),
     }
 

@@ -18,7 +18,8 @@ MEDIA_TYPE = "application/agent-enroll+json"
 MAX_BYTES = 65_536
 MAX_APPROVALS = 8
 MAX_CSR_BYTES = 4096
-MAX_ORG = 4
+MAX_ORG = approval.MAX_ORG
+MAX_ORG_BYTES = 8192
 
 _MEMBERS = frozenset({"request", "csr", "approvals", "evidence", "org"})
 
@@ -31,8 +32,14 @@ class Composite:
     csr_der: bytes | None = None
     approvals: tuple[str, ...] = ()
     evidence: str | None = None
-    org: tuple[object, ...] = ()
-    """Organisational material of the owner-mediated model; stored and hashed, never interpreted."""
+    org: tuple[str, ...] = ()
+    """Organisational material of the owner-mediated model, such as a signed credential in its compact form; stored and
+    hashed, never interpreted (A-36)."""
+
+    @property
+    def org_s256(self) -> tuple[str, ...]:
+        """Hashes of the material, as an approval names them: over the ASCII of each piece."""
+        return tuple(jws.s256(one) for one in self.org)
 
     def with_evidence(self, token: str) -> Composite:
         """The same composite with the proxy's evidence beside what the agent handed over."""
@@ -69,6 +76,11 @@ def write(composite: Composite) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
+def is_org_text(value: object) -> bool:
+    """Whether this is a piece of organisational material: bounded printable ASCII, such as a JWS or base64."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ORG_BYTES and value.isascii() and value.isprintable()
+
+
 def _read_csr(claims: Claims) -> bytes | None:
     if "csr" not in claims:
         return None
@@ -86,10 +98,12 @@ def _read_approvals(claims: Claims) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _read_org(claims: Claims) -> tuple[object, ...]:
+def _read_org(claims: Claims) -> tuple[str, ...]:
     if "org" not in claims:
         return ()
     value = claims.value("org")
     if not isinstance(value, list) or len(value) > MAX_ORG:
-        raise claims.malformed("org", f"a list of at most {MAX_ORG} items")
+        raise claims.malformed("org", f"a list of at most {MAX_ORG} texts")
+    if not all(is_org_text(one) for one in value):
+        raise claims.malformed("org", f"a list of texts of 1 to {MAX_ORG_BYTES} printable ASCII characters")
     return tuple(value)

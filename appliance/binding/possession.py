@@ -1,8 +1,9 @@
 """The owner key statement: an owner's new key says whose it is, for whom, and where it lives.
 
 An approval key states itself as `owner-key+jwt`, the client key of an owner's tool as `owner-client-key+jwt`: neither
-can be taken in as the other. Signed by that key itself, so a statement proves possession and nothing more: that the
-owner really is the owner is for the administrator who takes it in.
+can be taken in as the other, nor as the server key of an owner's gateway, `owner-gateway-key+jwt`. Signed by that key
+itself, so a statement proves possession and nothing more: that the owner really is the owner is for the administrator
+who takes it in.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from est.signer import Signer
 
 TYP = "owner-key+jwt"
 CLIENT_TYP = "owner-client-key+jwt"
+GATEWAY_TYP = "owner-gateway-key+jwt"
 MAX_WINDOW_SECONDS = 30 * 86_400
 """Longest life of a statement: it travels to an administrator by hand."""
 

@@ -97,6 +97,22 @@ def owners_revoke_client_key(
     show(ask("owners.revoke_client_key", ref=ref, jkt=jkt))
 
 
+@owners.command("add-gateway")
+def owners_add_gateway(
+    ref: str,
+    statement: Annotated[Path, typer.Argument(help="Statement that `owner gateway keygen` wrote.")],
+    url: Annotated[str, typer.Option(help="Where proxies find it: https://HOST:PORT.")],
+) -> None:
+    """Register an owner's gateway: proxies learn its address and pin its server key."""
+    show(ask("owners.add_gateway", ref=ref, url=url, statement=read_text(statement).strip()))
+
+
+@owners.command("revoke-gateway")
+def owners_revoke_gateway(ref: str, jkt: Annotated[str, typer.Argument(help="Thumbprint of the server key.")]) -> None:
+    """Name a gateway to no proxy any more; credentials stay."""
+    show(ask("owners.revoke_gateway", ref=ref, jkt=jkt))
+
+
 @owners.command("allow-proxy")
 def owners_allow_proxy(ref: str, proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")]) -> None:
     """Name a proxy that may submit for an owner; from the first one on, only named ones may."""

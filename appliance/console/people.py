@@ -54,6 +54,12 @@ class OwnerOperations:
     async def revoke_client_key(self, ref: str, jkt: str) -> Any:
         return await self._directory.revoke_client_key(ref, jkt, actor=self._actor)
 
+    async def add_gateway(self, ref: str, url: str, statement: str) -> Any:
+        return await self._directory.add_gateway(ref, url, statement, actor=self._actor)
+
+    async def revoke_gateway(self, ref: str, jkt: str) -> Any:
+        return await self._directory.revoke_gateway(ref, jkt, actor=self._actor)
+
     async def allow_proxy(self, ref: str, proxy: str) -> Any:
         return await self._directory.allow_proxy(ref, proxy, actor=self._actor)
 

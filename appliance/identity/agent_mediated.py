@@ -43,6 +43,7 @@ class AgentMediated:
                 now=setting.now,
                 limits=setting.limits,
                 signer_is_agent=approver.is_agent,
+                org=asked.org_s256,
             )
             for approver in approvers
         )

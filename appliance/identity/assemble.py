@@ -20,6 +20,7 @@ from appliance.identity.appraisal_policy import (
 )
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.issue import Issuer
+from appliance.identity.owner_mediated import OwnerMediated
 from appliance.identity.records import Registry
 from appliance.identity.server_mediated import ServerMediated
 from appliance.identity.service import IdentityService
@@ -90,6 +91,7 @@ def build_identity(
         verifier=Verifier(verifier_signer, load_policy(settings.appraisal_policy), developer=server_id, limits=limits),
         models={
             Model.AGENT_MEDIATED: AgentMediated(single_identity=single_identity),
+            Model.OWNER_MEDIATED: OwnerMediated(),
             Model.SERVER_MEDIATED: ServerMediated(),
         },
         issuer=issuer,

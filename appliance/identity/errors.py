@@ -5,6 +5,7 @@ IdentityError (abstract)
 ├── AgentUnknown, AgentRevoked, ReservationsFull, KeyAlreadyAgent                                   the registration
 ├── EvidenceContraindicated                                                                        the appraisal
 ├── SingleIdentityNotOffered, ApproversNotDistinct, RequestReplayed, LifetimeNotPossible            the decision
+├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
 ├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
 └── RequestAbandoned                                                                               after a crash
 """
@@ -132,6 +133,18 @@ class ChallengeOver(IdentityError):
     """The challenge was answered before, or a newer request of the same agent took its place; field `state`."""
 
     reason: ClassVar[str] = "challenge-over"
+
+
+class GatewayRequired(IdentityError):
+    """A request of the owner-mediated model that the owner's gateway did not submit."""
+
+    reason: ClassVar[str] = "gateway-required"
+
+
+class GatewayForOtherOwner(IdentityError):
+    """A gateway submits a request that names another owner than its own."""
+
+    reason: ClassVar[str] = "gateway-for-other-owner"
 
 
 class OwnerClientUnknown(IdentityError):

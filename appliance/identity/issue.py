@@ -58,6 +58,8 @@ class Grant:
     ttl_seconds: int
     txn: str
     proxy_id: str
+    org: tuple[str, ...] = ()
+    """Organisational material of the owner's gateway; kept, and hashed in the audit log."""
 
     @cached_property
     def approvals_s256(self) -> Sequence[str]:
@@ -68,7 +70,8 @@ class Grant:
     def hashes(self) -> Mapping[str, Any]:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
-        return {
+        told = {} if not self.org else {"org_s256": [jws.s256(one) for one in self.org]}
+        return told | {
             "txn": self.txn,
             "agent": request.sub,
             "owner": request.owner,

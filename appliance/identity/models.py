@@ -37,6 +37,8 @@ class Setting:
     limits: Limits
     agent_owner: str | None = None
     parked: Challenge | None = None
+    gateway_of: str | None = None
+    """The owner whose gateway submits; None: the proxy does."""
 
 
 @dataclass(frozen=True, slots=True)

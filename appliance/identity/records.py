@@ -28,7 +28,7 @@ from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
-from appliance.store import agents, certificates, challenges, deciding, nonces, proxies, requests
+from appliance.store import agents, certificates, challenges, deciding, nonces, org_material, proxies, requests
 from appliance.store.agents import Agent
 from appliance.store.challenges import Challenge
 from appliance.store.deciding import RequestRow
@@ -186,6 +186,8 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
             raise ApprovalSpent("this approval was used before")
     if request.model is Model.SERVER_MEDIATED and not challenges.spend(tx, request.rqh):
         raise ApprovalSpent("the owner's answer was used before")
+    if grant.org:
+        org_material.add(tx, request.rqh, grant.org)
     agents.register(tx, agent, owner_id=owner_id, jkt=request.jkt)
 
 

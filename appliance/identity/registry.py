@@ -16,7 +16,7 @@ from appliance.binding import jws
 from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.identity.errors import KeyAlreadyAgent
 from appliance.identity.issue import timestamp
-from appliance.store import agents, certificates, owners, proxies, requests
+from appliance.store import agents, certificates, org_material, owners, proxies, requests
 from appliance.store.agents import Agent
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -95,7 +95,7 @@ class AgentRegistry:
                 "jkt": found.jkt,
                 "class": found.agent_class,
                 "credentials": [_credential(row) for row in certificates.of(tx, "agent_id", found.identifier)],
-                "requests": [_request(row) for row in requests.of_agent(tx, found.identifier)],
+                "requests": [_request(tx, row) for row in requests.of_agent(tx, found.identifier)],
             }
 
         return await self._store.read(read)
@@ -144,7 +144,7 @@ def _credential(row: Any) -> dict[str, Any]:
     }
 
 
-def _request(row: requests.Request) -> dict[str, Any]:
+def _request(tx: Tx, row: requests.Request) -> dict[str, Any]:
     return {
         "txn": row.txn,
         "state": row.state,
@@ -154,5 +154,6 @@ def _request(row: requests.Request) -> dict[str, Any]:
         "approvals_s256": [jws.s256(one) for one in row.approval.split()],
         "evidence_s256": jws.s256(row.evidence),
         "ear_s256": jws.s256(row.ear),
+        "org": org_material.of_request(tx, row.rqh),
         "at": timestamp(row.created_at),
     }

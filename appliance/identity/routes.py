@@ -34,6 +34,7 @@ _REFRESH_SECONDS = 300
 _NONCE_MEMBERS = frozenset({"jkt", "purpose", "sub"})
 _ANSWER_MEMBERS = frozenset({"approval"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,4})\"?\s*(?:$|[,;])", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
@@ -49,7 +50,7 @@ class TrustInfo:
     def write(self, issuer: Issuer) -> bytes:
         """The JSON document."""
         keys = {issuer.wit_kid: issuer.wit_signer.public_key()}
-        agents_ca = issuer.ca.issuing("agents").certificate
+        agents_ca, devices_ca = (issuer.ca.issuing(role).certificate for role in ("agents", "devices"))
         document = {
             "root": _pem(self.root),
             "radius_server_name": self.radius_server_name,
@@ -57,6 +58,7 @@ class TrustInfo:
             "trust_domain": self.trust_domain,
             "origin": issuer.domain.origin,
             "agents_ca": _pem(agents_ca),
+            "devices_ca": _pem(devices_ca),
             "oid_arc": issuer.arc,
             "wit_issuer": issuer.wit_issuer,
             "wit_keys": {
@@ -125,6 +127,15 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         )
         return Reply(200, JSON, {"cache-control": "no-store"}, _write(told))
 
+    async def gateways(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        name = params.get("id", "")
+        if not _UUID.fullmatch(name):
+            raise NotFound("not the name of an owner")
+        owner_id = f"{service.issuer.domain.origin}/owner/{name}"
+        found = await service.gateways(owner_id, peer)
+        rows = [{"url": url, "spki_sha256": pin} for url, pin in found]
+        return Reply(200, JSON, {"cache-control": "no-store"}, _write({"owner": owner_id, "gateways": rows}))
+
     async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         return Reply(200, JSON, {}, trust_document)
 
@@ -137,6 +148,7 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         "identity.request_status": request_status,
         "identity.challenges": challenges,
         "identity.answer": answer,
+        "identity.gateways": gateways,
         "identity.trust": give_trust,
         "identity.spiffe_bundle": give_bundle,
     }

@@ -19,7 +19,13 @@ from appliance.binding import approval as approvals
 from appliance.binding import composite, jws
 from appliance.binding import request as requests
 from appliance.binding.composite import Composite
-from appliance.binding.errors import ApprovalDenied, ApprovalSpent, BindingError, ChallengeExpired
+from appliance.binding.errors import (
+    ApprovalDenied,
+    ApprovalSpent,
+    BindingError,
+    ChallengeExpired,
+    OrgMaterialNotExpected,
+)
 from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock
@@ -34,13 +40,14 @@ from appliance.identity.errors import (
     LifetimeNotPossible,
     RequestAbandoned,
     ReservationsFull,
+    SubmitterNotProxy,
 )
 from appliance.identity.issue import Grant, Issuer
 from appliance.identity.models import Bound, IssuanceModel, Setting, Waiting
 from appliance.identity.records import Registry, RequestFacts
 from appliance.identity.submitter import Submitter, Submitters
 from appliance.settings import IdentitySettings
-from appliance.store import agents, certificates, nonces
+from appliance.store import agents, certificates, nonces, owner_gateways, owners
 from appliance.store import challenges as parked_rows
 from appliance.store import requests as request_rows
 from appliance.store.agents import Agent
@@ -126,6 +133,13 @@ class IdentityService:
     def _limits(self) -> Limits:
         return self._issuer.limits
 
+    def is_gateway(self, peer: Peer) -> bool:
+        """Whether an active owner's registered client key made this connection."""
+        try:
+            return self._submitters.gateway(peer) is not None
+        except (BindingError, EstError):
+            return False
+
     async def nonce(self, jkt: str, purpose: str, sub: str | None, peer: Peer, request_id: str = "") -> NonceGrant:
         """A nonce for a key; without `sub` an agent identifier is reserved for (proxy, key).
 
@@ -145,13 +159,39 @@ class IdentityService:
         agent = await self._store.write(write, quick=True)
         return NonceGrant(value, agent.identifier, self._server_id, int(life.total_seconds()))
 
+    async def gateways(self, owner_id: str, peer: Peer) -> list[tuple[str, str]]:
+        """Address and server key (SPKI SHA-256, hex) of an owner's gateways, for a proxy that may use them.
+
+        Raises what `Submitters.check` raises, RateLimited, NotFound, which does not say whether such an owner exists.
+        """
+        submitter = await self._submitters.check(peer)
+        self._take_token(submitter)
+
+        def read(tx: Tx) -> list[tuple[str, str]]:
+            owner = owners.by_identifier(tx, owner_id)
+            allowed = owners.allowed_proxies(tx, owner_id)
+            if owner is None or owner.state != owners.ACTIVE:
+                return []
+            if allowed is not None and submitter.proxy_id not in allowed:
+                return []
+            return [(one.url, one.spki_sha256) for one in owner_gateways.of_owner(tx, owner_id) if one.is_active]
+
+        found = await self._store.read(read)
+        if not found:
+            raise NotFound("no gateway of such an owner is there for this proxy")
+        return found
+
     async def request(self, body: bytes, peer: Peer, request_id: str = "") -> Finished | Unfinished:
         """The credential for a composite request, or a typed refusal; what a proxy is refused is audited.
 
-        Raises Malformed, what `Submitters.check` raises, RateLimited, and everything that the decision refuses.
+        Raises Malformed, what `Submitters.check` and `behind` raise, RateLimited, and everything that the decision
+        refuses.
         """
         asked = composite.read(body)
-        submitter = await self._submitters.check(peer)
+        gateway = self._submitters.gateway(peer)
+        submitter = await (
+            self._submitters.check(peer) if gateway is None else self._submitters.behind(gateway, asked.evidence)
+        )
         self._take_token(submitter)
         try:
             return await self._decide(asked, submitter, request_id)
@@ -160,21 +200,26 @@ class IdentityService:
             raise
 
     async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
-        """How a request of this proxy stands; a finished one gives the same result as often as it is asked.
+        """How a request of this proxy, or of this owner's gateway, stands.
+
+        A finished one gives the same result as often as it is asked.
 
         Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, and for a parked request
         ApprovalDenied, ChallengeExpired, ChallengeOver.
         """
-        submitter = await self._submitters.check(peer)
-        self._take_token(submitter)
+        gateway = self._submitters.gateway(peer)
+        if gateway is None:
+            submitter = await self._submitters.check(peer)
+            self._take_token(submitter)
+        asking = submitter.proxy_id if gateway is None else gateway.owner_id
 
         def read(tx: Tx) -> tuple[Request | Challenge, bytes | None]:
             row = request_rows.get(tx, rqh)
             parked = parked_rows.by_rqh(tx, rqh) if row is None else None
-            if parked is not None and parked.proxy_id == submitter.proxy_id:
+            if parked is not None and parked.proxy_id == asking:
                 return parked, None
-            if row is None or row.proxy_id != submitter.proxy_id:
-                raise NotFound("this proxy handed in no such request")
+            if row is None or (row.proxy_id if gateway is None else row.owner_id) != asking:
+                raise NotFound("you handed in no such request")
             serial = row.result.get("serial") if row.result else None
             found = certificates.by_role_and_serial(tx, "agents", int(serial, 16)) if serial else None
             return row, None if found is None else found.der
@@ -210,6 +255,11 @@ class IdentityService:
             if request.rqh in self._under_way:
                 return Unfinished(request.rqh, UNFINISHED_RETRY_SECONDS)
             facts = _without_own_spending(facts)
+        if request.model is not Model.OWNER_MEDIATED:
+            if submitter.gateway_of is not None:
+                raise SubmitterNotProxy("a gateway submits requests of the owner-mediated model only")
+            if asked.org:
+                raise OrgMaterialNotExpected("organisational material is for the owner-mediated model")
         now = self._clock.now()
         limits = self._limits.of(request.model)
         requests.check(
@@ -228,7 +278,9 @@ class IdentityService:
         )
         agent = records.check_agent(facts.agent, submitter)
         appraisal = self._verifier.appraise(asked.evidence, request, submitter, agent_class=agent.agent_class, now=now)
-        setting = Setting(self._server_id, submitter.proxy_id, now, limits, agent.owner_id, facts.parked)
+        setting = Setting(
+            self._server_id, submitter.proxy_id, now, limits, agent.owner_id, facts.parked, submitter.gateway_of
+        )
         answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
         if isinstance(answer, Waiting):
             if answer.must_ask:
@@ -237,7 +289,7 @@ class IdentityService:
                 )
             return Unfinished(request.rqh, answer.retry_after_seconds)
         txn = facts.parked.txn if facts.parked is not None else request.txn or str(uuid.uuid4())
-        grant = self._grant(request, answer, appraisal, submitter, now, txn)
+        grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)
         return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
 
     def _grant(
@@ -248,6 +300,7 @@ class IdentityService:
         submitter: Submitter,
         now: datetime,
         txn: str,
+        org: tuple[str, ...],
     ) -> Grant:
         """What is granted: the profiles both asked and approved, for the shortest of all lives (A-105)."""
         caps = {
@@ -276,6 +329,7 @@ class IdentityService:
             ttl_seconds=ttl,
             txn=txn,
             proxy_id=submitter.proxy_id,
+            org=org,
         )
 
     async def _issue(

@@ -1,4 +1,7 @@
-"""Who submits: a proxy with a live domain certificate of the devices CA, and nobody else (A-11).
+"""Who submits: a proxy with a live domain certificate of the devices CA, or an owner's gateway for one (A-11).
+
+A gateway is known by the client key in its owner's record. The proxy is then the one whose evidence it brings: that
+proxy must be in force all the same, and the evidence must be its own.
 
 The path of a certificate is checked once and remembered. That it is not revoked and its proxy active is remembered for
 seconds, until the outbox tells otherwise; the transaction that spends an approval asks the store again in any case.
@@ -16,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.audit import Actor
 from appliance.binding import jws
-from appliance.binding.errors import BindingError
+from appliance.binding.errors import BindingError, EvidenceMissing, OwnerNotActive, SignatureInvalid
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.verify import agent_id_of as only_uri_of
 from appliance.ca import CertificateAuthority
@@ -29,11 +32,12 @@ from appliance.identity.errors import (
     SubmitterNotProxy,
     SubmitterWrongRole,
 )
-from appliance.store import certificates, proxies
+from appliance.store import certificates, owner_clients, owners, proxies
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow, Tx
 from appliance.web.peer import Peer
 from est import chains
+from est.chains import read_certificate
 from est.errors import CertificateOutsideValidity, CertificatePurposeWrong, ChainNotTrusted
 from est.keys import public_key_of
 
@@ -53,6 +57,16 @@ class Submitter:
     not_after: datetime
     issuer_aki: bytes
     serial: int
+    actor: Actor
+    gateway_of: str | None = None
+    """The owner whose gateway submits what this proxy has attested; None: the proxy itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """An owner's gateway behind a connection."""
+
+    owner_id: str
     actor: Actor
 
 
@@ -97,6 +111,49 @@ class Submitters:
         return Submitter(
             known.proxy_id, method, known.key, known.jkt, known.not_after, known.issuer_aki, known.serial, actor
         )
+
+    def gateway(self, peer: Peer) -> Gateway | None:
+        """The owner whose registered client key made a connection; None: it is not such a key. Raises OwnerNotActive.
+
+        A certificate that this campus issued is a proxy's or nobody's, whatever key it holds.
+        """
+        if peer.certificate is None or (peer.certificate_sha256 or b"") in self._known:
+            return None
+        if self._ca.issuer_of(peer.certificate) is not None:
+            return None
+        key = peer.key_sha256
+        found = None if key is None else self._store.read_sync(lambda tx: owner_clients.caller(tx, key))
+        if found is None:
+            return None
+        if found.owner_state != owners.ACTIVE:
+            raise OwnerNotActive("this owner is not active")
+        return Gateway(found.owner_id, Actor("owner", found.owner_id, found.jkt, peer.address))
+
+    async def behind(self, gateway: Gateway, evidence: str | None) -> Submitter:
+        """The proxy whose evidence a gateway brings, by the key that signed it; nothing of it is believed yet.
+
+        Raises EvidenceMissing, Malformed, SignatureInvalid for a key that no proxy in force has, and as check().
+        """
+        if evidence is None:
+            raise EvidenceMissing("the gateway brings no evidence of a proxy")
+        sealed = jws.read(evidence)
+        proxy_id = jws.read_object(sealed.payload, "evidence").get("iss")
+        rows = (
+            self._store.read_sync(lambda tx: certificates.live(tx, "proxy_id", proxy_id, tx.now))
+            if isinstance(proxy_id, str)
+            else []
+        )
+        for row in rows:
+            if row.der is None or row.issuer_role != "devices":
+                continue
+            known = self._know(read_certificate(row.der), row.der)
+            if known.jkt == sealed.kid and known.proxy_id == proxy_id:
+                method = await self._method(known)
+                return Submitter(
+                    known.proxy_id, method, known.key, known.jkt, known.not_after, known.issuer_aki, known.serial,
+                    gateway.actor, gateway.owner_id,
+                )  # fmt: skip
+        raise SignatureInvalid("the evidence is signed by no proxy that is in force here")
 
     async def _method(self, known: _Known) -> str:
         """How the proxy came in, if proxy and certificate are in force."""

@@ -21,6 +21,7 @@ from appliance.store.schema import (
     certificates,
     nonces,
     owner_clients,
+    owner_gateways,
     owner_keys,
     owner_proxies,
     owners,
@@ -40,6 +41,7 @@ _REQUEST = select(
     or_(
         exists().where(owner_keys.c.jkt == bindparam("jkt")),
         exists().where(owner_clients.c.jkt == bindparam("jkt")),
+        exists().where(owner_gateways.c.jkt == bindparam("jkt")),
     ).label("is_owners"),
     exists().where(_c.spki_sha256 == bindparam("spki"), _c.issuer_role != "agents").label("is_certified"),
     or_(

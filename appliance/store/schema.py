@@ -386,6 +386,20 @@ owner_clients = Table(
     Index("owner_clients_owner", "owner_id"),
 )
 
+owner_gateways = Table(
+    "owner_gateways",
+    metadata,
+    Column("jkt", Text, primary_key=True),
+    _text("owner_id"),
+    _text("url"),
+    Column("spki_sha256", Hex, nullable=False, unique=True),
+    _text("state"),
+    _hex("statement_sha256"),
+    _time("created_at"),
+    _time("ended_at", null=True),
+    Index("owner_gateways_owner", "owner_id"),
+)
+
 agents = Table(
     "agents",
     metadata,
@@ -424,6 +438,14 @@ spent = Table(
     _time("expires_at"),
     PrimaryKeyConstraint("kind", "value"),
     Index("spent_expiry", "expires_at"),
+)
+
+org_material = Table(
+    "org_material",
+    metadata,
+    Column("rqh", Text, primary_key=True),
+    Column("material", Json, nullable=False),
+    _time("created_at"),
 )
 
 requests = Table(

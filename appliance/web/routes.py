@@ -145,6 +145,7 @@ ROUTES: tuple[Route, ...] = (
         "address",
         10,
     ),
+    Route("device", "GET", "/v1/owners/{id}/gateways", "identity.gateways", "certificate", _ANY, 0, "address", 10),
     Route("device", "GET", "/v1/trust", "identity.trust", "anyone", _ANY, 0, "address", 10),
     Route("device", "GET", "/v1/trust/spiffe-bundle", "identity.spiffe_bundle", "anyone", _ANY, 0, "address", 10),
     Route("decision", "POST", "/v1/decide", "access.decide", "token", _JSON, 64 * KiB, "none", 2),

@@ -6,7 +6,7 @@ BindingError (abstract)
 ├── ClaimMissing, ClaimMalformed, ClaimUnknown, TokenIdTooShort                                      any claim
 ├── IdentifierMalformed, IdentifierKindWrong, OriginMismatch                                         names
 ├── Request..., Nonce..., Csr..., ModelNotOffered, Renewal..., KeyReused, AgentOwnerMismatch         agent request
-├── Approval..., SelfApproval, Owner..., ProxyNotAllowed                                             owner approval
+├── Approval..., SelfApproval, Owner..., ProxyNotAllowed, Org...                                     owner approval
 ├── Challenge...                                                                                     binding challenge
 ├── Evidence..., Ear...                                                                              attestation
 ├── Certificate..., DualIdentityMissing, OwnerIdsDiffer, IssuedOutsideApproval, LifetimeNotApproved,
@@ -39,6 +39,8 @@ from appliance.binding.errors.approvals import (
     ApprovalWindowTooLong,
     ApprovalWrongAudience,
     ApprovalWrongOwner,
+    OrgMaterialMismatch,
+    OrgMaterialNotExpected,
     OwnerKeyInSoftware,
     OwnerKeyNotValid,
     OwnerKeyUnknown,
@@ -235,6 +237,8 @@ __all__ = [
     "NonceForOtherPurpose",
     "NonceSpent",
     "NonceUnknown",
+    "OrgMaterialMismatch",
+    "OrgMaterialNotExpected",
     "OriginMismatch",
     "OwnerIdsDiffer",
     "OwnerKeyInSoftware",

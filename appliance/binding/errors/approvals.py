@@ -17,6 +17,18 @@ class ApprovalNotExpected(BindingError):
     reason = "approval-not-expected"
 
 
+class OrgMaterialMismatch(BindingError):
+    """The organisational material beside the request is not what the owner signed for."""
+
+    reason = "org-material-mismatch"
+
+
+class OrgMaterialNotExpected(BindingError):
+    """Organisational material came with a request of another model than the owner-mediated one."""
+
+    reason = "org-material-not-expected"
+
+
 class ApprovalDenied(BindingError):
     """The owner's signed answer is no."""
 
