@@ -7,6 +7,8 @@ claims about a credential is read out of the certificate; where the agent lands,
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +19,7 @@ from appliance.binding import dual_identity
 from appliance.binding.facts import Model
 from lab import credentials
 from lab.demo import Demo
-from lab.stage import Agent
+from lab.stage import Agent, free_port
 from lab.story import Process
 
 ANSWERS = """\
@@ -103,6 +105,44 @@ class Models(Demo):
         process.wait_for("ready", 20)
         return process
 
+    def gateway(self, name: str, owner: str, *domains: Mapping[str, str | Path]) -> Process:
+        """An owner's gateway on this stage, its address registered; answers the process.
+
+        Each of `domains` is a table of the gateway's file.
+        """
+        folder = self.out / "gateways" / name
+        made = self.appliance(
+            "owner", "gateway", "keygen", "--out", folder / "server", "--ref", owner, "--trust-domain",
+            "campus.example",
+        )  # fmt: skip
+        port = free_port()
+        text = f'version = 1\nlisten = "127.0.0.1:{port}"\nkey = "server"\n'
+        for table in domains:
+            text += "\n[[domain]]\n" + "".join(f'{key} = "{value}"\n' for key, value in table.items())
+        (folder / "gateway.toml").write_text(text)
+        self.admin("owners", "add-gateway", owner, made["statement"], "--url", f"https://127.0.0.1:{port}")
+        process = self.cast.start(
+            name,
+            [
+                *self.program(), "-o", "json", "owner", "gateway", "run", "--config", folder / "gateway.toml",
+                "--state", folder / "state",
+            ],
+        )  # fmt: skip
+        process.wait_for("ready", 20)
+        return process
+
+    def campus(self, owner: str) -> dict[str, str | Path]:
+        """This campus as a gateway's file has it, for a person who decides."""
+        return {
+            "name": "campus", "server": f"https://{self.listeners['device']}", "root": self.root_pem(),
+            "client": self.client_key(owner), "owner": self.owner_ids[owner],
+        }  # fmt: skip
+
+    def queue(self, gateway: str, verb: str, *more: str | Path) -> Any:
+        """One of the owner's commands at a gateway's queue."""
+        state = self.out / "gateways" / gateway / "state"
+        return self.appliance("owner", "gateway", "queue", verb, *more, "--state", state)
+
     def landed(self, agent: Agent, key: Path | None = None) -> str:
         """Model and owner as the certificate itself says, and where the agent's host lands with it."""
         leaf = credentials.load(agent.chain)[0]
@@ -122,6 +162,25 @@ def agent_mediated(stage: Models) -> None:
         stage.story.check("agent-mediated", "agent-mediated for alice, VLAN 20", stage.landed(agent))
 
 
+def owner_mediated(stage: Models) -> None:
+    """The proxy hands the request to the owner's gateway; the owner looks at the queue and approves by hand."""
+    with stage.story.step("Owner-mediated: the proxy asks Alice's gateway, Alice approves in its queue, it submits."):
+        gateway = stage.gateway("alice-gateway", "alice", stage.campus("alice"))
+        agent = stage.agent("travel", "alice")
+        asking = threading.Thread(target=stage.ask, args=(agent, Model.OWNER_MEDIATED), daemon=True)
+        asking.start()
+        deadline = time.monotonic() + 30
+        while not (rows := stage.queue("alice-gateway", "list")) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        code = rows[0]["code"]
+        key = stage.out / "owners" / "alice" / "owner.key.pem"
+        done = stage.queue("alice-gateway", "approve", rows[0]["request"], "--key", key, "--code", code)
+        stage.story.say(f"  Alice read the request and typed {code}: {done['state']}")
+        asking.join(60)
+        stage.story.check("owner-mediated", "owner-mediated for alice, VLAN 20", stage.landed(agent))
+        gateway.stop()
+
+
 def server_mediated(stage: Models) -> None:
     """The server asks the owner."""
     with stage.story.step("Server-mediated: the server parks the request and asks Bob's tool over its own connection."):
@@ -137,6 +196,7 @@ def server_mediated(stage: Models) -> None:
 
 STORIES: tuple[Callable[[Models], None], ...] = (
     agent_mediated,
+    owner_mediated,
     server_mediated,
 )
 """What `--models` tells; add a function here."""

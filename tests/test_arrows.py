@@ -78,6 +78,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "appliance.owner": (
         "appliance.owner",
+        "appliance.failpoint",
         "appliance.binding",
         "appliance.web",
         "appliance.settings",

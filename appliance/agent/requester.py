@@ -232,6 +232,12 @@ class AgentRequester:
             raise ApprovalNotGiven(f"the approval command ended with status {status}", status=status)
 
     @property
+    def _who_asks(self) -> str:
+        """Who asks the owner, where that is not the agent."""
+        waits = {Model.SERVER_MEDIATED: "the server asks", Model.OWNER_MEDIATED: "the owner's gateway asks"}
+        return waits.get(Model(self._options.model), "")
+
+    @property
     def _is_asked(self) -> bool:
         """Whether the server asks the owner."""
         return self._options.model == Model.SERVER_MEDIATED
@@ -244,9 +250,9 @@ class AgentRequester:
                 return Answer(read_answer(answer))
             if status not in (202, 429, 503):
                 raise refusal_of(status, answer)
-            if status == 202 and self._is_asked and not told:
+            if status == 202 and self._who_asks and not told:
                 told = True
-                self._tell(f"the server asks the owner; code {code}")
+                self._tell(f"{self._who_asks} the owner; code {code}")
             wait = retry_after_seconds(headers)
             if self._clock.monotonic() + wait >= self._deadline:
                 raise refusal_of(status, answer)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.commands.invocation import FileUnreadable, group, invocation, show
+from appliance.commands.gateway import as_events, gateway
+from appliance.commands.invocation import FileUnreadable, group, invocation, passphrase, show, tell
 
 if TYPE_CHECKING:
     from appliance.owner.review import ReviewCard
+    from appliance.settings import ProxySettings
 
 proxy = group("The identity proxy (runs beside the agents).")
 owner = group("The owner's tool (runs with the owner).")
 agent = group("The reference agent.")
+owner.add_typer(gateway, name="gateway")
 
 KeyOption = Annotated[Path, typer.Option(help="The approval key that `keygen` made.")]
 OwnerOption = Annotated[str, typer.Option("--owner", help="Your owner identifier.")]
@@ -33,16 +35,17 @@ def _bytes(path: Path) -> bytes:
         raise FileUnreadable(f"cannot read {path}: {cause.strerror}") from cause
 
 
-def _passphrase() -> bytes | None:
-    file = invocation().passphrase_file
-    return _bytes(file).strip() if file is not None else None
-
-
 @proxy.command("run")
 def proxy_run(
     state: Annotated[Path, typer.Option(help="State folder: keys, certificate, anchors.")],
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="Settings file with a [proxy] section.")
+    ] = None,
+    gateway_config: Annotated[
+        Path | None, typer.Option("--gateway", help="Run this owner's gateway too, in the same process: its file.")
+    ] = None,
+    gateway_state: Annotated[
+        Path | None, typer.Option(help="The gateway's state folder; default: `gateway` in --state.")
     ] = None,
 ) -> None:
     """Bootstrap if needed, keep the LDevID fresh, serve the Agent API; in the foreground, SIGTERM stops it."""
@@ -54,7 +57,32 @@ def proxy_run(
     found = load_settings(state, invocation().assignments, file=settings_file)
 
     set_up_logging(found.settings.log)
-    asyncio.run(run_proxy(found.settings.proxy, state, SystemClock(), _tell))
+    if gateway_config is None:
+        asyncio.run(run_proxy(found.settings.proxy, state, SystemClock(), tell))
+    else:
+        work = _proxy_with_gateway(found.settings.proxy, state, gateway_config, gateway_state or state / "gateway")
+        asyncio.run(work)
+
+
+async def _proxy_with_gateway(settings: ProxySettings, state: Path, config: Path, gateway_state: Path) -> None:
+    """One to one: proxy and owner's gateway in one process, each with its own keys, and TLS between them (A-51)."""
+    from appliance.clock import SystemClock
+    from appliance.owner.gateway.config import load_gateway_config
+    from appliance.owner.gateway.run import run_gateway
+    from appliance.proxy.run import run_proxy
+
+    clock, found = SystemClock(), load_gateway_config(config)
+    beside = asyncio.create_task(run_gateway(found, gateway_state, clock, as_events, passphrase=passphrase()))
+    serving = asyncio.create_task(run_proxy(settings, state, clock, tell))
+    try:
+        await asyncio.wait((beside, serving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (beside, serving):
+            task.cancel()
+        await asyncio.wait((beside, serving))
+    for task in (serving, beside):
+        if not task.cancelled():
+            task.result()
 
 
 @proxy.command("join")
@@ -72,16 +100,7 @@ def proxy_join(
 
     found = load_settings(None, invocation().assignments, file=settings_file)
     set_up_logging(found.settings.log)
-    asyncio.run(until_signalled(run_join(found.settings.join, SystemClock(), _tell)))
-
-
-def _tell(event: dict[str, Any]) -> None:
-    """One event of a program in the foreground, one line."""
-    if invocation().output == "json":
-        line = json.dumps(event)
-    else:
-        line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
-    print(line, flush=True)
+    asyncio.run(until_signalled(run_join(found.settings.join, SystemClock(), tell)))
 
 
 @owner.command("keygen")
@@ -96,7 +115,7 @@ def owner_keygen(
     from appliance.owner.keys import keygen
 
     now = SystemClock().now()
-    made = keygen(out, ref=ref, audience=f"{scheme}://{trust_domain}", now=now, passphrase=_passphrase())
+    made = keygen(out, ref=ref, audience=f"{scheme}://{trust_domain}", now=now, passphrase=passphrase())
     show(
         {
             "key": str(made.key_file),
@@ -157,7 +176,7 @@ def owner_sign(
     from appliance.owner.review import render
     from appliance.owner.sign import sign
 
-    signer = load(key, passphrase=_passphrase())
+    signer = load(key, passphrase=passphrase())
     card = _card(owner_id, request, csr, server_id)
     print(render(card), file=sys.stderr)
     if not (yes or code):
@@ -218,12 +237,11 @@ def owner_respond(
     from appliance.owner.answer_policy import read_answer_policy
     from appliance.owner.keys import load
 
-    decide = asker(None if policy is None else read_answer_policy(_bytes(policy).decode("utf-8", "replace")))
-    signer = load(key, passphrase=_passphrase())
+    clock = SystemClock()
+    decide = asker(None if policy is None else read_answer_policy(_bytes(policy).decode("utf-8", "replace")), clock)
+    signer = load(key, passphrase=passphrase())
     asyncio.run(
-        run_responder(
-            server, root, client, signer, owner_id, SystemClock(), decide, _tell, once=once, wait_seconds=wait
-        )
+        run_responder(server, root, client, signer, owner_id, clock, decide, tell, once=once, wait_seconds=wait)
     )
 
 
@@ -259,7 +277,9 @@ def agent_request(
     socket: Annotated[Path, typer.Option(help="The proxy's Agent API.")],
     out: Annotated[Path, typer.Option(help="Folder for key, chain, WIT and supplicant block.")],
     owner_id: Annotated[str, typer.Option("--owner", help="Identifier of the owner.")],
-    model: Annotated[str, typer.Option(help="Issuance model: agent-mediated or server-mediated.")] = "agent-mediated",
+    model: Annotated[
+        str, typer.Option(help="Issuance model: agent-mediated, owner-mediated or server-mediated.")
+    ] = "agent-mediated",
     approval_command: Annotated[
         str, typer.Option(help="Command that writes the approval; {request}, {csr}, {approval} stand for files.")
     ] = "",
@@ -277,7 +297,9 @@ def agent_request(
     ways = bool(approval_command) + (wait_approval is not None)
     if model == "server-mediated" and ways:
         raise typer.BadParameter("in the server-mediated model the server asks the owner: no approval is brought")
-    if model != "server-mediated" and ways != 1:
+    if model == "owner-mediated" and ways:
+        raise typer.BadParameter("in the owner-mediated model the owner's gateway approves: no approval is brought")
+    if model not in ("server-mediated", "owner-mediated") and ways != 1:
         raise typer.BadParameter("give either --approval-command or --wait-approval")
     options = AgentOptions(
         socket=socket,

@@ -129,3 +129,23 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         raise FileUnreadable(f"cannot read {path}: {getattr(cause, 'strerror', None) or 'not text'}") from cause
+
+
+def passphrase() -> bytes | None:
+    """What --passphrase-file holds; raises FileUnreadable."""
+    file = invocation().passphrase_file
+    if file is None:
+        return None
+    try:
+        return file.read_bytes().strip()
+    except OSError as cause:
+        raise FileUnreadable(f"cannot read {file}: {cause.strerror}") from cause
+
+
+def tell(event: dict[str, Any]) -> None:
+    """One event of a program in the foreground, one line."""
+    if invocation().output == "json":
+        line = json.dumps(event)
+    else:
+        line = "  ".join(f"{key}={value}" for key, value in event.items() if value not in ("", None))
+    print(line, flush=True)

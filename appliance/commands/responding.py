@@ -15,7 +15,7 @@ import typer
 
 from appliance.binding.challenge import BindingChallenge
 from appliance.clock import Clock
-from appliance.owner.answer_policy import APPROVE, DENY, LEAVE, AnswerPolicy
+from appliance.owner.answer_policy import APPROVE, DENY, LEAVE, AnswerPolicy, Asked, DecisionBook
 from appliance.owner.client import OwnerClient
 from appliance.owner.respond import Answered, Decide, Decision, Responder
 from appliance.owner.review import ReviewCard, render
@@ -47,12 +47,16 @@ async def run_responder(
         await until_signalled(responder.run(told, once=once, wait_seconds=wait_seconds))
 
 
-def asker(policy: AnswerPolicy | None) -> Decide:
+def asker(policy: AnswerPolicy | None, clock: Clock) -> Decide:
     """Who decides: the policy, or whoever sits at the terminal."""
+    book = DecisionBook(clock)
 
     async def by_rule(card: ReviewCard, challenge: BindingChallenge) -> Decision:
         assert policy is not None
-        return Decision(policy.decide(challenge))
+        asked = Asked.of_challenge(challenge)
+        verdict = policy.judge(asked, book.decided)
+        book.note(verdict.rule, asked.sub)
+        return Decision(verdict.answer)
 
     async def by_person(card: ReviewCard, challenge: BindingChallenge) -> Decision:
         print(render(card), file=sys.stderr)

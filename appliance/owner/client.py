@@ -39,6 +39,10 @@ class Server:
 
     server_id: str
     key: ec.EllipticCurvePublicKey
+    origin: str = ""
+    """Scheme and trust domain."""
+    devices_ca: x509.Certificate | None = None
+    """Who issues proxies' certificates here; None: the server did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,15 @@ class Question:
     challenge: str
     request: str
     csr_der: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReply:
+    """One answer of the server: a JSON object, whatever its status; `retry_after` in seconds, empty where not said."""
+
+    status: int
+    value: dict[str, Any]
+    retry_after: str = ""
 
 
 class OwnerClient:
@@ -89,14 +102,23 @@ class OwnerClient:
             server_id = str(told["server_id"])
         except (KeyError, ValueError) as cause:
             raise ServerAnswerUnusable("the trust document cannot be read") from cause
+        devices_ca = None
+        if "devices_ca" in told:
+            try:
+                devices_ca = x509.load_pem_x509_certificate(str(told["devices_ca"]).encode("ascii"))
+            except ValueError as cause:
+                raise ServerAnswerUnusable("the trust document cannot be read") from cause
         key = agents_ca.public_key()
-        if not any(_is_issued_by(agents_ca, root) for root in self._roots):
-            raise ServerAnswerUnusable("the agents CA is not one of the pinned root")
-        if not agents_ca.not_valid_before_utc <= now <= agents_ca.not_valid_after_utc:
-            raise ServerAnswerUnusable("the agents CA is not valid now")
+        for name, one in (("agents", agents_ca), ("devices", devices_ca)):
+            if one is None:
+                continue
+            if not any(_is_issued_by(one, root) for root in self._roots):
+                raise ServerAnswerUnusable(f"the {name} CA is not one of the pinned root")
+            if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
+                raise ServerAnswerUnusable(f"the {name} CA is not valid now")
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ServerAnswerUnusable("the agents CA's key is not an elliptic curve key")
-        return Server(server_id, key)
+        return Server(server_id, key, str(told.get("origin", "")), devices_ca)
 
     async def questions(self, wait_seconds: float) -> list[Question]:
         """What waits for this owner; the server answers as soon as there is something, at the latest after the wait."""
@@ -113,6 +135,14 @@ class OwnerClient:
         told = await self._call("POST", f"{CHALLENGES}/{question.id}", body=body)
         return str(told.get("decision", ""))
 
+    async def submit(self, body: bytes) -> ServerReply:
+        """Hand in a composite request as an owner's gateway; whatever the server answers. Raises as server()."""
+        return await self._exchange("POST", "/v1/agents/enroll", body=body, media_type=composite.MEDIA_TYPE)
+
+    async def submitted(self, rqh: str) -> ServerReply:
+        """How a request stands that was handed in before."""
+        return await self._exchange("GET", f"/v1/agents/requests/{rqh}")
+
     async def _call(
         self,
         method: str,
@@ -122,11 +152,30 @@ class OwnerClient:
         headers: Mapping[str, str] | None = None,
         seconds: float = 0.0,
     ) -> dict[str, Any]:
+        reply = await self._exchange(method, path, body=body, headers=headers, seconds=seconds)
+        if reply.status != 200:
+            problem = _printable(reply.value.get("reason"), 64)
+            detail = _printable(reply.value.get("detail"), 300)
+            raise ServerRefused(
+                f"{problem or 'refused'} ({reply.status}): {detail}", status=reply.status, problem=problem
+            )
+        return reply.value
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        media_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+    ) -> ServerReply:
         if self._session is None:
             raise RuntimeError("the client is used outside of its context")
         sent = {**(headers or {}), "accept": "application/json"}
         if body is not None:
-            sent["content-type"] = "application/json"
+            sent["content-type"] = media_type
         try:
             async with self._session.request(
                 method,
@@ -139,7 +188,7 @@ class OwnerClient:
                 answer = await reply.content.read(MAX_ANSWER + 1)
                 while not reply.content.at_eof() and len(answer) <= MAX_ANSWER:
                     answer += await reply.content.read(MAX_ANSWER + 1)
-                status = reply.status
+                status, retry_after = reply.status, reply.headers.get("Retry-After", "")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServerUnreachable(f"{self._url}: {str(error) or 'no answer in time'}") from error
         try:
@@ -148,11 +197,7 @@ class OwnerClient:
             raise ServerAnswerUnusable(f"the answer is not JSON: {error.detail}") from error
         if not isinstance(value, dict):
             raise ServerAnswerUnusable("the answer is not a JSON object")
-        if status != 200:
-            problem = _printable(value.get("reason"), 64)
-            detail = _printable(value.get("detail"), 300)
-            raise ServerRefused(f"{problem or 'refused'} ({status}): {detail}", status=status, problem=problem)
-        return value
+        return ServerReply(status, value, retry_after if retry_after.isascii() and retry_after.isdigit() else "")
 
 
 def _question(row: Any) -> Question:

@@ -1,7 +1,8 @@
-"""The client key of an owner's tool: says who connects, approves nothing, and is never the approval key (A-99).
+"""The keys of an owner's connections: the client key of a tool, the server key of a gateway.
 
-Its certificate is self-signed, because the server knows the key itself (the way of RFC 8705, section 2.2); its dates
-and names mean nothing to anybody.
+They say who connects or answers, approve nothing, and are never the approval key (A-99). Their certificates are
+self-signed, because the other side knows the key itself (the way of RFC 8705, section 2.2); dates and names in them
+mean nothing to anybody.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.binding import jws, possession
 from appliance.errors import KeyFileExists
-from appliance.owner.keys import STATEMENT_SECONDS, write_new
+from appliance.owner.keys import STATEMENT_SECONDS, load, write_new
 from est.signer import KeySigner
 
 KEY_FILE = "client.key.pem"
 CERTIFICATE_FILE = "client.pem"
 STATEMENT_FILE = "owner-client-key.jwt"
+GATEWAY_KEY_FILE = "gateway.key.pem"
+GATEWAY_CERTIFICATE_FILE = "gateway.pem"
+GATEWAY_STATEMENT_FILE = "owner-gateway-key.jwt"
 CERTIFICATE_YEARS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class ClientKeyFiles:
-    """What `client_keygen` wrote."""
+    """What `client_keygen` or `gateway_keygen` wrote."""
 
     key_file: Path
     certificate_file: Path
@@ -38,13 +42,54 @@ class ClientKeyFiles:
     jkt: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How the key of one end of a connection is called, stated and marked."""
+
+    typ: str
+    name: str
+    usage: x509.ObjectIdentifier
+    files: tuple[str, str, str]
+
+
+_CLIENT = _Kind(
+    possession.CLIENT_TYP,
+    "owner client",
+    ExtendedKeyUsageOID.CLIENT_AUTH,
+    (KEY_FILE, CERTIFICATE_FILE, STATEMENT_FILE),
+)
+_GATEWAY = _Kind(
+    possession.GATEWAY_TYP,
+    "owner gateway",
+    ExtendedKeyUsageOID.SERVER_AUTH,
+    (GATEWAY_KEY_FILE, GATEWAY_CERTIFICATE_FILE, GATEWAY_STATEMENT_FILE),
+)
+
+
 def client_keygen(folder: Path, *, ref: str, audience: str, now: datetime) -> ClientKeyFiles:
     """Makes a P-256 client key, its certificate and its statement in `folder`; `ref` and `audience` as for keygen.
 
     The key file is protected by its mode (0600): a program uses it unattended. Raises KeyFileExists.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    signer = KeySigner(key)
+    return _make(_CLIENT, folder, ref, audience, now)
+
+
+def gateway_keygen(folder: Path, *, ref: str, audience: str, now: datetime) -> ClientKeyFiles:
+    """The same for the server key of an owner's gateway, which proxies pin."""
+    return _make(_GATEWAY, folder, ref, audience, now)
+
+
+def gateway_statement(folder: Path, out: Path, *, ref: str, audience: str, now: datetime) -> str:
+    """Another statement about the server key in `folder`, for another campus; answers the key's thumbprint.
+
+    Raises KeyFileExists, and what `load` raises.
+    """
+    signer = load(folder / GATEWAY_KEY_FILE)
+    write_new(out, _state(_GATEWAY, signer, ref, audience, now).encode("ascii") + b"\n", 0o644)
+    return jws.jkt(signer.public_key())
+
+
+def _state(kind: _Kind, signer: KeySigner, ref: str, audience: str, now: datetime) -> str:
     iat = int(now.timestamp())
     statement = possession.seal(
         signer,
@@ -53,10 +98,16 @@ def client_keygen(folder: Path, *, ref: str, audience: str, now: datetime) -> Cl
         iat=iat,
         exp=iat + STATEMENT_SECONDS,
         jti=jws.base64url(secrets.token_bytes(16)),
-        typ=possession.CLIENT_TYP,
+        typ=kind.typ,
     )
-    possession.unseal(statement, typ=possession.CLIENT_TYP)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "owner client")])
+    possession.unseal(statement, typ=kind.typ)
+    return statement
+
+
+def _make(kind: _Kind, folder: Path, ref: str, audience: str, now: datetime) -> ClientKeyFiles:
+    key = ec.generate_private_key(ec.SECP256R1())
+    statement = _state(kind, KeySigner(key), ref, audience, now)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, kind.name)])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -66,13 +117,12 @@ def client_keygen(folder: Path, *, ref: str, audience: str, now: datetime) -> Cl
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=365 * CERTIFICATE_YEARS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([kind.usage]), critical=False)
         .sign(key, hashes.SHA256())
     )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = ClientKeyFiles(
-        folder / KEY_FILE, folder / CERTIFICATE_FILE, folder / STATEMENT_FILE, jws.jkt(key.public_key())
-    )
+    key_file, certificate_file, statement_file = (folder / one for one in kind.files)
+    files = ClientKeyFiles(key_file, certificate_file, statement_file, jws.jkt(key.public_key()))
     for path in (files.key_file, files.certificate_file, files.statement_file):
         if path.exists():
             raise KeyFileExists(f"{path} exists already")

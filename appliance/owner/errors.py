@@ -6,6 +6,8 @@ ApplianceError
     ├── ShortCodeMismatch     the code typed in is not that of the request on the screen
     ├── CardNotReviewed       what is to be signed is not what a review has read out of the request's bytes
     ├── AnswerPolicyInvalid   the file with the rules cannot be used
+    ├── GatewayConfigInvalid, GatewayQueueUnusable                  the gateway's file and queue
+    ├── GatewayProxyUnknown, GatewayQueueFull, GatewayAgentMuted, GatewayRequestOver, GatewayNotReady     its answers
     └── ServerUnreachable, ServerRefused, ServerAnswerUnusable     the owner's connection to the identity server
 """
 
@@ -60,3 +62,45 @@ class ServerAnswerUnusable(OwnerError):
     """The identity server's answer to the owner's tool is not what was agreed."""
 
     reason: ClassVar[str] = "identity-server-answer-unusable"
+
+
+class GatewayConfigInvalid(OwnerError):
+    """The gateway's file cannot be used; the detail says where."""
+
+    reason: ClassVar[str] = "gateway-config-invalid"
+
+
+class GatewayQueueUnusable(OwnerError):
+    """The gateway's queue is missing, cannot be opened, or is in use by another gateway."""
+
+    reason: ClassVar[str] = "gateway-queue-unusable"
+
+
+class GatewayProxyUnknown(OwnerError):
+    """The client certificate is no proxy's of a campus of this gateway, or of a proxy that it does not serve."""
+
+    reason: ClassVar[str] = "gateway-proxy-unknown"
+
+
+class GatewayQueueFull(OwnerError):
+    """As much waits for this owner as may wait, in all or of this proxy or program; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "gateway-queue-full"
+
+
+class GatewayAgentMuted(OwnerError):
+    """The owner said no to this program a moment ago and is not asked again yet; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "gateway-agent-muted"
+
+
+class GatewayRequestOver(OwnerError):
+    """The request is decided, or a newer one took its place; field `state`."""
+
+    reason: ClassVar[str] = "gateway-request-over"
+
+
+class GatewayNotReady(OwnerError):
+    """The gateway has not reached this campus's identity server yet; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "gateway-not-ready"

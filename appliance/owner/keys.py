@@ -84,7 +84,12 @@ def keygen(
 
 
 def load(key_file: Path, *, passphrase: bytes | None = None) -> KeySigner:
-    """The approval key in a file that nobody else may read.
+    """The approval key in a file that nobody else may read; raises as load_private()."""
+    return KeySigner(load_private(key_file, passphrase=passphrase))
+
+
+def load_private(key_file: Path, *, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
+    """A private key in a file that nobody else may read.
 
     Raises KeyFileMissing, KeyFileExposed, KeyMalformed, PassphraseWrong.
     """
@@ -102,7 +107,7 @@ def load(key_file: Path, *, passphrase: bytes | None = None) -> KeySigner:
         # cryptography's way of telling a passphrase too many from one too few
         if passphrase is None:
             raise PassphraseWrong(f"{key_file} is encrypted: a passphrase file is needed") from error
-        return load(key_file)
+        return load_private(key_file)
     except ValueError as error:
         if b"ENCRYPTED" in pem:
             raise PassphraseWrong(f"the passphrase does not open {key_file}") from error
@@ -111,7 +116,7 @@ def load(key_file: Path, *, passphrase: bytes | None = None) -> KeySigner:
         raise KeyMalformed(f"{key_file} holds a kind of key that is not used here") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in ("secp256r1", "secp384r1"):
         raise KeyMalformed(f"{key_file} does not hold a P-256 or P-384 key")
-    return KeySigner(key)
+    return key
 
 
 def write_new(path: Path, content: bytes, mode: int) -> None:

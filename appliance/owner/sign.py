@@ -32,13 +32,14 @@ def sign(
     allow_long_lives: bool = False,
     nonce: str | None = None,
     limits: Limits | None = None,
+    org: Sequence[str] = (),
 ) -> str:
     """The owner approval (or denial) for a reviewed card, as a compact JWS that has been read back.
 
     `profiles` and `ttl_seconds` may narrow what was asked; `usable_seconds` is how long the approval may be used, at
     most until the request itself ends; `expected_code` is the short code that the owner saw at the other end,
-    `nonce` that of the server's challenge, where the server has asked. Raises
-    CardNotReviewed, ShortCodeMismatch, SelfApproval, LifeTooLong, RequestExpired, ApprovalWidened.
+    `nonce` that of the server's challenge, where the server has asked, `org` the hashes of organisational material that
+    goes along. Raises CardNotReviewed, ShortCodeMismatch, SelfApproval, LifeTooLong, RequestExpired, ApprovalWidened.
     """
     limits = limits or Limits()
     # the bytes are read again here: what is signed is what they say, whatever happened to the card in between
@@ -69,6 +70,7 @@ def sign(
         ttl=ttl,
         proxy=card.proxy,
         deny=deny,
+        org=org,
     )
     approvals.unseal(token, signer.public_key(), kid=kid)
     return token

@@ -11,16 +11,19 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from appliance.binding import composite, identifier, jws
 from appliance.binding import request as agent_request
-from appliance.binding.facts import PURPOSES
+from appliance.binding.errors import ModelNotOffered
+from appliance.binding.facts import PURPOSES, Model
+from appliance.binding.request import AgentRequest
 from appliance.clock import Clock
 from appliance.proxy.caller import Measurement, caller_of, check_alive, measure
 from appliance.proxy.callers import CallerBook
 from appliance.proxy.errors import AgentCallMalformed, IdentityServerAway
 from appliance.proxy.evidence import Device, attest
+from appliance.proxy.gateways import Gateways
+from appliance.proxy.link import Sender
 from appliance.web.peer import Peer
 from appliance.web.routes import Handler, Route
 from est.errors import EstError
@@ -36,6 +39,7 @@ _JSON = frozenset({JSON})
 _ENROLL = frozenset({JSON, composite.MEDIA_TYPE})
 _RELAYED_HEADERS = ("retry-after",)
 MAX_NONCE_BYTES = 4096
+GATEWAY_PATH = "/v1/gateway/enroll"
 
 ROUTES: tuple[Route, ...] = (
     Route("agent", "POST", "/v1/nonce", "agent.nonce", "uid", _JSON, MAX_NONCE_BYTES, "identity", 20),
@@ -43,12 +47,6 @@ ROUTES: tuple[Route, ...] = (
     Route("agent", "GET", "/v1/trust", "agent.trust", "uid", frozenset(), 0, "identity", 20),
 )
 """Every route of the socket; a bucket per uid."""
-
-
-class Sender(Protocol):
-    """The line to the identity server; raises IdentityServerAway."""
-
-    async def send(self, call: Call) -> Reply: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,10 @@ class AgentApi:
         clock: Clock,
         *,
         allow_root: bool = False,
+        gateways: Gateways | None = None,
     ) -> None:
+        """`gateways`: the way to owners' gateways; None: the owner-mediated model is not offered here."""
+        self._gateways = gateways
         self._server = server
         self._attester = attester
         self._callers = callers
@@ -91,7 +92,8 @@ class AgentApi:
         return _relayed(reply)
 
     async def enroll(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """The agent's composite request plus evidence, to the server; the server's answer back, to this caller only."""
+        """The agent's composite request plus evidence, to the server or, in the owner-mediated model, to the owner's
+        gateway; the answer back, to this caller only."""
         handed_in = composite.read(call.body)
         if handed_in.evidence is not None or handed_in.org:
             raise AgentCallMalformed("evidence and organisational material are not for the agent to add")
@@ -102,10 +104,8 @@ class AgentApi:
             attester = self._attester()
             token = attest(attester.device, attester.signer, self._clock, request, seen)
             body = composite.write(handed_in.with_evidence(token))
-            reply = await self._server.send(
-                Call("POST", "/v1/agents/enroll", composite.MEDIA_TYPE, {"accept": JSON}, body)
-            )
-            if reply.status == 409 and _reason(reply) == "approval-spent":
+            reply = await self._hand_in(request, body)
+            if request.model is not Model.OWNER_MEDIATED and reply.status == 409 and _reason(reply) == "approval-spent":
                 # it was issued, and the answer got lost on the way: ask for the same result again
                 path = f"/v1/agents/requests/{request.rqh}"
                 reply = await self._server.send(Call("GET", path, headers={"accept": JSON}))
@@ -119,6 +119,19 @@ class AgentApi:
             reply.status,
         )
         return _relayed(reply)
+
+    async def _hand_in(self, request: AgentRequest, body: bytes) -> Reply:
+        """To whoever takes requests of this model; an approved one reaches the server by its gateway alone (A-50)."""
+        if request.model is not Model.OWNER_MEDIATED:
+            return await self._server.send(
+                Call("POST", "/v1/agents/enroll", composite.MEDIA_TYPE, {"accept": JSON}, body)
+            )
+        if self._gateways is None:
+            raise ModelNotOffered("the owner-mediated model is not offered by this proxy")
+        if request.owner is None:
+            raise AgentCallMalformed("a request of the owner-mediated model names its owner")
+        call = Call("POST", GATEWAY_PATH, composite.MEDIA_TYPE, {"accept": JSON}, body)
+        return await self._gateways.send(request.owner, call)
 
     async def trust(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         """The campus root and the RADIUS server's name, for the agent's supplicant."""

@@ -39,6 +39,7 @@ from appliance.proxy.tls import ClientSettings, TlsStream
 from appliance.web.transports import abort
 from est import chains
 from est.exchange import Call, Reply
+from est.keys import spki_sha256
 
 CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 MAX_BODY_BYTES = 262_144
@@ -245,6 +246,18 @@ async def open_verified(
     return connection
 
 
+async def open_pinned(target: Target, pin: bytes, client: ClientFiles, *, seconds: float) -> Connection:
+    """Connect to a server whose own key has this SHA-256 of its SubjectPublicKeyInfo, whatever its certificate says.
+
+    Raises PeerUnreachable, TlsHandshakeFailed, ServerUntrusted.
+    """
+    connection = await _open(target, _settings(client, pin=pin), Trust.TRUSTED, seconds)
+    if spki_sha256(connection.leaf) != pin:  # the handshake has ended on it already
+        await connection.close()
+        raise ServerUntrusted(f"{target.authority} has another key than the one that is pinned")
+    return connection
+
+
 def check_authorized(certificate: x509.Certificate, target: Target, *, implicit: bool = False) -> None:
     """The name of the configured URI (RFC 7030, section 3.6.2), or where the anchor is explicit id-kp-cmcRA (3.6.1).
 
@@ -279,10 +292,14 @@ def has_name(certificate: x509.Certificate, host: str) -> bool:
 
 
 def _settings(
-    client: ClientFiles | None, anchors: Sequence[x509.Certificate] | None = None, *, trust_clock: bool = True
+    client: ClientFiles | None,
+    anchors: Sequence[x509.Certificate] | None = None,
+    *,
+    trust_clock: bool = True,
+    pin: bytes | None = None,
 ) -> ClientSettings:
     try:
-        return ClientSettings(client, anchors, trust_clock=trust_clock)
+        return ClientSettings(client, anchors, trust_clock=trust_clock, pin=pin)
     except (OSError, ssl.SSLError) as cause:
         raise TlsHandshakeFailed(f"our own certificate or key does not load: {_words(cause)}") from cause
 

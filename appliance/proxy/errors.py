@@ -23,6 +23,8 @@ ApplianceError
     ├── RequestNotYours           another local caller asked with this key
     ├── AgentCallMalformed        the Agent API's body has another shape
     ├── IdentityServerAway        the identity server cannot be reached now
+    ├── OwnerGatewayMissing       the owner has no gateway for this proxy
+    ├── OwnerGatewayAway          no gateway of the owner answers, or what answers is another
     └── JoinNotPossible           the join proxy's settings do not work here
 """
 
@@ -161,6 +163,18 @@ class IdentityServerAway(ProxyError):
     """The identity server does not answer; come back after `retry_after_seconds`."""
 
     reason: ClassVar[str] = "identity-server-away"
+
+
+class OwnerGatewayMissing(ProxyError):
+    """The identity server knows no gateway of the request's owner that this proxy may use."""
+
+    reason: ClassVar[str] = "owner-gateway-missing"
+
+
+class OwnerGatewayAway(ProxyError):
+    """No gateway of the owner answers, or what answers has another key; come back after `retry_after_seconds`."""
+
+    reason: ClassVar[str] = "owner-gateway-away"
 
 
 class JoinNotPossible(ProxyError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from appliance.clock import Clock
 from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
@@ -37,6 +38,12 @@ ROOT_PAUSE_SECONDS = 60.0
 """A server that is not trusted is asked for its CA certificates this often at the most."""
 
 
+class Sender(Protocol):
+    """A line to the identity server; raises IdentityServerAway."""
+
+    async def send(self, call: Call) -> Reply: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     connection: Connection
@@ -57,7 +64,12 @@ class ServerLink:
         trust_clock: bool = True,
         on_change: Callable[[bool, str], None] | None = None,
         learn: Callable[[datetime | None], None] = lambda _: None,
+        opener: Callable[[], Awaitable[Connection]] | None = None,
+        call_seconds: float | None = None,
     ) -> None:
+        """`opener` opens connections in another way than by the anchors; `call_seconds` is another deadline."""
+        self._opener = opener
+        self._call_seconds = call_seconds or timing.call
         self._state = state
         self._target = target
         self._clock = clock
@@ -103,6 +115,8 @@ class ServerLink:
 
     async def open(self) -> Connection:
         """A connection of one's own, for renewal. Raises ProxyError leaves."""
+        if self._opener is not None:
+            return await self._opener()
         try:
             return await self._open()
         except PeerUnreachable:
@@ -167,12 +181,12 @@ class ServerLink:
         if connection is None:
             connection = await self.open()
         try:
-            reply = await connection.exchange(call, seconds=self._timing.call)
+            reply = await connection.exchange(call, seconds=self._call_seconds)
         except ConnectionClosed as refusal:
             if not kept or refusal.fields.get("answered"):
                 raise
             connection = await self.open()
-            reply = await connection.exchange(call, seconds=self._timing.call)
+            reply = await connection.exchange(call, seconds=self._call_seconds)
         self._learn(connection.date)
         if connection.usable and generation == self._generation:
             self._kept.append(_Kept(connection, self._clock.monotonic(), generation))

@@ -27,6 +27,7 @@ from appliance.proxy.enrol import EnrolPhase
 from appliance.proxy.errors import ProxyStateDamaged
 from appliance.proxy.evidence import Device
 from appliance.proxy.follow import Follower
+from appliance.proxy.gateways import Gateways
 from appliance.proxy.link import ServerLink
 from appliance.proxy.lower_bound import LowerBound
 from appliance.proxy.material import read_certificates
@@ -107,12 +108,22 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         learn=learn,
     )
 
+    gateways = Gateways(link, state, clock, timing)
+
     def renewed() -> None:
         link.renewed()
+        gateways.renewed()
         attester.load()
 
     renewal = Renewal(state, link, enrol, clock, timing, after=renewed, on_event=tell)
-    api = AgentApi(link, attester.current, CallerBook(state, clock), clock, allow_root=settings.allow_root_agents)
+    api = AgentApi(
+        link,
+        attester.current,
+        CallerBook(state, clock),
+        clock,
+        allow_root=settings.allow_root_agents,
+        gateways=gateways,
+    )
     limits = Limits(clock, AGENT_RATE, AGENT_RATE)
     listener = WebListener(
         "agent",
@@ -145,6 +156,7 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         raise group.exceptions[0] from group  # one task's own failure; the others were cancelled for it
     finally:
         await listener.close(_DRAIN_SECONDS)
+        await gateways.close()
         await link.close()
 
 

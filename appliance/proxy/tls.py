@@ -19,6 +19,8 @@ from OpenSSL import SSL, crypto
 
 from appliance.proxy.state import ClientFiles
 from appliance.web.tls import EXPORTER_BYTES, EXPORTER_LABEL, has_extended_master_secret, in_words
+from est.errors import EstError
+from est.keys import spki_sha256
 
 _CHUNK = 65_536
 _RECORD = 16_384
@@ -34,14 +36,20 @@ class ClientSettings:
         anchors: Sequence[x509.Certificate] | None = None,
         *,
         trust_clock: bool = True,
+        pin: bytes | None = None,
     ) -> None:
-        """Raises ssl.SSLError and OSError where the client's own files do not load."""
+        """With `pin`, the SHA-256 of a SubjectPublicKeyInfo, the server is whoever has that key, and nobody else.
+
+        Raises ssl.SSLError and OSError where the client's own files do not load."""
         self.refusal = ""
         context = self.context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        if anchors is None:
+        if pin is not None:
+            self._pin = pin
+            context.set_verify(SSL.VERIFY_PEER, self._compare)
+        elif anchors is None:
             context.set_verify(SSL.VERIFY_NONE, lambda *_: True)
         else:
             store = context.get_cert_store()
@@ -63,6 +71,18 @@ class ClientSettings:
             words = SSL._ffi.string(SSL._lib.X509_verify_cert_error_string(error))  # type: ignore[attr-defined]
             self.refusal = words.decode()
         return bool(ok)
+
+    def _compare(self, connection: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
+        """Only the server's own certificate is looked at; an unreadable key is not the pinned one."""
+        if depth:
+            return True
+        try:
+            is_pinned = spki_sha256(certificate.to_cryptography()) == self._pin
+        except (ValueError, TypeError, UnsupportedAlgorithm, EstError):
+            is_pinned = False
+        if not is_pinned:
+            self.refusal = "another key than the pinned one"
+        return is_pinned
 
 
 class TlsStream:

@@ -16,7 +16,7 @@ from est.exchange import Call, Reply
 Handler = Callable[[Call, Peer, Mapping[str, str]], Awaitable[Reply] | Reply]
 """An endpoint: the call, who called, the path's parameters; raises Refusal or answers."""
 
-ListenerName = Literal["device", "decision", "pki", "console", "admin", "agent"]
+ListenerName = Literal["device", "decision", "pki", "console", "admin", "agent", "gateway"]
 Who = Literal["anyone", "certificate", "token", "uid"]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Rate = Literal["none", "address", "identity"]

@@ -340,6 +340,8 @@ SCIM_TYPES: Mapping[str, str] = MappingProxyType(
 """RFC 7644's word for a refusal of the SCIM server (section 3.12)."""
 
 PROXY: dict[str, int] = {
+    "owner-gateway-away": 503,
+    "owner-gateway-missing": 404,
     "proxy-state-locked": 503,
     "proxy-state-damaged": 500,
     "bootstrap-not-configured": 500,
@@ -370,6 +372,13 @@ OWNER = {
     "card-not-reviewed": 400,
     "answer-policy-invalid": 400,
     "identity-server-unreachable": 503,
+    "gateway-config-invalid": 500,
+    "gateway-queue-unusable": 500,
+    "gateway-proxy-unknown": 403,
+    "gateway-queue-full": 429,
+    "gateway-agent-muted": 403,
+    "gateway-request-over": 409,
+    "gateway-not-ready": 503,
     "identity-server-refused": 502,
     "identity-server-answer-unusable": 502,
 }
