@@ -139,7 +139,7 @@ class Submitters:
         sealed = jws.read(evidence)
         proxy_id = jws.read_object(sealed.payload, "evidence").get("iss")
         rows = (
-            self._store.read_sync(lambda tx: certificates.live(tx, "proxy_id", proxy_id, tx.now))
+            self._store.read_sync(lambda tx: certificates.live(tx, "subject_id", proxy_id, tx.now))
             if isinstance(proxy_id, str)
             else []
         )
