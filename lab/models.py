@@ -7,9 +7,10 @@ claims about a credential is read out of the certificate; where the agent lands,
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.binding import dual_identity
 from appliance.binding.facts import Model
 from lab import credentials
+from lab.annex import Annex, est_proxy
 from lab.demo import Demo
-from lab.stage import Agent, free_port
+from lab.stage import Agent, Stage, free_port
 from lab.story import Process
 
 ANSWERS = """\
@@ -54,11 +56,11 @@ class Models(Demo):
         made = self.agents[name] = Agent(name, owner, self.out / "agents" / name)
         return made
 
-    def ask(self, agent: Agent, model: str, *more: str | Path, socket: Path | None = None) -> Any:
+    def ask(self, agent: Agent, model: str, *more: str | Path, socket: Path | None = None, owner_id: str = "") -> Any:
         """The agent asks its proxy for a credential under this model; answers what `agent request` prints."""
         return self.appliance(
             "agent", "request", "--socket", socket or self.socket, "--out", agent.folder, "--model", model,
-            "--owner", self.owner_ids[agent.owner], "--wait-seconds", "60", *more,
+            "--owner", owner_id or self.owner_ids[agent.owner], "--wait-seconds", "60", *more,
         )  # fmt: skip
 
     def register(self, agent: Agent, proxy: str) -> Path:
@@ -105,10 +107,10 @@ class Models(Demo):
         process.wait_for("ready", 20)
         return process
 
-    def gateway(self, name: str, owner: str, *domains: Mapping[str, str | Path]) -> Process:
+    def gateway(self, name: str, owner: str, *domains: Mapping[str, str | Path], org: Sequence[str] = ()) -> Process:
         """An owner's gateway on this stage, its address registered; answers the process.
 
-        Each of `domains` is a table of the gateway's file.
+        Each of `domains` is a table of the gateway's file, `org` the organisational material in all of them.
         """
         folder = self.out / "gateways" / name
         made = self.appliance(
@@ -119,6 +121,7 @@ class Models(Demo):
         text = f'version = 1\nlisten = "127.0.0.1:{port}"\nkey = "server"\n'
         for table in domains:
             text += "\n[[domain]]\n" + "".join(f'{key} = "{value}"\n' for key, value in table.items())
+            text += f"org = {json.dumps(list(org))}\n"
         (folder / "gateway.toml").write_text(text)
         self.admin("owners", "add-gateway", owner, made["statement"], "--url", f"https://127.0.0.1:{port}")
         process = self.cast.start(
@@ -143,15 +146,15 @@ class Models(Demo):
         state = self.out / "gateways" / gateway / "state"
         return self.appliance("owner", "gateway", "queue", verb, *more, "--state", state)
 
-    def landed(self, agent: Agent, key: Path | None = None) -> str:
-        """Model and owner as the certificate itself says, and where the agent's host lands with it."""
-        leaf = credentials.load(agent.chain)[0]
-        dual = dual_identity.of_certificate(leaf)
-        who = "nobody" if dual is None else next(
-            (ref for ref, identifier in self.owner_ids.items() if identifier == dual.owner_id), "a stranger"
-        )  # fmt: skip
-        model = "single" if dual is None else str(dual.model)
-        return f"{model} for {who}, VLAN {self.login(agent.chain, key or agent.key).word}"
+    def landed(self, agent: Agent, key: Path | None = None, on: Stage | None = None) -> str:
+        """Model and owner as the certificate itself says, and where the agent's host lands with it on a campus."""
+        campus = on or self
+        dual = dual_identity.of_certificate(credentials.load(agent.chain)[0])
+        if dual is None:
+            return f"single, VLAN {campus.login(agent.chain, key or agent.key).word}"
+        names = {identifier: ref for ref, identifier in campus.owner_ids.items()}
+        who = names.get(dual.owner_id, "a stranger")
+        return f"{dual.model} for {who}, VLAN {campus.login(agent.chain, key or agent.key).word}"
 
 
 def agent_mediated(stage: Models) -> None:
@@ -181,6 +184,57 @@ def owner_mediated(stage: Models) -> None:
         gateway.stop()
 
 
+def many_proxies(stage: Models) -> None:
+    """One gateway whose rules sign, for two proxies of one campus and one of another."""
+    with stage.story.step("One gateway for many: an owner's rules sign for two campuses and three proxies."):
+        annex = Annex(stage, "annex.example")
+        annex.open("robot")
+        stage.admin("owners", "add", "robot", "--kind", "policy", "--department", "R&D")
+        stage.owner_ids = {row["ref"]: row["identifier"] for row in stage.admin("owners", "list")}
+        folder = stage.out / "gateways" / "robot-gateway"
+        folder.mkdir(parents=True)
+        (folder / "answers.toml").write_text(ANSWERS)
+        (folder / "membership.txt").write_text("example-partner-2026-0815\n")
+        domains: list[dict[str, str | Path]] = []
+        for campus, domain in ((stage, "campus.example"), (annex, "annex.example")):
+            own = folder / domain
+            key = stage.appliance("owner", "keygen", "--out", own, "--ref", "robot", "--trust-domain", domain)
+            campus.admin("owners", "add-key", "robot", key["statement"])
+            made = stage.appliance(
+                "owner", "client-keygen", "--out", own / "client", "--ref", "robot", "--trust-domain", domain
+            )
+            campus.admin("owners", "add-client-key", "robot", made["statement"])
+            root = own / "root.pem"
+            root.write_bytes(credentials.load(campus.ca("root"))[0].public_bytes(Encoding.PEM))
+            domains.append({
+                "name": domain, "server": f"https://{campus.listeners['device']}", "root": root,
+                "client": own / "client", "owner": campus.owner_ids["robot"], "policy": "answers.toml",
+                "policy_key": key["key"],
+            })  # fmt: skip
+        gateway = stage.gateway("robot-gateway", "robot", *domains, org=("membership.txt",))
+        listen = gateway.wait_for("ready", 1)["listen"]
+        stated = folder / "annex-statement.jwt"
+        stage.appliance(
+            "owner", "gateway", "statement", "--key", folder / "server", "--out", stated, "--ref", "robot",
+            "--trust-domain", "annex.example",
+        )  # fmt: skip
+        annex.admin("owners", "add-gateway", "robot", stated, "--url", f"https://{listen}")
+        sockets: dict[str, tuple[Stage, Path]] = {"reader": (stage, stage.socket)}
+        for name, campus in (("writer", stage), ("guest", annex)):
+            _, socket = est_proxy(campus, f"{name}-proxy")
+            sockets[name] = (campus, socket)
+        observed = []
+        for name, (where, socket) in sockets.items():
+            agent = stage.agent(name, "robot")
+            stage.ask(agent, Model.OWNER_MEDIATED, socket=socket, owner_id=where.owner_ids["robot"])
+            observed.append(stage.landed(agent, on=where))
+        expected = ["owner-mediated for robot, VLAN 20"] * 2 + ["owner-mediated for robot, VLAN 70"]
+        stage.story.check("owner-mediated-many-proxies", "; ".join(expected), "; ".join(observed))
+        rules = {row["rule"] for row in stage.queue("robot-gateway", "log")}
+        stage.story.say(f"  decided by {', '.join(sorted(rules))}, all in one queue")
+        gateway.stop()
+
+
 def server_mediated(stage: Models) -> None:
     """The server asks the owner."""
     with stage.story.step("Server-mediated: the server parks the request and asks Bob's tool over its own connection."):
@@ -197,6 +251,7 @@ def server_mediated(stage: Models) -> None:
 STORIES: tuple[Callable[[Models], None], ...] = (
     agent_mediated,
     owner_mediated,
+    many_proxies,
     server_mediated,
 )
 """What `--models` tells; add a function here."""

@@ -52,6 +52,7 @@ class Stage:
         self.listeners: dict[str, str] = {}
         self.secret = secrets.token_urlsafe(32)
         self.supplicant = supplicant
+        self.radius_name = "radius.campus.example"
         self.logins = 0
         self.statements: dict[str, Path] = {}
         self.socket = out / "proxy" / "agent.sock"
@@ -158,7 +159,7 @@ class Stage:
             chain=chain,
             key=key,
             root=self.ca("root"),
-            server_name="radius.campus.example",
+            server_name=self.radius_name,
             tls_version="1.3" if self.logins % 2 else "1.2",
         )
 
