@@ -50,8 +50,6 @@ _CLAIMS = frozenset(
     {"iss", "sub", "aud", "iat", "exp", "jti", "nonce", "cnf", "rqh", "purpose", "model", "profiles", "ttl", "proxy"}
     | {"decision", "org"}
 )
-MAX_ORG = 4
-"""How many pieces of organisational material one approval may cover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +74,8 @@ class OwnerApproval:
     model: Model
     profiles: tuple[str, ...]
     ttl: int
-    org: tuple[str, ...] = ()
-    """Hashes of the organisational material that the owner's gateway sends along, in its order."""
+    org: str | None = None
+    """Hash of the organisational material that the owner's gateway sends along."""
 
 
 def seal(
@@ -93,11 +91,11 @@ def seal(
     ttl: int | None = None,
     proxy: str | None = None,
     deny: bool = False,
-    org: Sequence[str] = (),
+    org: str | None = None,
 ) -> str:
     """An owner's answer to a request: its fields copied, narrowed by `profiles` and `ttl` where given.
 
-    `nonce` is the server's challenge where there is one, else the request's; `org` are the hashes of organisational
+    `nonce` is the server's challenge where there is one, else the request's; `org` is the hash of organisational
     material (A-36). Raises ApprovalWidened.
     """
     profiles = request.profiles if profiles is None else tuple(profiles)
@@ -110,8 +108,8 @@ def seal(
         claims["proxy"] = proxy
     if deny:
         claims["decision"] = "deny"
-    if org:
-        claims["org"] = list(org)
+    if org is not None:
+        claims["org"] = org
     return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
 
 
@@ -155,7 +153,7 @@ def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | No
         model=REQUEST_MODELS[claims.choice("model", REQUEST_MODELS)],
         profiles=claims.choices("profiles", PROFILES),
         ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
-        org=claims.hashes("org", most=MAX_ORG) if "org" in claims else (),
+        org=claims.hash("org") if "org" in claims else None,
     )
 
 
@@ -170,13 +168,13 @@ def check(
     limits: Limits | None = None,
     nonce: str | None = None,
     signer_is_agent: bool = False,
-    org: Sequence[str] = (),
+    org: str | None = None,
 ) -> OwnerApproval:
     """The approval, if it is this owner's yes to this request, usable now through this proxy.
 
     `token` is the compact form, or what `read` made of it, so that looking its key up does not take it apart twice.
     `owner` is the registry record that holds the key `kid_of(token)` (None: nobody does), `nonce` the server's
-    challenge (None: the request's own), `signer_is_agent` whether that key is some agent's, `org` the hashes of the
+    challenge (None: the request's own), `signer_is_agent` whether that key is some agent's, `org` the hash of the
     organisational material that came along. Whether its `jti` was spent is for the transaction that spends it. Raises
     SignatureInvalid also for a key that nobody registered, so that the answer does not tell which owners exist.
     """
@@ -209,7 +207,7 @@ def check(
         long=ApprovalWindowTooLong,
     )
     _check_same_request(approval, request, nonce or request.nonce)
-    if approval.org != tuple(org):
+    if approval.org != org:
         raise OrgMaterialMismatch("the organisational material is not what the owner signed for")
     if approval.proxy is not None and approval.proxy != proxy_id:
         raise ApprovalForOtherProxy("the approval names another proxy")

@@ -105,15 +105,6 @@ class Claims:
         """base64url of a SHA-256."""
         return self._matching(name, _HASH, "base64url of 32 octets")
 
-    def hashes(self, name: str, *, most: int) -> tuple[str, ...]:
-        """One to `most` values, base64url of a SHA-256 each, in their order."""
-        value = self.value(name)
-        if not isinstance(value, list) or not 0 < len(value) <= most:
-            raise self.malformed(name, f"a list of 1 to {most} hashes")
-        if any(not isinstance(one, str) or not _HASH.fullmatch(one) for one in value):
-            raise self.malformed(name, f"a list of 1 to {most} hashes")
-        return tuple(value)
-
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of these words."""
         value = self._values.get(name)

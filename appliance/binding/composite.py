@@ -6,6 +6,7 @@ The parts are kept as the text that was signed; the proxy adds evidence and chan
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from appliance.binding import approval, evidence, jws
@@ -18,7 +19,7 @@ MEDIA_TYPE = "application/agent-enroll+json"
 MAX_BYTES = 65_536
 MAX_APPROVALS = 8
 MAX_CSR_BYTES = 4096
-MAX_ORG = approval.MAX_ORG
+MAX_ORG = 4
 MAX_ORG_BYTES = 8192
 
 _MEMBERS = frozenset({"request", "csr", "approvals", "evidence", "org"})
@@ -37,9 +38,9 @@ class Composite:
     hashed, never interpreted (A-36)."""
 
     @property
-    def org_s256(self) -> tuple[str, ...]:
-        """Hashes of the material, as an approval names them: over the ASCII of each piece."""
-        return tuple(jws.s256(one) for one in self.org)
+    def org_s256(self) -> str | None:
+        """Hash of the material as an approval names it, None where there is none; see `org_hash`."""
+        return org_hash(self.org)
 
     def with_evidence(self, token: str) -> Composite:
         """The same composite with the proxy's evidence beside what the agent handed over."""
@@ -74,6 +75,13 @@ def write(composite: Composite) -> bytes:
     if composite.org:
         value["org"] = list(composite.org)
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def org_hash(org: Sequence[str]) -> str | None:
+    """One hash over all pieces: of the compact JSON array of their texts, so that it is clear where each one ends."""
+    if not org:
+        return None
+    return jws.s256(json.dumps(list(org), separators=(",", ":")))
 
 
 def is_org_text(value: object) -> bool:

@@ -25,6 +25,7 @@ from appliance.binding import dual_identity, jws, token
 from appliance.binding import verify as verification
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.bundle import TrustBundle
+from appliance.binding.composite import org_hash
 from appliance.binding.dual_identity import DualIdentity
 from appliance.binding.errors import BindingError
 from appliance.binding.facts import Limits, OwnerRecord
@@ -70,7 +71,7 @@ class Grant:
     def hashes(self) -> Mapping[str, Any]:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
-        told = {} if not self.org else {"org_s256": [jws.s256(one) for one in self.org]}
+        told = {} if not self.org else {"org_s256": org_hash(self.org)}
         return told | {
             "txn": self.txn,
             "agent": request.sub,

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from appliance import audit
-from appliance.audit import AuditEvent
+from appliance.audit import Actor, AuditEvent
 from appliance.binding import approval as approvals
 from appliance.binding import composite, jws
 from appliance.binding import request as requests
@@ -189,14 +189,17 @@ class IdentityService:
         """
         asked = composite.read(body)
         gateway = self._submitters.gateway(peer)
-        submitter = await (
-            self._submitters.check(peer) if gateway is None else self._submitters.behind(gateway, asked.evidence)
-        )
-        self._take_token(submitter)
+        submitter = None if gateway is not None else await self._submitters.check(peer)
         try:
+            if gateway is not None:
+                submitter = await self._submitters.behind(gateway, asked.evidence)
+            assert submitter is not None
+            self._take_token(submitter)
             return await self._decide(asked, submitter, request_id)
         except (BindingError, EstError, IdentityError) as refusal:
-            await self._note_refusal(asked, refusal, submitter, request_id)
+            known = submitter or gateway
+            assert known is not None
+            await self._note_refusal(asked, refusal, known.actor, request_id)
             raise
 
     async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
@@ -407,11 +410,11 @@ class IdentityService:
         if wait:
             raise RateLimited("this proxy asks too often", retry_after_seconds=max(1, round(wait + 0.5)))
 
-    async def _note_refusal(self, asked: Composite, refusal: Refusal, submitter: Submitter, request_id: str) -> None:
+    async def _note_refusal(self, asked: Composite, refusal: Refusal, actor: Actor, request_id: str) -> None:
         """One audit entry, with hashes only: what could not be verified is nobody's word."""
         event = AuditEvent(
             "agent-request-refused",
-            submitter.actor,
+            actor,
             outcome="refused",
             reason=refusal.reason,
             request_id=request_id,

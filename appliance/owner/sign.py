@@ -32,13 +32,13 @@ def sign(
     allow_long_lives: bool = False,
     nonce: str | None = None,
     limits: Limits | None = None,
-    org: Sequence[str] = (),
+    org: str | None = None,
 ) -> str:
     """The owner approval (or denial) for a reviewed card, as a compact JWS that has been read back.
 
     `profiles` and `ttl_seconds` may narrow what was asked; `usable_seconds` is how long the approval may be used, at
     most until the request itself ends; `expected_code` is the short code that the owner saw at the other end,
-    `nonce` that of the server's challenge, where the server has asked, `org` the hashes of organisational material that
+    `nonce` that of the server's challenge, where the server has asked, `org` the hash of organisational material that
     goes along. Raises CardNotReviewed, ShortCodeMismatch, SelfApproval, LifeTooLong, RequestExpired, ApprovalWidened.
     """
     limits = limits or Limits()

@@ -29,8 +29,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from appliance.binding.approval import MAX_ORG
-from appliance.binding.composite import is_org_text
+from appliance.binding.composite import MAX_ORG, is_org_text
 from appliance.binding.errors import BindingError
 from appliance.binding.identifier import Kind, read_kind
 from appliance.owner.answer_policy import AnswerPolicy, read_answer_policy

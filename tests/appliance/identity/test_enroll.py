@@ -325,8 +325,10 @@ async def name_of_another_trust_domain(campus: Campus, proxy: Proxy, owner: Owne
     return await (await proxy.ask(owner, sub=other, san=other)).approved().submit()
 
 
-@refused_with("model-not-offered")
-async def owner_mediated_is_not_here(campus: Campus, proxy: Proxy, owner: OwnerHost) -> tuple[int, dict[str, Any]]:
+@refused_with("gateway-required")
+async def owner_mediated_without_the_gateway(
+    campus: Campus, proxy: Proxy, owner: OwnerHost
+) -> tuple[int, dict[str, Any]]:
     return await (await proxy.ask(owner, model="owner-mediated")).approved().submit()
 
 

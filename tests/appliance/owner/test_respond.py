@@ -10,7 +10,7 @@ import pytest
 
 from appliance.binding import approval, challenge, jws, request
 from appliance.binding.challenge import BindingChallenge
-from appliance.owner.answer_policy import AnswerPolicy, Rule, read_answer_policy
+from appliance.owner.answer_policy import AnswerPolicy, Asked, DecisionBook, Rule, read_answer_policy
 from appliance.owner.client import Question, Server
 from appliance.owner.errors import AnswerPolicyInvalid, ServerRefused, ServerUnreachable
 from appliance.owner.respond import Answered, Decision, Responder
@@ -168,11 +168,55 @@ def test_the_first_rule_that_fits_decides_and_without_one_nothing_is_said() -> N
     longest_seconds = {asked.ttl}
     """
     policy = read_answer_policy(text)
-    assert policy.decide(asked) == "approve"
+    assert decide(policy, asked) == "approve"
     for other in ({"proxy": OTHER_PROXY}, {"ttl": asked.ttl + 1}, {"purpose": "renew"}, {"sub": AGENT[:-1] + "0"}):
         expected = "deny" if "proxy" in other else "leave"
-        assert policy.decide(replace(asked, **other)) == expected  # type: ignore[arg-type]
-    assert AnswerPolicy((Rule("approve", profiles=frozenset({"wit"})),), "deny").decide(asked) == "deny"
+        assert decide(policy, replace(asked, **other)) == expected  # type: ignore[arg-type]
+    assert decide(AnswerPolicy((Rule("approve", profiles=frozenset({"wit"})),), "deny"), asked) == "deny"
+
+
+DIGEST = "ab" * 32
+
+
+@pytest.mark.req("A-31", "A-93")
+def test_rules_know_agents_by_what_their_proxy_measured_and_stop_at_their_rates() -> None:
+    text = f"""
+    version = 1
+    otherwise = "deny"
+    [[class]]
+    name = "reader"
+    executables = ["{DIGEST}"]
+    uids = [1001]
+    [[rule]]
+    name = "readers"
+    decision = "approve"
+    classes = ["reader"]
+    per_hour = 3
+    per_agent_hour = 2
+    """
+    policy = read_answer_policy(text)
+    clock = FixedClock()
+    book = DecisionBook(clock)
+    measured = Asked(AGENT, PROXY, "issue", ("x509",), 3600, DIGEST, 1001)
+
+    def said(asked: Asked) -> tuple[str, str]:
+        verdict = policy.judge(asked, book.decided)
+        book.note(verdict.rule, asked.sub)
+        return verdict.answer, verdict.why
+
+    for other in ({"uid": 1002}, {"executable": "cd" * 32}, {"executable": None, "uid": None}):
+        assert said(replace(measured, **other)) == ("deny", "no rule fits")  # type: ignore[arg-type]
+    assert [said(measured)[0] for _ in range(3)] == ["approve", "approve", "deny"]
+    other_agent = replace(measured, sub=AGENT[:-1] + "0")
+    assert said(other_agent) == ("approve", "readers fits")
+    assert said(other_agent) == ("deny", "no rule fits; the rate of readers is used up")
+    clock.advance(3601)
+    assert said(measured)[0] == "approve"
+
+
+def decide(policy: AnswerPolicy, challenge: BindingChallenge) -> str:
+    """What the rules say to a server's challenge, nothing having been decided before."""
+    return policy.judge(Asked.of_challenge(challenge), lambda rule, agent: 0).answer
 
 
 @pytest.mark.parametrize(
@@ -189,6 +233,14 @@ def test_the_first_rule_that_fits_decides_and_without_one_nothing_is_said() -> N
         "version = 1\n[[rule]]\ndecision = 'approve'\nprofiles = ['ssh']",
         "version = 1\n[[rule]]\ndecision = 'approve'\nlongest_seconds = 86401",
         "version = 1\n[[rule]]\ndecision = 'approve'\nlongest_seconds = true",
+        "version = 1\n[[rule]]\ndecision = 'approve'\nper_hour = 0",
+        "version = 1\n[[rule]]\ndecision = 'approve'\nclasses = ['nobody']",
+        "version = 1\n[[rule]]\ndecision = 'approve'\nexecutables = ['ABCD']",
+        "version = 1\n[[rule]]\ndecision = 'approve'\nname = '\u202egood'",
+        "version = 1\n[[rule]]\ndecision = 'deny'\nname = 'a'\n[[rule]]\ndecision = 'approve'\nname = 'a'",
+        "version = 1\n[[class]]\nname = 'x'\nuids = [true]",
+        "version = 1\n[[class]]\nuids = [1]",
+        "version = 1\nclass = 1",
         "[" * 5000,
         "x" * 300_000,
     ],
