@@ -121,7 +121,7 @@ def test_a_gateway_submits_for_a_proxy_and_its_material_is_kept_and_told_by_hash
         told = [entry for entry in await campus.audited() if entry["fields"].get("txn") == answer["txn"]]
         issued = next(entry for entry in told if entry["event"] == "dual-identity-issued")
         assert issued["fields"]["org_s256"] == made.org_s256
-        assert (issued["actor"]["kind"], issued["actor"]["id"]) == ("owner", owner.identifier)
+        assert (issued["actor"]["kind"], issued["actor"]["identifier"]) == ("owner", owner.identifier)
         assert issued["fields"]["proxy"] == proxy.identifier and issued["fields"]["model"] == MODEL
         # the gateway, and nobody else, may ask again what became of it
         path = f"/v1/agents/requests/{ask.request.rqh}"
