@@ -22,10 +22,13 @@ from appliance import audit
 from appliance.cli import app
 from appliance.commands.invocation import EVERYWHERE
 from appliance.identity import challenge_states
+from appliance.owner.gateway import routes as gateway_routes
+from appliance.owner.gateway import states as gateway_states
 from appliance.proxy import agent_api
 from appliance.registrar.hints import HINTS, hint
 from appliance.registrar.maker_options import Options
 from appliance.settings import RegistrarSettings, Settings, describe_settings, sample_file
+from appliance.store import requests
 from appliance.web import routes
 from appliance.web.problems import all_leaves, status_of
 from appliance.web.routes import Route
@@ -56,6 +59,8 @@ PURPOSES: Mapping[str, str] = {
     "identity.challenges": "what waits for the calling owner's answer; a long poll of at most 25 s by `Prefer: wait=N` "
     "(RFC 7240)",
     "identity.answer": "the owner's signed yes or no to a challenge",
+    "identity.gateways": "address and pinned key of an owner's gateways, for a proxy that may use them",
+    "gateway.enroll": "a proxy's composite request in; 202 until the owner has decided, then what the server answered",
     "identity.spiffe_bundle": "the SPIFFE bundle of the trust domain: who signs certificates and WITs of agents",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one EAP-TLS login as rlm_rest's JSON in, reply attributes out",
@@ -89,7 +94,8 @@ PURPOSES: Mapping[str, str] = {
     "scim.delete_group": "the group is gone, its members stay",
     "console.operation": "one administrative operation, for the command line beside a running appliance",
     "agent.nonce": "a nonce for the caller's key, and its agent identifier",
-    "agent.enroll": "the agent's request and its owner's approval in; the proxy adds evidence and passes them on",
+    "agent.enroll": "the agent's request in, with its owner's approval where the agent brings it; the proxy adds "
+    "evidence and passes it on, to the server or to the owner's gateway",
     "agent.trust": "the campus root and the RADIUS server's name, for the agent's supplicant",
 }
 
@@ -100,6 +106,8 @@ _LISTENERS: Mapping[str, str] = {
     "console": "TCP `web.console_port`, HTTPS",
     "admin": "Unix socket `HOME/run/admin.sock`, mode 0600, while the appliance runs",
     "agent": "Unix socket of the identity proxy, `proxy.socket`",
+    "gateway": "TCP `listen` of an owner's gateway, TLS 1.2 or 1.3 with a server key that proxies pin; only for proxies "
+    "with their domain certificate",
 }
 
 _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] = (
@@ -134,6 +142,15 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
         "time. The credential is begun when the agent hands the same request in again, with fresh evidence. An arrow "
         "that is not here is refused as `challenge-over`.",
         challenge_states.ChallengeState,
+    ),
+    (
+        "An owner's gateway about a request",
+        gateway_states.GATEWAY,
+        "Owner-mediated model. Stored in the gateway's own queue file, each arrow one conditional statement together "
+        "with the entry in its record of decisions; `expired` is not stored, it is what anything that waits, or an "
+        "approval that was not used, is after its time. An arrow that is not here is refused as "
+        "`gateway-request-over`.",
+        gateway_states.QueueState,
     ),
 )
 
@@ -247,9 +264,9 @@ def _value_of(option: Any) -> str:
 
 
 def http_page() -> str:
-    """The route tables of the appliance and of the proxy's socket."""
+    """The route tables of the appliance, of the proxy's socket and of an owner's gateway."""
     parts = [
-        head("HTTP API", "`ROUTES` in `appliance/web/routes.py` and `appliance/proxy/agent_api.py`"),
+        head("HTTP API", "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py` and `appliance/owner/gateway/routes.py`"),
         "Refusals are RFC 9457 problem documents (`application/problem+json`) with a stable `reason` and a "
         "`request_id`; below `/.well-known/` they are one line of text. All reasons: [problems](problems.md). Paths "
         "that are not here are 404, other methods 405 with `Allow`. 202, 429 and 503 carry `Retry-After`. `{name}` "
@@ -258,7 +275,7 @@ def http_page() -> str:
         "needs `Authorization: Bearer`; *uid* is whoever may open the socket. Rate: *address* counts per address until "
         "the certificate is one of ours and per certificate then; *identity* counts per caller; *none* is unlimited.\n",
     ]
-    every: tuple[Route, ...] = (*routes.ROUTES, *agent_api.ROUTES)
+    every: tuple[Route, ...] = (*routes.ROUTES, *agent_api.ROUTES, *gateway_routes.ROUTES)
     for listener, where in _LISTENERS.items():
         rows = [
             (
@@ -386,9 +403,10 @@ def _options(verb: str) -> list[tuple[str, str]]:
 
 
 def states_page() -> str:
-    """The four state tables, drawn."""
+    """The state tables, drawn."""
+    where = ("brski/states.py", "appliance/identity/challenge_states.py", "appliance/owner/gateway/states.py")
     parts = [
-        head("States", "the tables in `brski/states.py` and `appliance/identity/challenge_states.py`"),
+        head("States", "the tables in " + ", ".join(f"`{one}`" for one in where)),
         "A record moves only along an arrow; anything else is refused (`out-of-order`, where not said otherwise) and "
         "changes nothing. Events "
         "are facts that were checked before. A hyphen in a name is an underscore in the picture's source.\n",
@@ -401,6 +419,49 @@ def states_page() -> str:
         kind, *rows = states.diagram(moves).splitlines()
         start = f"    [*] --> {str(first.value).replace('-', '_')}"
         parts.append(f"## {title}\n\n{text}\n\n```mermaid\n" + "\n".join([kind, *aliases, start, *rows]) + "\n```\n")
+    return "\n".join(parts)
+
+
+def pictures_page() -> str:
+    """Each issuance model as one picture: where a request waits, drawn from its table, and what all have in common."""
+    parts = [
+        head(
+            "The issuance models, drawn",
+            "`appliance/owner/gateway/states.py`, `appliance/identity/challenge_states.py` and "
+            "`appliance/store/requests.py`",
+        ),
+        "One request on its way to a credential. Boxes are the places that keep it, in a database file; what is inside "
+        "survives a kill. The last box is the same in all three: there nonce, request and approval are spent in one "
+        "transaction. What the models promise and what attacks them: [issuance models](issuance-models.md).\n",
+    ]
+    common = [
+        "    state server {",
+        f"        [*] --> {requests.PENDING}: nonce, request and approval spent",
+        f"        {requests.PENDING} --> {requests.PENDING}: taken up after a crash",
+        f"        {requests.PENDING} --> {requests.ISSUED}: signed and checked",
+        "    }",
+        "    server --> [*]: 201",
+    ]
+    waits: Mapping[str, tuple[str, Mapping[tuple[Any, Any], Any], type[Enum], str, str]] = {
+        "Owner-mediated": (
+            "gateway", gateway_states.GATEWAY, gateway_states.QueueState, "the proxy hands it to the owner's gateway",
+            "the gateway submits what is approved, with the proxy's fresh evidence",
+        ),
+        "Server-mediated": (
+            "parked", challenge_states.CHALLENGE, challenge_states.ChallengeState, "the proxy hands it to the server",
+            "the agent hands it in again, with fresh evidence",
+        ),
+    }  # fmt: skip
+    direct = ["stateDiagram-v2", "    [*] --> server: the agent brings request and approval, its proxy adds evidence"]
+    parts.append("## Agent-mediated\n\n```mermaid\n" + "\n".join([*direct, *common]) + "\n```\n")
+    for title, (box, moves, kinds, begins, goes_on) in waits.items():
+        first = next(iter(kinds))
+        inner = [f"        [*] --> {first.value}", *(f"    {row}" for row in states.diagram(moves).splitlines()[1:])]
+        lines = [
+            "stateDiagram-v2", f"    [*] --> {box}: {begins}", f"    state {box} {{", *inner, "    }",
+            f"    {box} --> server: {goes_on}", *common,
+        ]  # fmt: skip
+        parts.append(f"## {title}\n\n```mermaid\n" + "\n".join(lines) + "\n```\n")
     return "\n".join(parts)
 
 
@@ -469,6 +530,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/history-rules.md": history_page,
     "reference/what-to-do.md": hints_page,
     "explanation/states.md": states_page,
+    "explanation/model-pictures.md": pictures_page,
 }
 """Every generated file by its path below appliance/docs, and what makes it."""
 

@@ -16,6 +16,7 @@ import typer
 from appliance import audit
 from appliance.cli import app
 from appliance.commands.invocation import hoist
+from appliance.owner.gateway import routes as gateway_routes
 from appliance.proxy import agent_api
 from appliance.settings import describe_settings, load_settings
 from appliance.web import routes
@@ -63,7 +64,7 @@ def test_every_setting_command_route_reason_and_event_is_in_the_reference() -> N
     assert [
         one for one, _ in reference.commands() if f"### appliance {' '.join(one)}\n" not in pages["reference/cli.md"]
     ] == []
-    every = (*routes.ROUTES, *agent_api.ROUTES)
+    every = (*routes.ROUTES, *agent_api.ROUTES, *gateway_routes.ROUTES)
     assert [one for one in every if f"`{one.method} {one.path}`" not in pages["reference/http-api.md"]] == []
     assert {one.endpoint for one in every} == set(reference.PURPOSES)
     assert [one for one in REASONS if f"`{one}`" not in pages["reference/reason-codes.md"]] == []

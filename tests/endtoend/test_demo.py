@@ -67,3 +67,20 @@ def test_every_check_of_the_story_is_ok(tmp_path: Path, engine: str) -> None:
     for word in ("AGENT", "OWNER", "DEPARTMENT", "CREDENTIAL SERIAL", "VLAN", "WHY"):
         assert word in done.stdout
     assert str(tmp_path / "out") in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.xdist_group("mdns")
+def test_each_issuance_model_leads_from_an_agent_to_its_vlan(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    done, report = tell(tmp_path, "--models")
+    assert [check for check in report["checks"] if not check["ok"]] == [], done.stdout[-3000:]
+    assert done.returncode == 0, done.stderr
+    observed = {check["name"]: check["observed"] for check in report["checks"]}
+    assert observed["agent-mediated"] == "agent-mediated for alice, VLAN 20"
+    assert observed["owner-mediated"] == "owner-mediated for alice, VLAN 20"
+    assert observed["owner-mediated-many-proxies"].count("owner-mediated for robot") == 3
+    assert observed["server-mediated"] == "server-mediated for bob, VLAN 30"
+    logs = "\n".join(path.read_text(errors="replace") for path in (tmp_path / "out" / "logs").glob("*.log"))
+    assert "Traceback" not in logs and "event=request-failed" not in logs
