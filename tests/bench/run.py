@@ -8,6 +8,9 @@ b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certifica
 b2   the same at the MASA (b2x2)
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
 e1, e1m, e2, f, s, a1f   with --only: a million certificates stored (tests.bench.revocation says what each is)
+gf, gt, gn   an owner's gateway: fairness at the desk over three kills, fairness of the rules' turns, cost of 100 proxies
+     (tests.bench.gateway says what each is)
+r    one-time things spent by two processes on one database file
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
 m    200 pledges in flight through the registrar for 30 s while the MASA takes 500 ms per answer, against one that
@@ -41,7 +44,7 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import commits, crowd, decide, enrol, identity, revocation, steady, vouchers
+from tests.bench import commits, crowd, decide, enrol, gateway, identity, races, revocation, steady, vouchers
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -100,6 +103,8 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *identity.run(plan, folder),
         *decide.run(plan, folder),
         *commits.run(plan, folder),
+        *races.run(plan, folder),
+        *gateway.run(plan, folder),
         *steady.run(plan, folder),
         *crowd.run(plan, folder),
         *revocation.run(plan, folder),
