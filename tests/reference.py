@@ -266,7 +266,10 @@ def _value_of(option: Any) -> str:
 def http_page() -> str:
     """The route tables of the appliance, of the proxy's socket and of an owner's gateway."""
     parts = [
-        head("HTTP API", "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py` and `appliance/owner/gateway/routes.py`"),
+        head(
+            "HTTP API",
+            "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py` and `appliance/owner/gateway/routes.py`",
+        ),
         "Refusals are RFC 9457 problem documents (`application/problem+json`) with a stable `reason` and a "
         "`request_id`; below `/.well-known/` they are one line of text. All reasons: [problems](problems.md). Paths "
         "that are not here are 404, other methods 405 with `Allow`. 202, 429 and 503 carry `Retry-After`. `{name}` "

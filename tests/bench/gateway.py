@@ -136,8 +136,10 @@ class Gateway:
         return self.process.pid
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "appliance", "-o", "json", "--set", "log.level=warning", "owner", "gateway",
-                   "run", "--config", str(self.folder / "gateway.toml"), "--state", str(self.folder / "state")]  # fmt: skip
+        command = [
+            sys.executable, "-m", "appliance", "-o", "json", "--set", "log.level=warning", "owner", "gateway", "run",
+            "--config", str(self.folder / "gateway.toml"), "--state", str(self.folder / "state"),
+        ]  # fmt: skip
         self.process, _ = start(command, self.core, self.folder / "gateway.log")
 
     def kill(self) -> None:

@@ -8,7 +8,7 @@ b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certifica
 b2   the same at the MASA (b2x2)
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
 e1, e1m, e2, f, s, a1f   with --only: a million certificates stored (tests.bench.revocation says what each is)
-gf, gt, gn   an owner's gateway: fairness at the desk over three kills, fairness of the rules' turns, cost of 100 proxies
+gf, gt, gn   an owner's gateway: fairness at the desk over three kills, of the rules' turns, and the cost of 100 proxies
      (tests.bench.gateway says what each is)
 r    one-time things spent by two processes on one database file
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory

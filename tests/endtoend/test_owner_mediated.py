@@ -273,6 +273,24 @@ def test_what_answers_with_another_key_hears_no_request(site: Site) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.req("A-97")
+def test_an_owners_second_gateway_is_tried_when_the_first_is_away(own_campus: Callable[[], Campus]) -> None:
+    campus = own_campus()
+    campus.start(*UNLIMITED)
+    dead = gateway_keygen(campus.folder / "dead", ref="alice", audience=ORIGIN, now=SystemClock().now())
+    campus.ask(
+        "owners.add_gateway", ref="alice", url=f"https://127.0.0.1:{free_port()}",
+        statement=dead.statement_file.read_text().strip(),
+    )  # fmt: skip
+    site = Site(campus)
+    site.start()
+    campus.start_proxy()
+    done = run_agent(agent_command(campus, "notes"))
+    assert done.returncode == 0, done.stderr
+    assert "owner gateway away" in campus.log("proxy")
+
+
+@pytest.mark.lab
 @pytest.mark.req("A-50")
 def test_an_owner_without_a_gateway_is_told_apart_from_one_that_is_away(own_campus: Callable[[], Campus]) -> None:
     campus = own_campus()
