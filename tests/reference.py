@@ -106,8 +106,8 @@ _LISTENERS: Mapping[str, str] = {
     "console": "TCP `web.console_port`, HTTPS",
     "admin": "Unix socket `HOME/run/admin.sock`, mode 0600, while the appliance runs",
     "agent": "Unix socket of the identity proxy, `proxy.socket`",
-    "gateway": "TCP `listen` of an owner's gateway, TLS 1.2 or 1.3 with a server key that proxies pin; only for proxies "
-    "with their domain certificate",
+    "gateway": "TCP `listen` of an owner's gateway, TLS 1.2 or 1.3 with a server key that proxies pin; only for "
+    "proxies with their domain certificate",
 }
 
 _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] = (
@@ -268,7 +268,7 @@ def http_page() -> str:
     parts = [
         head(
             "HTTP API",
-            "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py` and `appliance/owner/gateway/routes.py`",
+            "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py`, `appliance/owner/gateway/routes.py`",
         ),
         "Refusals are RFC 9457 problem documents (`application/problem+json`) with a stable `reason` and a "
         "`request_id`; below `/.well-known/` they are one line of text. All reasons: [problems](problems.md). Paths "
