@@ -268,7 +268,8 @@ def http_page() -> str:
     parts = [
         head(
             "HTTP API",
-            "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py`, `appliance/owner/gateway/routes.py`",
+            "`ROUTES` in `appliance/web/routes.py`, `appliance/proxy/agent_api.py` and "
+            "`appliance/owner/gateway/routes.py`",
         ),
         "Refusals are RFC 9457 problem documents (`application/problem+json`) with a stable `reason` and a "
         "`request_id`; below `/.well-known/` they are one line of text. All reasons: [problems](problems.md). Paths "
