@@ -299,6 +299,8 @@ def _turns(plan: Plan, campus: Campus, gateway: Gateway) -> Bench:
         return work
 
     jobs: list[Callable[[], None]] = []
+    for proxy in proxies:
+        gateway.connect(proxy).close()  # makes its files before threads want them
     for at, proxy in enumerate(proxies):
         mine = ask(campus, gateway.owner, proxy, each * 3 if at == 0 else each)
         jobs += [serve(proxy, mine) for _ in range(40 if at == 0 else 4)]
@@ -342,22 +344,22 @@ def _many(plan: Plan, campus: Campus, gateway: Gateway) -> Bench:
 def _cost(campus: Campus, gateway: Gateway, proxies: Sequence[Proxy], each: int) -> float:
     """CPU microseconds of the gateway per request; as many side by side with one proxy as with a hundred."""
     asks = [ask(campus, gateway.owner, proxy, each) for proxy in proxies]
-    lanes: list[list[tuple[wire.Connection, Waiting]]] = [[] for _ in range(SIDE_BY_SIDE)]
+    lanes: list[list[tuple[int, Waiting]]] = [[] for _ in range(SIDE_BY_SIDE)]
     opened: list[wire.Connection] = []
     if len(proxies) == 1:
         opened = [gateway.connect(proxies[0]) for _ in range(SIDE_BY_SIDE)]
         for at, one in enumerate(asks[0]):
-            lanes[at % SIDE_BY_SIDE].append((opened[at % SIDE_BY_SIDE], one))
+            lanes[at % SIDE_BY_SIDE].append((at % SIDE_BY_SIDE, one))
     else:
         opened = [gateway.connect(proxy) for proxy in proxies]
-        for at, (connection, mine) in enumerate(zip(opened, asks, strict=True)):
-            lanes[at % SIDE_BY_SIDE] += [(connection, one) for one in mine]
+        for at, mine in enumerate(asks):
+            lanes[at % SIDE_BY_SIDE] += [(at, one) for one in mine]
     failed: list[BaseException] = []
 
-    def work(lane: list[tuple[wire.Connection, Waiting]]) -> None:
+    def work(lane: list[tuple[int, Waiting]]) -> None:
         try:
-            for connection, one in lane:
-                while not one.take(gateway.hand_in(one, connection)):
+            for at, one in lane:
+                while not one.take(_patiently(gateway, one, opened, at)):
                     pass
         except BaseException as error:
             failed.append(error)
@@ -374,6 +376,16 @@ def _cost(campus: Campus, gateway: Gateway, proxies: Sequence[Proxy], each: int)
     if failed:
         raise failed[0]
     return cpu / (each * len(proxies)) * 1e6
+
+
+def _patiently(gateway: Gateway, one: Waiting, opened: list[wire.Connection], at: int) -> wire.Answer:
+    """On a kept connection, or on a new one where the gateway has closed the old one for being idle."""
+    try:
+        return gateway.hand_in(one, opened[at])
+    except OSError:
+        opened[at].close()
+        opened[at] = gateway.connect(one.proxy)
+        return gateway.hand_in(one, opened[at])
 
 
 def _check_books(campus: Campus, queue: Queue, total: int) -> None:

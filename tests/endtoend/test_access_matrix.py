@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from appliance.audit import APPLIANCE
 from appliance.binding import composite, jws
 from appliance.ca import revoke
 from appliance.clock import SystemClock
+from appliance.owner.client_key import gateway_keygen
 from appliance.settings import load_settings
 from appliance.store.store import Store
 from appliance.web.routes import OPTIONAL, ROUTES
@@ -31,7 +33,7 @@ from brski import Pledge
 from est import chains, csr, transfer
 from est.chains import TrustAnchors
 from est.signer import KeySigner
-from tests.campus import UNLIMITED, Answer, Ask, Campus, Client, new_ask
+from tests.campus import ORIGIN, UNLIMITED, Answer, Ask, Campus, Client, new_ask
 from tests.endtoend import visitors
 from tests.endtoend.visitors import an_agent, clients, spare_key
 
@@ -128,6 +130,9 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
         "identity.request_status": (
             send("GET", f"/v1/agents/requests/{place.finished.request.rqh}"), frozenset({"ldevid"}),
         ),
+        "identity.gateways": (
+            send("GET", f"/v1/owners/{gateway_owner(campus)}/gateways"), frozenset({"ldevid"}),
+        ),
         "identity.trust": (send("GET", "/v1/trust"), everybody),
         # for owners' registered client keys, and none of these has one
         "identity.challenges": (send("GET", "/v1/owners/self/challenges"), frozenset()),
@@ -135,6 +140,15 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
             send("POST", "/v1/owners/self/challenges/x", b'{"answer": "x"}', "application/json"), frozenset(),
         ),
     }  # fmt: skip
+
+
+def gateway_owner(campus: Campus) -> str:
+    """The name of an owner who has a gateway."""
+    folder = campus.folder / f"gateway-{uuid.uuid4().hex}"
+    made = gateway_keygen(folder, ref="bob", audience=ORIGIN, now=datetime.now(UTC))
+    statement = made.statement_file.read_text().strip()
+    campus.ask("owners.add_gateway", ref="bob", url="https://gw.example", statement=statement)
+    return campus.owner("bob").identifier.rpartition("/")[2]
 
 
 @pytest.mark.lab
