@@ -72,6 +72,7 @@ def test_every_check_of_the_story_is_ok(tmp_path: Path, engine: str) -> None:
 @pytest.mark.slow
 @pytest.mark.lab
 @pytest.mark.xdist_group("mdns")
+@pytest.mark.req("A-40", "A-50", "A-52", "A-60")
 def test_each_issuance_model_leads_from_an_agent_to_its_vlan(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     done, report = tell(tmp_path, "--models")

@@ -273,6 +273,39 @@ def test_what_answers_with_another_key_hears_no_request(site: Site) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.req("A-90", "A-92", "A-93")
+def test_the_owner_reads_and_decides_beside_the_running_gateway(own_campus: Callable[[], Campus]) -> None:
+    campus = own_campus()
+    campus.start(*UNLIMITED)
+    site = Site(campus, policy="")
+    site.start()
+    first = site.ask()
+    assert site.until_ready(first).status == 202
+
+    def queue(*words: str | Path) -> Any:
+        return run_here("owner", "gateway", "queue", *words, "--state", site.folder / "state", "-o", "json")
+
+    (row,) = queue("list").json
+    assert (row["request"], row["agent"], row["state"]) == (first.request.rqh, first.sub, "asked")
+    shown = queue("show", row["code"]).json
+    assert (shown["proxy"], shown["uid"], shown["ttl_seconds"]) == (campus.proxy_id, 1000, 3600)
+    key = ("--key", site.owner.key_file)
+    wrong = queue("approve", row["code"], *key, "--code", "AAAA-AAAA")
+    assert wrong.status == 1 and "short-code-mismatch" in wrong.err
+    assert queue("approve", "AAAA-AAAA", *key, "--code", "AAAA-AAAA").status == 1
+    assert queue("deny", row["request"][:12], *key, "--code", row["code"]).json["state"] == "denied"
+    again = queue("approve", row["code"], *key, "--code", row["code"])
+    assert again.status == 1 and "gateway-request-over" in again.err
+    assert site.hand_in(first).reason == "approval-denied"
+    assert site.hand_in(site.ask()).reason == "gateway-agent-muted"
+    assert queue("list").json == [] and len(queue("list", "--all").json) == 1
+    assert [(one["decider"], one["decision"]) for one in queue("log").json] == [
+        ("person", "denied"),
+        ("policy", "asked"),
+    ]
+
+
+@pytest.mark.lab
 @pytest.mark.req("A-97")
 def test_an_owners_second_gateway_is_tried_when_the_first_is_away(own_campus: Callable[[], Campus]) -> None:
     campus = own_campus()

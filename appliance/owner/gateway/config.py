@@ -57,7 +57,6 @@ class GatewayLimits:
     submissions: int = 8
     wait_seconds: int = 5
     mute_seconds: int = 900
-    approval_seconds: int = 86_400
 
 
 @dataclass(frozen=True, slots=True)
