@@ -4,109 +4,48 @@ It is total: whatever the four arguments hold, a Decision comes back. It reads n
 are asked in order (tls, credential, owner, policy); the first that says no ends it, and every Decision shows all four.
 Defaults (design decision D-9): anything unproven is a reject; an active owner without a department, or with one that no
 rule takes, is the policy's `unmapped` answer; a stale snapshot is the policy's `stale` answer and never a department's
-VLAN, while facts that already say no still say no.
+VLAN, while facts that already say no still say no. Single-identity credentials and proxies' LDevIDs pass only where a
+rule names them, and the CA that issued a certificate must be the one for its kind.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
-from radius.policy import Policy, Rule
-from radius.reasons import REASONS, STAGES, Stage, next_command
-from radius.request import AccessRequest, clean_text
+from radius.bypass import decide_bypass
+from radius.decision import (
+    Credential,
+    Decision,
+    Facts,
+    Outcome,
+    OwnerFact,
+    Step,
+    Verdict,
+    departments_of,
+    hint,
+    names_of,
+    refusal,
+    refuse,
+)
+from radius.policy import Policy
+from radius.reasons import REASONS
+from radius.request import MAC_BYPASS, AccessRequest, clean_text
+from radius.rules import Asked, ssid_of
+from radius.ruling import Ruling, guest, rule_on
 
-Verdict = Literal["accept", "guest", "reject"]
-Outcome = Literal["pass", "fail", "not-reached"]
+__all__ = ["Credential", "Decision", "Facts", "Outcome", "OwnerFact", "Step", "Verdict", "decide", "refuse"]
+
 AGENTS_ROLE: Final = "agents"
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """What the store says about the certificate that the request names.
-
-    `kind` is `dual`, `single`, `ldevid` or another profile; `issuer_role` the CA that issued it; `state` is `issued`,
-    `pending` or `revoked`; `model` the issuance model; `txn` the transaction that issued it.
-    """
-
-    kind: str
-    agent_id: str
-    owner_id: str | None
-    serial: int
-    issuer_role: str
-    state: str
-    not_before: datetime
-    not_after: datetime
-    model: str = ""
-    txn: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerFact:
-    """What the directory says about an owner now: `state` is `active`, `suspended` or `revoked`."""
-
-    identifier: str
-    state: str
-    departments: tuple[str, ...] = ()
-    kind: str = "person"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything else a decision rests on; `now` and the credential's times are aware, ages are in seconds.
-
-    `issuer_role` is that of the CA whose key the login names, empty for a key that is none of ours.
-    """
-
-    now: datetime
-    owner: OwnerFact | None = None
-    agent_state: str = "registered"
-    issuer_role: str = ""
-    snapshot_age_seconds: float = 0.0
-    stale_after_seconds: float = 30.0
-
-
-class Step(NamedTuple):
-    """One stage of a decision: what came out, and the facts it rests on in one line."""
-
-    stage: Stage
-    outcome: Outcome
-    evidence: str
-
-
-class Decision(NamedTuple):
-    """The answer to a login with its reason chain; log, reply message, CLI and API all print this object.
-
-    `vlan` is None exactly when `verdict` is `reject`. `rule` is the policy rule's name or empty. `steps` holds the four
-    stages in order. `hint` is the command an administrator types next. A named tuple: one is made per login.
-    """
-
-    verdict: Verdict
-    vlan: int | None
-    vlan_name: str
-    reason_code: str
-    rule: str
-    steps: tuple[Step, Step, Step, Step]
-    hint: str
-    policy_revision: int
-    request: AccessRequest
-    agent_id: str = ""
-    owner_id: str = ""
-    department: str = ""
-    txn: str = ""
-
-    @property
-    def reason(self) -> str:
-        """The catalogue's sentence for the reason code."""
-        return REASONS[self.reason_code].meaning
-
-
-_NOT_REACHED: Final[dict[Stage, Step]] = {stage: Step(stage, "not-reached", "") for stage in STAGES}
+# kind of the row -> (what rules call it, the CA that issues it)
+_KINDS: Final = {"dual": ("dual", AGENTS_ROLE), "single": ("single", AGENTS_ROLE), "ldevid": ("proxy", "devices")}
+_PROXIES: Final = "/proxy/"
 
 
 def decide(request: AccessRequest, credential: Credential | None, facts: Facts, policy: Policy | None) -> Decision:
     """The decision for one login; `credential` is the store's row for `request.credential`, None when it has none."""
+    if request.method == MAC_BYPASS:
+        return decide_bypass(request, facts, policy)
     ref = request.credential
     revision = 0 if policy is None else policy.revision
     if ref is None or request.defect:
@@ -116,40 +55,62 @@ def decide(request: AccessRequest, credential: Credential | None, facts: Facts, 
     if credential is None:
         if facts.issuer_role not in ("", AGENTS_ROLE):
             evidence = f"issued by the {clean_text(facts.issuer_role)} CA"
-            return _no(request, passed, "credential-not-agent", evidence, revision)
-        return _no(request, passed, "credential-unknown", "no such row", revision)
-    code, evidence = _judge_credential(request, credential, facts)
+            return refusal(request, passed, "credential-not-agent", evidence, revision)
+        return refusal(request, passed, "credential-unknown", "no such row", revision)
+    code, evidence = _judge_credential(request, credential, facts, policy)
     if code:
-        return _no(request, passed, code, evidence, revision, credential)
+        return refusal(request, passed, code, evidence, revision, credential)
     passed.append(Step("credential", "pass", evidence))
-    owner = facts.owner
-    code, evidence = _judge_owner(credential, owner)
-    if code or owner is None:
-        return _no(request, passed, code or "owner-unknown", evidence, revision, credential, owner)
+    kind = _KINDS[credential.kind][0]
+    owner = facts.owner if kind == "dual" else None
+    code, evidence = _judge_owner(credential, owner, kind, policy)
+    if code:
+        return refusal(request, passed, code, evidence, revision, credential, owner)
     passed.append(Step("owner", "pass", evidence))
     if policy is None:
-        return _no(request, passed, "policy-missing", "no policy", revision, credential, owner)
-    if not facts.snapshot_age_seconds <= facts.stale_after_seconds:  # so that NaN counts as stale
-        age, limit = facts.snapshot_age_seconds, facts.stale_after_seconds
-        text = f"snapshot {age:.0f} s old, limit {limit:.0f} s, site rule {policy.stale}"
-        if policy.stale == "reject":
-            return _no(request, passed, "snapshot-stale", text, revision, credential, owner)
-        return _yes(request, passed, "snapshot-stale", text, policy, None, credential, owner)
-    rule = policy.match(owner.departments, owner.kind, credential.model)
-    if rule is not None:
-        text = f"rule {rule.name}: VLAN {rule.vlan} ({rule.vlan_id})"
-        return _yes(request, passed, "rule-matched", text, policy, rule, credential, owner)
-    has_department = any(department.strip() for department in owner.departments)
-    code = "department-unmapped" if has_department else "department-missing"
-    text = f"no rule matches, site rule {policy.unmapped}"
-    if policy.unmapped == "reject":
-        return _no(request, passed, code, text, revision, credential, owner)
-    return _yes(request, passed, code, text, policy, None, credential, owner)
-
-
-def refuse(request: AccessRequest, code: str, detail: str = "", *, revision: int = 0) -> Decision:
-    """The reject for a login that failed before the credential could be looked up (a `tls` reason code)."""
-    return _no(request, [], code, detail or REASONS[code].meaning, revision)
+        return refusal(request, passed, "policy-missing", "no policy", revision, credential, owner)
+    asked = Asked(
+        kind,
+        "" if owner is None else owner.kind,
+        () if owner is None else owner.departments,
+        "" if kind == "proxy" else facts.agent_class,
+        credential.tier,
+        credential.model,
+        request.nas,
+        request.nas_port,
+        ssid_of(request.called_station) if request.called_station else "",
+        facts.site,
+    )
+    if facts.snapshot_age_seconds <= facts.stale_after_seconds:  # NaN counts as stale
+        ruling = rule_on(asked, facts.now, policy)
+    else:
+        ruling = _stale(asked, facts, policy)
+    if ruling.verdict == "reject":
+        return refusal(request, passed, ruling.code, ruling.evidence, revision, credential, owner,
+                       rule=ruling.rule, note=ruling.note, asked=asked)  # fmt: skip
+    passed.append(Step("policy", "pass", ruling.evidence))
+    agent_id, owner_id, txn = names_of(credential)
+    tls, held, owned, ruled = passed
+    return Decision(
+        ruling.verdict,
+        ruling.vlan,
+        ruling.vlan_name,
+        ruling.code,
+        ruling.rule,
+        (tls, held, owned, ruled),
+        hint(ruling.code, request, agent_id, owner_id),
+        revision,
+        request,
+        agent_id,
+        owner_id,
+        departments_of(owner),
+        txn,
+        ruling.role,
+        ruling.filter_id,
+        None if policy.version == 1 else _life(ruling.session_timeout, credential.not_after, facts.now),
+        "",
+        asked,
+    )
 
 
 def _known_defect(defect: str) -> str:
@@ -157,12 +118,20 @@ def _known_defect(defect: str) -> str:
     return row.code if row is not None and row.stage == "tls" else "credential-unreadable"
 
 
-def _judge_credential(request: AccessRequest, credential: Credential, facts: Facts) -> tuple[str, str]:
+def _judge_credential(
+    request: AccessRequest, credential: Credential, facts: Facts, policy: Policy | None
+) -> tuple[str, str]:
     """(reason code or empty, evidence)."""
-    if credential.kind not in ("dual", "single"):
+    kind, role = _KINDS.get(credential.kind, ("", ""))
+    if not kind:
         return "credential-not-agent", f"kind {clean_text(credential.kind)}"
-    if credential.issuer_role != AGENTS_ROLE:
+    if credential.issuer_role != role:
         return "credential-not-agent", f"issued by the {clean_text(credential.issuer_role)} CA"
+    if kind == "proxy":
+        if policy is None or not policy.takes(kind):
+            return "credential-not-agent", "a proxy's LDevID, and no rule takes proxies"
+        if _PROXIES not in credential.agent_id:
+            return "credential-not-agent", f"{clean_text(credential.agent_id)} is not a proxy's identifier"
     if credential.state != "issued":
         code = {"pending": "credential-pending", "revoked": "credential-revoked"}.get(
             credential.state, "credential-unknown"
@@ -179,98 +148,43 @@ def _judge_credential(request: AccessRequest, credential: Credential, facts: Fac
         return "credential-mismatch", f"owner in the certificate is {clean_text(request.owner_id_hint)}"
     if request.san is not None and request.san != f"URI:{credential.agent_id}":
         return "credential-mismatch", f"name in the certificate is {clean_text(request.san)}"
-    if facts.agent_state != "registered":
+    if kind != "proxy" and facts.agent_state != "registered":
         code = "agent-revoked" if facts.agent_state == "revoked" else "agent-not-registered"
         return code, f"agent {credential.agent_id} is {clean_text(facts.agent_state)}"
-    return (
-        "",
-        f"{credential.kind} credential of {credential.agent_id}, valid until {_seconds(credential.not_after)}",
-    )
+    what = "LDevID" if kind == "proxy" else f"{credential.kind} credential"
+    return "", f"{what} of {credential.agent_id}, valid until {_seconds(credential.not_after)}"
 
 
-def _judge_owner(credential: Credential, owner: OwnerFact | None) -> tuple[str, str]:
+def _judge_owner(credential: Credential, owner: OwnerFact | None, kind: str, policy: Policy | None) -> tuple[str, str]:
     """(reason code or empty, evidence). A single-identity credential never stands for "any owner"."""
-    if credential.kind != "dual" or not credential.owner_id:
+    if kind == "proxy":
+        return "", "a proxy has no owner"
+    if kind != "dual" or not credential.owner_id:
+        if kind == "single" and policy is not None and policy.takes(kind):
+            return "", "no owner: single-identity credential"
         return "owner-absent", "single-identity credential"
     if owner is None or owner.identifier != credential.owner_id:
         return "owner-unknown", f"owner {credential.owner_id} is not in the snapshot"
     if owner.state != "active":
         code = {"suspended": "owner-suspended", "revoked": "owner-revoked"}.get(owner.state, "owner-not-active")
         return code, f"owner {owner.identifier} is {clean_text(owner.state)}"
-    return "", f"{owner.identifier}, {owner.kind}, active, department {_department(owner) or '(none)'}"
+    return "", f"{owner.identifier}, {owner.kind}, active, department {departments_of(owner) or '(none)'}"
+
+
+def _stale(asked: Asked, facts: Facts, policy: Policy) -> Ruling:
+    """The site's rule for a snapshot that is too old: never a rule's VLAN, and without an owner nothing."""
+    age, limit = facts.snapshot_age_seconds, facts.stale_after_seconds
+    text = f"snapshot {age:.0f} s old, limit {limit:.0f} s, site rule {policy.stale}"
+    if policy.stale == "reject" or asked.credential != "dual":
+        return Ruling("reject", None, "", "snapshot-stale", text)
+    return guest(asked.site, "snapshot-stale", text, policy)
+
+
+def _life(wanted: int | None, not_after: datetime, now: datetime) -> int:
+    """Seconds until the port must ask again: never past the end of the certificate."""
+    left = max(1, min(int((not_after - now).total_seconds()), 0xFFFF_FFFF))
+    return left if wanted is None else min(wanted, left)
 
 
 def _seconds(time: datetime) -> str:
     return f"{time.isoformat(' ', 'seconds')[:19]}Z"
-
-
-def _department(owner: OwnerFact | None) -> str:
-    if owner is None or not owner.departments:
-        return ""
-    return clean_text(owner.departments[0] if len(owner.departments) == 1 else ", ".join(owner.departments))
-
-
-def _no(
-    request: AccessRequest,
-    passed: list[Step],
-    code: str,
-    evidence: str,
-    revision: int,
-    credential: Credential | None = None,
-    owner: OwnerFact | None = None,
-) -> Decision:
-    at = len(passed)
-    steps = [*passed, Step(STAGES[at], "fail", evidence), *(_NOT_REACHED[stage] for stage in STAGES[at + 1 :])]
-    return _decision("reject", None, "", code, "", steps, revision, request, credential, owner)
-
-
-def _yes(
-    request: AccessRequest,
-    passed: list[Step],
-    code: str,
-    evidence: str,
-    policy: Policy,
-    rule: Rule | None,
-    credential: Credential,
-    owner: OwnerFact,
-) -> Decision:
-    vlan_name = policy.guest_vlan if rule is None else rule.vlan
-    verdict: Verdict = "guest" if vlan_name == policy.guest_vlan else "accept"
-    steps = [*passed, Step("policy", "pass", evidence)]
-    name = "" if rule is None else rule.name
-    return _decision(
-        verdict, policy.vlans[vlan_name], vlan_name, code, name, steps, policy.revision, request, credential, owner
-    )
-
-
-def _decision(
-    verdict: Verdict,
-    vlan: int | None,
-    vlan_name: str,
-    code: str,
-    rule: str,
-    steps: list[Step],
-    revision: int,
-    request: AccessRequest,
-    credential: Credential | None,
-    owner: OwnerFact | None,
-) -> Decision:
-    agent_id = "" if credential is None else credential.agent_id
-    owner_id = "" if credential is None else credential.owner_id or ""
-    serial = "" if request.credential is None else f"{request.credential.serial:x}"
-    tls, held, owned, ruled = steps
-    return Decision(
-        verdict,
-        vlan,
-        vlan_name,
-        code,
-        rule,
-        (tls, held, owned, ruled),
-        next_command(code, agent=agent_id, owner=owner_id, serial=serial, nas=request.nas),
-        revision,
-        request,
-        agent_id,
-        owner_id,
-        _department(owner),
-        "" if credential is None else credential.txn,
-    )

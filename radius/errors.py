@@ -106,7 +106,10 @@ class EapTooLarge(RadiusError):
 
 
 class PacketInvalid(RadiusError):
-    """A RADIUS packet that gets no answer: malformed, or without a Message-Authenticator that verifies."""
+    """A RADIUS packet that gets no answer: malformed, or without a Message-Authenticator that verifies.
+
+    Field `code`, where there is one, is the reason code for the decision log.
+    """
 
     reason: ClassVar[str] = "radius-packet-invalid"
 

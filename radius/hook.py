@@ -1,7 +1,8 @@
 """rlm_rest's JSON: the attributes of a login -> AccessRequest, Decision -> answer.
 
 FreeRADIUS 3.2 posts `{"Attribute-Name": {"type": "string", "value": ["..."]}, ...}` once per EAP-TLS login, from the
-virtual server that eap `tls {}` names, after it has verified the chain. Every value of the answer is sent with
+virtual server that eap `tls {}` names, after it has verified the chain; for a port that asks by MAC address, from the
+virtual server of its listener. Every value of the answer is sent with
 `do_xlat: false`: FreeRADIUS would otherwise expand `%{...}` in it.
 """
 
@@ -9,13 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Final
 
 from radius.attributes import to_attributes
 from radius.decide import Decision
 from radius.errors import HookMalformed
-from radius.request import MAX_TEXT, AccessRequest, CredentialRef, clean_text, read_owner_id
+from radius.request import (
+    EAP_TLS,
+    MAC_BYPASS,
+    MAX_TEXT,
+    AccessRequest,
+    CredentialRef,
+    clean_text,
+    read_owner_id,
+)
 
 AKI: Final = "TLS-Client-Cert-X509v3-Authority-Key-Identifier"
 SERIAL: Final = "TLS-Client-Cert-Serial"
@@ -24,7 +34,10 @@ EXTENSION_PREFIX: Final = "TLS-Client-Cert-"
 NAS_NAME: Final = "Tmp-String-0"  # the client's name in clients.conf, put there by our virtual server
 NAS_ADDRESS: Final = "Tmp-String-1"  # the address its packets came from
 TLS_VERSION: Final = "Tmp-String-2"
+TRANSPORT: Final = "Tmp-String-3"  # `radsec`, put there by the virtual server behind the TLS listener
 MAX_ATTRIBUTES: Final = 400
+_CALL_CHECK: Final = (["Call-Check"], ["10"])
+_OF_EAP: Final = ("EAP-", "TLS-")
 _AKI_TEXT = re.compile(r"(?:keyid:)?((?:[0-9A-Fa-f]{2}:){0,63}[0-9A-Fa-f]{2})\Z")
 _SERIAL_TEXT = re.compile(r"[0-9A-Fa-f]{1,40}\Z")
 
@@ -33,7 +46,8 @@ def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
     """The login in rlm_rest's parsed JSON document; `owner_id_oid` is the dotted OID of the OwnerId extension.
 
     Exactly one issuer key and one serial number make a credential; anything else comes back without one and with the
-    reason in `defect`, so that the login is rejected and logged. Raises HookMalformed when the document as a whole is
+    reason in `defect`, so that the login is rejected and logged. A request of service type Call-Check without a trace
+    of EAP is a port that asks by MAC address. Raises HookMalformed when the document as a whole is
     not of rlm_rest's form.
     """
     if not isinstance(document, dict):
@@ -52,6 +66,9 @@ def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
         except (ValueError, HookMalformed):  # not hex, or not an OwnerId: the login is rejected, not the call
             defect = defect or "credential-unreadable"
     sans = values.get(SAN, [])
+    method, transport = EAP_TLS, ""
+    if values.get("Service-Type") in _CALL_CHECK and not any(name.startswith(_OF_EAP) for name in values):
+        method, transport, credential, defect = MAC_BYPASS, _transport(values), None, ""
     return AccessRequest(
         nas=_one(values, NAS_NAME) or _one(values, "NAS-Identifier"),
         nas_address=_one(values, NAS_ADDRESS) or _one(values, "NAS-IP-Address"),
@@ -65,6 +82,8 @@ def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
         owner_id_hint=owner_hint,
         san=", ".join(sans) if sans else None,
         defect=defect,
+        method=method,
+        transport=transport,
     )
 
 
@@ -74,7 +93,7 @@ def write_answer(decision: Decision, *, reply_message: bool = True) -> bytes:
     It is put together by hand, because a general encoder takes longer over it than the decision took.
     """
     members = [_REJECT if decision.verdict == "reject" else _ACCEPT]
-    for name, _, text, octets in to_attributes(decision, reply_message=reply_message):
+    for name, _, text, octets, _ in to_attributes(decision, reply_message=reply_message):
         # Class is octets: FreeRADIUS reads hex without a chance of interpretation
         members.append(_member(f"reply:{name}", "0x" + octets.hex() if name == "Class" else text))
     return f"{{{', '.join(members)}}}".encode()
@@ -115,6 +134,17 @@ def _one(values: Mapping[str, list[str]], name: str) -> str:
         return ""
     text = found[0]
     return text if len(text) <= MAX_TEXT and text.isprintable() else clean_text(text)
+
+
+def _transport(values: Mapping[str, list[str]]) -> str:
+    """How the NAS's packet came: what the RadSec listener's virtual server says, else by the address it came from."""
+    if values.get(TRANSPORT) == ["radsec"]:
+        return "radsec"
+    found = values.get(NAS_ADDRESS, [])
+    try:
+        return "loopback" if len(found) == 1 and ip_address(found[0]).is_loopback else "udp"
+    except ValueError:
+        return "udp"
 
 
 def _credential(values: Mapping[str, list[str]]) -> tuple[CredentialRef | None, str]:

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from est.chains import aki_of, extensions_of
 from est.errors import EstError
-from radius.decide import Decision, refuse
+from radius.decision import Decision, refuse
 from radius.eap_tls import Acknowledged, Answer, Conversation, Flight, Identity, MethodRefused, Received
 from radius.errors import EapMalformed, EapTooLarge, HookMalformed
 from radius.handshake import TlsFront, TlsSession
@@ -93,11 +93,6 @@ class Login:
     def give_up(self) -> Verdict:
         """The login ran out of time."""
         return self._fail(self._failed or refuse(self._request, "eap-timeout"))
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the peer has sent any TLS, so that its failure is worth a row in the log."""
-        return self._tls is not None
 
     def _feed(self, message: bytes) -> Challenge | Verdict:
         if self._failed is not None:

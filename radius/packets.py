@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from pyrad.dictionary import Dictionary
 
 from radius.attributes import Attribute
 from radius.errors import PacketInvalid
-from radius.request import AccessRequest, clean_text
+from radius.request import EAP_TLS, MAC_BYPASS, AccessRequest, clean_text
 
 ACCESS_REQUEST: Final = 1
 ACCESS_ACCEPT: Final = 2
@@ -20,6 +21,8 @@ ACCESS_REJECT: Final = 3
 ACCESS_CHALLENGE: Final = 11
 STATUS_SERVER: Final = 12
 
+SERVICE_TYPE: Final = 6
+CALL_CHECK: Final = b"\x00\x00\x00\x0a"
 STATE: Final = 24
 EAP_MESSAGE: Final = 79
 MESSAGE_AUTHENTICATOR: Final = 80
@@ -50,7 +53,9 @@ def read_request(octets: bytes, secret: bytes) -> Any:
     except pyrad_packet.PacketError as cause:
         raise PacketInvalid("the packet cannot be decoded") from cause
     if not packet.verify_message_authenticator():
-        raise PacketInvalid("the Message-Authenticator does not verify: wrong shared secret")
+        raise PacketInvalid(
+            "the Message-Authenticator does not verify: wrong shared secret", code="radius-secret-wrong"
+        )
     return packet
 
 
@@ -71,7 +76,8 @@ def _check_frame(octets: bytes) -> None:
                 raise PacketInvalid("a Message-Authenticator that is not 16 octets")
         at += octets[at + 1]
     if authenticators != 1:
-        raise PacketInvalid(f"{authenticators} Message-Authenticators where one must be")
+        code = "radius-malformed" if authenticators else "radius-not-authenticated"
+        raise PacketInvalid(f"{authenticators} Message-Authenticators where one must be", code=code)
 
 
 def eap_of(packet: Any) -> bytes:
@@ -80,7 +86,11 @@ def eap_of(packet: Any) -> bytes:
 
 
 def read_access_request(packet: Any, *, nas: str, nas_address: str) -> AccessRequest:
-    """The NAS's words about the login, made fit to print; the credential comes later."""
+    """The NAS's words about the login, made fit to print; the credential comes later.
+
+    Call-Check without EAP is a port that asks by MAC address (RFC 2865, section 5.6).
+    """
+    asks_by_mac = packet.get(SERVICE_TYPE) == [CALL_CHECK] and not packet.get(EAP_MESSAGE)
     port = _text(packet, 87)
     if not port and packet.get(5):
         port = str(int.from_bytes(packet.get(5)[0], "big"))
@@ -92,7 +102,16 @@ def read_access_request(packet: Any, *, nas: str, nas_address: str) -> AccessReq
         called_station=_text(packet, 30),
         user_name=_text(packet, 1),
         session=_text(packet, 44),
+        method=MAC_BYPASS if asks_by_mac else EAP_TLS,
+        transport="loopback" if _is_loopback(nas_address) else "udp",
     )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def write_reply(
@@ -111,8 +130,9 @@ def write_reply(
     if state:
         reply[STATE] = [state]
     for attribute in attributes:
-        if code == ACCESS_ACCEPT or attribute.code not in _TUNNEL:  # a reject never names a VLAN
-            reply[attribute.code] = [attribute.octets]
+        # a reject never names a VLAN or a role
+        if code == ACCESS_ACCEPT or (attribute.code not in _TUNNEL and not attribute.vendor):
+            reply[(attribute.vendor, attribute.code) if attribute.vendor else attribute.code] = [attribute.octets]
     if eap:
         reply[EAP_MESSAGE] = [eap[at : at + 253] for at in range(0, len(eap), 253)]
     if msk:

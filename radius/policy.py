@@ -1,75 +1,72 @@
-"""Policy: which department gets which VLAN, as one versioned TOML text.
+"""Policy: which login gets which VLAN, as one versioned TOML text.
 
-    version = 1
-    [vlans]
+    version = 2
+    [vlans]                       # a name for each VLAN: its number, or the name that the switches know it by
     research = 20
+    onboarding = "onboard-net"
+    infrastructure = 5
     guest = 99
-    [defaults]                  # optional; these are the defaults
-    unmapped = "guest"          # owner without a department, or with one that no rule names: guest | reject
-    stale = "reject"            # decision snapshot too old: reject | guest
+    [sites.north.vlans]           # optional: where a site's switches use another number or name
+    research = 120
+    [defaults]                    # optional; these are the defaults
+    unmapped = "guest"            # owner without a department, or with one that no rule takes: guest | reject
+    stale = "reject"              # decision snapshot too old: reject | guest
     guest_vlan = "guest"
-    [[rule]]                    # the first rule that matches counts
+    [mac_bypass]                  # optional; without it there is no MAC authentication bypass
+    vlan = "onboarding"
+    [[rule]]                      # the first rule that matches counts
     name = "research"
     department = ["R&D", "Research"]
-    owner_kind = "person"       # optional: person | device | policy
-    model = "agent-mediated"    # optional: agent-mediated | owner-mediated | server-mediated | standing
+    time = { days = ["mon", "fri"], from = "07:00", to = "20:00", zone = "Europe/Berlin" }
     vlan = "research"
+    session_timeout = 28800
+    [[rule]]
+    name = "proxies"
+    credential = "proxy"
+    vlan = "infrastructure"
 
-Everything that is not in this picture is refused with its place. Rules cannot widen what radius.decide demands before
-it asks the policy: an issued, unexpired dual-identity credential and an active owner.
+Conditions and outcomes are those of radius.rules.Rule. Everything that is not known is refused with its place and line.
+Version 1 had departments (needed), owner kinds, models and a VLAN; it is still read. Rules cannot widen what
+radius.decide demands before it asks the policy. Time zones are those of the machine, or of the package tzdata.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-import unicodedata
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
-from itertools import product
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
-from radius.errors import (
-    PolicyKeyUnknown,
-    PolicyMalformed,
-    PolicyValueInvalid,
-    PolicyVersionUnknown,
-    RuleDuplicate,
-    RuleUnreachable,
-    VlanOutOfRange,
-    VlanUnknown,
-)
+from radius import policy_values as values
+from radius.errors import PolicyError, PolicyMalformed, PolicyVersionUnknown, RuleDuplicate, RuleUnreachable
+from radius.policy_rules import read_rule
+from radius.reach import find_unreachable
 from radius.request import clean_text
+from radius.rules import MODELS, OWNER_KINDS, Asked, Rule, canonical_department
 
-VERSION: Final = 1
+__all__ = ["MODELS", "OWNER_KINDS", "VERSIONS", "MacBypass", "OnMiss", "Policy", "Rule", "canonical_department",
+           "load_policy", "read_policy"]  # fmt: skip
+
+VERSIONS: Final = (1, 2)
 MAX_TEXT_BYTES: Final = 1_048_576
 MAX_RULES: Final = 4096
-OWNER_KINDS: Final = ("person", "device", "policy")
-MODELS: Final = ("agent-mediated", "owner-mediated", "server-mediated", "standing")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}\Z")
 
-Table = Mapping[str, object]
 OnMiss = Literal["guest", "reject"]
+Vlan = int | str
+_Index = tuple[Mapping[str, tuple[Rule, ...]], tuple[Rule, ...]]
+_HEADER: Final = re.compile(r"\s*\[{1,2}\s*([^\[\]#]+?)\s*\]{1,2}\s*(?:#.*)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One line of the policy. `departments` are as written; an empty `owner_kinds` or `models` means any."""
+class MacBypass:
+    """MAC authentication bypass: the one VLAN it leads to, and when the port asks again."""
 
-    name: str
-    departments: tuple[str, ...]
-    owner_kinds: tuple[str, ...]
-    models: tuple[str, ...]
     vlan: str
-    vlan_id: int
-    order: int
-
-    def takes(self, owner_kind: str, model: str) -> bool:
-        """Whether the rule's other conditions allow this owner kind and issuance model."""
-        return (not self.owner_kinds or owner_kind in self.owner_kinds) and (not self.models or model in self.models)
+    session_timeout: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,47 +74,84 @@ class Policy:
     """A checked policy. `revision` is its number in the store (0 = not published), `sha256` that of its text, hex."""
 
     revision: int
-    vlans: Mapping[str, int]
+    version: int
+    vlans: Mapping[str, Vlan]
     rules: tuple[Rule, ...]
     unmapped: OnMiss
     stale: OnMiss
     guest_vlan: str
     sha256: str
-    by_department: Mapping[str, tuple[Rule, ...]]
+    sites: Mapping[str, Mapping[str, Vlan]] = field(default_factory=dict)
+    mac_bypass: MacBypass | None = None
+    unchecked: tuple[str, ...] = ()
+    index: Mapping[str, _Index] = field(default_factory=dict, repr=False, compare=False)
+    """Rules by kind of credential: those with a department by department, and those without."""
 
     @property
-    def guest_vlan_id(self) -> int:
-        """The id of the guest VLAN."""
+    def guest_vlan_id(self) -> Vlan:
+        """Number or name of the guest VLAN where no site has its own."""
         return self.vlans[self.guest_vlan]
 
-    def match(self, departments: Sequence[str], owner_kind: str, model: str) -> Rule | None:
-        """The first rule in the order of the text for an owner with these departments, or None."""
+    def vlan_at(self, site: str, name: str) -> Vlan:
+        """Number or name of a VLAN at a site."""
+        if site and (own := self.sites.get(site)) is not None and (found := own.get(name)) is not None:
+            return found
+        return self.vlans[name]
+
+    def takes(self, credential: str) -> bool:
+        """Whether any rule takes this kind of credential (dual, single, proxy)."""
+        return credential in self.index
+
+    def match(self, asked: Asked, now: datetime) -> Rule | None:
+        """The first rule in the order of the text that takes this login, or None."""
+        entry = self.index.get(asked.credential)
+        if entry is None:
+            return None
+        by_department, free = entry
         found: Rule | None = None
-        for department in departments:
-            for rule in self.by_department.get(canonical_department(department), ()):
-                if rule.takes(owner_kind, model):
-                    if found is None or rule.order < found.order:
-                        found = rule
+        for department in asked.departments:
+            for rule in by_department.get(canonical_department(department), ()):
+                if found is not None and rule.order > found.order:
                     break
+                if rule.takes(asked, now):
+                    found = rule
+                    break
+        for rule in free:
+            if found is not None and rule.order > found.order:
+                break
+            if rule.takes(asked, now):
+                return rule
         return found
 
 
-def canonical_department(text: str) -> str:
-    """The form in which departments are compared: NFC, without case and without blanks around it.
-
-    One rule for policy and directory. Look-alike letters of another script stay different, so they match no rule.
-    """
-    if text.isascii():
-        return text.strip().lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
-
-
 def read_policy(text: str, *, revision: int = 0) -> Policy:
-    """The policy in a TOML text.
+    """The policy in a TOML text, as one that is about to be published is read.
 
     Raises PolicyMalformed, PolicyVersionUnknown, PolicyKeyUnknown, PolicyValueInvalid, VlanOutOfRange, VlanUnknown,
-    RuleDuplicate or RuleUnreachable, each naming the place.
+    RuleDuplicate or RuleUnreachable, each naming the place (`where`) and, where it can be told, the `line`.
     """
+    return _located(text, revision, check_reach=True)
+
+
+def load_policy(text: str, *, revision: int = 0) -> Policy:
+    """The policy in a text that was published: as read_policy(), without the search for unreachable rules.
+
+    That search takes long for a large policy, and a release that searches better must still load what stands.
+    """
+    return _located(text, revision, check_reach=False)
+
+
+def _located(text: str, revision: int, *, check_reach: bool) -> Policy:
+    try:
+        return _read(text, revision, check_reach=check_reach)
+    except PolicyError as refusal:
+        line = _line_of(text, str(refusal.fields.get("where", "")))
+        if not line:
+            raise
+        raise type(refusal)(f"line {line}: {refusal.detail}", line=line, **refusal.fields) from refusal
+
+
+def _read(text: str, revision: int, *, check_reach: bool) -> Policy:
     encoded = text.encode("utf-8", "surrogatepass")
     if len(encoded) > MAX_TEXT_BYTES:
         raise PolicyMalformed(f"the policy is larger than {MAX_TEXT_BYTES} bytes", where="text")
@@ -126,163 +160,140 @@ def read_policy(text: str, *, revision: int = 0) -> Policy:
     except (ValueError, RecursionError) as cause:  # tomllib passes int()'s ValueError and deep nesting through
         raise PolicyMalformed(f"not TOML: {cause}", where="text") from cause
     version = document.get("version")
-    if type(version) is not int or version != VERSION:
-        raise PolicyVersionUnknown(f"version must be {VERSION}", where="version")
-    _check_keys(document, {"version", "vlans", "defaults", "rule"}, "")
-    vlans = _vlans(document)
-    defaults = _table(document.get("defaults", {}), "defaults")
-    _check_keys(defaults, {"unmapped", "stale", "guest_vlan"}, "defaults")
-    guest_vlan = _text(defaults.get("guest_vlan", "guest"), "defaults.guest_vlan")
-    _vlan_id(vlans, guest_vlan, "defaults.guest_vlan")
-    rules = _rules(document.get("rule", []), vlans)
-    index: dict[str, list[Rule]] = {}
-    for rule in rules:
-        for department in rule.departments:
-            index.setdefault(canonical_department(department), []).append(rule)
+    if type(version) is not int or version not in VERSIONS:
+        raise PolicyVersionUnknown(f"version must be {' or '.join(map(str, VERSIONS))}", where="version")
+    known = {"version", "vlans", "defaults", "rule"} | ({"sites", "mac_bypass"} if version > 1 else set())
+    values.check_keys(document, known, "")
+    vlans = _vlans(document.get("vlans", {}), "vlans", names=version > 1)
+    defaults = values.table(document.get("defaults", {}), "defaults")
+    values.check_keys(defaults, {"unmapped", "stale", "guest_vlan"}, "defaults")
+    guest_vlan = values.text(defaults.get("guest_vlan", "guest"), "defaults.guest_vlan")
+    values.vlan(vlans, guest_vlan, "defaults.guest_vlan")
+    sites = _sites(document.get("sites", {}), vlans)
+    bypass = _mac_bypass(document.get("mac_bypass"), vlans)
+    rules = _rules(document.get("rule", []), vlans, version)
+    unchecked: tuple[str, ...] = ()
+    if check_reach:
+        reach = find_unreachable(rules)
+        unchecked = reach.unchecked
+        if reach.unreachable is not None:
+            rule, before = reach.unreachable.rule, list(reach.unreachable.shadowed_by)
+            where = f"rule[{rule.order + 1}]"
+            why = f"everything it names is taken by {', '.join(before)}" if before else (
+                "only a dual-identity credential names an owner, so no other has a department or an owner kind"
+            )  # fmt: skip
+            raise RuleUnreachable(f"{where} ({rule.name}) can never match: {why}", where=where, shadowed_by=before)
     return Policy(
         revision=revision,
+        version=version,
         vlans=MappingProxyType(vlans),
         rules=rules,
         unmapped=_on_miss(defaults.get("unmapped", "guest"), "defaults.unmapped"),
         stale=_on_miss(defaults.get("stale", "reject"), "defaults.stale"),
         guest_vlan=guest_vlan,
         sha256=sha256(encoded).hexdigest(),
-        by_department=MappingProxyType({name: tuple(found) for name, found in index.items()}),
+        sites=MappingProxyType(sites),
+        mac_bypass=bypass,
+        unchecked=unchecked,
+        index=MappingProxyType(_index(rules)),
     )
 
 
-def _vlans(document: Table) -> dict[str, int]:
-    vlans: dict[str, int] = {}
-    for name, value in _table(document.get("vlans", {}), "vlans").items():
-        where = f"vlans.{clean_text(name, 64)}"
-        _name(name, where)
-        if type(value) is not int:
-            raise PolicyValueInvalid(f"{where} must be a number", where=where)
-        if not 1 <= value <= 4094:
-            raise VlanOutOfRange(f"{where} must be between 1 and 4094, not {value}", where=where)
-        vlans[name] = value
+def _index(rules: tuple[Rule, ...]) -> dict[str, _Index]:
+    index: dict[str, tuple[dict[str, list[Rule]], list[Rule]]] = {}
+    for rule in rules:
+        for credential in rule.credentials:
+            by_department, free = index.setdefault(credential, ({}, []))
+            if not rule.departments:
+                free.append(rule)
+            for department in rule.departments:
+                by_department.setdefault(canonical_department(department), []).append(rule)
+    return {
+        credential: ({name: tuple(found) for name, found in by_department.items()}, tuple(free))
+        for credential, (by_department, free) in index.items()
+    }
+
+
+def _vlans(found: object, where: str, *, names: bool) -> dict[str, Vlan]:
+    vlans: dict[str, Vlan] = {}
+    for name, value in values.table(found, where).items():
+        place = f"{where}.{clean_text(name, 64)}"
+        values.name(name, place)
+        vlans[name] = values.vlan_value(value, place, names=names)
     return vlans
 
 
-def _rules(found: object, vlans: Mapping[str, int]) -> tuple[Rule, ...]:
+def _sites(found: object, vlans: Mapping[str, Vlan]) -> dict[str, Mapping[str, Vlan]]:
+    sites: dict[str, Mapping[str, Vlan]] = {}
+    for name, entry in values.table(found, "sites").items():
+        where = f"sites.{clean_text(name, 64)}"
+        values.name(name, where)
+        table = values.table(entry, where)
+        values.check_keys(table, {"vlans"}, where)
+        own = _vlans(table.get("vlans", {}), f"{where}.vlans", names=True)
+        for vlan in own:
+            values.vlan(vlans, vlan, f"{where}.vlans.{vlan}")
+        sites[name] = MappingProxyType(own)
+    return sites
+
+
+def _mac_bypass(found: object, vlans: Mapping[str, Vlan]) -> MacBypass | None:
+    if found is None:
+        return None
+    table = values.table(found, "mac_bypass")
+    values.check_keys(table, {"vlan", "session_timeout"}, "mac_bypass")
+    vlan = values.text(table.get("vlan"), "mac_bypass.vlan")
+    values.vlan(vlans, vlan, "mac_bypass.vlan")
+    return MacBypass(vlan, values.seconds(table.get("session_timeout"), "mac_bypass.session_timeout"))
+
+
+def _rules(found: object, vlans: Mapping[str, Vlan], version: int) -> tuple[Rule, ...]:
     if not isinstance(found, list):
         raise PolicyMalformed("rules are written as [[rule]] tables", where="rule")
     if len(found) > MAX_RULES:
         raise PolicyMalformed(f"more than {MAX_RULES} rules", where="rule")
     rules: list[Rule] = []
     names: dict[str, int] = {}
-    taken: dict[tuple[str, str, str], str] = {}  # what a login may look like -> the rule that takes it
     for order, entry in enumerate(found):
-        rule = _rule(_table(entry, f"rule[{order + 1}]"), vlans, order)
         where = f"rule[{order + 1}]"
+        rule = read_rule(values.table(entry, where), vlans, order, version)
         if rule.name in names:
             raise RuleDuplicate(
                 f"{where}.name: rule[{names[rule.name]}] is {rule.name!r} as well", where=f"{where}.name"
             )
         names[rule.name] = order + 1
-        cases = list(
-            product(
-                [canonical_department(department) for department in rule.departments],
-                rule.owner_kinds or OWNER_KINDS,
-                rule.models or MODELS,
-            )
-        )
-        fresh = [case for case in cases if case not in taken]
-        if not fresh:
-            before = sorted({taken[case] for case in cases})
-            raise RuleUnreachable(
-                f"{where} ({rule.name}) can never match: everything it names is taken by {', '.join(before)}",
-                where=where,
-                shadowed_by=before,
-            )
-        taken |= dict.fromkeys(fresh, rule.name)
         rules.append(rule)
     return tuple(rules)
 
 
-def _rule(table: Table, vlans: Mapping[str, int], order: int) -> Rule:
-    where = f"rule[{order + 1}]"
-    _check_keys(table, {"name", "department", "owner_kind", "model", "vlan"}, where)
-    name = _name(_text(table.get("name"), f"{where}.name"), f"{where}.name")
-    departments = _texts(table.get("department"), f"{where}.department")
-    canonical = [canonical_department(department) for department in departments]
-    if len(set(canonical)) != len(canonical):
-        raise RuleDuplicate(f"{where}.department names one department twice", where=f"{where}.department")
-    vlan = _text(table.get("vlan"), f"{where}.vlan")
-    return Rule(
-        name=name,
-        departments=departments,
-        owner_kinds=_choices(table.get("owner_kind"), OWNER_KINDS, f"{where}.owner_kind"),
-        models=_choices(table.get("model"), MODELS, f"{where}.model"),
-        vlan=vlan,
-        vlan_id=_vlan_id(vlans, vlan, f"{where}.vlan"),
-        order=order,
-    )
-
-
-def _check_keys(table: Table, known: Collection[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            shown = clean_text(key, 64)
-            place = f"{where}.{shown}" if where else shown
-            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"
-            raise PolicyKeyUnknown(f"unknown key {place!r}{hint}", where=place, near=near[0] if near else "")
-
-
-def _table(value: object, where: str) -> Table:
-    if not isinstance(value, dict):
-        raise PolicyMalformed(f"{where} must be a table", where=where)
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise PolicyValueInvalid(f"{where} must be a text", where=where)
-    if len(value) > 128 or not value.isprintable():
-        raise PolicyValueInvalid(f"{where} must be at most 128 printable characters", where=where)
-    return value
-
-
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    if isinstance(value, list):
-        if not value:
-            raise PolicyValueInvalid(f"{where} must not be empty", where=where)
-        return tuple(_text(one, f"{where}[{number}]") for number, one in enumerate(value, 1))
-    return (_text(value, where),)
-
-
-def _choices(value: object, allowed: Collection[str], where: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    chosen = _texts(value, where)
-    for one in chosen:
-        if one not in allowed:
-            raise PolicyValueInvalid(f"{where} must be one of {', '.join(allowed)}, not {one!r}", where=where)
-    if len(set(chosen)) != len(chosen):
-        raise RuleDuplicate(f"{where} names one value twice", where=where)
-    return chosen
-
-
 def _on_miss(value: object, where: str) -> OnMiss:
-    if value == "guest":
-        return "guest"
-    if value == "reject":
-        return "reject"
-    raise PolicyValueInvalid(f'{where} must be "guest" or "reject"', where=where)
+    return cast(OnMiss, values.one_of(value, ("guest", "reject"), where))
 
 
-def _name(value: str, where: str) -> str:
-    if not _NAME.match(value):
-        raise PolicyValueInvalid(
-            f"{where}: a name is 1 to 64 letters, digits, blanks, dots, hyphens or underscores", where=where
-        )
-    return value
+def _line_of(text: str, where: str) -> int:
+    """The line on which a place such as `rule[2].vlan` stands, 0 if it cannot be told; a guide for the eye only."""
+    if where in ("", "text"):
+        return 0
+    head, _, key = where.rpartition(".")
+    for table, name in ((head, key), (where, "")):  # a key in its table, or the table itself
+        if found := _find(text, table, re.sub(r"\[\d+\]\Z", "", name)):
+            return found
+    return _find(text, re.sub(r"\.[^.]*\Z", "", where), "")
 
 
-def _vlan_id(vlans: Mapping[str, int], name: str, where: str) -> int:
-    try:
-        return vlans[name]
-    except KeyError as cause:
-        known = ", ".join(vlans) or "none"
-        raise VlanUnknown(f"{where}: [vlans] has no {name!r} (known: {known})", where=where) from cause
+def _find(text: str, table: str, key: str) -> int:
+    wanted, _, ordinal = table.partition("[")
+    left, inside = int(ordinal.rstrip("]") or 1) if ordinal.rstrip("]").isdigit() or not ordinal else 1, not table
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        if header is not None:
+            if inside:
+                return 0
+            if header[1].replace(" ", "").replace('"', "") == wanted:
+                left -= 1
+                inside = left == 0
+                if inside and not key:
+                    return number
+        elif inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
+            return number
+    return 0

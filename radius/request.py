@@ -12,6 +12,8 @@ from radius.errors import HookMalformed
 
 MAX_TEXT = 253
 MAX_OWNER_ID = 120
+EAP_TLS = "eap-tls"
+MAC_BYPASS = "mac-bypass"
 IA5_STRING = 0x16
 
 
@@ -25,8 +27,10 @@ class CredentialRef:
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
-    """One EAP-TLS login whose certificate chain the RADIUS server has verified.
+    """One EAP-TLS login whose certificate chain the RADIUS server has verified, or a port that asks by MAC address.
 
+    `method` says which (`eap-tls`, `mac-bypass`); `transport` how the request came: `udp`, `loopback`, `radsec`, or
+    empty where nobody said.
     `nas` is the name of the NAS whose shared secret was used, `nas_address` where its packets came from; the other
     texts are the NAS's own words. `owner_id_hint` and `san` come from the certificate and are compared with what the
     store says, never looked up: `san` is OpenSSL's text, `URI:spiffe://...`. `defect` is empty, or the reason code
@@ -45,6 +49,8 @@ class AccessRequest:
     owner_id_hint: str | None = None
     san: str | None = None
     defect: str = ""
+    method: str = EAP_TLS
+    transport: str = ""
 
 
 def clean_text(value: str, limit: int = MAX_TEXT) -> str:

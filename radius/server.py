@@ -9,7 +9,6 @@ the handshakes cost more than it gave.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,13 +19,11 @@ from cryptography import x509
 
 from radius import packets
 from radius.attributes import to_attributes
-from radius.decide import Decision, refuse
+from radius.decision import Decision, refuse
 from radius.errors import EapOutOfTurn, PacketInvalid
 from radius.handshake import ServerIdentity, TlsFront, TlsVersion
 from radius.login import Authorize, Challenge, Login, Verdict
-from radius.request import AccessRequest
-
-log = logging.getLogger(__name__)
+from radius.request import MAC_BYPASS, AccessRequest
 
 Address = tuple[Any, ...]
 _REPLY_SECONDS: Final = 10.0  # how long an answer is kept for retransmissions; NAS give up after about 3 x 3 s
@@ -67,8 +64,8 @@ class RadiusServer(asyncio.DatagramProtocol):
     """EAP-TLS over RADIUS on one UDP port.
 
     `nas` maps a source address to its Nas or None; `anchors` are the issuing CAs whose certificates may log in;
-    `authorize` is asked once per verified login and must not block; `on_failure` hears of logins that failed before
-    it. `owner_id_oid` is the dotted OID of the OwnerId extension.
+    `authorize` is asked once per verified login, and for a port that asks by MAC address, and must not block;
+    `on_failure` hears of logins that failed before it and of packets that got no answer, and must bound what it keeps. `owner_id_oid` is the dotted OID of the OwnerId extension.
     """
 
     def __init__(
@@ -139,13 +136,13 @@ class RadiusServer(asyncio.DatagramProtocol):
         nas = self._nas(str(addr[0]))
         if nas is None:
             self.counters.unknown_nas += 1
-            log.debug("radius packet dropped source=%s reason=unknown-nas", addr[0])
+            self._dropped("", addr, "nas-unknown", f"a packet of {len(data)} bytes")
             return
         try:
             packet = packets.read_request(data, nas.secret)
         except PacketInvalid as refusal:
             self.counters.invalid += 1
-            log.debug("radius packet dropped nas=%s reason=%s", nas.name, refusal.detail)
+            self._dropped(nas.name, addr, str(refusal.fields.get("code", "radius-malformed")), refusal.detail)
             return
         if packet.code == packets.STATUS_SERVER:  # RFC 5997: answered at once, never cached
             self._send(packets.write_reply(packet, packets.ACCESS_ACCEPT), addr)
@@ -167,6 +164,8 @@ class RadiusServer(asyncio.DatagramProtocol):
         eap = packets.eap_of(packet)
         if not eap:
             request = packets.read_access_request(packet, nas=nas.name, nas_address=address)
+            if request.method == MAC_BYPASS:
+                return self._finish(packet, Verdict(b"", self._authorize(request)))
             decision = refuse(request, "eap-not-offered")
             return self._finish(packet, Verdict(b"", decision, before_policy=True))
         states = packet.get(packets.STATE)
@@ -181,7 +180,7 @@ class RadiusServer(asyncio.DatagramProtocol):
         else:
             if len(self._sessions) >= self._max_sessions:
                 self.counters.sessions_refused += 1
-                log.warning("login dropped nas=%s reason=too-many-sessions", nas.name)
+                self._dropped(nas.name, (address,), "radius-overloaded", f"{len(self._sessions)} logins under way")
                 return None
             state = secrets.token_bytes(16)
             request = packets.read_access_request(packet, nas=nas.name, nas_address=address)
@@ -217,6 +216,11 @@ class RadiusServer(asyncio.DatagramProtocol):
             packet, packets.ACCESS_ACCEPT, eap=verdict.eap, attributes=attributes, msk=verdict.msk
         )
 
+    def _dropped(self, nas: str, addr: Address, code: str, detail: str) -> None:
+        """A packet gets no answer, but a word in the log; whoever keeps the log bounds how many."""
+        request = AccessRequest(nas=nas, nas_address=str(addr[0]))
+        self._on_failure(request, refuse(request, code, detail))
+
     def _send(self, octets: bytes, addr: Address) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(octets, addr)
@@ -230,9 +234,8 @@ class RadiusServer(asyncio.DatagramProtocol):
                 break
             del self._sessions[state]
             self.counters.timeouts += 1
-            if session.login.has_begun:
-                decision = session.login.give_up().decision
-                self._on_failure(decision.request, decision)
+            decision = session.login.give_up().decision
+            self._on_failure(decision.request, decision)
         while self._replies:
             key, (kept, _) = next(iter(self._replies.items()))
             if now - kept < _REPLY_SECONDS:

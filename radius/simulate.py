@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from radius.decide import Decision
+from radius.decision import Decision
 from radius.reasons import REASONS
 
 _MARKS = {"pass": "ok", "fail": "NO", "not-reached": "-"}
@@ -15,6 +15,9 @@ def explain(decision: Decision) -> str:
         head += f"  VLAN {decision.vlan} ({decision.vlan_name})"
     if decision.rule:
         head += f"  by rule {decision.rule}"
+    head += f"  role {decision.role}" if decision.role else ""
+    head += f"  Filter-Id {decision.filter_id}" if decision.filter_id else ""
+    head += f"  asked again within {decision.session_timeout} s" if decision.session_timeout is not None else ""
     head += f"  policy revision {decision.policy_revision}" if decision.policy_revision else ""
     lines = [head]
     lines += [f"  {step.stage:<10}  {_MARKS[step.outcome]:<2}  {step.evidence}".rstrip() for step in decision.steps]
