@@ -16,24 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from radius.eap_tls import PROTECTED_SUCCESS
+from radius.failures import VERIFY, alert_words
 from radius.request import clean_text
 
 TlsVersion = Literal["1.2", "1.3"]
 _VERSIONS: Final = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _CIPHERS_1_2: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _READ_BYTES: Final = 32_768
-
-# X509_V_ERR_* of OpenSSL's x509_vfy.h -> reason code
-_VERIFY_CODES: Final = {
-    2: "tls-unknown-ca",  # unable to get issuer certificate
-    9: "tls-certificate-not-yet-valid",
-    10: "tls-certificate-expired",
-    18: "tls-unknown-ca",  # self-signed leaf
-    19: "tls-unknown-ca",  # self-signed certificate in chain
-    20: "tls-unknown-ca",  # unable to get local issuer certificate
-    21: "tls-unknown-ca",  # unable to verify the first certificate
-    26: "tls-certificate-unsuitable",  # purpose
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +143,12 @@ class TlsSession:
         reasons = [str(entry[-1]) for entry in cause.args[0]] if cause.args and isinstance(cause.args[0], list) else []
         words = clean_text("; ".join(reasons) or "unexpected end", 120)
         if self.verify_error:
-            return TlsFailure(_VERIFY_CODES.get(self.verify_number, "tls-handshake-failed"), self.verify_error)
+            code, _ = VERIFY.get(self.verify_number, ("tls-handshake-failed", ""))
+            return TlsFailure(code, self.verify_error)
         if any("did not return a certificate" in reason for reason in reasons):
             return TlsFailure("tls-certificate-missing", words)
         if any("alert" in reason for reason in reasons):
-            return TlsFailure("tls-refused-by-supplicant", words)
+            return TlsFailure("tls-refused-by-supplicant", alert_words(words))
         return TlsFailure("tls-handshake-failed", words)
 
 
@@ -192,14 +182,5 @@ def _names(certificate: x509.Certificate | None) -> str:
 
 
 def _verify_text(number: int) -> str:
-    texts = {
-        2: "issuer certificate not found",
-        9: "certificate is not yet valid",
-        10: "certificate has expired",
-        18: "self-signed certificate",
-        19: "self-signed certificate in the chain",
-        20: "issued by an unknown CA",
-        21: "issued by an unknown CA",
-        26: "not a TLS client's certificate",
-    }
-    return texts.get(number, f"refused by OpenSSL (error {number})")
+    _, words = VERIFY.get(number, ("", f"refused by OpenSSL (error {number})"))
+    return words

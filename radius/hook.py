@@ -50,11 +50,11 @@ def read_hook(document: object, *, owner_id_oid: str) -> AccessRequest:
     of EAP is a port that asks by MAC address. Raises HookMalformed when the document as a whole is
     not of rlm_rest's form.
     """
-    if not isinstance(document, dict):
-        raise HookMalformed("the body must be a JSON object of attributes")
-    if len(document) > MAX_ATTRIBUTES:
-        raise HookMalformed(f"more than {MAX_ATTRIBUTES} attributes")
-    values = _values(document)
+    return read_request(values_of(document), owner_id_oid=owner_id_oid)
+
+
+def read_request(values: Mapping[str, list[str]], *, owner_id_oid: str) -> AccessRequest:
+    """The login in a document's attributes, as values_of() found them."""
     credential, defect = _credential(values)
     owner_hint: str | None = None
     hints = values.get(EXTENSION_PREFIX + owner_id_oid, [])
@@ -106,8 +106,15 @@ def _member(name: str, text: str) -> str:
 _ACCEPT, _REJECT = (_member("control:Auth-Type", verdict) for verdict in ("Accept", "Reject"))
 
 
-def _values(document: dict[str, object]) -> dict[str, list[str]]:
-    """Every attribute's values as texts, in one loop: it runs for each of some thirty attributes of each login."""
+def values_of(document: object) -> dict[str, list[str]]:
+    """Every attribute's values as texts, in one loop: it runs for each of some thirty attributes of each login.
+
+    Raises HookMalformed when the document is not of rlm_rest's form.
+    """
+    if not isinstance(document, dict):
+        raise HookMalformed("the body must be a JSON object of attributes")
+    if len(document) > MAX_ATTRIBUTES:
+        raise HookMalformed(f"more than {MAX_ATTRIBUTES} attributes")
     values: dict[str, list[str]] = {}
     for name, entry in document.items():
         if not isinstance(name, str) or not isinstance(entry, dict):

@@ -63,7 +63,7 @@ def _outcome(table: Table, where: str, version: int) -> tuple[str, str]:
         return values.text(table.get("vlan"), f"{where}.vlan"), ""
     for other in ("vlan", "role", "filter_id", "session_timeout"):
         if other in table:
-            raise PolicyValueInvalid(f"{where} rejects, so it cannot give a {other}", where=f"{where}.{other}")
+            raise PolicyValueInvalid(f"{where}.{other}: a rule that rejects gives nothing", where=f"{where}.{other}")
     return "", values.text(table["reject"], f"{where}.reject")
 
 

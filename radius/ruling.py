@@ -6,11 +6,13 @@ decide() asks this last; replaying past logins against a draft (radius.impact) a
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from radius.decision import Verdict
 from radius.policy import Policy
 from radius.rules import Asked
+
+MAC: Final = "mac"  # Asked.credential of a port that asks by MAC address; no rule can name it
 
 
 class Ruling(NamedTuple):
@@ -30,6 +32,8 @@ class Ruling(NamedTuple):
 
 def rule_on(asked: Asked, now: datetime, policy: Policy) -> Ruling:
     """The first rule that takes the login, else the policy's `unmapped` answer; without an owner, else a reject."""
+    if asked.credential == MAC:
+        return _bypass(asked.site, policy)
     rule = policy.match(asked, now)
     if rule is None:
         return _unmapped(asked, policy)
@@ -53,6 +57,15 @@ def _unmapped(asked: Asked, policy: Policy) -> Ruling:
     if policy.unmapped == "reject":
         return Ruling("reject", None, "", code, evidence)
     return guest(asked.site, code, evidence, policy)
+
+
+def _bypass(site: str, policy: Policy) -> Ruling:
+    bypass = policy.mac_bypass
+    if bypass is None:
+        return Ruling("reject", None, "", "mac-bypass-off", "the policy has no [mac_bypass]")
+    vlan = policy.vlan_at(site, bypass.vlan)
+    return Ruling("guest", vlan, bypass.vlan, "mac-bypass", f"mac_bypass: VLAN {bypass.vlan} ({vlan})",
+                  session_timeout=bypass.session_timeout)  # fmt: skip
 
 
 def guest(site: str, code: str, evidence: str, policy: Policy) -> Ruling:

@@ -65,7 +65,8 @@ class RadiusServer(asyncio.DatagramProtocol):
 
     `nas` maps a source address to its Nas or None; `anchors` are the issuing CAs whose certificates may log in;
     `authorize` is asked once per verified login, and for a port that asks by MAC address, and must not block;
-    `on_failure` hears of logins that failed before it and of packets that got no answer, and must bound what it keeps. `owner_id_oid` is the dotted OID of the OwnerId extension.
+    `on_failure` hears of logins that failed before it and of packets that got no answer, and must bound what it keeps.
+    `owner_id_oid` is the dotted OID of the OwnerId extension.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class RadiusServer(asyncio.DatagramProtocol):
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, port))
-        self._sweep()
+        self._sweep_again()
         chosen: int = self._transport.get_extra_info("sockname")[1]
         return chosen
 
@@ -225,7 +226,7 @@ class RadiusServer(asyncio.DatagramProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(octets, addr)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Forget what is too old; both tables are in order of age."""
         now = self._now()
         while self._sessions:
@@ -241,5 +242,8 @@ class RadiusServer(asyncio.DatagramProtocol):
             if now - kept < _REPLY_SECONDS:
                 break
             del self._replies[key]
+
+    def _sweep_again(self) -> None:
+        self.sweep()
         delay = min(1.0, self._session_seconds / 4)
-        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep_again)

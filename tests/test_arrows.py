@@ -12,7 +12,25 @@ OURS = ("est", "brski", "radius", "appliance", "lab", "tests")
 PURE = ("est", "brski", "appliance/binding")
 PURE_FILES = tuple(
     f"radius/{name}.py"
-    for name in ("request", "policy", "decide", "reasons", "attributes", "simulate", "hook", "eap_tls")
+    for name in (
+        "request",
+        "rules",
+        "reach",
+        "policy",
+        "policy_values",
+        "policy_rules",
+        "ruling",
+        "decision",
+        "decide",
+        "bypass",
+        "impact",
+        "failures",
+        "reasons",
+        "attributes",
+        "simulate",
+        "hook",
+        "eap_tls",
+    )
 )
 IMPURE_MODULES = {
     "asyncio",

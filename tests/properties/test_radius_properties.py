@@ -35,11 +35,14 @@ from tests.radius.world import OWNER_ID_OID, POLICY, SECRET
 text = st.text(max_size=20)
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))
 ids = st.sampled_from(["", "spiffe://campus.example/owner/1", "spiffe://campus.example/owner/2"]) | text
-agents = st.sampled_from(["spiffe://campus.example/agent/1"]) | text
+PROXY = "spiffe://campus.example/proxy/1"
+agents = st.sampled_from(["spiffe://campus.example/agent/1", PROXY]) | text
 refs = st.builds(CredentialRef, st.sampled_from(["77c1", ""]), st.integers(0, 3))
 requests = st.builds(
     AccessRequest, nas=text, nas_address=text, nas_port=text, calling_station=text, called_station=text, user_name=text,
     session=text, tls_version=st.sampled_from(["", "1.2", "1.3"]), credential=st.none() | refs,
+    method=st.sampled_from(["eap-tls"] * 7 + ["mac-bypass", ""]),
+    transport=st.sampled_from(["", "udp", "radsec"]) | text,
     owner_id_hint=st.none() | ids, san=st.none() | agents.map(lambda name: f"URI:{name}") | text,
     defect=st.just("") | st.sampled_from(sorted(REASONS)) | text,
 )  # fmt: skip
@@ -47,7 +50,7 @@ credentials = st.builds(
     Credential, kind=st.sampled_from(["dual", "single", "ldevid", ""]), agent_id=agents, owner_id=st.none() | ids,
     serial=st.integers(0, 3), issuer_role=st.sampled_from(["agents", "devices", "infrastructure", ""]),
     state=st.sampled_from(["issued", "pending", "revoked", ""]), not_before=times, not_after=times,
-    model=st.sampled_from(["agent-mediated", "standing", ""]), txn=text,
+    model=st.sampled_from(["agent-mediated", "standing", ""]), txn=text, tier=st.sampled_from(["affirming", "", "x"]),
 )  # fmt: skip
 owners = st.builds(
     OwnerFact, identifier=ids, state=st.sampled_from(["active", "suspended", "revoked", ""]),
@@ -56,13 +59,44 @@ owners = st.builds(
 )  # fmt: skip
 facts = st.builds(
     Facts, now=times, owner=st.none() | owners, agent_state=st.sampled_from(["registered", "reserved", "revoked", ""]),
-    snapshot_age_seconds=st.floats(), stale_after_seconds=st.floats(),
+    snapshot_age_seconds=st.floats(), stale_after_seconds=st.floats(), agent_class=text, site=st.just("north") | text,
 )  # fmt: skip
+EVERYTHING = """
+version = 2
+[vlans]
+a = 10
+onboarding = "onboard"
+guest = 99
+[sites.north.vlans]
+guest = 199
+[defaults]
+stale = "guest"
+[mac_bypass]
+vlan = "onboarding"
+[[rule]]
+name = "office hours"
+department = "R&D"
+time = { days = ["mon", "sat"], from = "22:00", to = "08:00", zone = "Asia/Kathmandu" }
+vlan = "a"
+role = "r"
+session_timeout = 60
+[[rule]]
+name = "no"
+department = ["HR"]
+tier = "warning"
+reject = "not like this"
+[[rule]]
+name = "others"
+credential = ["single", "proxy"]
+nas = "a*"
+vlan = "a"
+"""
 policies = st.sampled_from(
     [
         None,
         read_policy(POLICY, revision=1),
         read_policy(POLICY + "[defaults]\nunmapped = 'reject'\nstale = 'guest'", revision=2),
+        read_policy(EVERYTHING, revision=3),
     ]
 )
 
@@ -86,20 +120,37 @@ def test_decide_is_total_and_every_yes_has_all_its_proofs(
         assert [step.outcome for step in decision.steps].count("fail") == 1
         return
     assert policy is not None
+    assert decision.vlan == policy.vlan_at(known.site, decision.vlan_name)
+    if request.method == "mac-bypass":
+        assert policy.mac_bypass is not None
+        assert (decision.verdict, decision.vlan_name) == ("guest", policy.mac_bypass.vlan)
+        assert request.transport in ("loopback", "radsec")
+        return
     assert credential is not None
-    assert known.owner is not None
     assert request.credential is not None
     assert not request.defect
     assert request.credential.serial == credential.serial
-    assert (credential.kind, credential.issuer_role, credential.state) == ("dual", "agents", "issued")
+    assert credential.state == "issued"
     assert credential.not_before <= known.now <= credential.not_after
-    assert (known.owner.state, known.owner.identifier) == ("active", credential.owner_id)
+    if decision.session_timeout is not None:
+        assert 1 <= decision.session_timeout <= max(1, (credential.not_after - known.now).total_seconds())
+    if credential.kind == "ldevid":
+        assert (credential.issuer_role, credential.agent_id) == ("devices", PROXY)
+        assert decision.rule == "others"
+        return
+    assert credential.issuer_role == "agents"
     assert known.agent_state == "registered"
+    if credential.kind == "single":
+        assert decision.rule == "others"
+        return
+    assert credential.kind == "dual"
+    assert known.owner is not None
+    assert (known.owner.state, known.owner.identifier) == ("active", credential.owner_id)
     if decision.verdict == "accept":
         assert decision.rule in {rule.name for rule in policy.rules}
         assert known.snapshot_age_seconds <= known.stale_after_seconds
     else:
-        assert decision.vlan == policy.guest_vlan_id
+        assert decision.vlan_name == policy.guest_vlan
 
 
 good_times = st.just(datetime(2026, 1, 1, tzinfo=UTC))

@@ -50,3 +50,19 @@ def test_every_value_fits_a_radius_attribute() -> None:
     decision = ask()._replace(txn="ü" * 300)
     assert all(len(attribute.octets) <= 253 for attribute in to_attributes(decision))
     assert by_name(decision)["Class"].decode() == "ü" * 126
+
+
+def test_a_rules_outcomes_become_attributes_and_a_reject_carries_none_of_them() -> None:
+    decision = ask()._replace(vlan="lab-net", role="researcher", filter_id="acl-1", session_timeout=90)
+    found = by_name(decision)
+    assert (found["Tunnel-Private-Group-Id"], found["Filter-Id"]) == (b"lab-net", b"acl-1")
+    assert found["Aruba-User-Role"] == b"researcher"
+    assert found["Session-Timeout"] == bytes.fromhex("0000005a")
+    assert found["Termination-Action"] == bytes.fromhex("00000001")  # RADIUS-Request: ask again, do not drop
+    assert [one.vendor for one in to_attributes(decision) if one.vendor] == [14823]
+    assert by_name(decision._replace(verdict="reject", vlan=None)).keys() == {"Reply-Message"}
+
+
+def test_a_rules_own_reason_is_what_the_user_reads() -> None:
+    decision = refuse(REQUEST, "tls-unknown-ca")._replace(reason_code="rule-rejected", note="ask the help desk")
+    assert message(decision) == "rejected: rule-rejected: ask the help desk"

@@ -212,3 +212,134 @@ def test_a_certificate_that_is_not_in_the_snapshot_is_named_by_the_ca_that_issue
         decision = ask(credential=None, facts=replace(FACTS, issuer_role=role))
         assert (decision.verdict, decision.reason_code) == ("reject", code)
     assert "devices CA" in ask(credential=None, facts=replace(FACTS, issuer_role="devices")).steps[1].evidence
+
+
+PROXY = "spiffe://campus.example/proxy/2b0f1a36-3b0f-4f0e-9d1c-0d8a7a1c0003"
+LDEVID = replace(CREDENTIAL, kind="ldevid", issuer_role="devices", agent_id=PROXY, owner_id=None, model="")
+FROM_PROXY = replace(REQUEST, owner_id_hint=None, san=f"URI:{PROXY}", called_station="02-00-00-00-00-FF:campus")
+NO_AGENT = Facts(NOW, agent_state="unknown", site="north")
+SINGLE = replace(CREDENTIAL, kind="single", owner_id=None, tier="affirming")
+POLICY_2 = read_policy(
+    """
+version = 2
+[vlans]
+research = 20
+infrastructure = "infra-net"
+lobby = 40
+guest = 99
+[sites.north.vlans]
+guest = 999
+research = 120
+[[rule]]
+name = "no robots at night"
+agent_class = "robot"
+time = { from = "20:00", to = "06:00", zone = "UTC" }
+reject = "robots sleep at night"
+[[rule]]
+name = "research"
+department = "R&D"
+vlan = "research"
+role = "researcher"
+filter_id = "acl-research"
+session_timeout = 3600
+[[rule]]
+name = "proxies"
+credential = "proxy"
+site = "north"
+ssid = "campus"
+vlan = "infrastructure"
+[[rule]]
+name = "lobby screens"
+credential = ["single"]
+agent_class = "screen"
+tier = "affirming"
+vlan = "lobby"
+""",
+    revision=4,
+)
+
+
+def test_a_proxy_passes_only_where_a_rule_says_so() -> None:
+    decision = ask(FROM_PROXY, LDEVID, NO_AGENT, POLICY_2)
+    assert (decision.verdict, decision.vlan, decision.rule) == ("accept", "infra-net", "proxies")
+    assert (decision.agent_id, decision.owner_id, decision.department) == (PROXY, "", "")
+    assert [step.outcome for step in decision.steps] == ["pass"] * 4
+    elsewhere = ask(FROM_PROXY, LDEVID, replace(NO_AGENT, site="south"), POLICY_2)
+    assert (elsewhere.verdict, elsewhere.reason_code) == ("reject", "credential-unmapped")
+    assert ask(FROM_PROXY, LDEVID, NO_AGENT, POLICY_1).reason_code == "credential-not-agent"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"issuer_role": "agents"}, "credential-not-agent"),
+        ({"issuer_role": "infrastructure"}, "credential-not-agent"),
+        ({"kind": "dual", "owner_id": ALICE}, "credential-not-agent"),
+        ({"kind": "single"}, "credential-not-agent"),
+        ({"kind": "registrar"}, "credential-not-agent"),
+        ({"agent_id": AGENT}, "credential-not-agent"),
+        ({"state": "revoked"}, "credential-revoked"),
+        ({"not_after": NOW - timedelta(seconds=1)}, "credential-expired"),
+        ({"serial": 1}, "credential-mismatch"),
+    ],
+)
+def test_the_ca_that_issued_must_be_the_one_for_the_kind(changes: dict[str, object], code: str) -> None:
+    credential = replace(LDEVID, **changes)  # type: ignore[arg-type]
+    request = replace(FROM_PROXY, san=None)
+    assert ask(request, credential, NO_AGENT, POLICY_2).reason_code == code
+
+
+def test_a_single_identity_credential_passes_only_where_a_rule_says_so() -> None:
+    request, facts = replace(REQUEST, owner_id_hint=None), replace(FACTS, owner=None, agent_class="screen")
+    decision = ask(request, SINGLE, facts, POLICY_2)
+    assert (decision.verdict, decision.vlan, decision.rule, decision.owner_id) == ("accept", 40, "lobby screens", "")
+    assert ask(request, SINGLE, replace(facts, agent_class="robot"), POLICY_2).reason_code == "credential-unmapped"
+    assert ask(request, replace(SINGLE, tier="warning"), facts, POLICY_2).reason_code == "credential-unmapped"
+    assert ask(request, SINGLE, facts, POLICY_1).reason_code == "owner-absent"
+
+
+@pytest.mark.parametrize("credential", [LDEVID, SINGLE])
+def test_without_an_owner_a_stale_snapshot_is_always_a_reject(credential: Credential) -> None:
+    policy = read_policy(
+        'version = 2\n[vlans]\na = 1\nguest = 99\n[defaults]\nstale = "guest"\nunmapped = "guest"\n'
+        '[[rule]]\nname = "all"\ncredential = ["proxy", "single"]\nvlan = "a"'
+    )
+    request, facts = replace(REQUEST, owner_id_hint=None, san=None), Facts(NOW, snapshot_age_seconds=31.0)
+    assert ask(request, credential, facts, policy)[:4] == ("reject", None, "", "snapshot-stale")
+    assert ask(request, credential, Facts(NOW), policy).vlan == 1
+
+
+def test_a_rule_gives_role_filter_and_a_timeout_that_ends_with_the_certificate() -> None:
+    decision = ask(policy=POLICY_2)
+    assert (decision.role, decision.filter_id, decision.session_timeout) == ("researcher", "acl-research", 3600)
+    soon = replace(CREDENTIAL, not_after=NOW + timedelta(seconds=90, microseconds=5))
+    assert ask(credential=soon, policy=POLICY_2).session_timeout == 90
+    assert ask(credential=replace(CREDENTIAL, not_after=NOW), policy=POLICY_2).session_timeout == 1
+    unlisted = ask(facts=with_owner(departments=("Kitchen",)), policy=POLICY_2)
+    assert (unlisted.verdict, unlisted.session_timeout, unlisted.role) == ("guest", 7 * 3600, "")
+    assert ask(policy=POLICY_1).session_timeout is None  # version 1 sent none
+
+
+def test_vlans_are_the_sites() -> None:
+    north = replace(FACTS, site="north")
+    assert ask(facts=north, policy=POLICY_2).vlan == 120
+    assert ask(facts=replace(north, owner=replace(OWNER, departments=())), policy=POLICY_2).vlan == 999
+    assert ask(facts=replace(FACTS, site="south"), policy=POLICY_2).vlan == 20
+
+
+def test_a_rejecting_rule_gives_its_own_reason_at_its_hours() -> None:
+    robot = replace(FACTS, agent_class="robot")
+    night = replace(robot, now=NOW.replace(hour=21))
+    held = replace(CREDENTIAL, not_before=NOW - timedelta(days=1), not_after=NOW + timedelta(days=2))
+    decision = ask(credential=held, facts=night, policy=POLICY_2)
+    assert (decision.verdict, decision.vlan, decision.reason_code) == ("reject", None, "rule-rejected")
+    assert (decision.rule, decision.note) == ("no robots at night", "robots sleep at night")
+    assert decision.steps[3] == ("policy", "fail", "rule no robots at night: robots sleep at night")
+    assert ask(credential=held, facts=replace(robot, now=NOW.replace(hour=12)), policy=POLICY_2).verdict == "accept"
+
+
+def test_a_decision_says_what_the_rules_were_asked_with() -> None:
+    request = replace(REQUEST, nas_port="17", called_station="02-00-00-00-00-FF:campus")
+    asked = ask(request, facts=replace(FACTS, site="north", agent_class="robot"), policy=POLICY_2).asked
+    assert asked == ("dual", "person", ("R&D",), "robot", "", "standing", "switch-1", "17", "campus", "north")
+    assert ask(credential=replace(CREDENTIAL, state="revoked")).asked is None

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from radius import read_policy
 from radius.errors import HookMalformed
-from radius.hook import AKI, NAS_ADDRESS, NAS_NAME, SAN, SERIAL, TLS_VERSION, read_hook, write_answer
+from radius.hook import AKI, NAS_ADDRESS, NAS_NAME, SAN, SERIAL, TLS_VERSION, TRANSPORT, read_hook, write_answer
 from radius.request import CredentialRef, clean_text, read_owner_id
-from tests.radius.test_decide import ask
+from tests.radius.test_decide import ask, with_owner
 from tests.radius.world import AGENT, ALICE, OWNER_ID_OID
 
 OWNER_ID = f"TLS-Client-Cert-{OWNER_ID_OID}"
@@ -151,3 +152,85 @@ def test_the_longest_owner_id_is_120_characters() -> None:
 def test_clean_text_cuts_and_replaces() -> None:
     assert clean_text("abc") == "abc"
     assert clean_text("a\u202eb\u0000", 3) == "a?b"
+
+
+MAB = {
+    "User-Name": text("020000000001"),
+    "Service-Type": text("Call-Check"),
+    "Calling-Station-Id": text("02-00-00-00-00-01"),
+    NAS_NAME: text("switch-1"),
+    NAS_ADDRESS: text("127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "transport"),
+    [
+        ({}, "loopback"),
+        ({NAS_ADDRESS: text("::1")}, "loopback"),
+        ({NAS_ADDRESS: text("192.0.2.7")}, "udp"),
+        ({NAS_ADDRESS: text("192.0.2.7"), "NAS-IP-Address": text("127.0.0.1")}, "udp"),
+        ({NAS_ADDRESS: text("127.0.0.1", "192.0.2.7")}, "udp"),
+        ({NAS_ADDRESS: text("localhost")}, "udp"),
+        ({NAS_ADDRESS: text("192.0.2.7"), TRANSPORT: text("radsec")}, "radsec"),
+        ({NAS_ADDRESS: text("192.0.2.7"), TRANSPORT: text("udp")}, "udp"),
+        ({"Service-Type": {"type": "integer", "value": [10]}}, "loopback"),
+    ],
+)
+def test_a_port_that_asks_by_mac_address_is_known_with_its_transport(changes: dict, transport: str) -> None:
+    request = read_hook(MAB | changes, owner_id_oid=OWNER_ID_OID)
+    assert (request.method, request.transport, request.defect) == ("mac-bypass", transport, "")
+    assert (request.calling_station, request.credential) == ("02-00-00-00-00-01", None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Service-Type": text("Framed-User")},
+        {"Service-Type": text("Call-Check", "Call-Check")},
+        {"EAP-Message": text("0x0201")},
+        {"EAP-Type": text("TLS")},
+        {SERIAL: text("00ff")},
+        {"TLS-Client-Cert-Subject": text("/CN=x")},
+    ],
+)
+def test_a_trace_of_eap_makes_it_a_login_by_certificate(changes: dict) -> None:
+    request = read_hook(MAB | changes, owner_id_oid=OWNER_ID_OID)
+    assert (request.method, request.transport) == ("eap-tls", "")
+    assert request.defect == "credential-missing"
+
+
+HOSTILE = [
+    "%{exec:/bin/sh -c id}",
+    '"; DROP TABLE owners; --',
+    "x" * 300,
+    "\u202eevil\u2066R&D\u2069",
+    "%{sql:x}\n${y}",
+]
+
+
+@pytest.mark.parametrize("department", HOSTILE)
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_hostile_department_is_inert_in_every_answer(department: str, is_mapped: bool) -> None:
+    rule = '[[rule]]\nname = "r"\ndepartment = "R&D"\nvlan = "a"\nrole = "r"\nfilter_id = "f"\nsession_timeout = 60\n'
+    policy = read_policy("version = 2\n[vlans]\na = 10\nguest = 99\n" + rule)
+    departments = (department, "R&D") if is_mapped else (department,)
+    decision = ask(facts=with_owner(departments=departments), policy=policy)
+    assert decision.verdict == ("accept" if is_mapped else "guest")
+    answer = json.loads(write_answer(decision))
+    assert all(member["do_xlat"] is False for member in answer.values())
+    assert all(value.isprintable() for member in answer.values() for value in member["value"])
+    assert not any(department[:20] in value for member in answer.values() for value in member["value"])
+    assert len(decision.department) <= 253
+    assert decision.department.isprintable()
+    assert all(step.evidence.isprintable() for step in decision.steps)
+
+
+def test_every_outcome_of_a_rule_is_kept_from_expansion() -> None:
+    decision = ask()._replace(vlan="%{exec:id}", role="%{md5:x}", filter_id="${x}", session_timeout=60, note="%{x}")
+    answer = json.loads(write_answer(decision))
+    assert {"reply:Filter-Id", "reply:Aruba-User-Role", "reply:Session-Timeout", "reply:Termination-Action"} <= set(
+        answer
+    )
+    assert [name for name, member in answer.items() if member["do_xlat"] is not False] == []
+    assert answer["reply:Termination-Action"]["value"] == ["RADIUS-Request"]
