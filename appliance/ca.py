@@ -369,7 +369,7 @@ def read_weak_keys(settings: Settings) -> ListedKeys:
     return ListedKeys.read(*texts)
 
 
-_EVENT_COLUMNS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "txn", "model")
+_EVENT_COLUMNS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "txn", "model", "tier")
 
 
 def revoke(

@@ -15,6 +15,7 @@ import typer
 from appliance.commands import (
     auditing,
     certificates,
+    decisions,
     devices,
     directory,
     hosts,
@@ -46,11 +47,11 @@ app.add_typer(people.owners, name="owners")
 app.add_typer(directory.directory, name="directory")
 app.add_typer(people.agents, name="agents")
 app.add_typer(certificates.certs, name="certs")
-app.add_typer(network.policy, name="policy")
+app.add_typer(decisions.policy, name="policy")
 app.add_typer(network.radius, name="radius")
 app.add_typer(network.nas, name="nas")
 app.add_typer(auditing.audit, name="audit")
-app.add_typer(network.access, name="access")
+app.add_typer(decisions.access, name="access")
 app.add_typer(trust.trust, name="trust")
 app.add_typer(hosts.proxy, name="proxy")
 app.add_typer(hosts.owner, name="owner")

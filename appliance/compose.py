@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -20,7 +21,10 @@ from appliance import cascade
 from appliance.access.directory import OwnerDirectory
 from appliance.access.directory_tokens import DirectoryTokens
 from appliance.access.engine import RadiusEngine, RadiusParts
+from appliance.access.explaining import Explainer
 from appliance.access.freeradius import FreeRadius, RadiusFiles
+from appliance.access.log_export import enterprise_of
+from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes
@@ -185,7 +189,16 @@ class Appliance:
             chance=secrets.SystemRandom().random,
         )
         self.directory_tokens = DirectoryTokens(store)
-        self.policies = PolicyService(store, self.access, owner_id_oid=owner_id_oid)
+        self.policies = PolicyService(store, self.access)
+        self.explainer = Explainer(store, self.access, clock, owner_id_oid=owner_id_oid)
+        self.decisions = DecisionReader(
+            store,
+            self.access,
+            clock,
+            origin=settings.origin,
+            sender=socket.gethostname(),
+            pen=enterprise_of(settings.identity.oid_arc),
+        )
         self.identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
         )
@@ -234,6 +247,7 @@ class Appliance:
             parts=RadiusParts(
                 handshake.ServerIdentity(radius.certificate, radius.chain[:1], radius.key),
                 ca.issuing("agents").certificate,
+                ca.issuing("devices").certificate,
                 owner_id_oid,
                 settings.access.reply_message,
             ),
@@ -290,9 +304,9 @@ class Appliance:
                 "directory": DirectoryOperations(self.sync, self.directory, self.directory_tokens, actor),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(self.certificates, actor),
-                "policy": PolicyOperations(self.policies, actor, issuers),
+                "policy": PolicyOperations(self.policies, self.explainer, actor, issuers),
                 "nas": NasOperations(self.nas, actor),
-                "access": AccessOperations(self.access),
+                "access": AccessOperations(self.decisions, self.explainer),
                 "radius": RadiusOperations(self.freeradius, actor),
                 "audit": AuditOperations(AuditReader(self.store), self.checkpoints, actor),
             }
@@ -354,7 +368,7 @@ class Appliance:
             **scim.endpoints,
         }
         decision_tls = self._https if _is_loopback(web.decision_host) else self._https_for_clients
-        decision = {**health, "access.decide": access.decide}
+        decision = {**health, "access.decide": access.decide, "access.fail": access.fail}
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, device_tls, limits),

@@ -328,6 +328,9 @@ class AccessSettings(_Section):
         30.0, gt=0, description="Age of the decision snapshot past which the policy's stale rule applies."
     )
     decision_log_days: int = Field(30, gt=0, description="How long rows of the decision log are kept, days.")
+    decision_log_rows: int = Field(
+        2_000_000, ge=1000, description="How many rows of the decision log are kept at most; the oldest go first."
+    )
     reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
 
 

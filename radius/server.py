@@ -105,8 +105,15 @@ class RadiusServer(asyncio.DatagramProtocol):
 
     def use_identity(self, identity: ServerIdentity) -> None:
         """Serve new logins with this certificate; those under way finish with the one they began with."""
+        self._identity = identity
         tls_min, tls_max = self._versions
         self._front = TlsFront(identity, self._anchors, tls_min=tls_min, tls_max=tls_max)
+
+    def use_anchors(self, anchors: Sequence[x509.Certificate]) -> None:
+        """Take certificates of these issuing CAs in new logins."""
+        if tuple(anchors) != self._anchors:
+            self._anchors = tuple(anchors)
+            self.use_identity(self._identity)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listen; the port chosen (port 0 = any). Raises OSError if the address is taken."""

@@ -16,8 +16,10 @@ from appliance.access.service import AccessService
 from appliance.audit import APPLIANCE
 from appliance.errors import ApplianceError
 from appliance.settings import RadiusSettings
+from appliance.store import policies
 from appliance.store.nas import TOPIC
 from appliance.store.store import Store
+from appliance.store.transaction import OutboxRow
 from radius.handshake import ServerIdentity
 from radius.server import Nas, RadiusServer
 
@@ -28,10 +30,11 @@ _SETTLE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class RadiusParts:
-    """What the embedded server needs of our PKI: identity, agents CA, the OID of the OwnerId extension."""
+    """What the embedded server needs of our PKI: identity, agents and devices CA, the OID of the OwnerId extension."""
 
     identity: ServerIdentity
     agents_ca: x509.Certificate
+    devices_ca: x509.Certificate
     owner_id_oid: str
     reply_message: bool
 
@@ -83,7 +86,7 @@ class RadiusEngine:
         settings = self._settings
         self._server = RadiusServer(
             identity=self._parts.identity,
-            anchors=(self._parts.agents_ca,),
+            anchors=self._anchors(),
             nas=self._find_nas,
             authorize=self._access.authorize,
             on_failure=self._access.failed,
@@ -95,7 +98,20 @@ class RadiusEngine:
             fragment_bytes=settings.fragment_bytes,
             reply_message=self._parts.reply_message,
         )
+        self._store.subscribe(self._follow_policy)
         return await self._server.start(settings.host, settings.port)
+
+    def _anchors(self) -> tuple[x509.Certificate, ...]:
+        """The issuing CAs whose certificates get through TLS: the devices CA only while a rule takes proxies."""
+        policy = self._access.snapshot.policy
+        parts = self._parts
+        takes_proxies = policy is not None and policy.takes("proxy")
+        return (parts.agents_ca, parts.devices_ca) if takes_proxies else (parts.agents_ca,)
+
+    def _follow_policy(self, events: list[OutboxRow]) -> None:
+        """A policy took effect; the access service has heard of it before us."""
+        if self._server is not None and any(one.topic == policies.TOPIC for one in events):
+            self._server.use_anchors(self._anchors())
 
     def _find_nas(self, address: str) -> Nas | None:
         found = self._nas.lookup(address)
@@ -105,7 +121,9 @@ class RadiusEngine:
         port = self._settings.port or _free_udp_port(self._settings.host)
         await self._freeradius.render(self._folder, APPLIANCE, port=port)
         ready, restart = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(supervise(self._folder, on_ready=ready.set, restart=restart))
+        task = asyncio.create_task(
+            supervise(self._folder, on_ready=ready.set, restart=restart, on_line=self._access.said_by_freeradius)
+        )
         self._tasks += [task, asyncio.create_task(self._follow_nas(restart))]
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((task, waiting), timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -153,10 +153,16 @@ def _last_word(output: bytes) -> str:
     return (errors or lines or ["no output"])[-1][:300]
 
 
-async def supervise(folder: Path, *, on_ready: Callable[[], None], restart: asyncio.Event | None = None) -> None:
+async def supervise(
+    folder: Path,
+    *,
+    on_ready: Callable[[], None],
+    restart: asyncio.Event | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> None:
     """Check and run FreeRADIUS on a folder until cancelled; when it dies it is started again, ever more slowly.
 
-    Setting `restart` starts it anew at once: it reads its clients only when it starts.
+    Setting `restart` starts it anew at once: it reads its clients only when it starts. `on_line` hears what it logs.
     """
     await check_folder(folder)
     program, pause, wanted = find_program(), 1.0, restart or asyncio.Event()
@@ -168,7 +174,7 @@ async def supervise(folder: Path, *, on_ready: Callable[[], None], restart: asyn
             stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         begun = loop.time()
-        following = asyncio.create_task(_follow(process, on_ready))
+        following = asyncio.create_task(_follow(process, on_ready, on_line))
         asked = asyncio.create_task(wanted.wait())
         try:
             await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -191,12 +197,16 @@ def _ends_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
-async def _follow(process: asyncio.subprocess.Process, on_ready: Callable[[], None]) -> None:
+async def _follow(
+    process: asyncio.subprocess.Process, on_ready: Callable[[], None], on_line: Callable[[str], None]
+) -> None:
     assert process.stdout is not None
     async for line in process.stdout:
         if _READY in line:
             on_ready()
-        _log.info("freeradius: %s", line.decode("utf-8", "replace").rstrip()[:500])
+        text = line.decode("utf-8", "replace").rstrip()[:500]
+        _log.info("freeradius: %s", text)
+        on_line(text)
     await process.wait()
 
 

@@ -16,6 +16,7 @@ from appliance.store.store import Store
 from appliance.store.transaction import Tx
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _SECRET = re.compile(r"[A-Za-z0-9._~+/=-]{16,128}")
 
 
@@ -63,14 +64,17 @@ class NasService:
         """(name, address or prefix, shared secret) of all, for a FreeRADIUS configuration."""
         return [(name, str(network), secret.decode()) for network, name, secret in self._table]
 
-    async def add(self, name: str, address: str, secret: str, actor: Actor) -> dict[str, Any]:
-        """Add a NAS; without a secret one of 256 bits is made and answered, this once."""
+    async def add(self, name: str, address: str, secret: str, actor: Actor, *, site: str = "") -> dict[str, Any]:
+        """Add a NAS, at a site of the access policy if one is named; without a secret one of 256 bits is made and
+        answered, this once."""
         if not _NAME.fullmatch(name):
             raise RequestMalformed("a NAS name is 1 to 63 letters, digits, dots, hyphens or underscores")
         try:
             network = ipaddress.ip_network(address)
         except ValueError as cause:
             raise RequestMalformed(f"not an address or prefix: {cause}") from cause
+        if site and not _SITE.fullmatch(site):
+            raise RequestMalformed("a site's name is 1 to 64 letters, digits, blanks, dots, hyphens or underscores")
         made = "" if secret else secrets.token_urlsafe(32)
         if secret and not _SECRET.fullmatch(secret):
             raise RequestMalformed("a shared secret is 16 to 128 letters, digits or characters of ._~+/=-")
@@ -78,12 +82,12 @@ class NasService:
         sealed = self._sealer.seal((secret or made).encode(), _purpose(name))
 
         def store(tx: Tx) -> None:
-            nas.add(tx, nas.NasRow(row_id, name, str(network), sealed, tx.now))
-            append(tx, AuditEvent("nas-added", actor, object=name, fields={"address": str(network)}))
+            nas.add(tx, nas.NasRow(row_id, name, str(network), sealed, tx.now, site))
+            append(tx, AuditEvent("nas-added", actor, object=name, fields={"address": str(network), "site": site}))
 
         await self._store.write(store)
         await self.reload()
-        return {"name": name, "address": str(network), **({"shared_secret": made} if made else {})}
+        return {"name": name, "address": str(network), "site": site, **({"shared_secret": made} if made else {})}
 
     async def remove(self, name: str, actor: Actor) -> dict[str, Any]:
         """Remove a NAS; its packets are dropped from now on."""
@@ -100,7 +104,10 @@ class NasService:
     async def every(self) -> list[dict[str, Any]]:
         """All NAS, without their secrets."""
         rows = await self._store.read(nas.every)
-        return [{"name": row.name, "address": row.address, "created_at": row.created_at.isoformat()} for row in rows]
+        return [
+            {"name": row.name, "address": row.address, "site": row.site, "created_at": row.created_at.isoformat()}
+            for row in rows
+        ]
 
     async def new_token(self, server: str, actor: Actor) -> str:
         """A fresh token for a RADIUS server; only its hash is stored, and an older one is dead at once."""

@@ -9,6 +9,8 @@ from appliance.errors import TokenRequired
 from appliance.web.peer import Peer
 from est.exchange import Call, Reply
 from est.transfer import read_json
+from radius.decide import refuse
+from radius.failures import read_failure
 from radius.hook import read_hook, write_answer
 
 MAX_BODY = 65_536
@@ -26,13 +28,25 @@ class AccessRoutes:
         self._reply_message = reply_message
 
     def decide(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """POST /v1/decide, once per EAP-TLS login: rlm_rest's attributes in, reply attributes out; it never waits."""
+        """POST /v1/decide, once per login: rlm_rest's attributes in, reply attributes out; it never waits."""
+        self._check_token(call)
+        request = read_hook(_document(call), owner_id_oid=self._owner_id_oid)
+        answer = write_answer(self._service.authorize(request), reply_message=self._reply_message)
+        return Reply(200, "application/json", body=answer)
+
+    def fail(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        """POST /radius/failure: the attributes of a login that FreeRADIUS rejected without asking; it becomes a row."""
+        self._check_token(call)
+        failure = read_failure(_document(call), owner_id_oid=self._owner_id_oid)
+        self._service.failed(failure.request, refuse(failure.request, failure.code, failure.detail))
+        return Reply(204)
+
+    def _check_token(self, call: Call) -> None:
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenRequired("the decision port wants a bearer token")
         self._service.check_token(token.strip())
-        request = read_hook(
-            read_json(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH), owner_id_oid=self._owner_id_oid
-        )
-        answer = write_answer(self._service.authorize(request), reply_message=self._reply_message)
-        return Reply(200, "application/json", body=answer)
+
+
+def _document(call: Call) -> object:
+    return read_json(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH)

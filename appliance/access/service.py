@@ -12,22 +12,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
 
 from appliance.access.decision_log import DecisionLog
-from appliance.access.snapshot import Credentials, Snapshot, aged, credential_of, owner_of, with_events
+from appliance.access.snapshot import (
+    AgentFact,
+    Credentials,
+    Snapshot,
+    aged,
+    agent_of,
+    credential_of,
+    owner_of,
+    with_events,
+)
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
 from appliance.settings import AccessSettings, DirectorySettings
-from appliance.store import decisions, facts, nas
+from appliance.store import facts, nas
 from appliance.store.owners import LDAP, LOCAL
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
-from radius import AccessRequest, Credential, Decision, Facts, decide, read_policy
+from radius import AccessRequest, Credential, Decision, Facts, decide, load_policy
+from radius.decide import refuse
+from radius.failures import read_log_line
 
 _log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 900.0
+_NO_AGENT = AgentFact()
 
 
 class AccessService:
@@ -50,7 +61,9 @@ class AccessService:
         self._clock = clock
         self._snapshot = Snapshot(checked_at=float("-inf"))
         self._tokens: dict[str, bytes] = {}
-        self._log = DecisionLog(store, clock, settings.decision_log_days)
+        self._log = DecisionLog(
+            store, clock, keep_days=settings.decision_log_days, keep_rows=settings.decision_log_rows
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._missed: list[OutboxRow] | None = None
 
@@ -77,6 +90,7 @@ class AccessService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         try:
+            self._log.tell_repeats(everything=True)
             await self._log.flush()
         except ApplianceError as refused:
             _log.warning("decision log not written at the end: %s", refused.detail)
@@ -97,11 +111,12 @@ class AccessService:
         loaded = Snapshot(
             credentials=Credentials(dict(credential_of(row) for row in rows.certificates)),
             owners={row["identifier"]: owner_of(row) for row in rows.owners},
-            agents={row["identifier"]: row["state"] for row in rows.agents},
-            policy=None if policy is None else read_policy(policy.text, revision=policy.revision),
+            agents={row["identifier"]: agent_of(row) for row in rows.agents},
+            policy=None if policy is None else load_policy(policy.text, revision=policy.revision),
             checked_at=begun,
             sources={row["identifier"]: row["source"] for row in rows.owners},
             confirmed=rows.confirmed,
+            sites=rows.sites,
         )
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
         self._snapshot = with_events(loaded, missed)
@@ -109,7 +124,10 @@ class AccessService:
     def authorize(self, request: AccessRequest) -> Decision:
         """The decision for one login whose certificate chain the RADIUS server has verified; it is logged."""
         decision = self.simulate(request)
-        self._log.put(decision)
+        if decision.steps[0].outcome == "pass":
+            self._log.put(decision)
+        else:  # no certificate that verified: anybody can make many of these
+            self._log.put_failure(decision)
         return decision
 
     def simulate(self, request: AccessRequest) -> Decision:
@@ -129,31 +147,18 @@ class AccessService:
         return _with_source(decide(request, credential, facts_now, policy), self._source, age, limit, rule)
 
     def failed(self, request: AccessRequest, decision: Decision) -> None:
-        """Log a login that ended before policy was asked; the decision says at which stage and why."""
-        self._log.put(decision)
+        """Log a login that ended before policy was asked, or count it with others like it."""
+        self._log.put_failure(decision)
 
-    async def newest(self, limit: int) -> list[dict[str, Any]]:
-        """The newest rows of the decision log, oldest of them first."""
+    def said_by_freeradius(self, line: str) -> None:
+        """Log a packet that FreeRADIUS dropped, if that is what a line of its log tells."""
+        found = read_log_line(line)
+        if found is not None:
+            self.failed(found.request, refuse(found.request, found.code, found.detail))
+
+    async def flush(self) -> None:
+        """Write what the log still holds, so that a reader finds it."""
         await self._log.flush()
-        rows = await self._store.read(lambda tx: decisions.newest(tx, limit=limit))
-        return [
-            {
-                "time": row["time"].isoformat(timespec="milliseconds"),
-                "verdict": row["verdict"],
-                "vlan": row["vlan"],
-                "agent": row["agent_id"],
-                "owner": row["owner_id"],
-                "department": row["department"],
-                "serial": row["serial"],
-                "nas": row["nas"],
-                "port": row["port"],
-                "mac": row["mac"],
-                "reason": row["reason"],
-                "policy_revision": row["policy_revision"],
-                "trace": row["trace"],
-            }
-            for row in rows
-        ]
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
@@ -168,17 +173,19 @@ class AccessService:
 
     def _facts(self, snapshot: Snapshot, request: AccessRequest, credential: Credential | None) -> Facts:
         owner = None
-        agent_state, issuer_role = "unknown", ""
+        agent, issuer_role = _NO_AGENT, ""
         if credential is None:
             if request.credential is not None:
                 issuer_role = self._issuers.get(request.credential.aki, "")
         else:
             owner = snapshot.owners.get(credential.owner_id or "")
-            agent_state = snapshot.agents.get(credential.agent_id, "unknown")
+            agent = snapshot.agents.get(credential.agent_id, _NO_AGENT)
         return Facts(
             now=self._clock.now(),
             owner=owner,
-            agent_state=agent_state,
+            agent_state=agent.state,
+            agent_class=agent.agent_class,
+            site=snapshot.sites.get(request.nas, ""),
             issuer_role=issuer_role,
             snapshot_age_seconds=max(0.0, self._clock.monotonic() - snapshot.checked_at),
             stale_after_seconds=self._settings.stale_seconds,

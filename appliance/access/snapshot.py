@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from appliance.store import directory_sources, policies
+from appliance.store import directory_sources, nas, policies
 from appliance.store.columns import from_micros
-from appliance.store.facts import AGENTS
+from appliance.store.facts import AGENTS, DEVICES, LDEVID
 from appliance.store.owners import LOCAL
 from appliance.store.transaction import OutboxRow
-from radius import Policy
-from radius.decide import Credential, OwnerFact
-from radius.policy import read_policy
+from radius import Credential, OwnerFact, Policy, load_policy
 
 Key = tuple[str, int]
 
@@ -55,14 +53,23 @@ class Credentials:
         return Credentials({**self.gathered, **recent})
 
 
+class AgentFact(NamedTuple):
+    """What the store says about an agent: its state, and the class that an administrator gave it."""
+
+    state: str = "unknown"
+    agent_class: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """`owners` and `agents` by identifier, `checked_at` monotonic seconds."""
 
     credentials: Credentials = field(default_factory=Credentials)
     owners: Mapping[str, OwnerFact] = field(default_factory=dict)
-    agents: Mapping[str, str] = field(default_factory=dict)
+    agents: Mapping[str, AgentFact] = field(default_factory=dict)
     policy: Policy | None = None
+    sites: Mapping[str, str] = field(default_factory=dict)
+    """Of each NAS that has one, by its name."""
     checked_at: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each owner comes from, by identifier."""
@@ -89,8 +96,14 @@ def credential_of(row: Mapping[str, Any]) -> tuple[Key, Credential]:
         not_after=_time(row["not_after"]),
         model=row.get("model") or "",
         txn=row.get("txn") or "",
+        tier=row.get("tier") or "",
     )
     return (row["issuer_aki"], credential.serial), credential
+
+
+def agent_of(row: Mapping[str, Any]) -> AgentFact:
+    """An agent row or an `agent` event's body as what decide() wants."""
+    return AgentFact(row["state"], row.get("class") or "")
 
 
 def owner_of(row: Mapping[str, Any]) -> OwnerFact:
@@ -108,13 +121,15 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
     """The snapshot after these events; the same object when none of them matters to decisions."""
     credentials: dict[Key, Credential] = {}
     owners: dict[str, OwnerFact] | None = None
-    agents: dict[str, str] | None = None
+    agents: dict[str, AgentFact] | None = None
+    sites: dict[str, str] | None = None
     policy = snapshot.policy
     sources: dict[str, str] | None = None
     confirmed = snapshot.confirmed
     for event in events:
         if event.topic == "certificate":
-            if event.body["issuer_role"] != AGENTS:
+            role, profile = event.body["issuer_role"], event.body["profile"]
+            if role != AGENTS and (role, profile) != (DEVICES, LDEVID):
                 continue
             key, credential = credential_of(event.body)
             credentials[key] = credential
@@ -129,13 +144,17 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             confirmed = {**confirmed, event.key: from_micros(event.body["confirmed_at"])}
         elif event.topic == "agent":
             agents = dict(snapshot.agents) if agents is None else agents
-            agents[event.body["identifier"]] = event.body["state"]
+            agents[event.body["identifier"]] = agent_of(event.body)
+        elif event.topic == nas.TOPIC:
+            sites = dict(snapshot.sites) if sites is None else sites
+            sites[event.key] = event.body.get("site") or ""
         elif event.topic == policies.TOPIC:
-            policy = read_policy(event.body["text"], revision=event.body["revision"])
+            policy = load_policy(event.body["text"], revision=event.body["revision"])
     if (
         not credentials
         and owners is None
         and agents is None
+        and sites is None
         and policy is snapshot.policy
         and confirmed is snapshot.confirmed
     ):
@@ -148,6 +167,7 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         checked_at=snapshot.checked_at,
         sources=snapshot.sources if sources is None else sources,
         confirmed=confirmed,
+        sites=snapshot.sites if sites is None else sites,
     )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from cryptography import x509
 
+from appliance.access.explaining import Explainer, outcome
 from appliance.access.freeradius import FreeRadius
+from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
-from appliance.access.policies import PolicyService, outcome
-from appliance.access.service import AccessService
+from appliance.access.policies import PolicyService
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed
 from est.chains import ski_of
@@ -19,29 +20,54 @@ from est.chains import ski_of
 class PolicyOperations:
     """appliance policy ..."""
 
-    def __init__(self, policies: PolicyService, actor: Actor, issuers: dict[str, x509.Certificate]) -> None:
+    def __init__(
+        self, policies: PolicyService, explainer: Explainer, actor: Actor, issuers: dict[str, x509.Certificate]
+    ) -> None:
         self._policies = policies
+        self._explainer = explainer
         self._actor = actor
         self._issuers = issuers
 
-    async def show(self) -> dict[str, Any]:
-        return await self._policies.show()
+    async def show(self, revision: int = 0) -> dict[str, Any]:
+        return await self._policies.show(revision)
+
+    async def list_(self, limit: int = 100) -> list[dict[str, Any]]:
+        return await self._policies.list_(limit)
+
+    async def diff(self, first: int, second: int = 0) -> dict[str, Any]:
+        return await self._policies.diff(first, second)
 
     async def validate(self, text: str) -> dict[str, Any]:
-        return self._policies.validate(text)
+        return await self._policies.validate(text)
 
     async def publish(self, text: str, comment: str = "") -> dict[str, Any]:
         return await self._policies.publish(text, comment, self._actor)
 
+    async def rollback(self, revision: int, comment: str = "") -> dict[str, Any]:
+        return await self._policies.rollback(revision, comment, self._actor)
+
+    async def impact(self, text: str, days: int = 7) -> dict[str, Any]:
+        return await self._explainer.impact(text, days)
+
     async def explain(
-        self, certificate_pem: str = "", serial: str = "", issuer: str = "agents", nas: str = ""
+        self,
+        certificate_pem: str = "",
+        serial: str = "",
+        issuer: str = "agents",
+        nas: str = "",
+        port: str = "",
+        called: str = "",
+        log: int = 0,
     ) -> dict[str, Any]:
+        if log:
+            return await self._explainer.row(log)
+        place = {"nas": nas, "nas_port": port, "called_station": called}
         if certificate_pem:
             try:
                 certificate = x509.load_pem_x509_certificates(certificate_pem.encode())[0]
             except (ValueError, IndexError) as cause:
                 raise RequestMalformed("the file holds no certificate") from cause
-            return outcome(self._policies.explain_certificate(certificate, nas=nas))
+            return outcome(self._explainer.certificate(certificate, **place))
         if issuer not in self._issuers:
             raise NotFound(f"no CA role {issuer}; there are {', '.join(sorted(self._issuers))}")
         try:
@@ -49,7 +75,7 @@ class PolicyOperations:
         except ValueError as cause:
             raise RequestMalformed("a serial number is given in hex") from cause
         aki = ski_of(self._issuers[issuer]) or b""
-        return outcome(self._policies.explain_serial(aki.hex(), number, nas=nas))
+        return outcome(self._explainer.serial(aki.hex(), number, **place))
 
 
 class NasOperations:
@@ -59,8 +85,8 @@ class NasOperations:
         self._nas = nas
         self._actor = actor
 
-    async def add(self, name: str, address: str, secret: str = "") -> dict[str, Any]:
-        return await self._nas.add(name, address, secret, self._actor)
+    async def add(self, name: str, address: str, secret: str = "", site: str = "") -> dict[str, Any]:
+        return await self._nas.add(name, address, secret, self._actor, site=site)
 
     async def list_(self) -> list[dict[str, Any]]:
         return await self._nas.every()
@@ -72,11 +98,46 @@ class NasOperations:
 class AccessOperations:
     """appliance access ..."""
 
-    def __init__(self, access: AccessService) -> None:
-        self._access = access
+    def __init__(self, reader: DecisionReader, explainer: Explainer) -> None:
+        self._reader = reader
+        self._explainer = explainer
 
     async def log(self, limit: int = 50) -> list[dict[str, Any]]:
-        return await self._access.newest(limit)
+        return await self._reader.newest(limit)
+
+    async def search(
+        self,
+        agent: str = "",
+        owner: str = "",
+        nas: str = "",
+        mac: str = "",
+        verdict: str = "",
+        reason: str = "",
+        since: str = "",
+        until: str = "",
+        before: int = 0,
+        after: int = 0,
+        limit: int = 50,
+    ) -> dict[str, Any]:
+        return await self._reader.search(
+            agent=agent,
+            owner=owner,
+            nas=nas,
+            mac=mac,
+            verdict=verdict,
+            reason=reason,
+            since=since,
+            until=until,
+            before=before,
+            after=after,
+            limit=limit,
+        )
+
+    async def show(self, key: int) -> dict[str, Any]:
+        return await self._explainer.row(key)
+
+    async def export(self, format: str = "jsonl", after: int = 0, since: str = "") -> dict[str, Any]:
+        return await self._reader.export(format, after, since)
 
 
 class RadiusOperations:

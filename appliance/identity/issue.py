@@ -61,6 +61,7 @@ class Grant:
     proxy_id: str
     org: tuple[str, ...] = ()
     """Organisational material of the owner's gateway; kept, and hashed in the audit log."""
+    tier: str = ""
 
     @cached_property
     def approvals_s256(self) -> Sequence[str]:
@@ -166,6 +167,7 @@ class Issuer:
                 "proxy_id": grant.proxy_id,
                 "txn": grant.txn,
                 "model": str(request.model),
+                "tier": grant.tier or None,
                 "csr_sha256": None if request.csr_s256 is None else jws.unbase64url(request.csr_s256, "csr").hex(),
             },
             actor=actor,

@@ -333,6 +333,7 @@ class IdentityService:
             txn=txn,
             proxy_id=submitter.proxy_id,
             org=org,
+            tier=str(appraisal.tier),
         )
 
     async def _issue(

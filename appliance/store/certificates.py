@@ -23,12 +23,13 @@ _t = schema.certificates
 _c = _t.c
 PENDING, ISSUED, REVOKED = "pending", "issued", "revoked"
 
-_CALLERS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "csr_sha256", "txn", "model")
+_CALLERS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "csr_sha256", "txn", "model",
+            "tier")  # fmt: skip
 _KNOWN = frozenset(_CALLERS)
 _ADD = plain(
     insert(_t), "issuer_role", "issuer_aki", "serial", "profile", "subject_id", "agent_id", "owner_id", "proxy_id",
     "pledge_id", "state", "tbs_sha256", "spki_sha256", "csr_sha256", "not_before", "not_after", "txn", "model",
-    "created_at",
+    "created_at", "tier",
 )  # fmt: skip
 _ISSUE = plain(
     update(_t)
@@ -117,6 +118,7 @@ def add(tx: Tx, row: Pending) -> int:
             get("txn"),
             get("model"),
             tx.micros,
+            get("tier"),
         ),
     )
 

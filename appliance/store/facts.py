@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, or_, select
 
-from appliance.store import directory_sources, policies
+from appliance.store import directory_sources, nas, policies
 from appliance.store.schema import agents, certificates, owners
 from appliance.store.transaction import Tx
 
 AGENTS = "agents"
-"""The one CA whose certificates a port can be decided for; others fail in TLS, and are many."""
+DEVICES = "devices"
+LDEVID = "ldevid"
+"""Ports are decided for agents' certificates, and for the LDevIDs of proxies where the policy says so; others fail in
+TLS."""
 _CERTIFICATES = select(
     certificates.c.issuer_role,
     certificates.c.issuer_aki,
@@ -27,7 +30,14 @@ _CERTIFICATES = select(
     certificates.c.not_after,
     certificates.c.model,
     certificates.c.txn,
-).where(certificates.c.not_after > bindparam("now"), certificates.c.issuer_role == bindparam("role"))
+    certificates.c.tier,
+).where(
+    certificates.c.not_after > bindparam("now"),
+    or_(
+        certificates.c.issuer_role == bindparam("agents"),
+        and_(certificates.c.issuer_role == bindparam("devices"), certificates.c.profile == bindparam("ldevid")),
+    ),
+)
 _OWNERS = select(
     owners.c.id,
     owners.c.identifier,
@@ -37,7 +47,7 @@ _OWNERS = select(
     owners.c.more_departments,
     owners.c.source,
 )
-_AGENTS = select(agents.c.identifier, agents.c.state)
+_AGENTS = select(agents.c.identifier, agents.c.state, agents.c["class"])
 _ALIVE = select(owners.c.id).limit(1)
 
 
@@ -51,16 +61,22 @@ class FactRows:
     policy: policies.PolicyRow | None
     confirmed: Mapping[str, datetime]
     """When each source of owners was last read whole."""
+    sites: Mapping[str, str]
+    """Of each NAS that has one, by its name."""
 
 
 def read(tx: Tx) -> FactRows:
     """Everything that decisions need, of one moment."""
     return FactRows(
-        [row._mapping for row in tx.all(_CERTIFICATES, {"now": tx.now, "role": AGENTS})],
+        [
+            row._mapping
+            for row in tx.all(_CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID})
+        ],
         [row._mapping for row in tx.all(_OWNERS)],
         [row._mapping for row in tx.all(_AGENTS)],
         policies.newest(tx),
         directory_sources.confirmed(tx),
+        nas.sites(tx),
     )
 
 

@@ -31,6 +31,7 @@ class NasRow:
     address: str
     secret_sealed: bytes
     created_at: datetime
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,22 @@ def add(tx: Tx, row: NasRow) -> None:
             "address": row.address,
             "secret_sealed": row.secret_sealed,
             "created_at": row.created_at,
+            "site": row.site or None,
         },
     )
-    tx.emit(TOPIC, row.name, {"state": "added"})
+    tx.emit(TOPIC, row.name, {"state": "added", "site": row.site})
 
 
 def every(tx: Tx) -> list[NasRow]:
     """All, by name."""
-    return [NasRow(row.id, row.name, row.address, row.secret_sealed, row.created_at) for row in tx.all(_ALL)]
+    return [
+        NasRow(row.id, row.name, row.address, row.secret_sealed, row.created_at, row.site or "") for row in tx.all(_ALL)
+    ]
+
+
+def sites(tx: Tx) -> dict[str, str]:
+    """The site of each NAS that has one, by the NAS's name."""
+    return {row.name: row.site for row in tx.all(_ALL) if row.site}
 
 
 def remove(tx: Tx, name: str) -> bool:

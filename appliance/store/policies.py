@@ -16,6 +16,7 @@ TOPIC = "policy"
 
 _INSERT = insert(table)
 _NEWEST = select(table).order_by(table.c.revision.desc()).limit(1)
+_ONE = select(table).where(table.c.revision == bindparam("number"))
 _ALL = select(table).order_by(table.c.revision.desc()).limit(bindparam("limit"))
 
 
@@ -42,6 +43,12 @@ def publish(tx: Tx, text: str, comment: str) -> int:
 def newest(tx: Tx) -> PolicyRow | None:
     """The revision in force."""
     row = tx.one(_NEWEST)
+    return None if row is None else _read(row)
+
+
+def by_revision(tx: Tx, revision: int) -> PolicyRow | None:
+    """One revision by its number."""
+    row = tx.one(_ONE, {"number": revision})
     return None if row is None else _read(row)
 
 

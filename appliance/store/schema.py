@@ -111,6 +111,7 @@ certificates = Table(
     _time("created_at"),
     _time("revoked_at", null=True),
     _text("revocation_reason", null=True),
+    _text("tier", null=True),
     UniqueConstraint("serial", "issuer_aki"),  # serial first: also found by role and serial
     Index("certificates_agent", "agent_id", sqlite_where=text("agent_id IS NOT NULL")),
     # With what searches by department ask of many owners' certificates, so that they need not look at the rows.
@@ -519,7 +520,10 @@ decisions = Table(
     _text("serial", null=True),
     Column("policy_revision", Integer, nullable=True),
     Column("trace", Json, nullable=True),
+    Column("times", Integer, nullable=True),  # how many alike the row stands for; null = one
     Index("decisions_time", "time"),
+    Index("decisions_agent", "agent_id", sqlite_where=text("agent_id IS NOT NULL")),
+    Index("decisions_mac", "mac", sqlite_where=text("mac IS NOT NULL")),
 )
 
 nas = Table(
@@ -530,6 +534,7 @@ nas = Table(
     _text("address"),
     Column("secret_sealed", LargeBinary, nullable=False),
     _time("created_at"),
+    _text("site", null=True),
 )
 
 radius_servers = Table(

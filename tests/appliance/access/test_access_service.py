@@ -128,7 +128,7 @@ def login(**more):
 
 async def ready(service, store):
     await store.write(lambda tx: (issue(tx), set_owner(tx), set_agent(tx)))
-    await PolicyService(store, service, owner_id_oid=OID).publish(POLICY, "", ADMIN)
+    await PolicyService(store, service).publish(POLICY, "", ADMIN)
 
 
 @pytest.mark.req("A-33", "A-111")
@@ -210,7 +210,7 @@ def test_a_stale_snapshot_follows_the_sites_rule_and_never_opens_a_department(tm
         async with access(tmp_path, stale_seconds=30) as (service, store, clock):
             await ready(service, store)
             policy = POLICY.replace("[[rule]]", f'[defaults]\nstale = "{rule}"\n[[rule]]', 1)
-            await PolicyService(store, service, owner_id_oid=OID).publish(policy, "", ADMIN)
+            await PolicyService(store, service).publish(policy, "", ADMIN)
             clock.advance(31)
             decision = service.authorize(login())
             assert (decision.verdict, decision.reason_code) == (verdict, "snapshot-stale")
