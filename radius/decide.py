@@ -78,7 +78,7 @@ def decide(request: AccessRequest, credential: Credential | None, facts: Facts, 
         credential.model,
         request.nas,
         request.nas_port,
-        ssid_of(request.called_station) if request.called_station else "",
+        ssid_of(request.called_station) if policy.looks_at_ssid else "",
         facts.site,
     )
     if facts.snapshot_age_seconds <= facts.stale_after_seconds:  # NaN counts as stale

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Final
@@ -94,8 +95,12 @@ def write_answer(decision: Decision, *, reply_message: bool = True) -> bytes:
     """
     members = [_REJECT if decision.verdict == "reject" else _ACCEPT]
     for name, _, text, octets, _ in to_attributes(decision, reply_message=reply_message):
-        # Class is octets: FreeRADIUS reads hex without a chance of interpretation
-        members.append(_member(f"reply:{name}", "0x" + octets.hex() if name == "Class" else text))
+        if name == "Class":  # octets: FreeRADIUS reads hex without a chance of interpretation
+            members.append(_member("reply:Class", f"0x{octets.hex()}"))
+        elif name in _OF_ONE_LOGIN:
+            members.append(_member(f"reply:{name}", text))
+        else:
+            members.append(_kept_member(f"reply:{name}", text))
     return f"{{{', '.join(members)}}}".encode()
 
 
@@ -103,23 +108,32 @@ def _member(name: str, text: str) -> str:
     return f'"{name}": {{"op": ":=", "value": [{_quoted(text)}], "do_xlat": false}}'
 
 
+_OF_ONE_LOGIN: Final = frozenset({"User-Name", "Session-Timeout"})
+_kept_member = lru_cache(maxsize=4096)(_member)  # of attributes whose values come out of the policy
+
 _ACCEPT, _REJECT = (_member("control:Auth-Type", verdict) for verdict in ("Accept", "Reject"))
 
 
 def values_of(document: object) -> dict[str, list[str]]:
     """Every attribute's values as texts, in one loop: it runs for each of some thirty attributes of each login.
 
-    Raises HookMalformed when the document is not of rlm_rest's form.
+    The document is a dict of dicts, or tuples of pairs as est.transfer.read_json_pairs() gives them. Raises
+    HookMalformed when it is not of rlm_rest's form, or names something twice.
     """
-    if not isinstance(document, dict):
+    if isinstance(document, dict):
+        document = tuple((name, _pairs(one)) for name, one in document.items())
+    if type(document) is not tuple:
         raise HookMalformed("the body must be a JSON object of attributes")
     if len(document) > MAX_ATTRIBUTES:
         raise HookMalformed(f"more than {MAX_ATTRIBUTES} attributes")
     values: dict[str, list[str]] = {}
-    for name, entry in document.items():
-        if not isinstance(name, str) or not isinstance(entry, dict):
-            raise HookMalformed("each attribute must be an object with type and value")
-        found = entry.get("value")
+    for name, entry in document:
+        if type(entry) is tuple and len(entry) == 2:  # as rlm_rest writes them
+            (first, _), (second, found) = entry
+            if second != "value" or first != "type":
+                found = _value_of(name, entry)
+        else:
+            found = _value_of(name, entry)
         if type(found) is list and len(found) == 1 and type(found[0]) is str:
             values[name] = found  # nearly every attribute of nearly every login
             continue
@@ -132,7 +146,25 @@ def values_of(document: object) -> dict[str, list[str]]:
                 raise HookMalformed(f"attribute {clean_text(name, 80)} has a value that is neither text nor number")
             found = [*found[:at], str(value), *found[at + 1 :]]
         values[name] = found
+    if len(values) != len(document):
+        raise HookMalformed("the body names an attribute twice")
     return values
+
+
+def _pairs(entry: object) -> object:
+    if type(entry) is dict:
+        return tuple(entry.items())
+    return None if type(entry) is tuple else entry
+
+
+def _value_of(name: object, entry: object) -> object:
+    """`value` of an attribute whose members come in another order or number."""
+    if type(entry) is not tuple or type(name) is not str:
+        raise HookMalformed("each attribute must be an object with type and value")
+    members = dict(entry)
+    if len(members) != len(entry):
+        raise HookMalformed(f"attribute {clean_text(name, 80)} has a member twice")
+    return members.get("value")
 
 
 def _one(values: Mapping[str, list[str]], name: str) -> str:

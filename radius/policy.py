@@ -84,6 +84,7 @@ class Policy:
     sites: Mapping[str, Mapping[str, Vlan]] = field(default_factory=dict)
     mac_bypass: MacBypass | None = None
     unchecked: tuple[str, ...] = ()
+    looks_at_ssid: bool = False
     index: Mapping[str, _Index] = field(default_factory=dict, repr=False, compare=False)
     """Rules by kind of credential: those with a department by department, and those without."""
 
@@ -195,6 +196,7 @@ def _read(text: str, revision: int, *, check_reach: bool) -> Policy:
         sites=MappingProxyType(sites),
         mac_bypass=bypass,
         unchecked=unchecked,
+        looks_at_ssid=any(rule.ssids for rule in rules),
         index=MappingProxyType(_index(rules)),
     )
 

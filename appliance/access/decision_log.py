@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +19,7 @@ from radius import Decision
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 20_000
+MAX_BATCH = 500
 BATCH_SECONDS = 0.2
 PRUNE_SECONDS = 600.0
 
@@ -32,7 +32,7 @@ class DecisionLog:
         self._clock = clock
         self._keep = timedelta(days=keep_days)
         self._keep_rows = keep_rows
-        self._queue: deque[Mapping[str, Any]] = deque(maxlen=MAX_QUEUED)
+        self._queue: deque[tuple[Any, ...]] = deque(maxlen=MAX_QUEUED)
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
 
@@ -72,9 +72,14 @@ class DecisionLog:
             left = await self._store.write(lambda tx: decisions.prune(tx, before, keep_rows=self._keep_rows))
 
     async def flush(self) -> None:
-        """Writes everything that is queued."""
-        while self._queue:
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), 500))]
+        """Writes everything that is queued now.
+
+        What is decided meanwhile waits for the next turn: a commit for every handful costs more than the decisions.
+        """
+        left = len(self._queue)
+        while left > 0 and self._queue:
+            batch = [self._queue.popleft() for _ in range(min(left, len(self._queue), MAX_BATCH))]
+            left -= len(batch)
             try:
                 await self._store.write(lambda tx: decisions.add(tx, batch))  # noqa: B023
             except ApplianceError:

@@ -1,73 +1,87 @@
 """A decision as a row of the log, and back: write and read side by side.
 
-The row has what is searched as columns and the whole reason chain as JSON text, `trace`. Nothing in a written row is a
-container: thousands of them wait in memory, and the garbage collector must not walk them.
+The row has what is searched as columns and the whole reason chain as JSON text, `trace`. It is a tuple of texts and
+numbers as the database keeps them: thousands wait in memory, and neither the garbage collector nor the writer's thread
+has anything to do with each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from json import JSONEncoder
 from json.encoder import encode_basestring as _quoted
 from typing import Any, cast
 
+from appliance.store.columns import to_micros
 from radius import AccessRequest, Asked, CredentialRef, Decision, Step
 from radius.bypass import canonical_mac
 from radius.decision import Outcome, Verdict
 from radius.reasons import REASONS, STAGES, Stage
+from radius.request import EAP_TLS
+from radius.rules import ssid_of
 
-_encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-
-def row_of(decision: Decision, time: datetime, times: int | None = None) -> dict[str, Any]:
-    """A decision as a row; `times` says how many alike it stands for."""
+def row_of(decision: Decision, time: datetime, times: int | None = None) -> tuple[Any, ...]:
+    """A decision as a row in stored form, in the order of decisions.COLUMNS; `times` says how many it stands for."""
     request = decision.request
-    return {
-        "time": time,
-        "verdict": decision.verdict,
-        "vlan": None if decision.vlan is None else str(decision.vlan),
-        "reason": decision.reason_code,
-        "nas": request.nas or request.nas_address,
-        "port": request.nas_port,
-        "mac": canonical_mac(request.calling_station) or request.calling_station or None,
-        "session": request.session,
-        "agent_id": decision.agent_id or None,
-        "owner_id": decision.owner_id or None,
-        "department": decision.department,
-        "serial": None if request.credential is None else f"{request.credential.serial:x}",
-        "policy_revision": decision.policy_revision,
-        "trace": _trace(decision),
-        "times": times,
-    }
+    station = request.calling_station
+    return (
+        to_micros(time),
+        decision.verdict,
+        None if decision.vlan is None else str(decision.vlan),
+        decision.reason_code,
+        request.nas or request.nas_address,
+        request.nas_port,
+        _mac(station),
+        request.session,
+        decision.agent_id or None,
+        decision.owner_id or None,
+        decision.department,
+        None if request.credential is None else f"{request.credential.serial:x}",
+        decision.policy_revision,
+        _trace(decision),
+        times,
+    )
+
+
+def _mac(station: str) -> str | None:
+    """A MAC address in the one form that is searched for; a text that is none stays as it is."""
+    if len(station) == 17 and station[2] == "-" and station == station.upper():
+        return station  # as most NAS send it
+    return canonical_mac(station) or station or None
 
 
 def _trace(decision: Decision) -> str:
     """The reason chain as JSON text, by hand: a general encoder takes longer over it than the decision took."""
-    steps = ",".join(
-        f'{{"stage":"{stage}","outcome":"{outcome}","evidence":{_quoted(evidence)}}}'
-        for stage, outcome, evidence in decision.steps
-    )
-    request = decision.request
-    more = ""
-    if decision.asked is not None:
-        more += f',"asked":{_encode(decision.asked)}'
+    request, asked = decision.request, decision.asked
+    (_, tls, why_tls), (_, held, why_held), (_, owned, why_owned), (_, ruled, why_ruled) = decision.steps
+    parts = [
+        f'{{"steps":[{{"stage":"tls","outcome":"{tls}","evidence":{_quoted(why_tls)}}},'
+        f'{{"stage":"credential","outcome":"{held}","evidence":{_quoted(why_held)}}},'
+        f'{{"stage":"owner","outcome":"{owned}","evidence":{_quoted(why_owned)}}},'
+        f'{{"stage":"policy","outcome":"{ruled}","evidence":{_quoted(why_ruled)}}}],'
+        f'"rule":{_quoted(decision.rule)},"hint":{_quoted(decision.hint)},"txn":{_quoted(decision.txn)},'
+        f'"user_name":{_quoted(request.user_name)},"tls":{_quoted(request.tls_version)},'
+        f'"vlan_name":{_quoted(decision.vlan_name)},"address":{_quoted(request.nas_address)},'
+        f'"called":{_quoted(request.called_station)}'
+    ]
+    if asked is not None:
+        departments = ",".join([_quoted(one) for one in asked.departments])
+        parts.append(
+            f',"asked":["{asked.credential}",{_quoted(asked.owner_kind)},[{departments}],{_quoted(asked.agent_class)},'
+            f"{_quoted(asked.tier)},{_quoted(asked.model)},{_quoted(asked.site)}]"
+        )
     if decision.role or decision.filter_id or decision.note:
-        more += (
+        parts.append(
             f',"role":{_quoted(decision.role)},"filter_id":{_quoted(decision.filter_id)},'
             f'"note":{_quoted(decision.note)}'
         )
     if decision.session_timeout is not None:
-        more += f',"session_timeout":{decision.session_timeout}'
-    if request.method != "eap-tls":
-        more += f',"method":{_quoted(request.method)},"transport":{_quoted(request.transport)}'
-    aki = "" if request.credential is None else request.credential.aki
-    return (
-        f'{{"steps":[{steps}],"rule":{_quoted(decision.rule)},"hint":{_quoted(decision.hint)},'
-        f'"txn":{_quoted(decision.txn)},"user_name":{_quoted(request.user_name)},"tls":{_quoted(request.tls_version)},'
-        f'"vlan_name":{_quoted(decision.vlan_name)},"aki":{_quoted(aki)},"address":{_quoted(request.nas_address)}'
-        f',"called":{_quoted(request.called_station)}{more}}}'
-    )
+        parts.append(f',"session_timeout":{decision.session_timeout}')
+    if request.method != EAP_TLS:
+        parts.append(f',"method":{_quoted(request.method)},"transport":{_quoted(request.transport)}')
+    parts.append("}")
+    return "".join(parts)
 
 
 def decision_of(row: Mapping[str, Any]) -> Decision:
@@ -76,7 +90,7 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
     by_stage = {step["stage"]: step for step in trace.get("steps", ())}
     tls, held, owned, ruled = (_step(stage, by_stage.get(stage)) for stage in STAGES)
     vlan = row["vlan"]
-    ref = CredentialRef(trace.get("aki", ""), int(row["serial"], 16)) if row["serial"] else None
+    ref = CredentialRef("", int(row["serial"], 16)) if row["serial"] else None
     request = AccessRequest(
         nas=row["nas"] or "",
         nas_address=trace.get("address", ""),
@@ -117,8 +131,20 @@ def asked_of(row: Mapping[str, Any]) -> Asked | None:
     found = (row["trace"] or {}).get("asked")
     if found is None:
         return None
-    credential, kind, departments, *rest = found
-    return Asked(credential, kind, tuple(departments), *rest)
+    credential, kind, departments, agent_class, tier, model, site = found
+    called = ssid_of(row["trace"].get("called", ""))
+    return Asked(
+        credential,
+        kind,
+        tuple(departments),
+        agent_class,
+        tier,
+        model,
+        row["nas"] or "",
+        row["port"] or "",
+        called,
+        site,
+    )
 
 
 def _step(stage: Stage, found: Mapping[str, Any] | None) -> Step:

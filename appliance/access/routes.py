@@ -8,7 +8,7 @@ from appliance.access.service import AccessService
 from appliance.errors import TokenRequired
 from appliance.web.peer import Peer
 from est.exchange import Call, Reply
-from est.transfer import read_json
+from est.transfer import read_json_pairs
 from radius.decide import refuse
 from radius.failures import read_failure
 from radius.hook import read_hook, write_answer
@@ -49,4 +49,4 @@ class AccessRoutes:
 
 
 def _document(call: Call) -> object:
-    return read_json(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH)
+    return read_json_pairs(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH)

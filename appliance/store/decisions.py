@@ -11,17 +11,22 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, delete, func, insert, select
+from sqlalchemy import Select, bindparam, delete, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from appliance.store.columns import Time
 from appliance.store.schema import decisions as table
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 WALK = 200_000
 PRUNED_AT_ONCE = 5_000
 _c = table.c
-_INSERT = insert(table).values(trace=bindparam("trace", type_=Text()))
+COLUMNS = (
+    "time", "verdict", "vlan", "reason", "nas", "port", "mac", "session", "agent_id", "owner_id", "department",
+    "serial", "policy_revision", "trace", "times",
+)  # fmt: skip
+_INSERT = plain(insert(table), *COLUMNS)
 _NEWEST = select(table).order_by(_c.id.desc()).limit(bindparam("limit"))
 _ONE = select(table).where(_c.id == bindparam("key"))
 _LAST = select(func.max(_c.id))
@@ -50,9 +55,9 @@ FILTERS = tuple(_CONDITIONS)
 _INDEXED = frozenset({"agent", "mac"})
 
 
-def add(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows whose keys are the table's columns without id; `trace` is JSON text already."""
-    tx.execute_many(_INSERT, rows)
+def add(tx: Tx, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows in stored form, each a value for every one of COLUMNS: time in microseconds, trace as JSON text."""
+    tx.insert_many(_INSERT, rows)
 
 
 def newest(tx: Tx, *, limit: int) -> list[dict[str, Any]]:

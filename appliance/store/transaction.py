@@ -119,6 +119,13 @@ class Tx:
         except (sqlite3.Error, DBAPIError) as error:
             raise_refusal(error)
 
+    def insert_many(self, statement: Plain, rows: Sequence[tuple[Any, ...]], /) -> None:
+        """Run a plain INSERT for each of the rows, with nothing of Python in between."""
+        try:
+            self._cursor.executemany(statement.sql, rows)
+        except sqlite3.Error as error:
+            raise_refusal(error)
+
     def one(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> Row | None:
         """The first row, or None."""
         try:
