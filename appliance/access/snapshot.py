@@ -103,7 +103,7 @@ def credential_of(row: Mapping[str, Any]) -> tuple[Key, Credential]:
 
 def agent_of(row: Mapping[str, Any]) -> AgentFact:
     """An agent row or an `agent` event's body as what decide() wants."""
-    return AgentFact(row["state"], row.get("class") or "")
+    return AgentFact(row["state"], row.get("agent_class") or row.get("class") or "")
 
 
 def owner_of(row: Mapping[str, Any]) -> OwnerFact:

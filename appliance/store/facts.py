@@ -47,7 +47,7 @@ _OWNERS = select(
     owners.c.more_departments,
     owners.c.source,
 )
-_AGENTS = select(agents.c.identifier, agents.c.state, agents.c["class"])
+_AGENTS = select(agents.c.identifier, agents.c.state, agents.c["class"].label("agent_class"))
 _ALIVE = select(owners.c.id).limit(1)
 
 
