@@ -25,6 +25,8 @@ TlsVersion = Literal["1.2", "1.3"]
 Code = Literal["accept", "reject", "timeout", "broken"]
 _VERSIONS: Final = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_ROUNDS: Final = 100
+_KEPT: Final = (1, 11, 18, 25, 27, 29, 64, 65, 81)
+_ROLE: Final = (14823, 1)  # Aruba-User-Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,8 @@ class Outcome:
     """What a login came to, as the supplicant and its port saw it.
 
     `code` is the RADIUS answer (`timeout`: none came; `broken`: one came that breaks the protocol, see `trouble`).
-    `vlan` is Tunnel-Private-Group-Id. `attributes` has the raw octets of the last answer by type. `trouble` says why
-    the supplicant itself broke off.
+    `vlan` is Tunnel-Private-Group-Id, `role` Aruba-User-Role. `attributes` has the raw octets of the last answer by type.
+    `trouble` says why the supplicant itself broke off.
     """
 
     code: Code
@@ -47,6 +49,7 @@ class Outcome:
     duplicates_identical: bool | None = None
     trouble: str = ""
     attributes: dict[int, list[bytes]] = field(default_factory=dict)
+    role: str = ""
 
 
 async def authenticate(
@@ -258,7 +261,8 @@ class _Peer:
             eap_code=eap_code,
             protected_success=self._protected,
             trouble=trouble,
-            attributes={code: list(reply.get(code)) for code in (1, 18, 25, 64, 65, 81) if reply.get(code)},
+            attributes={code: list(reply.get(code)) for code in _KEPT if reply.get(code)},
+            role=b"".join(reply.get(_ROLE, [])).decode("utf-8", "replace"),
         )
 
     def _keys_match(self, request: Any, reply: Any, version: str) -> bool:

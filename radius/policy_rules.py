@@ -13,7 +13,7 @@ from radius.policy_values import Table
 from radius.rules import CREDENTIALS, DAYS, MODELS, OWNER_KINDS, TIERS, Rule, Window, canonical_department
 
 _V1: Final = frozenset({"name", "department", "owner_kind", "model", "vlan"})
-_V2: Final = _V1 | {
+KEYS: Final = _V1 | {
     "credential", "agent_class", "tier", "nas", "port", "ssid", "site", "time", "role", "filter_id",
     "session_timeout", "reject",
 }  # fmt: skip
@@ -24,7 +24,7 @@ _ZONE = re.compile(r"[A-Za-z][A-Za-z0-9+_-]{0,31}(?:/[A-Za-z0-9][A-Za-z0-9+_-]{0
 def read_rule(table: Table, vlans: Mapping[str, int | str], order: int, version: int) -> Rule:
     """The rule in a table; raises what radius.policy.read_policy names."""
     where = f"rule[{order + 1}]"
-    values.check_keys(table, _V1 if version == 1 else _V2, where)
+    values.check_keys(table, _V1 if version == 1 else KEYS, where)
     name = values.name(values.text(table.get("name"), f"{where}.name"), f"{where}.name")
     departments: tuple[str, ...] = ()
     if version == 1 or "department" in table:

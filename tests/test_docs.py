@@ -21,6 +21,7 @@ from appliance.proxy import agent_api
 from appliance.settings import describe_settings, load_settings
 from appliance.web import routes
 from lab import demo
+from radius import policy_rules, read_policy, rules
 from radius.reasons import REASONS
 from tests import reference
 
@@ -273,3 +274,16 @@ def _without_code(text: str) -> str:
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_page_about_the_policy_file_has_every_key_and_its_how_to_is_a_policy() -> None:
+    page = (DOCS / "reference" / "policy-file.md").read_text(encoding="utf-8")
+    keys = {*policy_rules.KEYS, "version", "unmapped", "stale", "guest_vlan", "mac_bypass", "sites", "days", "zone"}
+    assert [key for key in sorted(keys) if not re.search(rf"[`.\[]{key}[`.\]]", page)] == []
+    words = (*rules.CREDENTIALS, *rules.OWNER_KINDS, *rules.TIERS, *rules.MODELS)
+    assert [word for word in words if f"`{word}`" not in page] == []
+    how_to = (DOCS / "howto" / "write-a-policy.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", how_to, re.DOTALL)
+    policy = read_policy(text)
+    assert [rule.name for rule in policy.rules] == ["robots sleep at night", "research", "proxies in the north"]
+    assert policy.mac_bypass is not None
