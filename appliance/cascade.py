@@ -11,14 +11,25 @@ from appliance.audit import Actor, AuditEvent
 from appliance.binding import dual_identity, jws
 from appliance.binding.errors import BindingError
 from appliance.ca import revoke as revoke_certificate
-from appliance.store import agents, certificates, owners
+from appliance.errors import Conflict
+from appliance.store import agents, certificates, owners, standing_approvals
 from appliance.store.agents import Agent
 from appliance.store.owners import Owner
+from appliance.store.standing_approvals import StandingRow
 from appliance.store.transaction import Tx
 from est.certificates import read_certificate
 from est.errors import EstError
 
 _AGENTS = "agents"
+
+
+def withdraw_standing(tx: Tx, row: StandingRow, *, actor: Actor, why: str, request_id: str = "") -> None:
+    """Withdraw one standing approval; Conflict if it is withdrawn already."""
+    if not standing_approvals.withdraw(tx, row.s256):
+        raise Conflict("the standing approval is withdrawn already")
+    fields = {"approval_s256": row.s256, "agent": row.agent_id, "uses": row.uses, "why": why}
+    event = AuditEvent("standing-approval-withdrawn", actor, row.owner_id, request_id=request_id, fields=fields)
+    audit.append(tx, event)
 
 
 def revoke_agent(tx: Tx, agent: Agent, *, actor: Actor, reason: str = "cessationOfOperation", why: str = "") -> int:
@@ -29,6 +40,8 @@ def revoke_agent(tx: Tx, agent: Agent, *, actor: Actor, reason: str = "cessation
     agents.revoke(tx, agent)
     fields = {"owner": agent.owner_id, "proxy": agent.proxy_id, "why": why}
     audit.append(tx, AuditEvent("agent-revoked", actor, agent.identifier, reason=reason, fields=fields))
+    for row in standing_approvals.live_for_agent(tx, agent.identifier):
+        withdraw_standing(tx, row, actor=actor, why="agent revoked")
     return _revoke_all(tx, "agent_id", agent.identifier, actor, reason)
 
 
@@ -42,6 +55,8 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
     for key in owners.keys(tx, owner.identifier):
         if key.state != owners.REVOKED:
             owners.end_key(tx, key, state=owners.REVOKED, at=tx.now)
+    for row in standing_approvals.live_of_owner(tx, owner.identifier):
+        withdraw_standing(tx, row, actor=actor, why="owner revoked")
     count = 0
     for agent in agents.of_owner(tx, owner.identifier):
         if agent.state != agents.REVOKED:
@@ -52,8 +67,12 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
 def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor) -> int:
     """Revoke the live credentials whose approval one key of an owner signed; returns how many.
 
-    The certificate itself holds the owner's key; one whose extension cannot be read falls too.
+    Its standing approvals are withdrawn. The certificate itself holds the owner's key; one whose extension cannot be
+    read falls too.
     """
+    for standing in standing_approvals.live_of_owner(tx, owner.identifier):
+        if standing.kid == jkt:
+            withdraw_standing(tx, standing, actor=actor, why="owner key revoked")
     count = 0
     for row in certificates.live(tx, "owner_id", owner.identifier, tx.now):
         if row.issuer_role == _AGENTS and _approving_key(row.der, arc) in (jkt, None):

@@ -20,6 +20,7 @@ from appliance.commands import (
     directory,
     hosts,
     itself,
+    life,
     network,
     people,
     trust,
@@ -54,7 +55,7 @@ app.add_typer(auditing.audit, name="audit")
 app.add_typer(decisions.access, name="access")
 app.add_typer(trust.trust, name="trust")
 app.add_typer(hosts.proxy, name="proxy")
-app.add_typer(hosts.owner, name="owner")
+app.add_typer(life.owner, name="owner")
 app.add_typer(hosts.agent, name="agent")
 
 

@@ -310,6 +310,12 @@ class IdentitySettings(_Section):
     denial_mute_seconds: int = Field(
         900, ge=0, description="How long an owner is not asked about an agent again after a no, seconds."
     )
+    standing_days: float = Field(
+        90.0,
+        gt=0,
+        le=90,
+        description="Longest life of a standing approval, which covers renewals, days.",
+    )
     evidence_seconds: int = Field(300, gt=0, description="Oldest evidence accepted at submission, seconds.")
     skew_seconds: int = Field(60, ge=0, description="Clock difference tolerated, seconds.")
     reserve_per_proxy: int = Field(

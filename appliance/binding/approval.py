@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -28,7 +29,6 @@ from appliance.binding.errors import (
     ApprovalWidened,
     ApprovalWindowTooLong,
     ApprovalWrongAudience,
-    ApprovalWrongOwner,
     Malformed,
     OrgMaterialMismatch,
     OwnerMismatch,
@@ -37,7 +37,7 @@ from appliance.binding.errors import (
     SelfApproval,
     SignatureInvalid,
 )
-from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, OwnerRecord, seconds
+from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, OwnerKey, OwnerRecord, seconds
 from appliance.binding.identifier import Kind
 from appliance.binding.jws import Sealed
 from appliance.binding.request import MAX_TTL_SECONDS, AgentRequest
@@ -50,6 +50,17 @@ _CLAIMS = frozenset(
     {"iss", "sub", "aud", "iat", "exp", "jti", "nonce", "cnf", "rqh", "purpose", "model", "profiles", "ttl", "proxy"}
     | {"decision", "org"}
 )
+
+
+class Bounds(Protocol):
+    """What every form of approval bounds."""
+
+    @property
+    def iat(self) -> int: ...
+    @property
+    def profiles(self) -> tuple[str, ...]: ...
+    @property
+    def ttl(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +191,12 @@ def check(
     """
     limits = limits or Limits()
     sealed = read(token) if isinstance(token, str) else token
-    kid = _kid_of(sealed)
-    registered = owner.key(kid) if owner is not None else None
-    if kid == request.jkt:
-        unseal(sealed, request.key, kid=kid)
+    if _kid_of(sealed) == request.jkt:
+        unseal(sealed, request.key, kid=request.jkt)
         raise SelfApproval("the approval is signed by the agent that asks")
-    if signer_is_agent:
-        raise SelfApproval("the approval is signed by an agent's key")
-    if owner is None or registered is None:
-        raise SignatureInvalid("no registered owner key made this signature")
-    approval = unseal(sealed, registered.public_key, kid=kid)
-    if approval.iss != owner.owner_id:
-        raise ApprovalWrongOwner("the approval's iss is not the owner of the key that signed it")
-    owner.check_active()
-    registered.check(approval.iat, software_allowed=limits.software_owner_keys, new=True)
+    owner, registered = check_signer(sealed, owner, signer_is_agent=signer_is_agent)
+    approval = unseal(sealed, registered.public_key, kid=registered.jkt)
+    owner.check_signed(approval.iss, registered, approval.iat, software_allowed=limits.software_owner_keys)
     if approval.aud != server_id:
         raise ApprovalWrongAudience("the approval is addressed to another server")
     check_window(
@@ -218,7 +221,23 @@ def check(
     return approval
 
 
-def bounds(request: AgentRequest, approval: OwnerApproval, *caps_seconds: int) -> tuple[tuple[str, ...], int]:
+def check_signer(
+    sealed: Sealed, owner: OwnerRecord | None, *, signer_is_agent: bool = False
+) -> tuple[OwnerRecord, OwnerKey]:
+    """The owner who has the key that an approval names, and that key; the start of every approval's check.
+
+    Raises Malformed, SelfApproval, SignatureInvalid.
+    """
+    kid = _kid_of(sealed)
+    if signer_is_agent:
+        raise SelfApproval("the approval is signed by an agent's key")
+    registered = owner.key(kid) if owner is not None else None
+    if owner is None or registered is None:
+        raise SignatureInvalid("no registered owner key made this signature")
+    return owner, registered
+
+
+def bounds(request: AgentRequest, approval: Bounds, *caps_seconds: int) -> tuple[tuple[str, ...], int]:
     """What may be issued: the profiles both asked and approved, and the shortest of all lives in seconds.
 
     Raises ProfileNotApproved if no profile is left.
@@ -229,7 +248,7 @@ def bounds(request: AgentRequest, approval: OwnerApproval, *caps_seconds: int) -
     return profiles, min(request.ttl, approval.ttl, *caps_seconds)
 
 
-def not_before(approval: OwnerApproval, now: datetime, limits: Limits | None = None) -> datetime:
+def not_before(approval: Bounds, now: datetime, limits: Limits | None = None) -> datetime:
     """Where a credential's life may begin: backdated for slow clocks, but not to before the approval could be used."""
     limits = limits or Limits()
     return max(

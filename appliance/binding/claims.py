@@ -105,6 +105,18 @@ class Claims:
         """base64url of a SHA-256."""
         return self._matching(name, _HASH, "base64url of 32 octets")
 
+    def hashes(self, name: str, *, most: int) -> tuple[str, ...]:
+        """One to `most` different hashes, in their order."""
+        value = self.value(name)
+        if (
+            not isinstance(value, list)
+            or not 0 < len(value) <= most
+            or any(not isinstance(one, str) or not _HASH.fullmatch(one) for one in value)
+            or len(set(value)) != len(value)
+        ):
+            raise self.malformed(name, f"1 to {most} different hashes")
+        return tuple(value)
+
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of these words."""
         value = self._values.get(name)

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding.errors import OwnerKeyInSoftware, OwnerKeyNotValid, OwnerNotActive
+from appliance.binding.errors import ApprovalWrongOwner, OwnerKeyInSoftware, OwnerKeyNotValid, OwnerNotActive
 
 
 class Model(StrEnum):
@@ -42,6 +42,8 @@ class Limits:
     """How far a credential's notBefore may lie before the moment of issue."""
     software_owner_keys: bool = True
     """Whether owner keys kept in software count."""
+    standing_seconds: int = 90 * 86_400
+    """Longest `exp` - `iat` of a standing approval."""
 
     def of(self, model: Model) -> Limits:
         """The limits under this issuance model."""
@@ -104,6 +106,13 @@ class OwnerRecord:
         """Refuses (OwnerNotActive) what a suspended or revoked owner signed."""
         if self.state != "active":
             raise OwnerNotActive("this owner is not active")
+
+    def check_signed(self, iss: str, key: OwnerKey, at: int, *, software_allowed: bool) -> None:
+        """Refuses (ApprovalWrongOwner, OwnerNotActive, OwnerKey...) what this key may not have signed in this name."""
+        if iss != self.owner_id:
+            raise ApprovalWrongOwner("the approval's iss is not the owner of the key that signed it")
+        self.check_active()
+        key.check(at, software_allowed=software_allowed, new=True)
 
 
 def seconds(at: datetime) -> float:

@@ -21,7 +21,12 @@ _CLAIMS = frozenset({"sub", "cnf", "nonce", "aud", "iat", "exp"})
 def seal(signer: Signer, *, sub: str, jkt: str, nonce: str, aud: str, iat: int, exp: int) -> str:
     """A proof by the live credential's key for the new key with thumbprint `jkt`."""
     claims = {"sub": sub, "cnf": {"jkt": jkt}, "nonce": nonce, "aud": aud, "iat": iat, "exp": exp}
-    return jws.seal(claims, typ=TYP, signer=signer)
+    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+
+
+def kid_of(token: str) -> str | None:
+    """The live credential's key that a proof says it is signed with, to find that credential; raises Malformed."""
+    return jws.read(token).kid
 
 
 def check(

@@ -39,6 +39,7 @@ from appliance.binding.errors import (
     RequestNotYetValid,
     RequestWindowTooLong,
     RequestWrongAudience,
+    StandingApprovalNotForFirstIssue,
 )
 from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, Model, NonceRecord, seconds
 from appliance.binding.identifier import Kind, read_kind
@@ -47,9 +48,10 @@ from est.signer import Signer
 
 TYP = "agent-request+jwt"
 MAX_TTL_SECONDS = 90 * 86_400
+MAX_STANDING = 8
 
 _REQUIRED = ("sub", "aud", "iat", "exp", "jti", "nonce", "model", "purpose", "profiles", "ttl")
-_CLAIMS = frozenset((*_REQUIRED, "owner", "csr_s256", "txn", "label", "prev"))
+_CLAIMS = frozenset((*_REQUIRED, "owner", "csr_s256", "txn", "label", "prev", "standing"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class AgentRequest:
     label: str | None
     """Text that the agent chose; shown to people as such, never part of a decision."""
     prev: str | None
+    standing: tuple[str, ...] = ()
+    """Hashes of the standing approvals under which this renewal asks; none: it brings fresh ones."""
 
 
 def seal(
@@ -100,6 +104,7 @@ def seal(
     txn: str | None = None,
     label: str | None = None,
     prev: str | None = None,
+    standing: Sequence[str] = (),
 ) -> str:
     """A request signed by the agent's key; what it says is checked by whoever opens it."""
     claims: dict[str, object] = {"sub": sub}
@@ -110,6 +115,8 @@ def seal(
     if csr_der is not None:
         claims["csr_s256"] = jws.s256(csr_der)
     claims |= {name: value for name, value in (("txn", txn), ("label", label), ("prev", prev)) if value is not None}
+    if standing:
+        claims["standing"] = list(standing)
     return jws.seal(claims, typ=TYP, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
 
 
@@ -145,6 +152,7 @@ def unseal(token: str) -> AgentRequest:
         txn=claims.reference("txn") if "txn" in claims else None,
         label=claims.label("label") if "label" in claims else None,
         prev=claims.text("prev", max_length=4096) if "prev" in claims else None,
+        standing=claims.hashes("standing", most=MAX_STANDING) if "standing" in claims else (),
     )
     _check_shape(request)
     return request
@@ -241,6 +249,8 @@ def _check_shape(request: AgentRequest) -> None:
         raise RenewalProofMissing("a renewal must carry prev, signed by the key of the live credential")
     if request.purpose != "renew" and request.prev is not None:
         raise RenewalProofNotExpected("prev belongs to renewals only")
+    if request.purpose != "renew" and request.standing:
+        raise StandingApprovalNotForFirstIssue("standing approvals cover renewals only")
 
 
 def _check_address(request: AgentRequest, server_id: str, origin: str, now: datetime, limits: Limits) -> None:

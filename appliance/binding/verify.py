@@ -21,8 +21,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.binding import approval as approvals
-from appliance.binding import dual_identity, jws, token
+from appliance.binding import dual_identity, jws, standing, token
 from appliance.binding.approval import OwnerApproval
+from appliance.binding.dual_identity import DualIdentity
 from appliance.binding.errors import (
     ApprovalDenied,
     ApprovalDigestMismatch,
@@ -50,11 +51,13 @@ from appliance.binding.errors import (
 )
 from appliance.binding.facts import Limits, Model, OwnerKey, OwnerRecord, seconds
 from appliance.binding.identifier import Kind, read_kind
+from appliance.binding.standing import StandingApproval
 from est import chains
 from est.chains import EndEntityPolicy, TrustAnchors
 from est.errors import CertificateMalformed, EstError, Refusal
 from est.keys import is_ec, public_key_of
 
+AnyApproval = OwnerApproval | StandingApproval
 Owners = Callable[[str], OwnerRecord | None]
 
 AGENT = EndEntityPolicy(all_eku=frozenset({chains.CLIENT_AUTH, chains.SERVER_AUTH}))
@@ -93,7 +96,7 @@ class Report:
     owner_id: str
     owner_key_jkt: str
     model: Model
-    approval: OwnerApproval | None
+    approval: AnyApproval | None
     """None for a WIT in digest form that was verified without the approval beside it."""
 
     @property
@@ -143,11 +146,13 @@ def verify_certificate(
     arc: str = dual_identity.ARC,
     limits: Limits | None = None,
     ear: str | None = None,
+    approval: str | None = None,
 ) -> Report:
     """Verifies a dual-identity certificate with nothing but itself, the domain's anchors and the owners' keys.
 
-    `owners` looks an owner up by identifier; `ear`, where at hand, must be the attestation result that the certificate
-    names. Raises the leaf for the first thing that is wrong (field `step`), also est's for the chain.
+    `owners` looks an owner up by identifier. `ear`, where at hand, must be the attestation result that the certificate
+    names, `approval` the standing approval whose hash it holds. Raises the leaf for the first thing that is wrong
+    (field `step`), also est's for the chain.
     """
     limits = limits or Limits()
     steps = _Steps()
@@ -171,11 +176,12 @@ def verify_certificate(
         registered = _registered(owners(dual.owner_id), dual.owner_id, dual.owner_key)
         steps.end(registered.jkt)
         steps.begin("approval")
-        if not isinstance(dual.approval, str):
+        if dual.model is Model.STANDING and approval is None:
+            assert isinstance(dual.approval, bytes)  # dual_identity.read allows nothing else
             raise ApprovalNotInside("ask the issuing server for the approval", sha256=dual.approval.hex())
-        approval = approvals.unseal(dual.approval, registered.public_key, kid=registered.jkt)
-        registered.check(approval.iat, software_allowed=limits.software_owner_keys)
-        steps.end(approval.jti)
+        opened = _open_approval(dual, approval, registered)
+        registered.check(opened.iat, software_allowed=limits.software_owner_keys)
+        steps.end(opened.jti)
         steps.begin("binding")
         key = public_key_of(leaf)
         if not is_ec(key):
@@ -183,7 +189,7 @@ def verify_certificate(
         start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
         lifetime = (end - start).total_seconds()
         _check_approval(
-            approval,
+            opened,
             domain,
             limits,
             owner_id=dual.owner_id,
@@ -194,8 +200,8 @@ def verify_certificate(
             start=seconds(start),
             lifetime_seconds=lifetime - limits.backdating_seconds,
         )
-        steps.end(f"{lifetime:.0f} s of {approval.ttl} s approved")
-    return Report(tuple(steps.found), agent_id, dual.owner_id, registered.jkt, dual.model, approval)
+        steps.end(f"{lifetime:.0f} s of {opened.ttl} s approved")
+    return Report(tuple(steps.found), agent_id, dual.owner_id, registered.jkt, dual.model, opened)
 
 
 def verify_wit(
@@ -244,7 +250,7 @@ def verify_wit(
             raise ApprovalDigestMismatch("the WIT names another approval")
         opened = None
         if whole is not None:
-            opened = approvals.unseal(whole, registered.public_key, kid=registered.jkt)
+            opened = _unseal(whole, wit.owner.model, registered)
             registered.check(opened.iat, software_allowed=limits.software_owner_keys)
         steps.end(opened.jti if opened else "by digest, not resolved")
         steps.begin("binding")
@@ -323,8 +329,24 @@ def _registered(owner: OwnerRecord | None, owner_id: str, key: ec.EllipticCurveP
     return registered
 
 
+def _open_approval(dual: DualIdentity, beside: str | None, registered: OwnerKey) -> AnyApproval:
+    """The approval in the certificate, or the one beside it whose hash the certificate holds."""
+    if isinstance(dual.approval, str):
+        return approvals.unseal(dual.approval, registered.public_key, kid=registered.jkt)
+    whole = beside or ""
+    if not compare_digest(hashlib.sha256(whole.encode()).digest(), dual.approval):
+        raise ApprovalDigestMismatch("the certificate names another approval")
+    return _unseal(whole, dual.model, registered)
+
+
+def _unseal(token: str, model: Model, registered: OwnerKey) -> AnyApproval:
+    if model is Model.STANDING:
+        return standing.unseal(token, registered.public_key, kid=registered.jkt)
+    return approvals.unseal(token, registered.public_key, kid=registered.jkt)
+
+
 def _check_approval(
-    approval: OwnerApproval,
+    approval: AnyApproval,
     domain: TrustDomain,
     limits: Limits,
     *,
@@ -340,15 +362,15 @@ def _check_approval(
         raise ApprovalWrongOwner("the approval comes from another owner")
     if approval.sub != subject:
         raise ApprovalForOtherAgent("the approval names another agent")
-    if approval.jkt != jkt:
+    if isinstance(approval, OwnerApproval) and approval.jkt != jkt:
         raise ApprovalForOtherKey("the approval binds another agent key")
     if approval.kid == jkt:
         raise SelfApproval("the approval is signed by the agent's own key")
     if approval.aud != domain.server_id:
         raise ApprovalWrongAudience("the approval is addressed to another server")
-    if approval.model != model:
+    if isinstance(approval, OwnerApproval) and approval.model != model:
         raise ApprovalForOtherModel("the approval was given for another issuance model")
-    if approval.is_denial:
+    if isinstance(approval, OwnerApproval) and approval.is_denial:
         raise ApprovalDenied("the owner said no")
     if profile not in approval.profiles:
         raise ProfileNotApproved(f"the owner did not approve a credential of the kind {profile}", profile=profile)
@@ -356,3 +378,5 @@ def _check_approval(
         raise IssuedOutsideApproval("the credential's life begins when the approval could not be used")
     if lifetime_seconds > approval.ttl:
         raise LifetimeNotApproved("the credential lives longer than the owner approved")
+    if isinstance(approval, StandingApproval) and start + lifetime_seconds > approval.exp + limits.skew_seconds:
+        raise LifetimeNotApproved("the credential outlives the standing approval")

@@ -131,6 +131,20 @@ def owners_list() -> None:
     show(ask("owners.list"), ("ref", "identifier", "name", "kind", "department", "state", "source", "keys"))
 
 
+@owners.command("standing")
+def owners_standing(ref: str) -> None:
+    """An owner's standing approvals, under which agents renew without asking."""
+    show(ask("owners.standing", ref=ref), ("s256", "agent", "state", "uses", "max_uses", "until", "used_at"))
+
+
+@owners.command("withdraw-standing")
+def owners_withdraw_standing(
+    ref: str, s256: Annotated[str, typer.Argument(help="Hash of the standing approval, as `standing` shows it.")]
+) -> None:
+    """Withdraw a standing approval for good; credentials that were issued under it stay."""
+    show(ask("owners.withdraw_standing", ref=ref, s256=s256))
+
+
 @owners.command("suspend")
 def owners_suspend(ref: str) -> None:
     """Deny everything in an owner's name until resumed."""

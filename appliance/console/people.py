@@ -9,6 +9,7 @@ from appliance.access.directory import OwnerDirectory
 from appliance.audit import Actor
 from appliance.binding.bundle import TrustBundle, write
 from appliance.binding.facts import OwnerRecord
+from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.registry import AgentRegistry
 
 
@@ -16,12 +17,17 @@ class OwnerOperations:
     """appliance owners ..."""
 
     def __init__(
-        self, directory: OwnerDirectory, actor: Actor, bundle: Callable[[list[OwnerRecord]], TrustBundle]
+        self,
+        directory: OwnerDirectory,
+        actor: Actor,
+        bundle: Callable[[list[OwnerRecord]], TrustBundle],
+        desk: OwnerDesk,
     ) -> None:
         """`bundle` puts owners together with what else a relying party needs."""
         self._directory = directory
         self._actor = actor
         self._bundle = bundle
+        self._desk = desk
 
     async def bundle(self) -> Any:
         return {"bundle": await self.bundle_text()}
@@ -62,6 +68,12 @@ class OwnerOperations:
 
     async def allow_proxy(self, ref: str, proxy: str) -> Any:
         return await self._directory.allow_proxy(ref, proxy, actor=self._actor)
+
+    async def standing(self, ref: str) -> Any:
+        return await self._desk.of_owner(ref)
+
+    async def withdraw_standing(self, ref: str, s256: str) -> Any:
+        return await self._desk.withdraw_of(ref, s256, actor=self._actor)
 
     async def list_(self) -> Any:
         return await self._directory.list()

@@ -21,6 +21,7 @@ from appliance.identity.appraisal_policy import (
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.issue import Issuer
 from appliance.identity.owner_mediated import OwnerMediated
+from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.records import Registry
 from appliance.identity.server_mediated import ServerMediated
 from appliance.identity.service import IdentityService
@@ -55,6 +56,7 @@ def build_identity(
         window_seconds=int(settings.nonce_hours * 3600),
         evidence_seconds=settings.evidence_seconds,
         software_owner_keys=settings.allow_software_owner_keys,
+        standing_seconds=int(settings.standing_days * 86_400),
     )
     own_keys = [spki_sha256(ca.root), *(spki_sha256(ca.issuing(role).certificate) for role in ROLES)]
     own_keys += [spki_sha256(one.public_key()) for one in (verifier_signer, wit_signer)]
@@ -96,6 +98,7 @@ def build_identity(
         },
         issuer=issuer,
         challenges=challenges,
+        desk=OwnerDesk(server_id=server_id, store=store, clock=clock, registry=registry, limits=limits),
     )
 
 

@@ -28,8 +28,9 @@ from appliance.binding.bundle import TrustBundle
 from appliance.binding.composite import org_hash
 from appliance.binding.dual_identity import DualIdentity
 from appliance.binding.errors import BindingError
-from appliance.binding.facts import Limits, OwnerRecord
+from appliance.binding.facts import Limits, Model, OwnerRecord
 from appliance.binding.request import AgentRequest
+from appliance.binding.standing import StandingApproval
 from appliance.binding.token import WitOwner
 from appliance.binding.verify import TrustDomain
 from appliance.ca import CertificateAuthority, IssuedRow, Slot
@@ -51,7 +52,7 @@ class Grant:
     """A decision of yes: what is issued, to whom, and everything that stands behind it."""
 
     request: AgentRequest
-    approvals: tuple[OwnerApproval, ...]
+    approvals: tuple[OwnerApproval | StandingApproval, ...]
     owner: OwnerRecord | None
     evidence: str
     ear: str
@@ -62,6 +63,16 @@ class Grant:
     org: tuple[str, ...] = ()
     """Organisational material of the owner's gateway; kept, and hashed in the audit log."""
     tier: str = ""
+
+    @property
+    def standing(self) -> tuple[StandingApproval, ...]:
+        """The standing approvals under which this is a renewal; none where the owner was asked."""
+        return tuple(one for one in self.approvals if isinstance(one, StandingApproval))
+
+    @property
+    def model(self) -> Model:
+        """What stands in the credential: how the owner said yes."""
+        return Model.STANDING if self.standing else self.request.model
 
     @cached_property
     def approvals_s256(self) -> Sequence[str]:
@@ -78,7 +89,7 @@ class Grant:
             "agent": request.sub,
             "owner": request.owner,
             "proxy": self.proxy_id,
-            "model": str(request.model),
+            "model": str(self.model),
             "rqh": request.rqh,
             "approvals_s256": self.approvals_s256,
             "evidence_s256": jws.s256(self.evidence),
@@ -166,7 +177,7 @@ class Issuer:
                 "owner_id": request.owner,
                 "proxy_id": grant.proxy_id,
                 "txn": grant.txn,
-                "model": str(request.model),
+                "model": str(grant.model),
                 "tier": grant.tier or None,
                 "csr_sha256": None if request.csr_s256 is None else jws.unbase64url(request.csr_s256, "csr").hex(),
             },
@@ -231,8 +242,8 @@ class Issuer:
             dual = DualIdentity(
                 owner_id=grant.owner.owner_id,
                 owner_key=registered.public_key,
-                model=request.model,
-                approval=approval.token,
+                model=grant.model,
+                approval=approval.token if not grant.standing else sha256(approval.token.encode("ascii")).digest(),
                 ear_digest=sha256(grant.ear.encode("ascii")).digest(),
                 log_index=dual_identity.log_index_of(slot.log_index),
             )
@@ -273,6 +284,7 @@ class Issuer:
                     arc=self.arc,
                     limits=self.limits,
                     ear=grant.ear,
+                    approval=grant.approvals[0].token if grant.standing else None,
                 )
                 found = report.agent_id
         except (BindingError, EstError) as cause:
@@ -287,9 +299,7 @@ class Issuer:
             approval = grant.approvals[0]
             registered = grant.owner.key(approval.kid)
             assert registered is not None  # approval.check found it
-            owner = WitOwner(
-                grant.owner.owner_id, registered.public_key, request.model, apv_s256=grant.approvals_s256[0]
-            )
+            owner = WitOwner(grant.owner.owner_id, registered.public_key, grant.model, apv_s256=grant.approvals_s256[0])
         claim = token.owner_claim_of(self.domain.origin.partition("://")[2])
         issued = int(now.timestamp())
         wit = token.seal(

@@ -15,6 +15,7 @@ from appliance.binding.composite import Composite
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
+from appliance.binding.standing import StandingApproval
 from appliance.store.challenges import Challenge
 
 
@@ -45,7 +46,7 @@ class Setting:
 class Bound:
     """The owner said yes. The first approval stands in the credential; none and no owner is a single identity."""
 
-    approvals: tuple[OwnerApproval, ...]
+    approvals: tuple[OwnerApproval | StandingApproval, ...]
     owner: OwnerRecord | None
     keys: tuple[OwnerKey, ...] = ()
     """The registered keys that approved, in the order of the approvals."""

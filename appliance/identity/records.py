@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,24 +16,47 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding import jws, renewal
 from appliance.binding.approval import read as read_approval
 from appliance.binding.ear import Tier
-from appliance.binding.errors import ApprovalSpent, KeyReused, Malformed, NonceSpent, OwnerNotActive
+from appliance.binding.errors import (
+    ApprovalSpent,
+    KeyReused,
+    Malformed,
+    NonceSpent,
+    OwnerNotActive,
+    StandingApprovalUnknown,
+    StandingApprovalUsedUp,
+    StandingApprovalWithdrawn,
+    StandingReferenceMismatch,
+)
 from appliance.binding.facts import Model, NonceRecord, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
+from appliance.binding.standing import StandingApproval
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
 from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive, RequestReplayed, SubmitterNotLive
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
-from appliance.store import agents, certificates, challenges, deciding, nonces, org_material, proxies, requests
+from appliance.store import (
+    agents,
+    certificates,
+    challenges,
+    deciding,
+    nonces,
+    org_material,
+    proxies,
+    requests,
+    standing_approvals,
+)
 from appliance.store.agents import Agent
 from appliance.store.challenges import Challenge
 from appliance.store.deciding import RequestRow
 from appliance.store.requests import Request
 from appliance.store.standing import is_approver, standing
+from appliance.store.standing_approvals import StandingRow
 from appliance.store.transaction import Tx
 from est.chains import read_certificate
 from est.keys import public_key_of
@@ -66,8 +89,14 @@ class Registry:
         self._parsed: dict[str, ec.EllipticCurvePublicKey] = {}
 
     def gather(self, tx: Tx, request: AgentRequest, approvals: Sequence[Sealed]) -> RequestFacts:
-        """Facts about a request and the keys that its approvals name."""
-        parked = challenges.by_rqh(tx, request.rqh) if request.model is Model.SERVER_MEDIATED else None
+        """Facts about a request and the keys that its approvals name.
+
+        Raises StandingReferenceMismatch, StandingApprovalUnknown, StandingApprovalWithdrawn.
+        """
+        is_asked = request.model is Model.SERVER_MEDIATED and not request.standing
+        parked = challenges.by_rqh(tx, request.rqh) if is_asked else None
+        if request.standing:
+            approvals = _referred(tx, request, approvals)
         if parked is not None and parked.answer is not None:
             approvals = [*approvals, read_approval(parked.answer)]
         row = deciding.request(
@@ -79,7 +108,7 @@ class Registry:
             spki_sha256=request.key_sha256,
         )
         nonce = row.nonce
-        live_key = _live_key(tx, request.sub) if request.purpose == "renew" else None
+        live_key = _live_key(tx, request) if request.purpose == "renew" else None
         return RequestFacts(
             earlier=requests.get(tx, request.rqh) if row.is_known else None,
             nonce=None
@@ -150,8 +179,8 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
     """Spend nonce, request and approvals, register the agent and keep the request, if everything still stands.
 
     This is the one transaction that writes the pending row, so a human's signature is never spent for nothing. Raises
-    ApprovalSpent, NonceSpent, RequestReplayed, OwnerNotActive, KeyReused, AgentUnknown, AgentRevoked, SubmitterNotLive,
-    ProxyNotActive, Conflict: then nothing is spent.
+    ApprovalSpent, StandingApproval..., NonceSpent, RequestReplayed, OwnerNotActive, KeyReused, AgentUnknown,
+    AgentRevoked, SubmitterNotLive, ProxyNotActive, Conflict: then nothing is spent.
     """
     request = grant.request
     owner_id = None if grant.owner is None else grant.owner.owner_id
@@ -174,6 +203,8 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
         requests.add(tx, row)
     except Conflict as cause:
         raise ApprovalSpent("this request was decided before", rqh=request.rqh) from cause
+    for one in grant.standing:
+        record_standing(tx, one, submitter.actor, "")
     _check_still_stands(tx, grant, agent, submitter)
     if not nonces.spend(tx, request.nonce):
         raise NonceSpent("the nonce was used before")
@@ -181,10 +212,14 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
     if not nonces.spend_id(tx, "request", f"{request.sub} {request.jti}", tx.now + kept):
         raise RequestReplayed("the request's jti was used before")
     for approval in grant.approvals:
+        if isinstance(approval, StandingApproval):
+            if not standing_approvals.use(tx, approval.s256):
+                raise StandingApprovalUsedUp("the standing approval may not be used again", limit=approval.max_uses)
+            continue
         kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
         if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
             raise ApprovalSpent("this approval was used before")
-    if request.model is Model.SERVER_MEDIATED and not challenges.spend(tx, request.rqh):
+    if grant.model is Model.SERVER_MEDIATED and not challenges.spend(tx, request.rqh):
         raise ApprovalSpent("the owner's answer was used before")
     if grant.org:
         org_material.add(tx, request.rqh, grant.org)
@@ -219,7 +254,12 @@ def tell_decision(tx: Tx, grant: Grant, agent: Agent, actor: Actor, request_id: 
 
     tell("agent-request-received", grant.request.sub, grant.hashes)
     for approval, digest in zip(grant.approvals, grant.approvals_s256, strict=True):
-        approved = {"agent": approval.sub, "rqh": approval.rqh, "approval_s256": digest}
+        approved = {"agent": approval.sub, "rqh": grant.request.rqh, "approval_s256": digest}
+        if isinstance(approval, StandingApproval):
+            row = standing_approvals.get(tx, digest)
+            uses = 0 if row is None else row.uses
+            tell("standing-approval-used", approval.iss, {**approved, "kid": approval.kid, "uses": uses})
+            continue
         tell("owner-approved", approval.iss, {**approved, "kid": approval.kid})
     if agent.state != agents.REGISTERED:
         tell("agent-registered", agent.identifier, {"owner": grant.request.owner, "proxy": grant.proxy_id})
@@ -263,12 +303,81 @@ def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter
         raise KeyReused("the agent's key has become somebody else's")
     if not all(is_approver(tx, approval.iss, approval.kid) for approval in grant.approvals):
         raise OwnerNotActive("this owner or its key is not active any more")
+    for one in grant.standing:
+        _check_not_withdrawn(tx, one)
 
 
-def _live_key(tx: Tx, agent_id: str) -> ec.EllipticCurvePublicKey | None:
-    """The key of an agent's newest live certificate."""
-    for row in reversed(certificates.live(tx, "agent_id", agent_id, tx.now)):
-        if row.state == certificates.ISSUED and row.der is not None:
-            key = public_key_of(read_certificate(row.der))
-            return key if isinstance(key, ec.EllipticCurvePublicKey) else None
-    return None
+def _live_key(tx: Tx, request: AgentRequest) -> ec.EllipticCurvePublicKey | None:
+    """The key of an agent's live certificate that the renewal proof names; of the newest one, if it names none of them.
+
+    A credential whose answer was lost on the way is live here and unknown to the agent, so any live one may vouch.
+    """
+    named = None if request.prev is None else renewal.kid_of(request.prev)
+    newest = None
+    for row in reversed(certificates.live(tx, "agent_id", request.sub, tx.now)):
+        if row.state != certificates.ISSUED or row.der is None:
+            continue
+        key = public_key_of(read_certificate(row.der))
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            continue
+        if named in (None, jws.jkt(key)):
+            return key
+        newest = newest or key
+    return newest
+
+
+def _referred(tx: Tx, request: AgentRequest, brought: Sequence[Sealed]) -> list[Sealed]:
+    """The standing approvals to which a renewal refers, in its order: those that came along, the others on record."""
+    here = {jws.s256(one.token): one for one in brought}
+    if not here.keys() <= set(request.standing):
+        raise StandingReferenceMismatch("an approval came along to which the request does not refer")
+    found = []
+    for s256 in request.standing:
+        row = standing_approvals.get(tx, s256)
+        if row is not None and row.state != standing_approvals.LIVE:
+            raise StandingApprovalWithdrawn("the standing approval was withdrawn")
+        if s256 not in here and row is None:
+            raise StandingApprovalUnknown("no such standing approval came along or is on record")
+        found.append(here[s256] if row is None else read_approval(row.token))
+    return found
+
+
+def record_standing(tx: Tx, approval: StandingApproval, actor: Actor, request_id: str) -> StandingRow:
+    """The row of a standing approval that was checked, made if this is the first time; raises ApprovalSpent."""
+    row = standing_approvals.get(tx, approval.s256)
+    if row is not None:
+        return row
+    if standing_approvals.by_jti(tx, approval.iss, approval.jti) is not None:
+        raise ApprovalSpent("another standing approval of this owner has the same jti")
+    made = StandingRow(
+        s256=approval.s256,
+        owner_id=approval.iss,
+        agent_id=approval.sub,
+        jti=approval.jti,
+        kid=approval.kid,
+        token=approval.token,
+        state=standing_approvals.LIVE,
+        uses=0,
+        max_uses=approval.max_uses,
+        expires_at=datetime.fromtimestamp(approval.exp, UTC),
+        created_at=tx.now,
+    )
+    standing_approvals.add(tx, made)
+    fields = {
+        "approval_s256": approval.s256,
+        "agent": approval.sub,
+        "kid": approval.kid,
+        "expires": approval.exp,
+        "max_uses": approval.max_uses,
+        "max_ttl": approval.ttl,
+        "proxies": list(approval.proxies),
+    }
+    event = AuditEvent("standing-approval-recorded", actor, approval.iss, request_id=request_id, fields=fields)
+    audit.append(tx, event)
+    return made
+
+
+def _check_not_withdrawn(tx: Tx, approval: StandingApproval) -> None:
+    row = standing_approvals.get(tx, approval.s256)
+    if row is None or row.state != standing_approvals.LIVE:
+        raise StandingApprovalWithdrawn("the standing approval was withdrawn meanwhile")

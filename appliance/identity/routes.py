@@ -135,6 +135,24 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         found = await service.gateways(owner_id, peer)
         rows = [{"url": url, "spki_sha256": pin} for url, pin in found]
         return Reply(200, JSON, {"cache-control": "no-store"}, _write({"owner": owner_id, "gateways": rows}))
+    async def own_standing(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        return _told({"standing": await service.desk.standing(caller.owner_id)})
+
+    async def hand_in_standing(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        return _told(await service.desk.hand_in(caller, read_answer_call(call.body), _request_id(call)))
+
+    async def withdraw_standing(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        s256 = params.get("s256", "")
+        if not _RQH.fullmatch(s256):
+            raise NotFound("not the hash of a standing approval")
+        told = await service.desk.withdraw(caller.owner_id, s256, actor=caller.actor, request_id=_request_id(call))
+        return _told(told)
+
+    async def own_issued(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        return _told(await service.desk.issued(service.challenges.caller(peer).owner_id))
 
     async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         return Reply(200, JSON, {}, trust_document)
@@ -149,9 +167,17 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         "identity.challenges": challenges,
         "identity.answer": answer,
         "identity.gateways": gateways,
+        "identity.own_standing": own_standing,
+        "identity.hand_in_standing": hand_in_standing,
+        "identity.withdraw_standing": withdraw_standing,
+        "identity.own_issued": own_issued,
         "identity.trust": give_trust,
         "identity.spiffe_bundle": give_bundle,
     }
+
+
+def _told(document: Mapping[str, object]) -> Reply:
+    return Reply(200, JSON, {"cache-control": "no-store"}, _write(document))
 
 
 def read_nonce_call(body: bytes) -> tuple[str, str, str | None]:

@@ -28,6 +28,7 @@ from appliance.binding.errors import (
 )
 from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
+from appliance.binding.standing import StandingApproval
 from appliance.clock import Clock
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
@@ -44,7 +45,9 @@ from appliance.identity.errors import (
 )
 from appliance.identity.issue import Grant, Issuer
 from appliance.identity.models import Bound, IssuanceModel, Setting, Waiting
+from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.records import Registry, RequestFacts
+from appliance.identity.standing import bind_standing
 from appliance.identity.submitter import Submitter, Submitters
 from appliance.settings import IdentitySettings
 from appliance.store import agents, certificates, nonces, owner_gateways, owners
@@ -108,6 +111,7 @@ class IdentityService:
         models: Mapping[Model, IssuanceModel],
         issuer: Issuer,
         challenges: OwnerChallenges,
+        desk: OwnerDesk,
     ) -> None:
         """`assemble.build_identity` makes the collaborators. `models` are those that are offered here."""
         self._settings = settings
@@ -121,6 +125,7 @@ class IdentityService:
         self._models = dict(models)
         self._issuer = issuer
         self.challenges = challenges
+        self.desk = desk
         self._rates = Gcra(Bucket(settings.proxy_rate, settings.proxy_burst))
         self._under_way: set[str] = set()
 
@@ -284,7 +289,11 @@ class IdentityService:
         setting = Setting(
             self._server_id, submitter.proxy_id, now, limits, agent.owner_id, facts.parked, submitter.gateway_of
         )
-        answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
+        answer: Bound | Waiting
+        if request.standing:
+            answer = bind_standing(request, facts.approvers, setting, appraisal.evidence, agent.agent_class)
+        else:
+            answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
         if isinstance(answer, Waiting):
             if answer.must_ask:
                 await self.challenges.park(
@@ -316,6 +325,9 @@ class IdentityService:
         ends = [key.not_after for key in bound.keys if key.not_after is not None]
         if ends:
             caps["owner-key"] = _seconds(min(ends) - now)
+        stands_until = [one.exp for one in bound.approvals if isinstance(one, StandingApproval)]
+        if stands_until:
+            caps["standing-approval"] = int(min(stands_until) - now.timestamp())
         profiles, ttl = request.profiles, min(request.ttl, *caps.values())
         for one in bound.approvals:
             allowed, ttl = approvals.bounds(request, one, ttl)

@@ -29,6 +29,7 @@ from est.transfer import read_json
 
 MAX_ANSWER = 4 * 1024 * 1024
 CHALLENGES = "/v1/owners/self/challenges"
+STANDING = "/v1/owners/self/standing"
 _WAIT_MARGIN = 15.0
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
@@ -142,6 +143,26 @@ class OwnerClient:
     async def submitted(self, rqh: str) -> ServerReply:
         """How a request stands that was handed in before."""
         return await self._exchange("GET", f"/v1/agents/requests/{rqh}")
+    async def issued(self) -> dict[str, Any]:
+        """What was issued in this owner's name."""
+        return await self._call("GET", "/v1/owners/self/issued")
+
+    async def standing(self) -> list[dict[str, Any]]:
+        """This owner's standing approvals as the server knows them."""
+        rows = (await self._call("GET", STANDING)).get("standing")
+        if not isinstance(rows, list) or any(not isinstance(row, dict) for row in rows):
+            raise ServerAnswerUnusable("no list of standing approvals came")
+        return rows
+
+    async def hand_in_standing(self, approval: str) -> dict[str, Any]:
+        """Hand in a signed standing approval."""
+        return await self._call("POST", STANDING, body=json.dumps({"approval": approval}).encode("ascii"))
+
+    async def withdraw_standing(self, s256: str) -> dict[str, Any]:
+        """Withdraw one, named by its hash."""
+        if not _ID.fullmatch(s256):
+            raise ServerAnswerUnusable("not the hash of a standing approval")
+        return await self._call("POST", f"{STANDING}/{s256}/withdraw")
 
     async def _call(
         self,

@@ -466,6 +466,7 @@ requests = Table(
     _time("created_at"),
     _time("updated_at"),
     Index("requests_proxy", "proxy_id"),
+    Index("requests_agent", "agent_id"),
 )
 
 challenges = Table(
@@ -489,6 +490,26 @@ challenges = Table(
     Index("challenges_owner", "owner_id", "state"),
     Index("challenges_agent", "agent_id", "state"),
     Index("challenges_expiry", "expires_at"),
+)
+
+standing_approvals = Table(
+    "standing_approvals",
+    metadata,
+    Column("s256", Text, primary_key=True),
+    _text("owner_id"),
+    _text("agent_id"),
+    _text("jti"),
+    _text("kid"),
+    _text("token"),
+    _text("state"),
+    Column("uses", Integer, nullable=False),
+    Column("max_uses", Integer, nullable=True),
+    _time("expires_at"),
+    _time("created_at"),
+    _time("used_at", null=True),
+    _time("withdrawn_at", null=True),
+    UniqueConstraint("owner_id", "jti"),
+    Index("standing_approvals_agent", "agent_id", "state"),
 )
 
 policies = Table(

@@ -7,6 +7,7 @@ BindingError (abstract)
 ├── IdentifierMalformed, IdentifierKindWrong, OriginMismatch                                         names
 ├── Request..., Nonce..., Csr..., ModelNotOffered, Renewal..., KeyReused, AgentOwnerMismatch         agent request
 ├── Approval..., SelfApproval, Owner..., ProxyNotAllowed, Org...                                     owner approval
+├── Standing...                                                                                      standing approval
 ├── Challenge...                                                                                     binding challenge
 ├── Evidence..., Ear...                                                                              attestation
 ├── Certificate..., DualIdentityMissing, OwnerIdsDiffer, IssuedOutsideApproval, LifetimeNotApproved,
@@ -49,6 +50,16 @@ from appliance.binding.errors.approvals import (
     OwnerUnknown,
     ProxyNotAllowed,
     SelfApproval,
+    StandingApprovalEnded,
+    StandingApprovalNotForFirstIssue,
+    StandingApprovalNotYetValid,
+    StandingApprovalTooLong,
+    StandingApprovalUnknown,
+    StandingApprovalUsedUp,
+    StandingApprovalWithdrawn,
+    StandingClassMismatch,
+    StandingPlatformMismatch,
+    StandingReferenceMismatch,
     StatementExpired,
     StatementForOtherOwner,
     StatementNotYetValid,
@@ -267,8 +278,16 @@ __all__ = [
     "RequestWrongAudience",
     "SelfApproval",
     "SignatureInvalid",
-    "SignatureMalformed",
-    "SignatureMissing",
+    "StandingApprovalEnded",
+    "StandingApprovalNotForFirstIssue",
+    "StandingApprovalNotYetValid",
+    "StandingApprovalTooLong",
+    "StandingApprovalUnknown",
+    "StandingApprovalUsedUp",
+    "StandingApprovalWithdrawn",
+    "StandingClassMismatch",
+    "StandingPlatformMismatch",
+    "StandingReferenceMismatch",
     "StatementExpired",
     "StatementForOtherOwner",
     "StatementNotYetValid",

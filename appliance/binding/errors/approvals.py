@@ -59,6 +59,66 @@ class ApprovalWindowTooLong(BindingError):
     reason = "approval-window-too-long"
 
 
+class StandingApprovalEnded(BindingError):
+    """The standing approval is past its `exp`: the owner must sign a new one, or approve each renewal."""
+
+    reason = "standing-approval-ended"
+
+
+class StandingApprovalNotYetValid(BindingError):
+    """The standing approval's `iat` lies in the future."""
+
+    reason = "standing-approval-not-yet-valid"
+
+
+class StandingApprovalTooLong(BindingError):
+    """The standing approval wants to stand for longer than allowed; field `limit` in seconds."""
+
+    reason = "standing-approval-too-long"
+
+
+class StandingApprovalUnknown(BindingError):
+    """The request refers to a standing approval that neither came along nor is on record."""
+
+    reason = "standing-approval-unknown"
+
+
+class StandingApprovalWithdrawn(BindingError):
+    """The owner or an administrator has withdrawn the standing approval."""
+
+    reason = "standing-approval-withdrawn"
+
+
+class StandingApprovalUsedUp(BindingError):
+    """The standing approval was used as often as it may be; field `limit`."""
+
+    reason = "standing-approval-used-up"
+
+
+class StandingApprovalNotForFirstIssue(BindingError):
+    """A first issue refers to a standing approval; those cover renewals only."""
+
+    reason = "standing-approval-not-for-first-issue"
+
+
+class StandingReferenceMismatch(BindingError):
+    """A standing approval came along to which the agent's request does not refer."""
+
+    reason = "standing-reference-mismatch"
+
+
+class StandingClassMismatch(BindingError):
+    """The standing approval is for another agent class."""
+
+    reason = "standing-class-mismatch"
+
+
+class StandingPlatformMismatch(BindingError):
+    """The evidence shows another device, program or user than the standing approval allows; field `claim`."""
+
+    reason = "standing-platform-mismatch"
+
+
 class ApprovalWrongAudience(BindingError):
     """The approval is addressed to another server."""
 

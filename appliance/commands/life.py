@@ -1,0 +1,132 @@
+"""Verbs about the life of credentials: approvals beforehand, an owner's own view. They belong to `appliance owner`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.commands import hosts
+from appliance.commands.hosts import KeyOption, OwnerOption, _passphrase
+from appliance.commands.invocation import read_text, show
+from appliance.errors import RequestMalformed
+
+if TYPE_CHECKING:
+    from appliance.owner.client import OwnerClient
+
+owner = hosts.owner
+
+ClientOption = Annotated[Path, typer.Option("--client", help="Folder that `client-keygen` made.")]
+UrlOption = Annotated[str, typer.Option("--server", help="Address of the device port: https://HOST:PORT.")]
+RootOption = Annotated[Path, typer.Option("--root", help="The campus root certificate, PEM.")]
+
+
+@owner.command("standing-sign")
+def owner_standing_sign(
+    owner_id: OwnerOption,
+    key: KeyOption,
+    agent_id: Annotated[str, typer.Option("--agent", help="The agent that may renew.")],
+    server_id: Annotated[str, typer.Option("--server-id", help="Server identifier, as requests name it.")],
+    proxy: Annotated[list[str], typer.Option("--proxy", help="Proxy behind which it may renew; may be repeated.")],
+    ueid: Annotated[str, typer.Option("--ueid", help="The proxy's device as its evidence names it, hexadecimal.")],
+    executable: Annotated[
+        list[str], typer.Option("--executable", help="SHA-256 of the agent's program, hexadecimal; may be repeated.")
+    ],
+    uid: Annotated[int, typer.Option("--uid", help="User id that the program runs as.", min=0)],
+    out: Annotated[Path, typer.Option(help="Where the standing approval goes.")],
+    days: Annotated[float, typer.Option(help="How long it stands, days; at most 90.", min=0.001)] = 30.0,
+    max_ttl: Annotated[int, typer.Option(help="Longest life of one credential, seconds.", min=60)] = 8 * 3600,
+    max_uses: Annotated[int, typer.Option(help="How many renewals; 0 = as many as needed.", min=0)] = 0,
+    agent_class: Annotated[str, typer.Option("--class", help="Only while the agent is of this class.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that decided already.")] = False,
+) -> None:
+    """Approve an agent's renewals beforehand, within bounds: show them, ask for the code, write the signed object."""
+    from appliance.binding import jws
+    from appliance.binding.standing import Platform
+    from appliance.clock import SystemClock
+    from appliance.owner.keys import load, write_new
+    from appliance.owner.standing import prepare, render, sign
+
+    digests = tuple(jws.base64url(_hex(one, "--executable")) for one in executable)
+    signer = load(key, passphrase=_passphrase())
+    card = prepare(
+        owner_id=owner_id,
+        agent_id=agent_id,
+        server_id=server_id,
+        proxies=proxy,
+        platform=Platform(_hex(ueid, "--ueid"), digests, uid),
+        now=SystemClock().now(),
+        days=days,
+        max_ttl=max_ttl,
+        max_uses=max_uses or None,
+        agent_class=agent_class or None,
+    )
+    print(render(card), file=sys.stderr)
+    question = f"Type {card.short_code} to approve, anything else to stop"
+    signed = sign(card, signer, card.short_code if yes else typer.prompt(question, err=True))
+    write_new(out, signed.token.encode("ascii") + b"\n", 0o644)
+    show({"standing": str(out), "s256": signed.s256, "agent": agent_id, "until": signed.exp})
+
+
+@owner.command("standing-submit")
+def owner_standing_submit(
+    file: Annotated[Path, typer.Argument(help="What `standing-sign` wrote.")],
+    client: ClientOption,
+    server: UrlOption,
+    root: RootOption,
+) -> None:
+    """Hand a standing approval to the server, so that the agent need not carry it."""
+    token = read_text(file).strip()
+    show(_with_client(server, root, client, lambda one: one.hand_in_standing(token)))
+
+
+@owner.command("standing-list")
+def owner_standing_list(client: ClientOption, server: UrlOption, root: RootOption) -> None:
+    """Your standing approvals: how often each was used, until when it stands."""
+    rows = _with_client(server, root, client, lambda one: one.standing())
+    show(rows, ("s256", "agent", "state", "uses", "max_uses", "until", "used_at"))
+
+
+@owner.command("standing-withdraw")
+def owner_standing_withdraw(
+    s256: Annotated[str, typer.Argument(help="Hash, as `standing-list` shows it.")],
+    client: ClientOption,
+    server: UrlOption,
+    root: RootOption,
+) -> None:
+    """Withdraw a standing approval for good; credentials issued under it live on until they end or are revoked."""
+    show(_with_client(server, root, client, lambda one: one.withdraw_standing(s256)))
+
+
+@owner.command("issued")
+def owner_issued(client: ClientOption, server: UrlOption, root: RootOption) -> None:
+    """Everything that was issued in your name, newest first, and what was measured at each issue."""
+    told = _with_client(server, root, client, lambda one: one.issued())
+    rows = [{**row, **(row.get("platform") or {})} for row in told.get("credentials", ())]
+    from appliance.commands.invocation import invocation
+
+    if invocation().output == "json":
+        show(told)
+    else:
+        show(rows, ("serial", "agent", "model", "state", "not_before", "not_after", "proxy"))
+
+
+def _with_client(server: str, root: Path, folder: Path, work: Callable[[OwnerClient], Awaitable[Any]]) -> Any:
+    from appliance.owner.client import OwnerClient
+
+    async def run() -> Any:
+        async with OwnerClient(server, root, folder) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def _hex(text: str, option: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as cause:
+        raise RequestMalformed(f"{option} is hexadecimal") from cause
