@@ -56,7 +56,7 @@ app.add_typer(decisions.access, name="access")
 app.add_typer(trust.trust, name="trust")
 app.add_typer(hosts.proxy, name="proxy")
 app.add_typer(life.owner, name="owner")
-app.add_typer(hosts.agent, name="agent")
+app.add_typer(life.agent, name="agent")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

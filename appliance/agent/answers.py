@@ -56,14 +56,17 @@ def read_answer(answer: bytes) -> dict[str, object]:
     return value
 
 
-def refusal_of(status: int, answer: bytes) -> IssuanceRefused:
+def refusal_of(status: int, answer: bytes, headers: Mapping[str, str] | None = None) -> IssuanceRefused:
     """The problem document (RFC 9457) in an answer, as the refusal that it is; its text only as printable ASCII."""
     members: Mapping[str, Any] = {}
     with contextlib.suppress(AgentApiAnswerUnusable):
         members = read_answer(answer)
     problem = _printable(members.get("reason") or str(members.get("type", "")).rpartition("/")[2], 64)
     detail = _printable(members.get("detail", ""), 300)
-    return IssuanceRefused(f"{problem or 'refused'} ({status}): {detail}", status=status, problem=problem)
+    refusal = IssuanceRefused(f"{problem or 'refused'} ({status}): {detail}", status=status, problem=problem)
+    if headers is not None and "Retry-After" in headers:
+        refusal.fields["retry_after_seconds"] = retry_after_seconds(headers)
+    return refusal
 
 
 def _printable(value: object, longest: int) -> str:

@@ -7,6 +7,9 @@ ApplianceError
     ├── IssuanceRefused            the proxy or the identity server said no
     ├── ApprovalNotGiven           the command failed, or nothing came in time
     ├── CredentialNotOurs          another key or name, or a chain that does not hold
+    ├── AttemptUnfinished          an earlier attempt that had nothing to hand in yet
+    ├── CredentialFolderUnusable   not a folder that a credential can be kept in
+    ├── CredentialEnded            it ended before it could be renewed, and nobody is there to approve a new one
     └── SupplicantValueUnusable    cannot stand in a wpa_supplicant configuration
 """
 
@@ -49,6 +52,24 @@ class CredentialNotOurs(AgentError):
     """The certificate or WIT is not for the key and name that were asked for, or its chain does not hold."""
 
     reason: ClassVar[str] = "credential-not-ours"
+
+
+class AttemptUnfinished(AgentError):
+    """An earlier attempt ended before it had anything to hand in; a new one is made."""
+
+    reason: ClassVar[str] = "attempt-unfinished"
+
+
+class CredentialFolderUnusable(AgentError):
+    """The folder holds something else than a credential that can be kept fresh."""
+
+    reason: ClassVar[str] = "credential-folder-unusable"
+
+
+class CredentialEnded(AgentError):
+    """The credential ended before it could be renewed: the owner must approve a first request again."""
+
+    reason: ClassVar[str] = "credential-ended"
 
 
 class SupplicantValueUnusable(AgentError):

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,18 +24,21 @@ from cryptography.x509.oid import NameOID
 
 from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
 from appliance.agent.credential import check_chain, check_wit, supplicant_block
-from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven
-from appliance.binding import composite, jws, request
+from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven, AttemptUnfinished
+from appliance.binding import composite, jws, renewal, request
 from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Model
 from appliance.binding.identifier import Kind, read_kind
+from appliance.binding.request import AgentRequest
 from appliance.clock import Clock, SystemClock
 from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
 from appliance.web.unix_path import short_path
 from est import csr
-from est.signer import KeySigner
+from est.signer import KeySigner, Signer
 
 POLL_SECONDS = 0.2
 KEY_FILE, CHAIN_FILE, ROOT_FILE = "agent.key.pem", "chain.pem", "root.pem"
+WIT_FILE, SUPPLICANT_FILE, RESULT_FILE = "wit.txt", "wpa_supplicant.conf", "result.json"
+COMPOSITE_FILE = "composite.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,26 @@ class AgentOptions:
     wait_approval: Path | None = None
     key: Path | None = None
     """A key that is there already, from `new_key_file`; None: a new one is made in `out`."""
+    agent_id: str | None = None
+    """Ask for this identifier again; None: the one that comes with the nonce."""
+    previous: Signer | None = None
+    """The key of the live credential: this is a renewal, and that key vouches for the new one."""
+    standing: tuple[str, ...] = ()
+    """Standing approvals, or their hashes where the server has them, under which a renewal asks nobody."""
+    named: Path | None = None
+    """The folder that configurations name; None: `out`."""
+    keeps_unfinished: bool = False
+    """Leave the files of an attempt that failed, so that `resume_credential` can finish it."""
 
     @property
     def key_file(self) -> Path:
         """Where the key is, or will be."""
         return self.key or self.out / KEY_FILE
+
+    @property
+    def folder(self) -> Path:
+        """Where programs will look for the files."""
+        return (self.named or self.out).absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,16 @@ async def request_credential(
     return await AgentRequester(options, clock or SystemClock(), pause, tell).run()
 
 
+async def resume_credential(
+    options: AgentOptions, *, clock: Clock | None = None, pause: Pause = asyncio.sleep, tell: Tell | None = None
+) -> AgentResult:
+    """Finishes an attempt that was handed in, or about to be, when its process ended; the same bytes go once more.
+
+    Raises as request_credential(), and AttemptUnfinished if it had not come so far.
+    """
+    return await AgentRequester(options, clock or SystemClock(), pause, tell).resume()
+
+
 class AgentRequester:
     """One attempt to get a credential."""
 
@@ -116,40 +144,78 @@ class AgentRequester:
             read_kind(options.owner, Kind.OWNER)
         _check_no_old_approval(options.wait_approval)
         options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        timeout = aiohttp.ClientTimeout(total=options.call_seconds)
-        with self._undone_on_failure(), short_path(options.socket) as socket:
+        with self._undone_on_failure():
+            async with self._session() as session:
+                return await self._run(session)
+
+    async def resume(self) -> AgentResult:
+        """Hands in once more what an earlier process had ready."""
+        body = _read_file(self._options.out / COMPOSITE_FILE)
+        if body is None:
+            raise AttemptUnfinished("the earlier attempt had nothing to hand in yet")
+        handed_in = composite.read(body)
+        for name in (ROOT_FILE, CHAIN_FILE, WIT_FILE, SUPPLICANT_FILE, RESULT_FILE):
+            (self._options.out / name).unlink(missing_ok=True)
+        async with self._session() as session:
+            trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
+            return await self._hand_in(session, handed_in.request, body, trust)
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        timeout = aiohttp.ClientTimeout(total=self._options.call_seconds)
+        with short_path(self._options.socket) as socket:
             connector = aiohttp.UnixConnector(path=socket)
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-                return await self._run(session)
+                yield session
 
     async def _run(self, session: aiohttp.ClientSession) -> AgentResult:
         key = self._key()
         signer = KeySigner(key)
-        asked = {"jkt": jws.jkt(signer.public_key()), "purpose": "issue"}
+        asked = {"jkt": jws.jkt(signer.public_key()), "purpose": self._purpose}
+        if self._options.agent_id is not None:
+            asked["sub"] = self._options.agent_id
         granted = Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
         agent_id = granted.text("sub")
         read_kind(agent_id, Kind.AGENT)
         trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
         # before anybody is asked to approve: an approval is good for one credential, and that must be usable
-        block = self._supplicant_block(trust) if "x509" in self._options.profiles else ""
+        self._supplicant_block(trust)
         csr_der, token = self._ask(signer, agent_id, granted)
         request_file = self._write("request.jws", token.encode("ascii"))
         csr_file = self._write("csr.der", csr_der) if csr_der is not None else None
-        approval = await self._approval(token, request_file, csr_file)
-        approvals = (approval,) if approval is not None else ()
+        if self._options.standing:
+            approvals = tuple(one for one in self._options.standing if "." in one)
+        else:
+            approval = await self._approval(token, request_file, csr_file)
+            approvals = (approval,) if approval is not None else ()
         body = composite.write(composite.Composite(token, csr_der, approvals))
+        self._write(COMPOSITE_FILE, body)
+        return await self._hand_in(session, token, body, trust)
+
+    async def _hand_in(self, session: aiohttp.ClientSession, token: str, body: bytes, trust: Answer) -> AgentResult:
         issued = await self._enroll(session, body, request.short_code(jws.s256(token)))
-        return self._keep(agent_id, token, issued, trust.text("root"), block)
+        return self._keep(request.unseal(token), issued, trust.text("root"), self._supplicant_block(trust))
+
+    @property
+    def _purpose(self) -> str:
+        return "issue" if self._options.previous is None else "renew"
 
     def _supplicant_block(self, trust: Answer) -> str:
-        folder = self._options.out.absolute()
+        if "x509" not in self._options.profiles:
+            return ""
+        folder = self._options.folder
         return supplicant_block(
             trust.text("radius_server_name"),
             trust.text("trust_domain"),
             root=folder / ROOT_FILE,
             chain=folder / CHAIN_FILE,
-            key=self._options.key_file.absolute(),
+            key=self._named_key.absolute(),
         )
+
+    @property
+    def _named_key(self) -> Path:
+        options = self._options
+        return options.folder / KEY_FILE if options.named is not None else options.key_file
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
         if self._options.key is not None:
@@ -181,9 +247,27 @@ class AgentRequester:
             csr_der=csr_der,
             label=options.label,
             txn=options.txn,
+            purpose=self._purpose,
+            prev=self._vouched(signer, agent_id, granted, iat),
+            standing=tuple(jws.s256(one) if "." in one else one for one in options.standing),
         )
         request.unseal(token)
         return csr_der, token
+
+    def _vouched(self, signer: KeySigner, agent_id: str, granted: Answer, iat: int) -> str | None:
+        """The word of the live credential's key for the new one (A-106)."""
+        previous = self._options.previous
+        if previous is None:
+            return None
+        return renewal.seal(
+            previous,
+            sub=agent_id,
+            jkt=jws.jkt(signer.public_key()),
+            nonce=granted.text("nonce"),
+            aud=granted.text("server_id"),
+            iat=iat,
+            exp=iat + min(granted.whole("expires_in"), SERVER_MEDIATED_SECONDS if self._is_asked else 86_400),
+        )
 
     async def _approval(self, token: str, request_file: Path, csr_file: Path | None) -> str | None:
         options = self._options
@@ -249,51 +333,54 @@ class AgentRequester:
             if status in (200, 201):  # 200: the answer to this very request was lost before, the proxy fetched it again
                 return Answer(read_answer(answer))
             if status not in (202, 429, 503):
-                raise refusal_of(status, answer)
+                raise refusal_of(status, answer, headers)
             if status == 202 and self._who_asks and not told:
                 told = True
                 self._tell(f"{self._who_asks} the owner; code {code}")
             wait = retry_after_seconds(headers)
             if self._clock.monotonic() + wait >= self._deadline:
-                raise refusal_of(status, answer)
+                raise refusal_of(status, answer, headers)
             await self._pause(wait)
 
-    def _keep(self, agent_id: str, token: str, issued: Answer, root_pem: str, block: str) -> AgentResult:
+    def _keep(self, asked: AgentRequest, issued: Answer, root_pem: str, block: str) -> AgentResult:
         options = self._options
-        asked = request.unseal(token)
-        files = {"key": options.key_file, "root": self._write(ROOT_FILE, root_pem.encode("ascii"))}
+        agent_id = asked.sub
+        files = {"key": self._named_key, "root": self._write(ROOT_FILE, root_pem.encode("ascii"))}
         serial = ""
-        if "x509" in options.profiles:
+        if "x509" in asked.profiles:
             chain_pem = issued.text("certificate")
             leaf = check_chain(chain_pem, root_pem, key=asked.key, agent_id=agent_id, at=self._clock.now())
             serial = f"{leaf.serial_number:x}"
             files["chain"] = self._write(CHAIN_FILE, chain_pem.encode("ascii"))
-            files["supplicant"] = self._write("wpa_supplicant.conf", block.encode())
-        if "wit" in options.profiles:
+            files["supplicant"] = self._write(SUPPLICANT_FILE, block.encode())
+        if "wit" in asked.profiles:
             wit = issued.text("wit")
             check_wit(wit, asked)
-            files["wit"] = self._write("wit.txt", wit.encode("ascii") + b"\n")
+            files["wit"] = self._write(WIT_FILE, wit.encode("ascii") + b"\n")
         result = AgentResult(
             agent_id=agent_id,
-            owner_id=options.owner,
+            owner_id=asked.owner,
             server_id=asked.aud,
             serial=serial,
             not_after=str(issued.value("not_after")),
             renew_after=issued.optional_text("renew_after"),
             log_index=issued.optional_whole("log_index"),
             short_code=request.short_code(asked.rqh),
-            folder=str(options.out.absolute()),
-            files={name: str(path.absolute()) for name, path in files.items()},
+            folder=str(options.folder),
+            files={name: str(self._as_named(path)) for name, path in files.items()},
         )
-        self._write("result.json", json.dumps(asdict(result), indent=2).encode() + b"\n")
+        self._write(RESULT_FILE, json.dumps(asdict(result), indent=2).encode() + b"\n")
         return result
+
+    def _as_named(self, path: Path) -> Path:
+        return self._options.folder / path.name if path.parent == self._options.out else path.absolute()
 
     async def _call(
         self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None, due: int
     ) -> dict[str, object]:
-        status, _, answer = await self._send(session, method, path, body)
+        status, headers, answer = await self._send(session, method, path, body)
         if status != due:
-            raise refusal_of(status, answer)
+            raise refusal_of(status, answer, headers)
         return read_answer(answer)
 
     async def _send(
@@ -336,7 +423,7 @@ class AgentRequester:
             yield
             done = True
         finally:
-            if not done:
+            if not done and not self._options.keeps_unfinished:
                 for path in self._written:
                     path.unlink(missing_ok=True)
 
@@ -370,6 +457,13 @@ def _check_no_old_approval(path: Path | None) -> None:
     """A file that is there before the request is made cannot be its approval."""
     if path is not None and path.exists():
         raise ApprovalNotGiven(f"{path} exists already, from an earlier request: take it away first")
+
+
+def _read_file(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _read_token(path: Path) -> str | None:

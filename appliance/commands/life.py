@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from appliance.owner.client import OwnerClient
 
 owner = hosts.owner
+agent = hosts.agent
 
 ClientOption = Annotated[Path, typer.Option("--client", help="Folder that `client-keygen` made.")]
 UrlOption = Annotated[str, typer.Option("--server", help="Address of the device port: https://HOST:PORT.")]
@@ -130,3 +131,63 @@ def _hex(text: str, option: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError as cause:
         raise RequestMalformed(f"{option} is hexadecimal") from cause
+
+
+@agent.command("run")
+def agent_run(
+    socket: Annotated[Path, typer.Option(help="The proxy's Agent API.")],
+    out: Annotated[Path, typer.Option(help="Folder of the credential; made by this command or by `request`.")],
+    owner_id: Annotated[str, typer.Option("--owner", help="Identifier of the owner, for the first credential.")] = "",
+    model: Annotated[str, typer.Option(help="Issuance model: agent-mediated or server-mediated.")] = "agent-mediated",
+    standing: Annotated[
+        list[str] | None,
+        typer.Option("--standing", help="File of a standing approval, or its hash if the server has it; repeatable."),
+    ] = None,
+    approval_command: Annotated[
+        str, typer.Option(help="Command that writes an approval, where no standing one covers it.")
+    ] = "",
+    profile: Annotated[
+        list[str] | None, typer.Option("--profile", help="x509, wit; may be repeated. Default: both.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
+    ttl_seconds: Annotated[int, typer.Option(help="Life asked for, seconds.", min=60)] = 8 * 3600,
+    wait_seconds: Annotated[float, typer.Option(help="How long to wait for an approval.", min=1)] = 600.0,
+    on_renewed: Annotated[str, typer.Option(help="Command to run after each renewal; no shell.")] = "",
+    pid_file: Annotated[Path | None, typer.Option(help="File with the pid to signal after each renewal.")] = None,
+    pid: Annotated[int, typer.Option(help="The pid itself, instead of a file.", min=0)] = 0,
+    signal_name: Annotated[str, typer.Option("--signal", help="Which signal.")] = "HUP",
+) -> None:
+    """Keep an agent's credential fresh: renew at two thirds of its life; in the foreground, SIGTERM stops it."""
+    import shlex
+    import signal
+
+    from appliance.agent import AgentOptions
+    from appliance.agent.keeper import Keeper, Notice, check_standing
+    from appliance.clock import SystemClock
+    from appliance.signals import until_signalled
+
+    profiles = tuple(dict.fromkeys(profile or ("x509", "wit")))
+    if not set(profiles) <= {"x509", "wit"}:
+        raise typer.BadParameter("a profile is x509 or wit")
+    try:
+        which = signal.Signals[f"SIG{signal_name.upper().removeprefix('SIG')}"]
+        command = tuple(shlex.split(on_renewed))
+    except (KeyError, ValueError) as wrong:
+        raise typer.BadParameter(f"--signal or --on-renewed: {wrong}") from wrong
+    if pid and pid_file is not None:
+        raise typer.BadParameter("either --pid or --pid-file")
+    check_standing(tuple(standing or ()))
+    options = AgentOptions(
+        socket=socket,
+        out=out,
+        owner=owner_id or None,
+        model=model,
+        profiles=profiles,
+        ttl_seconds=ttl_seconds,
+        label=label or None,
+        wait_seconds=wait_seconds,
+        approval_command=approval_command or None,
+    )
+    notice = Notice(command, pid or None, pid_file, which)
+    keeper = Keeper(options, SystemClock(), hosts.tell, standing=tuple(standing or ()), notice=notice)
+    asyncio.run(until_signalled(keeper.run()))

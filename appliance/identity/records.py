@@ -33,6 +33,7 @@ from appliance.binding.errors import (
 from appliance.binding.facts import Model, NonceRecord, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
+from appliance.binding.request import unseal as unseal_request
 from appliance.binding.standing import StandingApproval
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
@@ -323,6 +324,21 @@ def _live_key(tx: Tx, request: AgentRequest) -> ec.EllipticCurvePublicKey | None
         if named in (None, jws.jkt(key)):
             return key
         newest = newest or key
+    if newest is None:
+        newest = _live_wit_key(tx, request.sub, named)
+    return newest
+
+
+def _live_wit_key(tx: Tx, agent_id: str, named: str | None) -> ec.EllipticCurvePublicKey | None:
+    """The same for an agent that has WITs alone: of those there are no rows but their requests."""
+    newest = None
+    for row in requests.issued_to(tx, agent_id):
+        result = row.result or {}
+        if result.get("serial") is None and datetime.fromisoformat(str(result["not_after"])) > tx.now:
+            asked = unseal_request(row.request)
+            if named in (None, asked.jkt):
+                return asked.key
+            newest = newest or asked.key
     return newest
 
 

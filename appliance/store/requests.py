@@ -40,6 +40,12 @@ _END = plain(
     .values(state=bindparam("is"), result=bindparam("new_result"), updated_at=bindparam("at")),
     "is", "new_result", "at", "key", "was",
 )  # fmt: skip
+_ISSUED_TO = (
+    select(table)
+    .where(_c.agent_id == bindparam("agent"), _c.state == ISSUED)
+    .order_by(_c.updated_at.desc(), _c.rqh)
+    .limit(8)
+)
 _OF_AGENT = select(table).where(_c.agent_id == bindparam("agent")).order_by(_c.created_at, _c.rqh)
 
 
@@ -101,6 +107,11 @@ def finish(tx: Tx, rqh: str, result: dict[str, Any]) -> None:
     """Give a pending request its result; Conflict if it has one."""
     if tx.change(_END, (ISSUED, _encode(result), tx.micros, rqh, PENDING)) != 1:
         raise Conflict("the request is finished already")
+
+
+def issued_to(tx: Tx, agent_id: str) -> list[Request]:
+    """The last few of an agent's requests that were answered with a credential, newest first."""
+    return [Request(*row) for row in tx.all(_ISSUED_TO, {"agent": agent_id})]
 
 
 def of_agent(tx: Tx, agent_id: str) -> list[Request]:

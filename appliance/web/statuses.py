@@ -398,6 +398,9 @@ AGENT = {
     "agent-api-answer-unusable": 502,
     "issuance-refused": 502,
     "approval-not-given": 504,
+    "attempt-unfinished": 500,
+    "credential-folder-unusable": 500,
+    "credential-ended": 500,
     "credential-not-ours": 502,
     "supplicant-value-unusable": 502,
 }
