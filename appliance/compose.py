@@ -61,6 +61,7 @@ from appliance.console.routes import AdminRoutes
 from appliance.console.trust import TrustOperations
 from appliance.crl import CrlKeeper
 from appliance.errors import ApplianceError, RateLimited
+from appliance.evidence_package import EvidencePackages
 from appliance.foreign_trust import ForeignTrust
 from appliance.hierarchy import (
     ROLES,
@@ -301,7 +302,9 @@ class Appliance:
                 "est": EstOperations(self.registrar, actor, self.settings.est.labels),
                 "owners": OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle, self.identity.desk),
                 "agents": AgentOperations(self.agents, actor),
-                "certs": CertificateOperations(self.certificates, actor),
+                "certs": CertificateOperations(
+                    self.certificates, EvidencePackages(ca=self.ca, store=self.store, clock=self.clock), actor
+                ),
                 "policy": PolicyOperations(self.policies, self.explainer, actor, issuers),
                 "nas": NasOperations(self.nas, actor),
                 "access": AccessOperations(self.decisions, self.explainer),

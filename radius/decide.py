@@ -149,7 +149,9 @@ def _judge_credential(
     if request.san is not None and request.san != f"URI:{credential.agent_id}":
         return "credential-mismatch", f"name in the certificate is {clean_text(request.san)}"
     if kind != "proxy" and facts.agent_state != "registered":
-        code = "agent-revoked" if facts.agent_state == "revoked" else "agent-not-registered"
+        code = {"revoked": "agent-revoked", "suspended": "agent-suspended"}.get(
+            facts.agent_state, "agent-not-registered"
+        )
         return code, f"agent {credential.agent_id} is {clean_text(facts.agent_state)}"
     what = "LDevID" if kind == "proxy" else f"{credential.kind} credential"
     return "", f"{what} of {credential.agent_id}, valid until {_seconds(credential.not_after)}"

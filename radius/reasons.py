@@ -108,6 +108,8 @@ _ROWS: Final = (
            "appliance audit list"),
     Reason("agent-not-registered", "credential", "The agent is not registered.",
            "Its registration was never finished.", "appliance agents show <agent>"),
+    Reason("agent-suspended", "credential", "The agent is suspended.",
+           "An administrator suspended it.", "appliance agents resume <agent>"),
     Reason("agent-revoked", "credential", "The agent was revoked.",
            "An administrator or its owner revoked it.", "appliance agents show <agent>"),
     # owner

@@ -173,6 +173,28 @@ class OwnerDirectory:
         """
         return await self._take_key(name, statement, partial(_retire_others, actor=actor, overlap=overlap))
 
+    async def suspend_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
+        """Accept nothing new from one key until it is resumed; credentials stay. Raises NotFound, Conflict."""
+        return await self._move_key(name, jkt, owners.ACTIVE, owners.SUSPENDED, "owner-key-suspended", actor)
+
+    async def resume_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
+        """End the suspension of a key; raises NotFound, Conflict."""
+        return await self._move_key(name, jkt, owners.SUSPENDED, owners.ACTIVE, "owner-key-resumed", actor)
+
+    async def _move_key(self, name: str, jkt: str, was: str, state: str, event: str, actor: Actor) -> Json:
+        def write(tx: Tx) -> Json:
+            owner = _find(tx, name)
+            key = owners.key(tx, jkt)
+            if key is None or key.owner_id != owner.identifier:
+                raise NotFound("this owner has no such key")
+            if key.state != was:
+                raise Conflict(f"the key is {key.state}")
+            owners.move_key(tx, key, state)
+            audit.append(tx, AuditEvent(event, actor, owner.identifier, fields={"jkt": jkt}))
+            return views.with_keys(tx, owner)
+
+        return await self._store.write(write, essential=True)
+
     async def revoke_key(self, name: str, jkt: str, *, actor: Actor) -> Json:
         """Revoke one key at once, with every live credential whose approval it signed.
 
@@ -418,9 +440,10 @@ def _tell_added(tx: Tx, owner: Owner, key: Key, *, actor: Actor) -> None:
 
 
 def _retire_others(tx: Tx, owner: Owner, key: Key, *, actor: Actor, overlap: timedelta) -> None:
-    older = [one for one in owners.keys(tx, owner.identifier) if one.jkt != key.jkt and one.state == owners.ACTIVE]
-    state = owners.ACTIVE if overlap else owners.RETIRED
+    in_use = (owners.ACTIVE, owners.SUSPENDED)
+    older = [one for one in owners.keys(tx, owner.identifier) if one.jkt != key.jkt and one.state in in_use]
     for one in older:
+        state = one.state if overlap else owners.RETIRED
         ends = tx.now + overlap
         owners.end_key(tx, one, state=state, at=ends if one.not_after is None else min(ends, one.not_after))
     fields = {

@@ -28,7 +28,7 @@ from est.transfer import read_json
 VERSION = 1
 MAX_BYTES = 64 * 1024 * 1024
 _STATES = frozenset({"active", "suspended", "revoked"})
-_KEY_STATES = frozenset({"active", "retired", "revoked"})
+_KEY_STATES = frozenset({"active", "suspended", "retired", "revoked"})
 
 
 @dataclass(frozen=True, slots=True)

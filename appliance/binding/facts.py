@@ -72,7 +72,8 @@ class OwnerKey:
     jkt: str
     public_key: ec.EllipticCurvePublicKey
     state: str = "active"
-    """active, retired (what it signed before stays good until not_after) or revoked (nothing does)."""
+    """active, suspended (nothing new for now), retired (what it signed before stays good until not_after) or revoked
+    (nothing does)."""
     protection: str = "software"
     not_before: datetime | None = None
     not_after: datetime | None = None

@@ -84,6 +84,19 @@ def certs_show(serial: str, issuer: Issuer = "") -> None:
     show(ask("certs.show", serial=serial, issuer=issuer))
 
 
+@certs.command("evidence")
+def certs_evidence(
+    serial: str, out: Annotated[Path, typer.Option("--out", help="New folder for the evidence package.")]
+) -> None:
+    """Write what stands behind an agent's certificate: request, approvals, evidence, result, owner, audit entries."""
+    files = ask("certs.evidence", serial=serial)
+    out.mkdir(mode=0o700)
+    for name, text in files.items():
+        with (out / name).open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    show({"folder": str(out), "files": sorted(files)}, text=f"written: {len(files)} files in {out}")
+
+
 @certs.command("revoke")
 def certs_revoke(
     serial: str,

@@ -215,6 +215,21 @@ def proxies_list() -> None:
     show(ask("proxies.list"), ("identifier", "method", "state", "serial", "created_at"))
 
 
+@proxies.command("suspend")
+def proxies_suspend(
+    proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")],
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
+) -> None:
+    """Take no requests and renewals from a proxy until it is resumed; credentials stay."""
+    show(ask("proxies.suspend", proxy=proxy, reason=reason))
+
+
+@proxies.command("resume")
+def proxies_resume(proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")]) -> None:
+    """End a suspension."""
+    show(ask("proxies.resume", proxy=proxy))
+
+
 @proxies.command("revoke")
 def proxies_revoke(proxy: Annotated[str, typer.Argument(help="Identifier of the proxy.")]) -> None:
     """Revoke a proxy, its LDevID and every agent that it alone vouched for."""

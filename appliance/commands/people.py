@@ -70,9 +70,27 @@ def owners_add_key(
 
 
 @owners.command("rotate-key")
-def owners_rotate_key(ref: str, statement: Annotated[Path, typer.Argument(help="Statement for the new key.")]) -> None:
-    """Register a new approval key and retire the older ones."""
-    show(ask("owners.rotate_key", ref=ref, statement=read_text(statement).strip()))
+def owners_rotate_key(
+    ref: str,
+    statement: Annotated[Path, typer.Argument(help="Statement for the new key.")],
+    overlap_hours: Annotated[
+        float, typer.Option(help="How long the older keys may still approve, hours.", min=0, max=24 * 31)
+    ] = 0.0,
+) -> None:
+    """Register a new approval key and retire the older ones, at once or after an overlap."""
+    show(ask("owners.rotate_key", ref=ref, statement=read_text(statement).strip(), overlap_hours=overlap_hours))
+
+
+@owners.command("suspend-key")
+def owners_suspend_key(ref: str, jkt: Annotated[str, typer.Argument(help="Thumbprint of the key.")]) -> None:
+    """Accept nothing new from one approval key until it is resumed; what it approved stays."""
+    show(ask("owners.suspend_key", ref=ref, jkt=jkt))
+
+
+@owners.command("resume-key")
+def owners_resume_key(ref: str, jkt: Annotated[str, typer.Argument(help="Thumbprint of the key.")]) -> None:
+    """End the suspension of an approval key."""
+    show(ask("owners.resume_key", ref=ref, jkt=jkt))
 
 
 @owners.command("revoke-key")
@@ -190,3 +208,15 @@ def agentsshow(agent_id: str) -> None:
 def agents_revoke(agent_id: str, reason: Annotated[str, typer.Option(help="Why, for the log.")] = "") -> None:
     """Revoke an agent and its credentials."""
     show(ask("agents.revoke", agent=agent_id, reason=reason))
+
+
+@agents.command("suspend")
+def agents_suspend(agent_id: str, reason: Annotated[str, typer.Option(help="Why, for the log.")] = "") -> None:
+    """Refuse an agent's requests and logins until it is resumed; its credentials stay."""
+    show(ask("agents.suspend", agent=agent_id, reason=reason))
+
+
+@agents.command("resume")
+def agents_resume(agent_id: str) -> None:
+    """End a suspension."""
+    show(ask("agents.resume", agent=agent_id))

@@ -7,13 +7,15 @@ from typing import Any
 
 from appliance.audit import Actor
 from appliance.certificate_list import CertificateList
+from appliance.evidence_package import EvidencePackages
 
 
 class CertificateOperations:
     """appliance certs ..."""
 
-    def __init__(self, certificates: CertificateList, actor: Actor) -> None:
+    def __init__(self, certificates: CertificateList, packages: EvidencePackages, actor: Actor) -> None:
         self._certificates = certificates
+        self._packages = packages
         self._actor = actor
 
     async def list_(
@@ -45,6 +47,9 @@ class CertificateOperations:
             limit=limit,
             with_pem=with_pem,
         )
+
+    async def evidence(self, serial: str) -> Any:
+        return await self._packages.export(serial)
 
     async def show(self, serial: str, issuer: str = "") -> Any:
         return await self._certificates.show(serial, issuer=issuer)

@@ -140,6 +140,12 @@ class ProxyOperations:
     async def revoke(self, proxy: str, reason: str = "") -> Any:
         return await self._inventory.revoke_proxy(proxy, actor=self._actor, reason=reason)
 
+    async def suspend(self, proxy: str, reason: str = "") -> Any:
+        return await self._inventory.suspend_proxy(proxy, actor=self._actor, reason=reason)
+
+    async def resume(self, proxy: str) -> Any:
+        return await self._inventory.resume_proxy(proxy, actor=self._actor)
+
 
 class EstOperations:
     """appliance est ..."""

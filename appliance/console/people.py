@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from appliance.access.directory import OwnerDirectory
@@ -48,8 +49,15 @@ class OwnerOperations:
     async def add_key(self, ref: str, statement: str) -> Any:
         return await self._directory.add_key(ref, statement, actor=self._actor)
 
-    async def rotate_key(self, ref: str, statement: str) -> Any:
-        return await self._directory.rotate_key(ref, statement, actor=self._actor)
+    async def rotate_key(self, ref: str, statement: str, overlap_hours: float = 0.0) -> Any:
+        overlap = timedelta(hours=overlap_hours)
+        return await self._directory.rotate_key(ref, statement, actor=self._actor, overlap=overlap)
+
+    async def suspend_key(self, ref: str, jkt: str) -> Any:
+        return await self._directory.suspend_key(ref, jkt, actor=self._actor)
+
+    async def resume_key(self, ref: str, jkt: str) -> Any:
+        return await self._directory.resume_key(ref, jkt, actor=self._actor)
 
     async def revoke_key(self, ref: str, jkt: str) -> Any:
         return await self._directory.revoke_key(ref, jkt, actor=self._actor)
@@ -109,3 +117,9 @@ class AgentOperations:
 
     async def revoke(self, agent: str, reason: str = "") -> Any:
         return await self._registry.revoke(agent, why=reason, actor=self._actor)
+
+    async def suspend(self, agent: str, reason: str = "") -> Any:
+        return await self._registry.suspend(agent, why=reason, actor=self._actor)
+
+    async def resume(self, agent: str) -> Any:
+        return await self._registry.resume(agent, actor=self._actor)

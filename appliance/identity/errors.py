@@ -2,7 +2,7 @@
 
 IdentityError (abstract)
 ├── SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive, ProxyNotActive      who submits (A-11)
-├── AgentUnknown, AgentRevoked, ReservationsFull, KeyAlreadyAgent                                   the registration
+├── AgentUnknown, AgentRevoked, AgentSuspended, ReservationsFull, KeyAlreadyAgent                   the registration
 ├── EvidenceContraindicated                                                                        the appraisal
 ├── SingleIdentityNotOffered, ApproversNotDistinct, RequestReplayed, LifetimeNotPossible            the decision
 ├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
@@ -61,6 +61,12 @@ class AgentRevoked(IdentityError):
     """The agent is revoked; its identifier is never used again."""
 
     reason: ClassVar[str] = "agent-revoked"
+
+
+class AgentSuspended(IdentityError):
+    """The agent is suspended until an administrator resumes it."""
+
+    reason: ClassVar[str] = "agent-suspended"
 
 
 class KeyAlreadyAgent(IdentityError):

@@ -37,7 +37,14 @@ from appliance.binding.request import unseal as unseal_request
 from appliance.binding.standing import StandingApproval
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
-from appliance.identity.errors import AgentRevoked, AgentUnknown, ProxyNotActive, RequestReplayed, SubmitterNotLive
+from appliance.identity.errors import (
+    AgentRevoked,
+    AgentSuspended,
+    AgentUnknown,
+    ProxyNotActive,
+    RequestReplayed,
+    SubmitterNotLive,
+)
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
@@ -168,11 +175,13 @@ class Registry:
 
 
 def check_agent(agent: Agent | None, submitter: Submitter) -> Agent:
-    """The agent, if it stands behind this proxy and is not revoked; raises AgentUnknown, AgentRevoked."""
+    """The agent, if it stands behind this proxy and is in force; raises AgentUnknown, AgentRevoked, AgentSuspended."""
     if agent is None or agent.proxy_id != submitter.proxy_id:
         raise AgentUnknown("no such agent stands behind this proxy")
     if agent.state == agents.REVOKED:
         raise AgentRevoked("the agent is revoked")
+    if agent.state == agents.SUSPENDED:
+        raise AgentSuspended("the agent is suspended")
     return agent
 
 
@@ -300,6 +309,8 @@ def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter
         raise AgentUnknown("the agent's reservation was forgotten meanwhile")
     if now.agent == agents.REVOKED:
         raise AgentRevoked("the agent was revoked meanwhile")
+    if now.agent == agents.SUSPENDED:
+        raise AgentSuspended("the agent was suspended meanwhile")
     if now.owner_keys or now.other_agents:
         raise KeyReused("the agent's key has become somebody else's")
     if not all(is_approver(tx, approval.iss, approval.kid) for approval in grant.approvals):

@@ -16,7 +16,8 @@ from appliance.binding import jws
 from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.identity.errors import KeyAlreadyAgent
 from appliance.identity.issue import timestamp
-from appliance.store import agents, certificates, org_material, owners, proxies, requests
+from appliance.identity.owner_desk import shown as shown_standing
+from appliance.store import agents, certificates, org_material, owners, proxies, requests, standing_approvals
 from appliance.store.agents import Agent
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -95,6 +96,7 @@ class AgentRegistry:
                 "jkt": found.jkt,
                 "class": found.agent_class,
                 "credentials": [_credential(row) for row in certificates.of(tx, "agent_id", found.identifier)],
+                "standing": [shown_standing(row) for row in standing_approvals.of_agent(tx, found.identifier)],
                 "requests": [_request(tx, row) for row in requests.of_agent(tx, found.identifier)],
             }
 
@@ -107,6 +109,26 @@ class AgentRegistry:
             found = self._find(tx, agent)
             count = cascade.revoke_agent(tx, found, actor=actor, why=why[:200])
             return {"identifier": found.identifier, "state": agents.REVOKED, "credentials_revoked": count}
+
+        return await self._store.write(write, essential=True)
+
+    async def suspend(self, agent: str, *, actor: Actor, why: str = "") -> Json:
+        """Refuse its requests and logins until it is resumed; credentials stay. Raises NotFound, Conflict."""
+        return await self._move(agent, agents.REGISTERED, agents.SUSPENDED, "agent-suspended", actor, why)
+
+    async def resume(self, agent: str, *, actor: Actor) -> Json:
+        """End a suspension; raises NotFound, Conflict."""
+        return await self._move(agent, agents.SUSPENDED, agents.REGISTERED, "agent-resumed", actor, "")
+
+    async def _move(self, agent: str, was: str, state: str, event: str, actor: Actor, why: str) -> Json:
+        def write(tx: Tx) -> Json:
+            found = self._find(tx, agent)
+            if found.state != was:
+                raise Conflict(f"the agent is {found.state}")
+            moved = agents.move(tx, found, state)
+            fields = {"owner": found.owner_id, "proxy": found.proxy_id, "why": why[:200]}
+            audit.append(tx, AuditEvent(event, actor, found.identifier, fields=fields))
+            return _brief(tx, moved)
 
         return await self._store.write(write, essential=True)
 

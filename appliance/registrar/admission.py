@@ -42,8 +42,8 @@ def decide(tx: Tx, record: PledgeRecord, manufacturer: KnownManufacturer, settin
     decides, or the site's where it has none.
     """
     proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
-    if proxy is not None and proxy.is_active:
-        return Admission.ADMITTED
+    if proxy is not None and not proxy.is_revoked:
+        return Admission.ADMITTED if proxy.is_active else Admission.WAITING  # suspended: until it is resumed
     policy = manufacturer.options.admission or settings.admission
     if policy == "automatic" or _is_listed(tx, record, manufacturer):
         return Admission.ADMITTED
@@ -66,7 +66,7 @@ class ProxyIdentities:
     def ensure(self, tx: Tx, record: PledgeRecord) -> PledgeRecord:
         """The record with an active proxy identity, a new one if it has none."""
         proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
-        if proxy is not None and proxy.is_active:
+        if proxy is not None and not proxy.is_revoked:
             return record
         made = self.make(tx, str(uuid.uuid4()), method="brski", name=record.serial, pledge_id=record.id)
         return replace(record, proxy_id=made.id)

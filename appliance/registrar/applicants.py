@@ -336,4 +336,4 @@ def check_uris(csr: Csr, identifier: str) -> None:
 def require_active(tx: Tx, proxy_id: str) -> None:
     proxy = proxies.get(tx, proxy_id)
     if proxy is None or not proxy.is_active:
-        raise ProxyRevoked("this identity proxy was revoked")
+        raise ProxyRevoked("this identity proxy is revoked or suspended")

@@ -83,7 +83,7 @@ class EnrollmentSecretInvalid(ApplianceError):
 
 
 class ProxyRevoked(ApplianceError):
-    """The identity proxy was revoked; its identifier never comes back."""
+    """The identity proxy is suspended, or was revoked and its identifier never comes back."""
 
     reason: ClassVar[str] = "proxy-revoked"
 

@@ -239,7 +239,7 @@ class History:
         pledges.save(tx, judged, was=record.state)
         if not appraisal.is_accepted and record.proxy_id:
             proxy = proxies.get(tx, record.proxy_id)
-            if proxy is not None and proxy.is_active:
+            if proxy is not None and not proxy.is_revoked:
                 actor = caller.as_actor("pledge", record.serial)
                 self._identities.revoke(
                     tx, proxy, actor, reason=DeviceHistoryRefused.reason, request_id=caller.request_id

@@ -111,6 +111,28 @@ class Inventory:
 
         return await self._store.write(write, essential=True)
 
+    async def suspend_proxy(self, key: str, *, actor: Actor, reason: str = "") -> Json:
+        """Take no requests and renewals from a proxy until it is resumed; its agents' credentials stay.
+
+        Raises NotFound, Conflict.
+        """
+        return await self._move_proxy(key, proxies.ACTIVE, proxies.SUSPENDED, "proxy-suspended", actor, reason)
+
+    async def resume_proxy(self, key: str, *, actor: Actor) -> Json:
+        """End a suspension; raises NotFound, Conflict."""
+        return await self._move_proxy(key, proxies.SUSPENDED, proxies.ACTIVE, "proxy-resumed", actor, "")
+
+    async def _move_proxy(self, key: str, was: str, state: str, event: str, actor: Actor, reason: str) -> Json:
+        def write(tx: Tx) -> Json:
+            row = _find_proxy(tx, key)
+            if row.state != was:
+                raise Conflict(f"the proxy is {row.state}")
+            proxies.move(tx, row, state)
+            audit.append(tx, AuditEvent(event, actor, row.identifier, reason=reason))
+            return {"identifier": row.identifier, "state": state}
+
+        return await self._store.write(write, essential=True)
+
     async def new_est_secret(
         self, name: str, *, actor: Actor, label: str = "", life: timedelta = timedelta(hours=24)
     ) -> Json:
@@ -218,7 +240,7 @@ class Inventory:
 
     def _end_proxy(self, tx: Tx, record: PledgeRecord, actor: Actor, reason: str) -> None:
         proxy = proxies.get(tx, record.proxy_id) if record.proxy_id else None
-        if proxy is not None and proxy.is_active:
+        if proxy is not None and not proxy.is_revoked:
             self._identities.revoke(tx, proxy, actor, reason=reason)
 
 
@@ -271,7 +293,7 @@ def _find_proxy(tx: Tx, key: str) -> ProxyRow:
     row = proxies.by_identifier(tx, key) or proxies.get(tx, key)
     if row is not None:
         return row
-    named = [one for one in proxies.every(tx) if one.name == key and one.is_active]
+    named = [one for one in proxies.every(tx) if one.name == key and not one.is_revoked]
     if not named:
         raise NotFound(f"there is no identity proxy {key}", key=key)
     if len(named) > 1:

@@ -125,7 +125,7 @@ def require_live(certificate: x509.Certificate, tx: Tx) -> LiveLdevid:
         raise LdevidNotAccepted("the certificate is revoked")
     proxy = proxies.get(tx, row.proxy_id)
     if proxy is None or not proxy.is_active:
-        raise ProxyRevoked("this identity proxy was revoked")
+        raise ProxyRevoked("this identity proxy is revoked or suspended")
     return LiveLdevid(certificate, digest, row.issuer_aki, row.serial, proxy, row.pledge_id)
 
 
@@ -137,4 +137,4 @@ def require_still_live(live: LiveLdevid, tx: Tx) -> None:
     if row.state != certificates.ISSUED:
         raise LdevidNotAccepted("the certificate is revoked")
     if row.proxy_state != proxies.ACTIVE:
-        raise ProxyRevoked("this identity proxy was revoked")
+        raise ProxyRevoked("this identity proxy is revoked or suspended")

@@ -18,7 +18,7 @@ from appliance.store.schema import agents as table
 from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
-RESERVED, REGISTERED, REVOKED = "reserved", "registered", "revoked"
+RESERVED, REGISTERED, SUSPENDED, REVOKED = "reserved", "registered", "suspended", "revoked"
 TOPIC = "agent"
 
 _c = table.c
@@ -46,18 +46,23 @@ _REVOKE = (
     .where(_c.identifier == bindparam("key"), _c.state != REVOKED)
     .values(state=REVOKED, updated_at=bindparam("at"))
 )
+_MOVE = (
+    update(table)
+    .where(_c.identifier == bindparam("key"), _c.state == bindparam("was"))
+    .values(state=bindparam("new_state"), updated_at=bindparam("at"))
+)
 _PAGE = select(table).where(_c.identifier > bindparam("after")).order_by(_c.identifier).limit(bindparam("count"))
 _OF_OWNER = select(table).where(_c.owner_id == bindparam("owner")).order_by(_c.created_at, _c.id)
 _OF_PROXY = (
     select(table)
-    .where(_c.proxy_id == bindparam("proxy"), _c.state == bindparam("state"))
+    .where(_c.proxy_id == bindparam("proxy"), _c.state.in_((REGISTERED, SUSPENDED)))
     .order_by(_c.created_at, _c.id)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One agent. `state` is reserved, registered or revoked; `jkt` the thumbprint of its newest key."""
+    """One agent. `state` is reserved, registered, suspended or revoked; `jkt` the thumbprint of its newest key."""
 
     id: str
     identifier: str
@@ -132,6 +137,16 @@ def revoke(tx: Tx, agent: Agent) -> Agent:
     return revoked
 
 
+def move(tx: Tx, agent: Agent, state: str) -> Agent:
+    """Move from the state that `agent` shows to another and tell the outbox; Conflict if it is not there any more."""
+    values = {"key": agent.identifier, "was": agent.state, "new_state": state, "at": tx.now}
+    if tx.execute(_MOVE, values).rowcount != 1:
+        raise Conflict(f"the agent is not {agent.state} any more")
+    moved = replace(agent, state=state, updated_at=tx.now)
+    _emit(tx, moved)
+    return moved
+
+
 def page(tx: Tx, *, after: str = "", count: int = 1000) -> list[Agent]:
     """Agents in the order of their identifiers, those behind `after`."""
     return [_read(row) for row in tx.all(_PAGE, {"after": after, "count": count})]
@@ -143,8 +158,8 @@ def of_owner(tx: Tx, owner_id: str) -> list[Agent]:
 
 
 def registered_behind(tx: Tx, proxy_id: str) -> list[Agent]:
-    """The registered agents behind a proxy, oldest first."""
-    return [_read(row) for row in tx.all(_OF_PROXY, {"proxy": proxy_id, "state": REGISTERED})]
+    """The registered agents behind a proxy, also suspended ones, oldest first."""
+    return [_read(row) for row in tx.all(_OF_PROXY, {"proxy": proxy_id})]
 
 
 def _values(agent: Agent) -> dict[str, Any]:

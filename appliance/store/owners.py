@@ -74,6 +74,9 @@ _END_KEY = (
     .where(_k.c.jkt == bindparam("key"), _k.c.state != REVOKED)
     .values(state=bindparam("new_state"), not_after=bindparam("end"))
 )
+_MOVE_KEY = (
+    update(_k).where(_k.c.jkt == bindparam("key"), _k.c.state == bindparam("was")).values(state=bindparam("new_state"))
+)
 _ALLOW = insert(_p)
 _ALLOWED = select(_p.c.proxy_id).where(_p.c.owner_id == bindparam("owner")).order_by(_p.c.proxy_id)
 
@@ -109,7 +112,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One approval key of an owner (`owner_id` is the identifier). `state` is active, retired or revoked."""
+    """One approval key of an owner (`owner_id` is the identifier). `state` is active, suspended, retired or revoked."""
 
     jkt: str
     owner_id: str
@@ -269,6 +272,13 @@ def end_key(tx: Tx, ended: Key, *, state: str, at: datetime) -> None:
     if tx.execute(_END_KEY, {"key": ended.jkt, "new_state": state, "end": at}).rowcount != 1:
         raise Conflict("the key is revoked already")
     _emit_key(tx, ended.jkt, ended.owner_id, state)
+
+
+def move_key(tx: Tx, key: Key, state: str) -> None:
+    """Move a key from the state that it shows to another and tell the outbox; Conflict if it is not there any more."""
+    if tx.execute(_MOVE_KEY, {"key": key.jkt, "was": key.state, "new_state": state}).rowcount != 1:
+        raise Conflict(f"the key is not {key.state} any more")
+    _emit_key(tx, key.jkt, key.owner_id, state)
 
 
 def allow_proxy(tx: Tx, owner_id: str, proxy_id: str) -> None:

@@ -16,6 +16,8 @@ from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 ACTIVE = "active"
+SUSPENDED = "suspended"
+SUSPENDED = "suspended"
 REVOKED = "revoked"
 TOPIC = "proxy"
 
@@ -38,14 +40,19 @@ _STANDING = plain(
 )  # fmt: skip
 _REVOKE = (
     update(table)
-    .where(table.c.id == bindparam("key"), table.c.state == ACTIVE)
+    .where(table.c.id == bindparam("key"), table.c.state != REVOKED)
     .values(state=REVOKED, updated_at=bindparam("updated_at"))
+)
+_MOVE = (
+    update(table)
+    .where(table.c.id == bindparam("key"), table.c.state == bindparam("was"))
+    .values(state=bindparam("new_state"), updated_at=bindparam("at"))
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyRow:
-    """One proxy. `method` is brski or est, `state` active or revoked, `label` that of EST, "" = none."""
+    """One proxy. `method` is brski or est, `state` active, suspended or revoked, `label` that of EST, "" = none."""
 
     id: str
     identifier: str
@@ -60,6 +67,10 @@ class ProxyRow:
     @property
     def is_active(self) -> bool:
         return self.state == ACTIVE
+
+    @property
+    def is_revoked(self) -> bool:
+        return self.state == REVOKED
 
 
 def add(tx: Tx, row: ProxyRow) -> None:
@@ -122,6 +133,13 @@ def revoke(tx: Tx, row: ProxyRow) -> None:
     if tx.execute(_REVOKE, {"key": row.id, "updated_at": tx.now}).rowcount != 1:
         raise Conflict("the proxy is revoked already")
     tx.emit(TOPIC, row.identifier, {"id": row.id, "state": REVOKED})
+
+
+def move(tx: Tx, row: ProxyRow, state: str) -> None:
+    """Move from the state that `row` shows to another and tell the outbox; Conflict if it is not there any more."""
+    if tx.execute(_MOVE, {"key": row.id, "was": row.state, "new_state": state, "at": tx.now}).rowcount != 1:
+        raise Conflict(f"the proxy is not {row.state} any more")
+    tx.emit(TOPIC, row.identifier, {"id": row.id, "state": state})
 
 
 def _maybe(row: Any) -> ProxyRow | None:

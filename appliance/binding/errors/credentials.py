@@ -65,6 +65,18 @@ class ProfileNotApproved(BindingError):
     reason = "profile-not-approved"
 
 
+class PackageEntryMissing(BindingError):
+    """The evidence package lacks an audit entry that its certificate needs."""
+
+    reason = "package-entry-missing"
+
+
+class PackageEntryWrong(BindingError):
+    """An audit entry of the evidence package does not have its own hash, or is about something else; field `seq`."""
+
+    reason = "package-entry-wrong"
+
+
 class WitExpired(BindingError):
     """The WIT is past its `exp`."""
 

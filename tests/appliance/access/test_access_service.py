@@ -166,6 +166,7 @@ def test_a_proxys_certificate_is_told_apart_from_an_unknown_one_by_its_issuer(tm
         (lambda tx: set_owner(tx, state="suspended"), "owner-suspended"),
         (lambda tx: set_owner(tx, state="revoked"), "owner-revoked"),
         (lambda tx: set_agent(tx, "revoked"), "agent-revoked"),
+        (lambda tx: set_agent(tx, "suspended"), "agent-suspended"),
     ],
 )
 def test_suspended_and_revoked_are_rejected_at_the_next_login(tmp_path, change, code):

@@ -146,3 +146,32 @@ def test_a_secrets_name_fits_into_http_basic(tmp_path: Path, name: str) -> None:
         await refused(world.part.inventory.new_est_secret("ok", actor=ADMIN, life=timedelta(0)), RequestMalformed)
 
     play(tmp_path, story)
+
+
+@pytest.mark.req("A-102")
+def test_a_suspended_proxy_renews_nothing_and_gets_no_second_identity_by_a_new_bootstrap(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        inventory = world.part.inventory
+        device = world.device()
+        certificate = await device.bootstrap()
+        (proxy,) = await inventory.proxies()
+        await inventory.suspend_proxy(proxy["identifier"], actor=ADMIN, reason="odd evidence")
+        await refused(inventory.suspend_proxy(proxy["identifier"], actor=ADMIN), Conflict)
+        again = world.device()
+        replies = [
+            await again.voucher(),
+            await again.enroll(),
+            await device.enroll(peer=device.with_ldevid(certificate)),
+        ]
+        assert all(reply.status != 200 for reply in replies)
+        assert [one["state"] for one in await inventory.proxies()] == ["suspended"]
+        await inventory.resume_proxy(proxy["name"], actor=ADMIN)
+        await refused(inventory.resume_proxy(proxy["identifier"], actor=ADMIN), Conflict)
+        await world.device().bootstrap()
+        assert [one["identifier"] for one in await inventory.proxies()] == [proxy["identifier"]]
+        await inventory.suspend_proxy(proxy["identifier"], actor=ADMIN)
+        await inventory.revoke_proxy(proxy["identifier"], actor=ADMIN)
+        assert [one["state"] for one in await inventory.proxies()] == ["revoked"]
+        assert [one["event"] for one in await world.audited("proxy-suspended")] == ["proxy-suspended"] * 2
+
+    play(tmp_path, story)

@@ -1,0 +1,128 @@
+"""Exporting what stands behind one agent certificate, for whoever must judge later whether it was right (A-113)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import bindparam, func, or_, select
+
+from appliance import audit
+from appliance.access.owner_views import with_keys
+from appliance.binding import jws, package
+from appliance.ca import CertificateAuthority
+from appliance.clock import Clock
+from appliance.errors import NotFound
+from appliance.identity.issue import timestamp
+from appliance.store import certificates, owners, requests, schema
+from appliance.store.certificates import serial_text
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from est.certificates import read_certificate
+
+MAX_ENTRIES = 1000
+_ABOUT = (
+    select(schema.audit)
+    .where(
+        or_(
+            func.instr(schema.audit.c.body, bindparam("txn")) > 0,
+            func.instr(schema.audit.c.body, bindparam("serial")) > 0,
+        )
+    )
+    .order_by(schema.audit.c.seq)
+    .limit(MAX_ENTRIES)
+)
+
+
+class EvidencePackages:
+    """Packages of agent certificates."""
+
+    def __init__(self, *, ca: CertificateAuthority, store: Store, clock: Clock) -> None:
+        self._ca = ca
+        self._store = store
+        self._clock = clock
+
+    async def export(self, serial: str) -> Mapping[str, str]:
+        """The files of the package by name; raises NotFound for what is no finished dual-identity certificate."""
+        return await self._store.read(lambda tx: self._gather(tx, serial))
+
+    def _gather(self, tx: Tx, serial: str) -> Mapping[str, str]:
+        try:
+            row = certificates.by_role_and_serial(tx, "agents", int(serial.replace(":", ""), 16))
+        except ValueError:
+            row = None
+        if row is None or row.der is None or row.agent_id is None or row.owner_id is None:
+            raise NotFound("no agent's certificate with this serial number was finished here")
+        behind = _request_of(tx, row)
+        if behind is None:
+            raise NotFound("nothing is on record behind this certificate")
+        issuing = self._ca.issuing("agents").certificate
+        files = {
+            package.CERTIFICATE: _pem(read_certificate(row.der)) + _pem(issuing),
+            package.REQUEST: behind.request + "\n",
+            package.EVIDENCE: behind.evidence + "\n",
+            package.EAR: behind.ear + "\n",
+            package.PROXY: self._proxy(tx, behind),
+            package.AUDIT: "\n".join(audit.export(_about(tx, row))) + "\n",
+            package.OWNER: _owner(tx, row.owner_id),
+        }
+        for number, token in enumerate(behind.approval.split(), 1):
+            files[package.APPROVAL.format(number)] = token + "\n"
+        manifest = {
+            "version": 1,
+            "serial": row.serial,
+            "agent": row.agent_id,
+            "owner": row.owner_id,
+            "model": row.model,
+            "state": row.state,
+            "txn": row.txn,
+            "made_at": timestamp(self._clock.now()),
+            "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
+        }
+        return {**files, package.MANIFEST: json.dumps(manifest, indent=1) + "\n"}
+
+    def _proxy(self, tx: Tx, behind: requests.Request) -> str:
+        """The certificate whose key signed the evidence, its CA and the root."""
+        kid = jws.read(behind.evidence).kid
+        for one in certificates.of(tx, "subject_id", behind.proxy_id):
+            if one.der is None:
+                continue
+            found = read_certificate(one.der)
+            key = found.public_key()
+            if isinstance(key, ec.EllipticCurvePublicKey) and jws.jkt(key) == kid:
+                return _pem(found) + _pem(self._ca.issuing("devices").certificate) + _pem(self._ca.root)
+        raise NotFound("the proxy's certificate of that time is not on record")
+
+
+def _request_of(tx: Tx, row: Any) -> requests.Request | None:
+    for one in requests.of_agent(tx, row.agent_id):
+        if one.result is not None and one.result.get("serial") == row.serial:
+            return one
+    return None
+
+
+def _about(tx: Tx, row: Any) -> Iterable[audit.AuditRow]:
+    """Entries of this transaction and about this certificate; what only looks alike is left out."""
+    found = [audit.AuditRow(*one) for one in tx.all(_ABOUT, {"txn": row.txn or row.serial, "serial": row.serial})]
+    return [one for one in found if _is_about(one.entry, row)]
+
+
+def _is_about(entry: Mapping[str, Any], row: Any) -> bool:
+    fields = entry.get("fields", {})
+    return (row.txn is not None and fields.get("txn") == row.txn) or entry.get("object") == serial_text(
+        int(row.serial, 16)
+    )
+
+
+def _owner(tx: Tx, owner_id: str) -> str:
+    owner = owners.by_identifier(tx, owner_id)
+    return json.dumps(None if owner is None else with_keys(tx, owner), indent=1) + "\n"
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode("ascii")

@@ -1,0 +1,201 @@
+"""What stands behind one serial number: exported, checked offline, and every single damage found."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from appliance.binding import package
+from appliance.binding.bundle import TrustBundle, read, write
+from appliance.binding.package import verify_package
+from appliance.cli import run
+from appliance.errors import NotFound
+from appliance.evidence_package import EvidencePackages
+from est.errors import Refusal
+from tests.appliance.identity.campus import ADMIN, Campus
+from tests.appliance.identity.test_standing import Agent, stand
+
+Files = dict[str, bytes]
+
+
+@cache
+def made(folder: Path) -> tuple[dict[str, Files], TrustBundle]:
+    """Packages of a first issue, of a renewal under a standing approval, and of a revoked certificate."""
+
+    async def story() -> tuple[dict[str, Files], TrustBundle]:
+        campus = Campus.create(folder)
+        try:
+            proxy, owner = await campus.proxy(), await campus.owner()
+            packages = EvidencePackages(ca=campus.ca, store=campus.store, clock=campus.clock)
+            first = (await proxy.ask(owner, txn="flow-7")).approved()
+            _, answer = await first.submit()
+            agent = await Agent.first(proxy, owner)
+            _, renewed = await agent.renew(stand(owner, agent.sub, proxy))
+            third = (await proxy.ask(owner)).approved()
+            _, revoked = await third.submit()
+            await campus.registry.revoke(third.sub, actor=ADMIN)
+            found = {}
+            for name, one in (("first", answer), ("standing", renewed), ("revoked", revoked)):
+                texts = await packages.export(one["serial"])
+                found[name] = {file: text.encode() for file, text in texts.items()}
+            with pytest.raises(NotFound):
+                await packages.export("abcd")
+            with pytest.raises(NotFound):
+                await packages.export("no number")
+            await campus.directory.suspend("alice", actor=ADMIN)
+            bundle = campus.service.issuer.trust_bundle(await campus.directory.records())
+            return found, read(write(bundle))
+        finally:
+            campus.close()
+
+    return asyncio.run(story())
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Files], TrustBundle]:
+    return made(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.mark.req("A-113", "A-112", "A-5", "A-34")
+@pytest.mark.parametrize("name", ["first", "standing", "revoked"])
+def test_a_package_shows_offline_why_the_agent_was_allowed(
+    packages: tuple[dict[str, Files], TrustBundle], name: str
+) -> None:
+    found, bundle = packages
+    report = verify_package(found[name], bundle)
+    steps = dict(report.steps)
+    assert list(steps) == [
+        "chain", "name", "extension", "owner", "approval", "binding", "owner now", "request", "evidence", "appraisal",
+        "audit",
+    ]  # fmt: skip
+    assert steps["owner now"] == "suspended"
+    assert steps["appraisal"] == "affirming"
+    assert ("revoked at" in steps["audit"]) == (name == "revoked")
+    assert report.model == ("standing" if name == "standing" else "agent-mediated")
+    manifest = json.loads(found[name][package.MANIFEST])
+    assert manifest["serial"] == report.serial.rjust(len(manifest["serial"]), "0")
+    told = [json.loads(json.loads(line)["body"])["event"] for line in found[name][package.AUDIT].splitlines()]
+    wanted = {"agent-request-received", "evidence-appraised", "certificate-pending", "dual-identity-issued"}
+    assert wanted | {"standing-approval-used" if name == "standing" else "owner-approved"} <= set(told)
+
+
+def text(files: Mapping[str, bytes], name: str) -> str:
+    return files[name].decode()
+
+
+def swap_entry(files: Files, event: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change an entry and give it a new hash, as a forger would."""
+    from hashlib import sha256
+
+    lines = []
+    for line in text(files, package.AUDIT).splitlines():
+        row = json.loads(line)
+        entry = json.loads(row["body"])
+        if entry["event"] == event:
+            change(entry)
+            row["body"] = json.dumps(entry)
+            row["hash"] = sha256(bytes.fromhex(row["prev"]) + row["body"].encode()).hexdigest()
+        lines.append(json.dumps(row))
+    files[package.AUDIT] = "\n".join(lines).encode()
+
+
+def drop_entries(files: Files, event: str) -> None:
+    kept = [line for line in text(files, package.AUDIT).splitlines() if f'"event\\":\\"{event}' not in line]
+    files[package.AUDIT] = "\n".join(kept).encode()
+
+
+DAMAGES: dict[str, Callable[[Files, Files], None]] = {
+    "the other's request": lambda files, other: files.update({package.REQUEST: other[package.REQUEST]}),
+    "the other's evidence": lambda files, other: files.update({package.EVIDENCE: other[package.EVIDENCE]}),
+    "the other's result": lambda files, other: files.update({package.EAR: other[package.EAR]}),
+    "the other's certificate": lambda files, other: files.update({package.CERTIFICATE: other[package.CERTIFICATE]}),
+    "the other's log": lambda files, other: files.update({package.AUDIT: other[package.AUDIT]}),
+    "no request": lambda files, other: files.pop(package.REQUEST) and None,
+    "no proxy": lambda files, other: files.pop(package.PROXY) and None,
+    "no log": lambda files, other: files.pop(package.AUDIT) and None,
+    "proxy without its CA": lambda files, other: files.update(
+        {package.PROXY: files[package.PROXY].split(b"-----END CERTIFICATE-----")[0] + b"-----END CERTIFICATE-----\n"}
+    ),
+    "agents CA in the place of the devices CA": lambda files, other: files.update(
+        {package.PROXY: _with_ca(files[package.PROXY], files[package.CERTIFICATE])}
+    ),
+    "a bit of the request": lambda files, other: files.update({package.REQUEST: flip(files[package.REQUEST])}),
+    "a bit of the evidence": lambda files, other: files.update({package.EVIDENCE: flip(files[package.EVIDENCE])}),
+    "a bit of the log": lambda files, other: files.update(
+        {package.AUDIT: files[package.AUDIT].replace(b"proxy", b"prexy", 1)}
+    ),
+    "entry about other bytes": lambda files, other: swap_entry(
+        files, "certificate-pending", lambda one: one["fields"].update(tbs_sha256="00" * 32)
+    ),
+    "entry with another approval": lambda files, other: swap_entry(
+        files, "dual-identity-issued", lambda one: one["fields"].update(approvals_s256=["x"])
+    ),
+    "without the pending entry": lambda files, other: drop_entries(files, "certificate-pending"),
+    "without the issued entry": lambda files, other: drop_entries(files, "dual-identity-issued"),
+    "not ASCII": lambda files, other: files.update({package.EAR: b"\xff\xfe"}),
+    "log that is no JSON": lambda files, other: files.update({package.AUDIT: b"[" * 5000}),
+    "no PEM": lambda files, other: files.update({package.CERTIFICATE: b"hello"}),
+}
+
+
+def _with_ca(proxy: bytes, certificate: bytes) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    leaf, _, root = x509.load_pem_x509_certificates(proxy)
+    _, agents = x509.load_pem_x509_certificates(certificate)
+    return b"".join(one.public_bytes(Encoding.PEM) for one in (leaf, agents, root))
+
+
+def flip(token: bytes) -> bytes:
+    at = token.index(b".") + 20
+    return token[:at] + (b"A" if token[at : at + 1] != b"A" else b"B") + token[at + 1 :]
+
+
+@pytest.mark.req("A-113", "A-23", "A-112")
+@pytest.mark.parametrize("kind", ["first", "standing"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_of_a_package_is_a_typed_refusal(
+    packages: tuple[dict[str, Files], TrustBundle], damage: str, kind: str
+) -> None:
+    found, bundle = packages
+    files = dict(found[kind])
+    DAMAGES[damage](files, found["revoked"])
+    with pytest.raises(Refusal):
+        verify_package(files, bundle)
+
+
+@pytest.mark.req("A-113")
+def test_approvals_of_others_do_not_pass(packages: tuple[dict[str, Files], TrustBundle]) -> None:
+    found, bundle = packages
+    name = package.APPROVAL.format(1)
+    with pytest.raises(Refusal) as refused:
+        verify_package({**found["standing"], name: found["first"][name]}, bundle)
+    assert refused.value.reason == "approval-digest-mismatch"
+    with pytest.raises(Refusal):
+        verify_package({**found["first"], package.APPROVAL.format(2): found["revoked"][name]}, bundle)
+
+
+def test_the_verb_reads_a_folder(
+    packages: tuple[dict[str, Files], TrustBundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, bundle = packages
+    owners, folder = tmp_path / "bundle.json", tmp_path / "package"
+    owners.write_text(write(bundle))
+    folder.mkdir()
+    for name, content in found["standing"].items():
+        (folder / name).write_bytes(content)
+    assert run(["verify", "--owners", str(owners), "--package", str(folder), "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["model"], len(told["steps"])) == (True, "standing", 11)
+    (folder / package.EAR).write_bytes(found["first"][package.EAR])
+    assert run(["verify", "--owners", str(owners), "--package", str(folder)]) == 1
+    assert "ear-digest-mismatch" in capsys.readouterr().err
+    assert run(["verify", "--owners", str(owners)]) == 2
+    assert run(["verify", "--owners", str(owners), "--package", str(folder), "--approval", str(folder / "x")]) == 2
