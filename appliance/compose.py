@@ -36,6 +36,7 @@ from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
 from appliance.backup import write_backup
+from appliance.binding.webauthn import Passkey
 from appliance.ca import CertificateAuthority, read_weak_keys
 from appliance.certificate_list import CertificateList
 from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
@@ -179,6 +180,7 @@ class Appliance:
             clock=clock,
             skew_seconds=settings.identity.skew_seconds,
             oid_arc=settings.identity.oid_arc,
+            passkeys=Passkey(*settings.passkey_place),
         )
         self.sync = DirectorySync(
             settings.directory,

@@ -324,6 +324,12 @@ class IdentitySettings(_Section):
     proxy_rate: float = Field(50.0, gt=0, description="Requests per second of one proxy.")
     proxy_burst: int = Field(200, gt=0, description="Burst for proxy_rate.")
     appraisal_policy: Path | None = Field(None, description="Appraisal policy file; none = the built-in policy.")
+    passkey_rp_id: str = Field(
+        "", max_length=253, description="Relying party of owners' passkeys (WebAuthn); empty = the trust domain."
+    )
+    passkey_origin: str = Field(
+        "", max_length=300, description="Origin that owners' passkeys are used from; empty = https://<relying party>."
+    )
     allow_software_owner_keys: bool = Field(True, description="Accept approvals signed by owner keys kept in software.")
 
 
@@ -524,6 +530,12 @@ class Settings(_Section):
     def origin(self) -> str:
         """Scheme and trust domain of every identifier, as `spiffe://campus.example`."""
         return f"{self.domain.scheme}://{self.domain.trust_domain}"
+
+    @property
+    def passkey_place(self) -> tuple[str, str]:
+        """Relying party and origin of owners' passkeys."""
+        rp_id = self.identity.passkey_rp_id or self.domain.trust_domain
+        return rp_id, self.identity.passkey_origin or f"https://{rp_id}"
 
     @property
     def radius_server_name(self) -> str:

@@ -35,9 +35,10 @@ from appliance.access.owner_rows import (
 )
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import dual_identity, possession
-from appliance.binding.errors import KeyReused
+from appliance.binding.errors import KeyReused, PasskeyOriginMismatch
 from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.possession import KeyStatement
+from appliance.binding.webauthn import Passkey
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.store import agents, certificates, nonces, owner_clients, owner_gateways, owners, proxies
@@ -56,12 +57,22 @@ class OwnerDirectory:
     """Owners, departments and keys, for administrators."""
 
     def __init__(
-        self, *, origin: str, store: Store, clock: Clock, skew_seconds: int = 60, oid_arc: str = dual_identity.ARC
+        self,
+        *,
+        origin: str,
+        store: Store,
+        clock: Clock,
+        skew_seconds: int = 60,
+        oid_arc: str = dual_identity.ARC,
+        passkeys: Passkey | None = None,
     ) -> None:
         """`origin` is scheme and trust domain: the audience of key statements and the front of owner identifiers.
 
-        `oid_arc` is the arc of the extensions in which a credential names the owner's key.
+        `oid_arc` is the arc of the extensions in which a credential names the owner's key; `passkeys` says for which
+        relying party and origin owners' passkeys are registered here, None: for the trust domain.
         """
+        domain = origin.partition("://")[2]
+        self._passkeys = passkeys or Passkey(domain, f"https://{domain}")
         self._oid_arc = oid_arc
         self._origin = origin
         self._store = store
@@ -384,6 +395,8 @@ class OwnerDirectory:
             now=tx.now,
             limits=self._limits,
         )
+        if statement.passkey not in (None, self._passkeys):
+            raise PasskeyOriginMismatch("the passkey was made for another relying party or origin")
         _check_unused(tx, statement)
         if not nonces.spend_id(tx, "statement", statement.jti, tx.now + _STATEMENT_KEPT):
             raise Conflict("this statement was taken in before")
@@ -431,6 +444,11 @@ def _key_of(tx: Tx, owner: Owner, statement: KeyStatement) -> Key:
         not_after=None,
         statement_sha256=hashlib.sha256(statement.token.encode("ascii")).hexdigest(),
         created_at=tx.now,
+        rp_id=None if statement.passkey is None else statement.passkey.rp_id,
+        origin=None if statement.passkey is None else statement.passkey.origin,
+        credential=statement.credential,
+        sign_count=statement.sign_count,
+        counted_iat=None if statement.sign_count is None else statement.iat,
     )
 
 
@@ -483,4 +501,5 @@ def _row_of(owner: Owner) -> OwnerRow:
 def _read_key(row: Key) -> OwnerKey:
     public = load_der_public_key(row.spki)
     assert isinstance(public, ec.EllipticCurvePublicKey)  # possession statements bring no others
-    return OwnerKey(row.jkt, public, row.state, row.protection, row.not_before, row.not_after)
+    passkey = None if row.rp_id is None or row.origin is None else Passkey(row.rp_id, row.origin)
+    return OwnerKey(row.jkt, public, row.state, row.protection, row.not_before, row.not_after, passkey)

@@ -30,7 +30,7 @@ from appliance.agent.requester import (
     request_credential,
     resume_credential,
 )
-from appliance.binding import jws
+from appliance.binding import webauthn
 from appliance.binding.facts import Model
 from appliance.clock import Clock
 from appliance.errors import KeyFileMissing
@@ -256,7 +256,7 @@ def check_standing(texts: tuple[str, ...]) -> None:
     for one in texts:
         path = Path(one)
         if path.is_file():
-            jws.read(path.read_text(encoding="ascii", errors="replace").strip())
+            webauthn.read(path.read_text(encoding="ascii", errors="replace").strip())
         elif len(one) != 43 or "/" in one:
             raise KeyFileMissing(f"{one[:200]} is neither a file nor the hash of a standing approval")
 

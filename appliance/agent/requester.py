@@ -472,4 +472,5 @@ def _read_token(path: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     # a file that is still being written has not all its parts
-    return text if text.count(".") == 2 and not text.endswith(".") else None
+    by_passkey = text.count("~") == 3 and not text.endswith("~")
+    return text if by_passkey or (text.count(".") == 2 and not text.endswith(".")) else None

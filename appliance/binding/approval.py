@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding import jws
+from appliance.binding import jws, webauthn
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
     ApprovalDenied,
@@ -41,6 +41,7 @@ from appliance.binding.facts import PROFILES, PURPOSES, REQUEST_MODELS, Limits, 
 from appliance.binding.identifier import Kind
 from appliance.binding.jws import Sealed
 from appliance.binding.request import MAX_TTL_SECONDS, AgentRequest
+from appliance.binding.webauthn import Authenticator, Passkey
 from est.signer import Signer
 
 TYP = "owner-approval+jwt"
@@ -87,10 +88,12 @@ class OwnerApproval:
     ttl: int
     org: str | None = None
     """Hash of the organisational material that the owner's gateway sends along."""
+    sign_count: int | None = None
+    """The counter of the passkey that signed; None where it was a JWS."""
 
 
 def seal(
-    signer: Signer,
+    signer: Signer | Authenticator,
     request: AgentRequest,
     *,
     iss: str,
@@ -121,7 +124,7 @@ def seal(
         claims["decision"] = "deny"
     if org is not None:
         claims["org"] = org
-    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+    return webauthn.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
 
 
 def kid_of(token: str) -> str:
@@ -131,18 +134,22 @@ def kid_of(token: str) -> str:
 
 def read(token: str) -> Sealed:
     """An approval taken apart and not believed: its `kid` names the key to look up. Raises Malformed."""
-    return jws.read(token, max_bytes=MAX_BYTES)
+    return webauthn.read(token, max_bytes=MAX_BYTES)
 
 
-def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> OwnerApproval:
+def unseal(
+    token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None, passkey: Passkey | None = None
+) -> OwnerApproval:
     """Opens an approval with the owner's registered key (ES256 or ES384), whose thumbprint `kid` must be.
+
+    `passkey` says where it is registered as one, if it is.
 
     Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, CriticalHeaderUnknown, KeyIdMismatch,
     Claim..., TokenIdTooShort, Identifier... .
     """
     kid = kid or jws.jkt(key)
     sealed = read(token) if isinstance(token, str) else token
-    opened = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid)
+    opened = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid, passkey=passkey)
     claims = Claims(opened.claims, "approval")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
@@ -165,6 +172,7 @@ def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | No
         profiles=claims.choices("profiles", PROFILES),
         ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
         org=claims.hash("org") if "org" in claims else None,
+        sign_count=sealed.sign_count,
     )
 
 
@@ -195,7 +203,7 @@ def check(
         unseal(sealed, request.key, kid=request.jkt)
         raise SelfApproval("the approval is signed by the agent that asks")
     owner, registered = check_signer(sealed, owner, signer_is_agent=signer_is_agent)
-    approval = unseal(sealed, registered.public_key, kid=registered.jkt)
+    approval = unseal(sealed, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
     owner.check_signed(approval.iss, registered, approval.iat, software_allowed=limits.software_owner_keys)
     if approval.aud != server_id:
         raise ApprovalWrongAudience("the approval is addressed to another server")

@@ -21,6 +21,7 @@ from appliance.binding import jws
 from appliance.binding.errors import Malformed
 from appliance.binding.facts import OwnerKey, OwnerRecord
 from appliance.binding.verify import TrustDomain, read_certificate
+from appliance.binding.webauthn import Passkey
 from est.chains import TrustAnchors
 from est.errors import EstError
 from est.transfer import read_json
@@ -105,6 +106,7 @@ def _write_owner(owner: OwnerRecord) -> dict[str, Any]:
                 "protection": key.protection,
                 "not_before": None if key.not_before is None else int(key.not_before.timestamp()),
                 "not_after": None if key.not_after is None else int(key.not_after.timestamp()),
+                **({} if key.passkey is None else {"rp_id": key.passkey.rp_id, "origin": key.passkey.origin}),
             }
             for key in owner.keys
         ],
@@ -124,8 +126,10 @@ def _read_owner_key(value: Mapping[str, Any]) -> OwnerKey:
     state = _text(value, "state")
     if state not in _KEY_STATES:
         raise Malformed("an owner's key has no known state", object="bundle")
+    protection = _text(value, "protection")
+    passkey = Passkey(_text(value, "rp_id"), _text(value, "origin")) if protection == "passkey" else None
     return OwnerKey(
-        jws.jkt(key), key, state, _text(value, "protection"), _moment(value, "not_before"), _moment(value, "not_after")
+        jws.jkt(key), key, state, protection, _moment(value, "not_before"), _moment(value, "not_after"), passkey
     )
 
 

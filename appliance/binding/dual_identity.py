@@ -5,7 +5,7 @@
       ownerId       IA5String (SIZE (1..120)),
       ownerKey      SubjectPublicKeyInfo,
       model         ENUMERATED { agentMediated(0), ownerMediated(1), serverMediated(2), standing(3) },
-      approval      OCTET STRING,         -- compact JWS; its SHA-256 if model = standing
+      approval      OCTET STRING,         -- compact JWS; its SHA-256 if model = standing or form = webauthn
       earDigest [0] IMPLICIT OCTET STRING (SIZE (32)) OPTIONAL,
       logIndex  [1] IMPLICIT OCTET STRING OPTIONAL,
       approvalForm [2] IMPLICIT ENUMERATED { jws(0), webauthn(1) } DEFAULT jws }
@@ -40,6 +40,7 @@ ENUMERATED = 0x0A
 MAX_EXTENSION = 8192
 _MODELS = (Model.AGENT_MEDIATED, Model.OWNER_MEDIATED, Model.SERVER_MEDIATED, Model.STANDING)
 _EAR_DIGEST, _LOG_INDEX, _APPROVAL_FORM = 0x80, 0x81, 0x82
+_WEBAUTHN = b"\x01"
 _CURVES = frozenset({"secp256r1", "secp384r1"})
 
 
@@ -51,10 +52,12 @@ class DualIdentity:
     owner_key: ec.EllipticCurvePublicKey
     model: Model
     approval: str | bytes
-    """The approval's compact JWS; its SHA-256 (32 bytes) if the model is standing."""
+    """The approval's compact JWS; its SHA-256 (32 bytes) if the model is standing or a passkey signed."""
     ear_digest: bytes | None = None
     log_index: bytes | None = None
     """Sequence number of the audit entry, big-endian; see `log_index_of`."""
+    is_by_passkey: bool = False
+    """Whether the approval has the form that passkeys have (`approvalForm` webauthn)."""
 
     @property
     def log_sequence(self) -> int | None:
@@ -70,8 +73,8 @@ def log_index_of(sequence: int) -> bytes:
 def write(dual: DualIdentity) -> bytes:
     """DER of DualIdentity; raises Malformed for what the module's syntax does not allow."""
     is_hash = isinstance(dual.approval, bytes)
-    if is_hash != (dual.model is Model.STANDING):
-        raise _malformed("a standing approval stands in it as a hash, every other one whole")
+    if is_hash != (dual.model is Model.STANDING or dual.is_by_passkey):
+        raise _malformed("a standing approval or a passkey's stands in it as a hash, every other one whole")
     approval = dual.approval if isinstance(dual.approval, bytes) else dual.approval.encode("ascii")
     parts = [
         tlv.tlv(tlv.IA5_STRING, _owner_octets(dual.owner_id)),
@@ -83,6 +86,8 @@ def write(dual: DualIdentity) -> bytes:
         parts.append(tlv.tlv(_EAR_DIGEST, dual.ear_digest))
     if dual.log_index is not None:
         parts.append(tlv.tlv(_LOG_INDEX, dual.log_index))
+    if dual.is_by_passkey:
+        parts.append(tlv.tlv(_APPROVAL_FORM, _WEBAUTHN))
     der = tlv.sequence(*parts)
     read(der)
     return der
@@ -161,19 +166,29 @@ def _read(der: bytes) -> DualIdentity:
         raise _malformed("the model is not one that we know")
     model = _MODELS[der[start]]
     start, at = tlv.expect(der, at, end, tlv.OCTET_STRING)
-    approval = _read_approval(der[start:at], model)
+    octets = der[start:at]
     optional: dict[int, bytes] = {}
     for tag, _, start, stop in tlv.elements(der, at, end):
         if tag <= max(optional, default=0) or tag not in (_EAR_DIGEST, _LOG_INDEX, _APPROVAL_FORM):
             raise _malformed("an element that is unknown, repeated or out of order")
         optional[tag] = der[start:stop]
-    if _APPROVAL_FORM in optional:
+    if optional.get(_APPROVAL_FORM, _WEBAUTHN) != _WEBAUTHN:
         raise _malformed("the approval has a form that we do not know, or the default is spelled out")
+    is_by_passkey = _APPROVAL_FORM in optional
+    approval = _read_approval(octets, is_hash=model is Model.STANDING or is_by_passkey)
     if len(optional.get(_EAR_DIGEST, bytes(32))) != 32:
         raise _malformed("earDigest does not have 32 octets")
     if not 1 <= len(optional.get(_LOG_INDEX, b"0")) <= 64:
         raise _malformed("logIndex does not have 1 to 64 octets")
-    return DualIdentity(owner_id, owner_key, model, approval, optional.get(_EAR_DIGEST), optional.get(_LOG_INDEX))
+    return DualIdentity(
+        owner_id,
+        owner_key,
+        model,
+        approval,
+        optional.get(_EAR_DIGEST),
+        optional.get(_LOG_INDEX),
+        is_by_passkey,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -189,10 +204,10 @@ def _read_key(spki: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _read_approval(octets: bytes, model: Model) -> str | bytes:
-    if model is Model.STANDING:
+def _read_approval(octets: bytes, *, is_hash: bool) -> str | bytes:
+    if is_hash:
         if len(octets) != 32:
-            raise _malformed("the hash of a standing approval has 32 octets")
+            raise _malformed("the hash of an approval has 32 octets")
         return octets
     if not 0 < len(octets) <= MAX_APPROVAL or not octets.isascii():
         raise _malformed(f"the approval is not ASCII of 1 to {MAX_APPROVAL} bytes")

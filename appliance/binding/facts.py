@@ -10,6 +10,7 @@ from enum import StrEnum
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.binding.errors import ApprovalWrongOwner, OwnerKeyInSoftware, OwnerKeyNotValid, OwnerNotActive
+from appliance.binding.webauthn import Passkey
 
 
 class Model(StrEnum):
@@ -24,7 +25,7 @@ class Model(StrEnum):
 REQUEST_MODELS = {str(model): model for model in (Model.AGENT_MEDIATED, Model.OWNER_MEDIATED, Model.SERVER_MEDIATED)}
 PROFILES = ("x509", "wit")
 PURPOSES = ("issue", "renew")
-PROTECTIONS = ("software", "pkcs11", "tpm")
+PROTECTIONS = ("software", "pkcs11", "tpm", "passkey")
 SERVER_MEDIATED_SECONDS = 900
 """Longest window of request, challenge and approval where the server asks: the owner is there, or is not (A-105)."""
 
@@ -77,6 +78,8 @@ class OwnerKey:
     protection: str = "software"
     not_before: datetime | None = None
     not_after: datetime | None = None
+    passkey: Passkey | None = None
+    """Where it is registered, if it is a passkey; it then signs in that form alone."""
 
     def check(self, signed_at: int, *, software_allowed: bool = True, new: bool = False) -> None:
         """Refuses (OwnerKeyNotValid, OwnerKeyInSoftware) a signature of that second; `new` ones need an active key."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -26,6 +26,7 @@ from appliance.binding.errors import (
     KeyIdMismatch,
     Malformed,
     PrivateKeyExposed,
+    SignatureFormWrong,
     SignatureInvalid,
     TokenTypeWrong,
 )
@@ -97,22 +98,38 @@ class Sealed:
         kid = self.header.get("kid")
         return kid if isinstance(kid, str) else None
 
-    def unseal(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> Jws:
+    @property
+    def sign_count(self) -> int | None:
+        """The counter of the authenticator that signed; None in this form, which has none."""
+        return None
+
+    def unseal(
+        self,
+        *,
+        typ: str,
+        key: PublicKey,
+        algorithms: Collection[str] = ES256,
+        kid: str | None = None,
+        passkey: Any = None,
+    ) -> Jws:
         """Verifies with `key`, then checks header and JSON; with `kid`, the header must name exactly that key.
 
-        Raises SignatureInvalid, Malformed, AlgorithmNotAllowed, CriticalHeaderUnknown, TokenTypeWrong, KeyIdMismatch.
-        """
-        self.check(typ=typ, key=key, algorithms=algorithms, kid=kid)
-        return Jws(self.token, self.header, read_object(self.payload, "payload"))
+        `passkey` says that the key is registered as one, whose signatures have another form (webauthn.py).
 
-    def check(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> None:
-        """`unseal` for a payload that is not read here; raises the same."""
+        Raises SignatureInvalid, Malformed, AlgorithmNotAllowed, CriticalHeaderUnknown, TokenTypeWrong, KeyIdMismatch,
+        SignatureFormWrong.
+        """
+        if passkey is not None:
+            raise SignatureFormWrong("a passkey does not sign in this form")
         algorithm = algorithm_of(key)
         if algorithm not in algorithms:
             raise AlgorithmNotAllowed(f"{algorithm} is not allowed here", allowed=sorted(algorithms))
-        named = self.header.get("alg")
-        self._verify(key, algorithm, named)
-        if named != algorithm:
+        self._verify(key, algorithm, self.header.get("alg"))
+        return self._check_header(typ, algorithm, algorithms, kid)
+
+    def _check_header(self, typ: str, algorithm: str, algorithms: Collection[str], kid: str | None) -> Jws:
+        """What the header must say once the signature was verified."""
+        if self.header.get("alg") != algorithm:
             raise AlgorithmNotAllowed("the header names another algorithm than the key's", allowed=[algorithm])
         if "crit" in self.header:
             raise CriticalHeaderUnknown("the header has crit, and no extension is known here")
@@ -164,10 +181,17 @@ def seal(claims: Mapping[str, object], *, typ: str, signer: Signer, header: Mapp
     """The compact JWS over these claims, with ES256 or ES384 as the signer's curve says."""
     algorithm = algorithm_of(signer.public_key())
     half = 48 if algorithm == "ES384" else 32
+    signed = signing_input(claims, typ=typ, algorithm=algorithm, header=header)
+    return f"{signed}.{base64url(jose.write_ecdsa(signer.sign(signed.encode('ascii')), half))}"
+
+
+def signing_input(
+    claims: Mapping[str, object], *, typ: str, algorithm: str, header: Mapping[str, object] | None = None
+) -> str:
+    """Header and payload as they are signed (RFC 7515, section 5.1)."""
     head = {"alg": algorithm, "typ": typ, **(header or {})}
     protected = _write_short_header(*head.items()) if header is None or header.keys() == _KID else _compact(head)
-    signing_input = f"{protected}.{_compact(claims)}"
-    return f"{signing_input}.{base64url(jose.write_ecdsa(signer.sign(signing_input.encode('ascii')), half))}"
+    return f"{protected}.{_compact(claims)}"
 
 
 def algorithm_of(key: object) -> str:

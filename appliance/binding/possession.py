@@ -14,9 +14,10 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding import jws
+from appliance.binding import jws, webauthn
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
+    SignatureFormWrong,
     StatementExpired,
     StatementForOtherOwner,
     StatementNotYetValid,
@@ -24,6 +25,7 @@ from appliance.binding.errors import (
     StatementWrongAudience,
 )
 from appliance.binding.facts import PROTECTIONS, Limits, seconds
+from appliance.binding.webauthn import Authenticator, Passkey
 from est.signer import Signer
 
 TYP = "owner-key+jwt"
@@ -32,7 +34,8 @@ GATEWAY_TYP = "owner-gateway-key+jwt"
 MAX_WINDOW_SECONDS = 30 * 86_400
 """Longest life of a statement: it travels to an administrator by hand."""
 
-_CLAIMS = frozenset({"sub", "aud", "iat", "exp", "jti", "protection"})
+_CLAIMS = frozenset({"sub", "aud", "iat", "exp", "jti", "protection", "rp_id", "origin", "credential"})
+_PASSKEY_CLAIMS = frozenset({"rp_id", "origin", "credential"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,15 @@ class KeyStatement:
     exp: int
     jti: str
     protection: str
+    passkey: Passkey | None = None
+    """Where it is registered, if it is a passkey."""
+    credential: str | None = None
+    """The passkey's credential id, base64url."""
+    sign_count: int | None = None
 
 
 def seal(
-    signer: Signer,
+    signer: Signer | Authenticator,
     *,
     sub: str,
     aud: str,
@@ -62,10 +70,14 @@ def seal(
     jti: str,
     protection: str = "software",
     typ: str = TYP,
+    credential: str | None = None,
 ) -> str:
-    """A statement signed by the key that it is about."""
-    claims = {"sub": sub, "aud": aud, "iat": iat, "exp": exp, "jti": jti, "protection": protection}
-    return jws.seal(claims, typ=typ, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
+    """A statement signed by the key that it is about; `credential` is a passkey's credential id, base64url."""
+    claims: dict[str, object] = {"sub": sub, "aud": aud, "iat": iat, "exp": exp, "jti": jti, "protection": protection}
+    passkey = webauthn.passkey_of(signer)
+    if passkey is not None:
+        claims |= {"protection": "passkey", "rp_id": passkey.rp_id, "origin": passkey.origin, "credential": credential}
+    return webauthn.seal(claims, typ=typ, signer=signer, header={"jwk": jws.jwk(signer.public_key(), algorithm=True)})
 
 
 def unseal(token: str, *, typ: str = TYP) -> KeyStatement:
@@ -73,10 +85,14 @@ def unseal(token: str, *, typ: str = TYP) -> KeyStatement:
 
     Raises Malformed, SignatureInvalid, PrivateKeyExposed, AlgorithmNotAllowed, TokenTypeWrong, Claim... .
     """
-    sealed = jws.read(token)
+    sealed = webauthn.read(token)
     key, jkt, _ = sealed.own_key()
-    claims = Claims(sealed.unseal(typ=typ, key=key, algorithms=jws.OWNER_ALGORITHMS).claims, "owner key statement")
-    claims.check_names(_CLAIMS)
+    passkey = None if sealed.sign_count is None else _passkey(sealed)
+    opened = sealed.unseal(typ=typ, key=key, algorithms=jws.OWNER_ALGORITHMS, passkey=passkey)
+    claims = Claims(opened.claims, "owner key statement")
+    claims.check_names(_CLAIMS if passkey is not None else _CLAIMS - _PASSKEY_CLAIMS)
+    if (claims.value("protection") == "passkey") != (passkey is not None):
+        raise SignatureFormWrong("a passkey states itself in its own form, and no other key does")
     iat, exp = claims.window()
     return KeyStatement(
         token=token,
@@ -88,7 +104,16 @@ def unseal(token: str, *, typ: str = TYP) -> KeyStatement:
         exp=exp,
         jti=claims.token_id(),
         protection=claims.choice("protection", PROTECTIONS),
+        passkey=passkey,
+        credential=None if passkey is None else claims.text("credential", max_length=1400),
+        sign_count=sealed.sign_count,
     )
+
+
+def _passkey(sealed: jws.Sealed) -> Passkey:
+    """Where the statement says that the passkey is registered; whether that is so, its signature will show."""
+    said = Claims(jws.read_object(sealed.payload, "payload"), "owner key statement")
+    return Passkey(said.text("rp_id", max_length=253), said.text("origin", max_length=300))
 
 
 def check(

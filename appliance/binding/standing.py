@@ -13,7 +13,7 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding import jws
+from appliance.binding import jws, webauthn
 from appliance.binding.approval import TYP, check_signer, read
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
@@ -34,6 +34,7 @@ from appliance.binding.facts import PROFILES, Limits, OwnerRecord, seconds
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.jws import Sealed
 from appliance.binding.request import MAX_TTL_SECONDS, AgentRequest
+from appliance.binding.webauthn import Authenticator, Passkey
 from est.signer import Signer
 
 PURPOSE = "standing"
@@ -77,6 +78,7 @@ class StandingApproval:
     proxies: tuple[str, ...]
     agent_class: str | None
     platform: Platform
+    sign_count: int | None = None
 
     @property
     def s256(self) -> str:
@@ -115,9 +117,9 @@ def draft(
     return claims
 
 
-def seal(signer: Signer, claims: Mapping[str, object]) -> str:
+def seal(signer: Signer | Authenticator, claims: Mapping[str, object]) -> str:
     """A standing approval with the claims of a draft, signed by the owner's key; its opener checks what it says."""
-    return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
+    return webauthn.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
 
 
 def is_standing(sealed: Sealed) -> bool:
@@ -125,7 +127,9 @@ def is_standing(sealed: Sealed) -> bool:
     return jws.read_object(sealed.payload, "approval").get("purpose") == PURPOSE
 
 
-def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None) -> StandingApproval:
+def unseal(
+    token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None, passkey: Passkey | None = None
+) -> StandingApproval:
     """Opens a standing approval with the owner's registered key, whose thumbprint `kid` must be.
 
     Raises Malformed, SignatureInvalid, AlgorithmNotAllowed, TokenTypeWrong, CriticalHeaderUnknown, KeyIdMismatch,
@@ -133,11 +137,13 @@ def unseal(token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | No
     """
     kid = kid or jws.jkt(key)
     sealed = read(token) if isinstance(token, str) else token
-    claims = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid).claims
-    return of_claims(claims, token=sealed.token, kid=kid)
+    opened = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid, passkey=passkey)
+    return of_claims(opened.claims, token=sealed.token, kid=kid, sign_count=sealed.sign_count)
 
 
-def of_claims(values: Mapping[str, object], *, token: str = "", kid: str = "") -> StandingApproval:
+def of_claims(
+    values: Mapping[str, object], *, token: str = "", kid: str = "", sign_count: int | None = None
+) -> StandingApproval:
     """What claims say, be they signed or a draft. Raises Claim..., TokenIdTooShort, Identifier... ."""
     claims = Claims(values, "standing approval")
     claims.check_names(_CLAIMS)
@@ -159,6 +165,7 @@ def of_claims(values: Mapping[str, object], *, token: str = "", kid: str = "") -
         proxies=_proxies(claims),
         agent_class=claims.reference("class") if "class" in claims else None,
         platform=_platform(claims.inner("platform")),
+        sign_count=sign_count,
     )
 
 
@@ -179,7 +186,7 @@ def check(
     limits = limits or Limits()
     sealed = read(token) if isinstance(token, str) else token
     owner, registered = check_signer(sealed, owner, signer_is_agent=signer_is_agent)
-    standing = unseal(sealed, registered.public_key, kid=registered.jkt)
+    standing = unseal(sealed, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
     owner.check_signed(standing.iss, registered, standing.iat, software_allowed=limits.software_owner_keys)
     # it is used long after it was signed, so its key must be good now as well
     registered.check(int(seconds(now)), software_allowed=limits.software_owner_keys, new=True)

@@ -44,6 +44,7 @@ from appliance.binding.errors import (
     OwnerUnknown,
     ProfileNotApproved,
     SelfApproval,
+    SignatureFormWrong,
     SignatureInvalid,
     WitExpired,
     WitNotYetValid,
@@ -151,7 +152,7 @@ def verify_certificate(
     """Verifies a dual-identity certificate with nothing but itself, the domain's anchors and the owners' keys.
 
     `owners` looks an owner up by identifier. `ear`, where at hand, must be the attestation result that the certificate
-    names, `approval` the standing approval whose hash it holds. Raises the leaf for the first thing that is wrong
+    names, `approval` the one whose hash it holds. Raises the leaf for the first thing that is wrong
     (field `step`), also est's for the chain.
     """
     limits = limits or Limits()
@@ -176,9 +177,10 @@ def verify_certificate(
         registered = _registered(owners(dual.owner_id), dual.owner_id, dual.owner_key)
         steps.end(registered.jkt)
         steps.begin("approval")
-        if dual.model is Model.STANDING and approval is None:
-            assert isinstance(dual.approval, bytes)  # dual_identity.read allows nothing else
+        if isinstance(dual.approval, bytes) and approval is None:
             raise ApprovalNotInside("ask the issuing server for the approval", sha256=dual.approval.hex())
+        if dual.is_by_passkey != (registered.passkey is not None):
+            raise SignatureFormWrong("the certificate names another form of approval than the owner's key has")
         opened = _open_approval(dual, approval, registered)
         registered.check(opened.iat, software_allowed=limits.software_owner_keys)
         steps.end(opened.jti)
@@ -332,7 +334,7 @@ def _registered(owner: OwnerRecord | None, owner_id: str, key: ec.EllipticCurveP
 def _open_approval(dual: DualIdentity, beside: str | None, registered: OwnerKey) -> AnyApproval:
     """The approval in the certificate, or the one beside it whose hash the certificate holds."""
     if isinstance(dual.approval, str):
-        return approvals.unseal(dual.approval, registered.public_key, kid=registered.jkt)
+        return _unseal(dual.approval, dual.model, registered)
     whole = beside or ""
     if not compare_digest(hashlib.sha256(whole.encode()).digest(), dual.approval):
         raise ApprovalDigestMismatch("the certificate names another approval")
@@ -341,8 +343,8 @@ def _open_approval(dual: DualIdentity, beside: str | None, registered: OwnerKey)
 
 def _unseal(token: str, model: Model, registered: OwnerKey) -> AnyApproval:
     if model is Model.STANDING:
-        return standing.unseal(token, registered.public_key, kid=registered.jkt)
-    return approvals.unseal(token, registered.public_key, kid=registered.jkt)
+        return standing.unseal(token, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
+    return approvals.unseal(token, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
 
 
 def _check_approval(

@@ -13,15 +13,17 @@ from appliance.commands.gateway import as_events, gateway
 from appliance.commands.invocation import FileUnreadable, group, invocation, passphrase, show, tell
 
 if TYPE_CHECKING:
+    from appliance.binding.webauthn import Authenticator
     from appliance.owner.review import ReviewCard
     from appliance.settings import ProxySettings
+    from est.signer import Signer
 
 proxy = group("The identity proxy (runs beside the agents).")
 owner = group("The owner's tool (runs with the owner).")
 agent = group("The reference agent.")
 owner.add_typer(gateway, name="gateway")
 
-KeyOption = Annotated[Path, typer.Option(help="The approval key that `keygen` made.")]
+KeyOption = Annotated[Path, typer.Option(help="The approval key that `keygen` made, or `passkey.json` of a passkey.")]
 OwnerOption = Annotated[str, typer.Option("--owner", help="Your owner identifier.")]
 RequestOption = Annotated[Path, typer.Option(help="The agent's request.")]
 CsrOption = Annotated[Path | None, typer.Option(help="The agent's PKCS#10, when the request names one.")]
@@ -33,6 +35,14 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as cause:
         raise FileUnreadable(f"cannot read {path}: {cause.strerror}") from cause
+
+
+def approval_key(path: Path) -> Signer | Authenticator:
+    """The owner's approval key: in a file, or a passkey for which a file stands."""
+    from appliance.owner.keys import load
+    from appliance.owner.passkey import is_passkey_file, load_passkey
+
+    return load_passkey(path) if is_passkey_file(path) else load(path, passphrase=passphrase())
 
 
 @proxy.command("run")
@@ -172,11 +182,11 @@ def owner_sign(
 ) -> None:
     """Show the request, ask, and sign exactly what was shown."""
     from appliance.clock import SystemClock
-    from appliance.owner.keys import load, write_new
+    from appliance.owner.keys import write_new
     from appliance.owner.review import render
     from appliance.owner.sign import sign
 
-    signer = load(key, passphrase=passphrase())
+    signer = approval_key(key)
     card = _card(owner_id, request, csr, server_id)
     print(render(card), file=sys.stderr)
     if not (yes or code):
@@ -235,11 +245,10 @@ def owner_respond(
     from appliance.clock import SystemClock
     from appliance.commands.responding import asker, run_responder
     from appliance.owner.answer_policy import read_answer_policy
-    from appliance.owner.keys import load
 
     clock = SystemClock()
     decide = asker(None if policy is None else read_answer_policy(_bytes(policy).decode("utf-8", "replace")), clock)
-    signer = load(key, passphrase=passphrase())
+    signer = approval_key(key)
     asyncio.run(
         run_responder(server, root, client, signer, owner_id, clock, decide, tell, once=once, wait_seconds=wait)
     )

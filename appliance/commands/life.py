@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance.commands import hosts
-from appliance.commands.hosts import KeyOption, OwnerOption, _passphrase
+from appliance.commands.hosts import KeyOption, OwnerOption
 from appliance.commands.invocation import read_text, show
 from appliance.errors import RequestMalformed
 
@@ -49,11 +49,11 @@ def owner_standing_sign(
     from appliance.binding import jws
     from appliance.binding.standing import Platform
     from appliance.clock import SystemClock
-    from appliance.owner.keys import load, write_new
+    from appliance.owner.keys import write_new
     from appliance.owner.standing import prepare, render, sign
 
     digests = tuple(jws.base64url(_hex(one, "--executable")) for one in executable)
-    signer = load(key, passphrase=_passphrase())
+    signer = hosts.approval_key(key)
     card = prepare(
         owner_id=owner_id,
         agent_id=agent_id,
@@ -101,6 +101,33 @@ def owner_standing_withdraw(
 ) -> None:
     """Withdraw a standing approval for good; credentials issued under it live on until they end or are revoked."""
     show(_with_client(server, root, client, lambda one: one.withdraw_standing(s256)))
+
+
+@owner.command("passkey-register")
+def owner_passkey_register(
+    out: Annotated[Path, typer.Option(help="Folder for `passkey.json` and the statement.")],
+    ref: Annotated[str, typer.Option(help="You, as the campus directory calls you.")],
+    trust_domain: Annotated[str, typer.Option(help="The campus' trust domain.")] = "campus.example",
+    scheme: Annotated[str, typer.Option(help="spiffe or wimse.")] = "spiffe",
+    rp_id: Annotated[str, typer.Option("--rp-id", help="Relying party; default: the trust domain.")] = "",
+    origin: Annotated[str, typer.Option(help="Origin; default: https:// and the relying party.")] = "",
+) -> None:
+    """Make an approval key on a FIDO2 key (passkey) and the statement that the administrator registers."""
+    from appliance.binding.webauthn import Passkey
+    from appliance.clock import SystemClock
+    from appliance.owner.passkey import register
+
+    place = Passkey(rp_id or trust_domain, origin or f"https://{rp_id or trust_domain}")
+    audience = f"{scheme}://{trust_domain}"
+    made = register(out, ref=ref, audience=audience, passkey=place, now=SystemClock().now())
+    show(
+        {
+            "key": str(made.key_file),
+            "statement": str(made.statement_file),
+            "jkt": made.jkt,
+            "next": f"give the statement to your administrator: appliance owners add-key {ref} owner-key.jwt",
+        }
+    )
 
 
 @owner.command("issued")

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from appliance.binding.challenge import BindingChallenge
+from appliance.binding.webauthn import Authenticator
 from appliance.clock import Clock
 from appliance.owner.answer_policy import APPROVE, DENY, LEAVE, AnswerPolicy, Asked, DecisionBook
 from appliance.owner.client import OwnerClient
@@ -27,7 +28,7 @@ async def run_responder(
     url: str,
     root: Path,
     client_folder: Path,
-    signer: Signer,
+    signer: Signer | Authenticator,
     owner_id: str,
     clock: Clock,
     decide: Decide,

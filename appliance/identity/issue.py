@@ -74,6 +74,11 @@ class Grant:
         """What stands in the credential: how the owner said yes."""
         return Model.STANDING if self.standing else self.request.model
 
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the certificate holds the hash of the first approval only."""
+        return bool(self.standing) or self.approvals[0].sign_count is not None
+
     @cached_property
     def approvals_s256(self) -> Sequence[str]:
         """The hash of each approval, in their order."""
@@ -243,9 +248,10 @@ class Issuer:
                 owner_id=grant.owner.owner_id,
                 owner_key=registered.public_key,
                 model=grant.model,
-                approval=approval.token if not grant.standing else sha256(approval.token.encode("ascii")).digest(),
+                approval=_inside(approval, is_hash=grant.is_hashed),
                 ear_digest=sha256(grant.ear.encode("ascii")).digest(),
                 log_index=dual_identity.log_index_of(slot.log_index),
+                is_by_passkey=approval.sign_count is not None,
             )
             extensions = dual_identity.extensions(dual, self.arc)
         not_before = max(terms.not_before, slot.not_before, earliest)
@@ -284,7 +290,7 @@ class Issuer:
                     arc=self.arc,
                     limits=self.limits,
                     ear=grant.ear,
-                    approval=grant.approvals[0].token if grant.standing else None,
+                    approval=grant.approvals[0].token if grant.is_hashed else None,
                 )
                 found = report.agent_id
         except (BindingError, EstError) as cause:
@@ -345,6 +351,10 @@ class Issuer:
             "renew_after": timestamp(now + (ends - now) * _RENEW_AT),
             "log_index": log_index,
         }
+
+
+def _inside(approval: OwnerApproval | StandingApproval, *, is_hash: bool) -> str | bytes:
+    return sha256(approval.token.encode("ascii")).digest() if is_hash else approval.token
 
 
 def timestamp(at: datetime) -> str:

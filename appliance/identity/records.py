@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import jws, renewal
+from appliance.binding.approval import OwnerApproval
 from appliance.binding.approval import read as read_approval
 from appliance.binding.ear import Tier
 from appliance.binding.errors import (
@@ -25,6 +26,7 @@ from appliance.binding.errors import (
     Malformed,
     NonceSpent,
     OwnerNotActive,
+    PasskeyCounterWentBack,
     StandingApprovalUnknown,
     StandingApprovalUsedUp,
     StandingApprovalWithdrawn,
@@ -35,6 +37,7 @@ from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 from appliance.binding.request import unseal as unseal_request
 from appliance.binding.standing import StandingApproval
+from appliance.binding.webauthn import Passkey
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
 from appliance.identity.errors import (
@@ -55,6 +58,7 @@ from appliance.store import (
     deciding,
     nonces,
     org_material,
+    owners,
     proxies,
     requests,
     standing_approvals,
@@ -145,7 +149,9 @@ class Registry:
         row, is_agent = deciding.approver(tx, kid)
         if row is None:
             return Approver(approval, None, is_agent)
-        key = OwnerKey(kid, self._parse(kid, row.spki), row.key_state, row.protection, row.not_before, row.not_after)
+        passkey = None if row.rp_id is None or row.origin is None else Passkey(row.rp_id, row.origin)
+        public = self._parse(kid, row.spki)
+        key = OwnerKey(kid, public, row.key_state, row.protection, row.not_before, row.not_after, passkey)
         return Approver(approval, OwnerRecord(row.owner_id, (key,), row.state, row.kind, row.proxies), is_agent)
 
     def _key_holder(
@@ -226,6 +232,7 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
             if not standing_approvals.use(tx, approval.s256):
                 raise StandingApprovalUsedUp("the standing approval may not be used again", limit=approval.max_uses)
             continue
+        count_signature(tx, approval)
         kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
         if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
             raise ApprovalSpent("this approval was used before")
@@ -376,6 +383,7 @@ def record_standing(tx: Tx, approval: StandingApproval, actor: Actor, request_id
         return row
     if standing_approvals.by_jti(tx, approval.iss, approval.jti) is not None:
         raise ApprovalSpent("another standing approval of this owner has the same jti")
+    count_signature(tx, approval)
     made = StandingRow(
         s256=approval.s256,
         owner_id=approval.iss,
@@ -402,6 +410,19 @@ def record_standing(tx: Tx, approval: StandingApproval, actor: Actor, request_id
     event = AuditEvent("standing-approval-recorded", actor, approval.iss, request_id=request_id, fields=fields)
     audit.append(tx, event)
     return made
+
+
+def count_signature(tx: Tx, approval: OwnerApproval | StandingApproval) -> None:
+    """Take note of a passkey's counter; raises PasskeyCounterWentBack if a copy of the key may be about."""
+    if approval.sign_count is None:
+        return
+    if not owners.count_signature(tx, approval.kid, approval.sign_count, approval.iat):
+        seen = owners.key(tx, approval.kid)
+        raise PasskeyCounterWentBack(
+            "the passkey's counter does not go with the time of its signature",
+            seen=None if seen is None else seen.sign_count,
+            found=approval.sign_count,
+        )
 
 
 def _check_not_withdrawn(tx: Tx, approval: StandingApproval) -> None:

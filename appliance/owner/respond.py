@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from appliance.binding import challenge as challenges
 from appliance.binding.challenge import BindingChallenge
 from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Limits, Model
+from appliance.binding.webauthn import Authenticator
 from appliance.clock import Clock
 from appliance.owner.answer_policy import APPROVE, DENY, LEAVE
 from appliance.owner.client import OwnerClient, Question, Server
@@ -53,7 +54,13 @@ class Responder:
     """One owner's tool at one server."""
 
     def __init__(
-        self, client: OwnerClient, server: Server, signer: Signer, owner_id: str, clock: Clock, decide: Decide
+        self,
+        client: OwnerClient,
+        server: Server,
+        signer: Signer | Authenticator,
+        owner_id: str,
+        clock: Clock,
+        decide: Decide,
     ) -> None:
         self._client = client
         self._server = server

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from appliance.binding import approval as approvals
-from appliance.binding import jws
+from appliance.binding import jws, webauthn
 from appliance.binding import request as requests
 from appliance.binding.errors import RequestExpired, SelfApproval
 from appliance.binding.facts import Limits
+from appliance.binding.webauthn import Authenticator
 from appliance.owner.errors import CardNotReviewed, LifeTooLong, ShortCodeMismatch
 from appliance.owner.review import ReviewCard
 from est.signer import Signer
@@ -21,7 +22,7 @@ LONG_LIFE_SECONDS = 86_400
 
 def sign(
     card: ReviewCard,
-    signer: Signer,
+    signer: Signer | Authenticator,
     *,
     now: datetime,
     deny: bool = False,
@@ -72,7 +73,7 @@ def sign(
         deny=deny,
         org=org,
     )
-    approvals.unseal(token, signer.public_key(), kid=kid)
+    approvals.unseal(token, signer.public_key(), kid=kid, passkey=webauthn.passkey_of(signer))
     return token
 
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from appliance.binding import jws, standing
+from appliance.binding import jws, standing, webauthn
 from appliance.binding import request as requests
 from appliance.binding.facts import PROFILES
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.standing import Platform, StandingApproval
+from appliance.binding.webauthn import Authenticator
 from appliance.owner.errors import LifeTooLong, ShortCodeMismatch
 from appliance.owner.sign import LONG_LIFE_SECONDS
 from est.signer import Signer
@@ -99,9 +100,9 @@ def render(card: StandingCard) -> str:
     return "\n".join(f"{name:<18} {value}" for name, value in rows) + "\n"
 
 
-def sign(card: StandingCard, signer: Signer, typed: str) -> StandingApproval:
+def sign(card: StandingCard, signer: Signer | Authenticator, typed: str) -> StandingApproval:
     """The signed approval, once the owner has typed the card's code; raises ShortCodeMismatch."""
     if typed.replace("-", "").replace(" ", "").upper() != card.short_code.replace("-", ""):
         raise ShortCodeMismatch("that is not the code on the card; nothing was approved")
     key = signer.public_key()
-    return standing.unseal(standing.seal(signer, card.claims), key)
+    return standing.unseal(standing.seal(signer, card.claims), key, passkey=webauthn.passkey_of(signer))

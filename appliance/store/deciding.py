@@ -72,6 +72,8 @@ _APPROVER = select(
     owner_keys.c.protection,
     owner_keys.c.not_before,
     owner_keys.c.not_after,
+    owner_keys.c.rp_id,
+    owner_keys.c.origin,
     select(func.group_concat(owner_proxies.c.proxy_id, " "))
     .where(owner_proxies.c.owner_id == owner_keys.c.owner_id)
     .scalar_subquery()
@@ -113,6 +115,8 @@ class ApproverRow:
     protection: str
     not_before: datetime | None
     not_after: datetime | None
+    rp_id: str | None
+    origin: str | None
     proxies: frozenset[str] | None
 
 
@@ -143,4 +147,4 @@ def approver(tx: Tx, kid: str) -> tuple[ApproverRow | None, bool]:
     if row.identifier is None:
         return None, row.is_agent
     proxies = None if row.proxies is None else frozenset(row.proxies.split(" "))
-    return ApproverRow(*row[:8], proxies), row.is_agent  # type: ignore[call-arg]
+    return ApproverRow(*row[:10], proxies), row.is_agent  # type: ignore[call-arg]

@@ -77,6 +77,11 @@ _END_KEY = (
 _MOVE_KEY = (
     update(_k).where(_k.c.jkt == bindparam("key"), _k.c.state == bindparam("was")).values(state=bindparam("new_state"))
 )
+_COUNT = (
+    update(_k)
+    .where(_k.c.jkt == bindparam("key"))
+    .values(sign_count=bindparam("new_count"), counted_iat=bindparam("new_iat"))
+)
 _ALLOW = insert(_p)
 _ALLOWED = select(_p.c.proxy_id).where(_p.c.owner_id == bindparam("owner")).order_by(_p.c.proxy_id)
 
@@ -123,6 +128,12 @@ class Key:
     not_after: datetime | None
     statement_sha256: str
     created_at: datetime
+    rp_id: str | None = None
+    """Of passkeys: where it is registered, its credential id, the highest counter seen and when that was signed."""
+    origin: str | None = None
+    credential: str | None = None
+    sign_count: int | None = None
+    counted_iat: int | None = None
 
 
 def add(tx: Tx, owner: Owner) -> None:
@@ -243,6 +254,11 @@ def add_key(tx: Tx, key: Key) -> None:
             "not_after": key.not_after,
             "statement_sha256": key.statement_sha256,
             "created_at": key.created_at,
+            "rp_id": key.rp_id,
+            "origin": key.origin,
+            "credential": key.credential,
+            "sign_count": key.sign_count,
+            "counted_iat": key.counted_iat,
         },
     )
     _emit_key(tx, key.jkt, key.owner_id, key.state)
@@ -279,6 +295,25 @@ def move_key(tx: Tx, key: Key, state: str) -> None:
     if tx.execute(_MOVE_KEY, {"key": key.jkt, "was": key.state, "new_state": state}).rowcount != 1:
         raise Conflict(f"the key is not {key.state} any more")
     _emit_key(tx, key.jkt, key.owner_id, state)
+
+
+def count_signature(tx: Tx, jkt: str, count: int, iat: int) -> bool:
+    """Take note of a passkey's signature; False if its counter does not fit to the one that was seen last.
+
+    Approvals may be handed in in another order than they were signed: what was signed later has the higher counter,
+    whichever comes first. Keys without a counter say 0 each time.
+    """
+    found = key(tx, jkt)
+    if found is None or found.sign_count is None or found.counted_iat is None:
+        return False
+    if count == found.sign_count:
+        return count == 0
+    is_later = count > found.sign_count
+    if is_later != (iat >= found.counted_iat if is_later else iat > found.counted_iat):
+        return False
+    if is_later:
+        tx.execute(_COUNT, {"key": jkt, "new_count": count, "new_iat": iat})
+    return True
 
 
 def allow_proxy(tx: Tx, owner_id: str, proxy_id: str) -> None:

@@ -363,6 +363,11 @@ owner_keys = Table(
     _time("not_after", null=True),
     _hex("statement_sha256"),
     _time("created_at"),
+    _text("rp_id", null=True),
+    _text("origin", null=True),
+    _text("credential", null=True),
+    Column("sign_count", BigInteger, nullable=True),
+    Column("counted_iat", BigInteger, nullable=True),  # when the signature with that count was made, seconds since 1970
     Index("owner_keys_owner", "owner_id"),
 )
 

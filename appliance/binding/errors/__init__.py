@@ -7,6 +7,7 @@ BindingError (abstract)
 ├── IdentifierMalformed, IdentifierKindWrong, OriginMismatch                                         names
 ├── Request..., Nonce..., Csr..., ModelNotOffered, Renewal..., KeyReused, AgentOwnerMismatch         agent request
 ├── Approval..., SelfApproval, Owner..., ProxyNotAllowed, Org...                                     owner approval
+├── Passkey..., SignatureFormWrong                                                                   passkeys
 ├── Standing...                                                                                      standing approval
 ├── Challenge...                                                                                     binding challenge
 ├── Evidence..., Ear...                                                                              attestation
@@ -48,6 +49,10 @@ from appliance.binding.errors.approvals import (
     OwnerMismatch,
     OwnerNotActive,
     OwnerUnknown,
+    PasskeyChallengeMismatch,
+    PasskeyCounterWentBack,
+    PasskeyOriginMismatch,
+    PasskeyUserNotVerified,
     ProxyNotAllowed,
     SelfApproval,
     StandingApprovalEnded,
@@ -99,6 +104,7 @@ from appliance.binding.errors.base import (
     Malformed,
     OriginMismatch,
     PrivateKeyExposed,
+    SignatureFormWrong,
     SignatureInvalid,
     TokenIdTooShort,
     TokenTypeWrong,
@@ -262,6 +268,10 @@ __all__ = [
     "OwnerUnknown",
     "PackageEntryMissing",
     "PackageEntryWrong",
+    "PasskeyChallengeMismatch",
+    "PasskeyCounterWentBack",
+    "PasskeyOriginMismatch",
+    "PasskeyUserNotVerified",
     "PrivateKeyExposed",
     "ProfileNotApproved",
     "ProofExpired",
@@ -281,6 +291,7 @@ __all__ = [
     "RequestWindowTooLong",
     "RequestWrongAudience",
     "SelfApproval",
+    "SignatureFormWrong",
     "SignatureInvalid",
     "StandingApprovalEnded",
     "StandingApprovalNotForFirstIssue",

@@ -59,6 +59,30 @@ class ApprovalWindowTooLong(BindingError):
     reason = "approval-window-too-long"
 
 
+class PasskeyChallengeMismatch(BindingError):
+    """The passkey signed another challenge than the hash of what stands beside it."""
+
+    reason = "passkey-challenge-mismatch"
+
+
+class PasskeyOriginMismatch(BindingError):
+    """The passkey was used for another relying party or from another origin than it is registered for."""
+
+    reason = "passkey-origin-mismatch"
+
+
+class PasskeyUserNotVerified(BindingError):
+    """The passkey did not verify its user (PIN or biometrics) at this signature."""
+
+    reason = "passkey-user-not-verified"
+
+
+class PasskeyCounterWentBack(BindingError):
+    """A later signature has a smaller counter: there may be a copy of the passkey. Fields `seen`, `found`."""
+
+    reason = "passkey-counter-went-back"
+
+
 class StandingApprovalEnded(BindingError):
     """The standing approval is past its `exp`: the owner must sign a new one, or approve each renewal."""
 

@@ -21,6 +21,12 @@ class SignatureInvalid(BindingError):
     reason = "signature-invalid"
 
 
+class SignatureFormWrong(BindingError):
+    """A passkey's signature by a key that is none, or a plain one by a key that is registered as a passkey."""
+
+    reason = "signature-form-wrong"
+
+
 class AlgorithmNotAllowed(BindingError):
     """The header names no algorithm, one that is not allowed here, or another one than its key's."""
 

@@ -136,7 +136,7 @@ def test_an_approver_is_the_owner_with_this_key_alone(store: Store) -> None:
     for fact in (owner("suspended"), owner_key("other"), owner_key("kid", state="retired", not_after=NOW)):
         store.write_sync(fact)
     found, is_agent = approver(store)
-    assert found == ApproverRow(OWNER, "suspended", "person", b"spki", "retired", "tpm", NOW, NOW, None)
+    assert found == ApproverRow(OWNER, "suspended", "person", b"spki", "retired", "tpm", NOW, NOW, None, None, None)
     assert not is_agent
 
 

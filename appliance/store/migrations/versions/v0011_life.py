@@ -1,4 +1,4 @@
-"""Standing approvals with their counts; requests are found by their agent."""
+"""Standing approvals with their counts; requests are found by their agent; owners' keys may be passkeys."""
 
 from __future__ import annotations
 
@@ -31,4 +31,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("owner_id", "jti"),
     )
     op.create_index("standing_approvals_agent", "standing_approvals", ["agent_id", "state"], unique=False)
+    for name in ("rp_id", "origin", "credential"):
+        op.add_column("owner_keys", sa.Column(name, sa.Text(), nullable=True))
+    for name in ("sign_count", "counted_iat"):
+        op.add_column("owner_keys", sa.Column(name, sa.BigInteger(), nullable=True))
     op.create_index("requests_agent", "requests", ["agent_id"], unique=False)
