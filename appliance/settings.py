@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -283,6 +283,9 @@ class EstSettings(EstProfile):
         return labels
 
 
+Approvers = Annotated[int, Field(ge=0, le=8)]
+
+
 class IdentitySettings(_Section):
     """[identity]"""
 
@@ -324,6 +327,12 @@ class IdentitySettings(_Section):
     proxy_rate: float = Field(50.0, gt=0, description="Requests per second of one proxy.")
     proxy_burst: int = Field(200, gt=0, description="Burst for proxy_rate.")
     appraisal_policy: Path | None = Field(None, description="Appraisal policy file; none = the built-in policy.")
+    approvers: dict[str, Approvers] = Field(
+        {},
+        description="How many of an owner's keys must approve for an agent class, a table [identity.approvers] with "
+        "lines such as robot = 2; 0 = an agent of the class may also act for itself, without an owner. `default` is "
+        "for classes that are not named; without it: 1.",
+    )
     passkey_rp_id: str = Field(
         "", max_length=253, description="Relying party of owners' passkeys (WebAuthn); empty = the trust domain."
     )

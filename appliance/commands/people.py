@@ -183,9 +183,11 @@ def owners_revoke(ref: str) -> None:
 
 @agents.command("add")
 def agents_add(
-    owner_ref: Annotated[str, typer.Option("--owner", help="Owner: ref or identifier.")],
     proxy_id: Annotated[str, typer.Option("--proxy", help="Identifier of its proxy.")],
     jkt: Annotated[str, typer.Option(help="Thumbprint (RFC 7638) of the agent's key.")],
+    owner_ref: Annotated[
+        str, typer.Option("--owner", help="Owner: ref or identifier; none = the agent acts for itself.")
+    ] = "",
     class_: Annotated[str, typer.Option("--class", help="Agent class.")] = "",
 ) -> None:
     """Register an agent beforehand."""

@@ -106,7 +106,7 @@ class AgentOperations:
         self._registry = registry
         self._actor = actor
 
-    async def add(self, owner: str, proxy: str, jkt: str, agent_class: str = "") -> Any:
+    async def add(self, proxy: str, jkt: str, owner: str = "", agent_class: str = "") -> Any:
         return await self._registry.add(owner=owner, proxy=proxy, jkt=jkt, agent_class=agent_class, actor=self._actor)
 
     async def list_(self, owner: str = "") -> Any:

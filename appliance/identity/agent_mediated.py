@@ -25,12 +25,13 @@ class AgentMediated:
     ) -> Bound | Waiting:
         """Every approval that came must be good, each by another key of the one owner.
 
-        Raises ApprovalMissing, SingleIdentityNotOffered, ApproversNotDistinct, and what `approval.check` raises.
+        Raises ApprovalMissing, SingleIdentityNotOffered, ApproversNotDistinct, ApproversTooFew, and what
+        `approval.check` raises.
         """
         if not asked.approvals:
             if request.owner is not None:
                 raise ApprovalMissing("an owner is named and none of its approvals came along")
-            if not self._single_identity:
+            if not self._single_identity and setting.approvers > 0:
                 raise SingleIdentityNotOffered("credentials without an owner are not issued here")
             return Bound((), None)
         approvals = tuple(
@@ -49,5 +50,6 @@ class AgentMediated:
         )
         if len({one.kid for one in approvals}) != len(approvals):
             raise ApproversNotDistinct("two approvals come from one key")
+        setting.check_enough(len(approvals))
         keys = tuple(key for approver in approvers if approver.owner is not None for key in approver.owner.keys)
         return Bound(approvals, approvers[0].owner, keys)

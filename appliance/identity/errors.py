@@ -4,7 +4,7 @@ IdentityError (abstract)
 ├── SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive, ProxyNotActive      who submits (A-11)
 ├── AgentUnknown, AgentRevoked, AgentSuspended, ReservationsFull, KeyAlreadyAgent                   the registration
 ├── EvidenceContraindicated                                                                        the appraisal
-├── SingleIdentityNotOffered, ApproversNotDistinct, RequestReplayed, LifetimeNotPossible            the decision
+├── SingleIdentityNotOffered, ApproversNotDistinct, ApproversTooFew, RequestReplayed, LifetimeNotPossible    decision
 ├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
 ├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
 └── RequestAbandoned                                                                               after a crash
@@ -97,6 +97,12 @@ class ApproversNotDistinct(IdentityError):
     """Several approvals by one key count as one; each must come from another key."""
 
     reason: ClassVar[str] = "approvers-not-distinct"
+
+
+class ApproversTooFew(IdentityError):
+    """Less different keys of the owner approved than the agent's class needs; fields `needed`, `found`."""
+
+    reason: ClassVar[str] = "approvers-too-few"
 
 
 class RequestReplayed(IdentityError):

@@ -16,6 +16,7 @@ from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
+from appliance.identity.errors import ApproversTooFew
 from appliance.store.challenges import Challenge
 
 
@@ -40,6 +41,15 @@ class Setting:
     parked: Challenge | None = None
     gateway_of: str | None = None
     """The owner whose gateway submits; None: the proxy does."""
+    approvers: int = 1
+    """How many different keys of the owner must approve for this agent's class; 0: an owner is not needed."""
+
+    def check_enough(self, count: int) -> None:
+        """Refuses (ApproversTooFew) less approvals than the agent's class needs."""
+        if count < self.approvers:
+            raise ApproversTooFew(
+                f"{self.approvers} different keys of the owner must approve", needed=self.approvers, found=count
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class AgentRegistry:
     async def add(self, owner: str, proxy: str, jkt: str, agent_class: str = "", *, actor: Actor) -> Json:
         """Register an agent before it asks: its owner (ref or identifier), proxy (identifier), key and class are fixed.
 
+        Without an owner it acts for itself, where its class may.
+
         Raises NotFound, RequestMalformed, KeyAlreadyAgent, Conflict for an owner or proxy that is not active.
         """
         if not _JKT.fullmatch(jkt):
@@ -46,11 +48,7 @@ class AgentRegistry:
             raise RequestMalformed("a class has at most 64 of A-Z a-z 0-9 . _ -")
 
         def write(tx: Tx) -> Json:
-            found = owners.find(tx, owner)
-            if found is None:
-                raise NotFound("there is no such owner")
-            if found.state != owners.ACTIVE:
-                raise Conflict(f"the owner is {found.state}")
+            owner_id = _active_owner(tx, owner) if owner else None
             behind = proxies.by_identifier(tx, proxy)
             if behind is None:
                 raise NotFound("there is no such proxy")
@@ -60,7 +58,7 @@ class AgentRegistry:
                 raise KeyAlreadyAgent("this key is an agent's or an owner's already")
             name = str(uuid.uuid4())
             made = Agent(
-                name, f"{self._origin}/agent/{name}", found.identifier, proxy, jkt, agent_class, agents.REGISTERED,
+                name, f"{self._origin}/agent/{name}", owner_id, proxy, jkt, agent_class, agents.REGISTERED,
                 tx.now, tx.now,
             )  # fmt: skip
             agents.add(tx, made)
@@ -138,6 +136,15 @@ class AgentRegistry:
         if found is None:
             raise NotFound("there is no such agent")
         return found
+
+
+def _active_owner(tx: Tx, name: str) -> str:
+    found = owners.find(tx, name)
+    if found is None:
+        raise NotFound("there is no such owner")
+    if found.state != owners.ACTIVE:
+        raise Conflict(f"the owner is {found.state}")
+    return found.identifier
 
 
 def _brief(tx: Tx, agent: Agent) -> dict[str, Any]:

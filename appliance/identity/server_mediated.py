@@ -25,13 +25,14 @@ class ServerMediated:
     ) -> Bound | Waiting:
         """Waiting until the owner has answered; then what the one check makes of the answer.
 
-        Raises ApprovalNotExpected, AgentNotRegistered, ChallengeExpired, ChallengeOver, and what `approval.check`
-        raises, ApprovalDenied for a no.
+        Raises ApprovalNotExpected, AgentNotRegistered, ApproversTooFew, ChallengeExpired, ChallengeOver, and what
+        `approval.check` raises, ApprovalDenied for a no.
         """
         if asked.approvals:
             raise ApprovalNotExpected("in the server-mediated model the server asks the owner itself")
         if setting.agent_owner is None:
             raise AgentNotRegistered("the agent is not registered to an owner; an administrator must do that first")
+        setting.check_enough(1)  # one question has one answer: classes that need more go another way
         parked = setting.parked
         if parked is None:
             return Waiting(RETRY_SECONDS, must_ask=True)

@@ -287,7 +287,14 @@ class IdentityService:
         agent = records.check_agent(facts.agent, submitter)
         appraisal = self._verifier.appraise(asked.evidence, request, submitter, agent_class=agent.agent_class, now=now)
         setting = Setting(
-            self._server_id, submitter.proxy_id, now, limits, agent.owner_id, facts.parked, submitter.gateway_of
+            self._server_id,
+            submitter.proxy_id,
+            now,
+            limits,
+            agent.owner_id,
+            facts.parked,
+            submitter.gateway_of,
+            self._approvers(agent.agent_class),
         )
         answer: Bound | Waiting
         if request.standing:
@@ -303,6 +310,10 @@ class IdentityService:
         txn = facts.parked.txn if facts.parked is not None else request.txn or str(uuid.uuid4())
         grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)
         return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
+
+    def _approvers(self, agent_class: str) -> int:
+        wanted = self._settings.approvers
+        return wanted.get(agent_class or "default", wanted.get("default", 1))
 
     def _grant(
         self,

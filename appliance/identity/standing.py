@@ -21,7 +21,7 @@ def bind_standing(
 ) -> Bound:
     """Bound by every standing approval to which the request refers, each by another key of the one owner.
 
-    Raises what `standing.check` and `standing.check_use` raise, ApproversNotDistinct.
+    Raises what `standing.check` and `standing.check_use` raise, ApproversNotDistinct, ApproversTooFew.
     """
     found: list[StandingApproval] = []
     keys: list[OwnerKey] = []
@@ -44,4 +44,5 @@ def bind_standing(
         raise ApproversNotDistinct("two standing approvals come from one key")
     if len({one.iss for one in found}) != 1:
         raise OwnerMismatch("the standing approvals come from different owners")
+    setting.check_enough(len(found))
     return Bound(tuple(found), approvers[0].owner, tuple(keys))

@@ -300,6 +300,7 @@ IDENTITY = {
     "reservations-full": 429,
     "evidence-contraindicated": 403,
     "single-identity-not-offered": 403,
+    "approvers-too-few": 403,
     "approvers-not-distinct": 403,
     "request-replayed": 409,
     "lifetime-not-possible": 403,
