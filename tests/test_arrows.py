@@ -97,6 +97,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "appliance.owner": (
         "appliance.owner",
         "appliance.failpoint",
+        "appliance.token",
         "appliance.binding",
         "appliance.web",
         "appliance.settings",

@@ -23,7 +23,10 @@ owner = group("The owner's tool (runs with the owner).")
 agent = group("The reference agent.")
 owner.add_typer(gateway, name="gateway")
 
-KeyOption = Annotated[Path, typer.Option(help="The approval key that `keygen` made, or `passkey.json` of a passkey.")]
+KeyOption = Annotated[
+    Path,
+    typer.Option(help="The approval key that `keygen` made, or what stands for one: `passkey.json`, `token-key.json`."),
+]
 OwnerOption = Annotated[str, typer.Option("--owner", help="Your owner identifier.")]
 RequestOption = Annotated[Path, typer.Option(help="The agent's request.")]
 CsrOption = Annotated[Path | None, typer.Option(help="The agent's PKCS#10, when the request names one.")]
@@ -38,11 +41,15 @@ def _bytes(path: Path) -> bytes:
 
 
 def approval_key(path: Path) -> Signer | Authenticator:
-    """The owner's approval key: in a file, or a passkey for which a file stands."""
+    """The owner's approval key: in a file, or in a token or a passkey for which a file stands."""
     from appliance.owner.keys import load
     from appliance.owner.passkey import is_passkey_file, load_passkey
+    from appliance.owner.token_key import is_token_file, load_token_key
 
+    if is_token_file(path):
+        return load_token_key(path)
     return load_passkey(path) if is_passkey_file(path) else load(path, passphrase=passphrase())
+
 
 
 @proxy.command("run")
@@ -119,13 +126,35 @@ def owner_keygen(
     ref: Annotated[str, typer.Option(help="You, as the campus directory calls you.")],
     trust_domain: Annotated[str, typer.Option(help="The campus' trust domain.")] = "campus.example",
     scheme: Annotated[str, typer.Option(help="spiffe or wimse.")] = "spiffe",
+    pkcs11_module: Annotated[Path | None, typer.Option(help="PKCS#11 library: make the key in its token.")] = None,
+    card: Annotated[str, typer.Option("--token", help="Label of the token.")] = "owner",
+    pin_file: Annotated[Path | None, typer.Option(help="File with the token's PIN, mode 0600.")] = None,
+    label: Annotated[str, typer.Option(help="How the key's label in the token begins.")] = "owner",
 ) -> None:
-    """Make an approval key and the statement that the administrator registers; --passphrase-file encrypts the key."""
+    """Make an approval key and the statement that the administrator registers; --passphrase-file encrypts the key.
+
+    With --pkcs11-module the key is made in a token and stays there.
+    """
     from appliance.clock import SystemClock
     from appliance.owner.keys import keygen
+    from appliance.owner.token_key import keygen_in_token
 
-    now = SystemClock().now()
-    made = keygen(out, ref=ref, audience=f"{scheme}://{trust_domain}", now=now, passphrase=passphrase())
+    now, audience = SystemClock().now(), f"{scheme}://{trust_domain}"
+    if pkcs11_module is None:
+        made = keygen(out, ref=ref, audience=audience, now=now, passphrase=passphrase())
+    elif pin_file is None:
+        raise typer.BadParameter("--pkcs11-module wants --pin-file")
+    else:
+        made = keygen_in_token(
+            out,
+            ref=ref,
+            audience=audience,
+            now=now,
+            module=pkcs11_module,
+            token=card,
+            pin_file=pin_file,
+            label=label,
+        )
     show(
         {
             "key": str(made.key_file),

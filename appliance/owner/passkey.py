@@ -125,7 +125,7 @@ def register(
     possession.unseal(statement)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {
-        "version": 1, "rp_id": passkey.rp_id, "origin": passkey.origin, "credential": credential,
+        "version": 1, "kind": "passkey", "rp_id": passkey.rp_id, "origin": passkey.origin, "credential": credential,
         "jwk": jws.jwk(fido.public_key()),
     }  # fmt: skip
     write_new(folder / PASSKEY_FILE, json.dumps(document, indent=1).encode() + b"\n", 0o600)

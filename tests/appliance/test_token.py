@@ -253,3 +253,66 @@ def test_wrong_pins_libraries_tokens_and_files_are_refused_in_words(hsm: HsmSett
     with pytest.raises(KeyFileExposed):
         Token(hsm.model_copy(update={"pin_file": wrong}))
     assert open_token(HsmSettings()) is None
+
+
+@pytest.mark.req("A-41", "A-70", "A-65")
+def test_an_owner_s_approval_key_in_a_token_signs_and_counts_where_software_does_not(
+    hsm: HsmSettings, tmp_path: Path
+) -> None:
+    from tests.appliance.identity.campus import ADMIN, ORIGIN, Campus
+    from tests.campus import appliance
+
+    keys = tmp_path / "owner"
+    made = appliance(
+        "owner", "keygen", "--out", keys, "--ref", "alice", "--pkcs11-module", str(hsm.module), "--token", "campus",
+        "--pin-file", str(hsm.pin_file), "--label", hsm.label, "-o", "json",
+    )  # fmt: skip
+    assert made.status == 0, made.err
+    assert sorted(one.name for one in keys.iterdir()) == ["owner-key.jwt", "token-key.json"]
+    again = appliance(
+        "owner", "keygen", "--out", tmp_path / "other", "--ref", "alice", "--pkcs11-module", str(hsm.module), "--token",
+        "campus", "--pin-file", str(hsm.pin_file), "--label", hsm.label,
+    )  # fmt: skip
+    assert again.status == 1 and "key-file-exists" in again.err
+
+    async def story() -> None:
+        campus = Campus.create(tmp_path, allow_software_owner_keys=False)
+        campus.clock.advance((SystemClock().now() - campus.clock.now()).total_seconds())
+        proxy, owner = await campus.proxy(), await campus.owner(with_key=False)
+        statement = (keys / "owner-key.jwt").read_text().strip()
+        shown = await campus.directory.add_key("alice", statement, actor=ADMIN)
+        assert [one["protection"] for one in shown["keys"]] == ["pkcs11"]
+        request, approval = tmp_path / "request.jws", tmp_path / "approval.jws"
+
+        async def sign(key: Path, token: str) -> tuple[int, str]:
+            request.write_text(token)
+            approval.unlink(missing_ok=True)
+            done = await asyncio.to_thread(
+                appliance, "owner", "sign", "--owner", owner.identifier, "--key", key, "--request", request, "--out",
+                approval, "--yes",
+            )  # fmt: skip
+            return done.status, done.err
+
+        from dataclasses import replace
+
+        ask = await proxy.ask(owner)
+        assert (await sign(keys / "token-key.json", ask.token))[0] == 0
+        assert (await replace(ask, approvals=(approval.read_text().strip(),)).submit())[0] == 201
+        soft = await proxy.ask(owner)
+        from est.signer import KeySigner
+
+        software = KeySigner(ec.generate_private_key(ec.SECP256R1()))
+        await campus.directory.add_key("alice", owner.statement(software), actor=ADMIN)
+        status, answer = await soft.approved(signer=software).submit()
+        assert answer["reason"] == "owner-key-in-software"
+        document = (keys / "token-key.json").read_text()
+        assert PIN not in document and "PRIVATE" not in document
+        for damage in (document.replace("campus", "elsewhere"), document.replace('"label"', '"x"'), "{"):
+            bad = tmp_path / "bad.json"
+            bad.write_text(damage)
+            status, error = await sign(bad, ask.token)
+            assert status == 1 and ("token-unavailable" in error or "key-malformed" in error), error
+        assert ORIGIN in owner.identifier
+        campus.close()
+
+    asyncio.run(story())

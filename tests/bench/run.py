@@ -13,6 +13,8 @@ gf, gt, gn   an owner's gateway: fairness at the desk over three kills, of the r
 r    one-time things spent by two processes on one database file
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
+rn   500 agents renew at the same moment under standing approvals, within a minute, none failing (wall clock)
+rns  10,000 uses of one standing approval by two processes, of which 5,000 are allowed, against one process
 m    200 pledges in flight through the registrar for 30 s while the MASA takes 500 ms per answer, against one that
      answers at once (wall clock); m99: the 99th percentile of another client's renewals meanwhile
 f8   EST renewals on a kept connection while slow clients drip, stall, never read and sit there: 99th percentile against
@@ -44,7 +46,19 @@ from typing import Any
 import cryptography
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.bench import commits, crowd, decide, enrol, gateway, identity, races, revocation, steady, vouchers
+from tests.bench import (
+    commits,
+    crowd,
+    decide,
+    enrol,
+    gateway,
+    identity,
+    races,
+    renewals,
+    revocation,
+    steady,
+    vouchers,
+)
 from tests.bench.measure import Bench
 from tests.bench.plan import Plan
 
@@ -108,6 +122,7 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *steady.run(plan, folder),
         *crowd.run(plan, folder),
         *revocation.run(plan, folder),
+        *renewals.run(plan, folder),
     ]
 
 
