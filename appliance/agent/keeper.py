@@ -84,13 +84,21 @@ class Keeper:
         self._chance = chance
         self._folder = CredentialFolder(options.out)
 
-    async def run(self) -> None:
-        """Until cancelled. Raises CredentialFolderUnusable, CredentialEnded, and what the first request is refused."""
+    async def run(self, *, once: bool = False) -> None:
+        """Until cancelled; with `once`, renew now and end.
+
+        Raises CredentialFolderUnusable, CredentialEnded, and what the first request is refused.
+        """
         self._folder.prepare()
         if self._folder.current() is None:
             await self._first()
+            if once:
+                return
         while True:
             held = self._held()
+            if once:
+                await self._renew(held)
+                return
             due = self.renewal_time(held)
             self._tell(
                 {"event": "credential-held", "agent": held.agent_id, "renewal": _text(due), "ends": _text(held.ends)}

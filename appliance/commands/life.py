@@ -183,6 +183,7 @@ def agent_run(
     pid_file: Annotated[Path | None, typer.Option(help="File with the pid to signal after each renewal.")] = None,
     pid: Annotated[int, typer.Option(help="The pid itself, instead of a file.", min=0)] = 0,
     signal_name: Annotated[str, typer.Option("--signal", help="Which signal.")] = "HUP",
+    once: Annotated[bool, typer.Option("--once", help="Renew now, whatever the time, and end.")] = False,
 ) -> None:
     """Keep an agent's credential fresh: renew at two thirds of its life; in the foreground, SIGTERM stops it."""
     import shlex
@@ -217,4 +218,4 @@ def agent_run(
     )
     notice = Notice(command, pid or None, pid_file, which)
     keeper = Keeper(options, SystemClock(), hosts.tell, standing=tuple(standing or ()), notice=notice)
-    asyncio.run(until_signalled(keeper.run()))
+    asyncio.run(until_signalled(keeper.run(once=once)))

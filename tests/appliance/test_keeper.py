@@ -435,6 +435,17 @@ def test_the_first_credential_may_be_its_own_and_a_no_ends_it(tmp_path: Path) ->
     play(tmp_path, story)
 
 
+def test_once_renews_now_and_ends(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        agent_id = await site.first()
+        first = agree(site.out).serial_number
+        await site.keeper(standing_file(site, agent_id)).run(once=True)
+        assert agree(site.out).serial_number != first
+        assert site.count("credential-renewed") == 1
+
+    play(tmp_path, story)
+
+
 def test_standing_approvals_on_the_command_line_are_files_or_hashes(tmp_path: Path) -> None:
     check_standing(("A" * 43,))
     with pytest.raises(KeyFileMissing):
