@@ -25,7 +25,9 @@ owner.add_typer(gateway, name="gateway")
 
 KeyOption = Annotated[
     Path,
-    typer.Option(help="The approval key that `keygen` made, or what stands for one: `passkey.json`, `token-key.json`."),
+    typer.Option(
+        help="The approval key that `keygen` made, or what stands for one: passkey.json, token-key.json, tpm-key.json."
+    ),
 ]
 OwnerOption = Annotated[str, typer.Option("--owner", help="Your owner identifier.")]
 RequestOption = Annotated[Path, typer.Option(help="The agent's request.")]
@@ -41,11 +43,14 @@ def _bytes(path: Path) -> bytes:
 
 
 def approval_key(path: Path) -> Signer | Authenticator:
-    """The owner's approval key: in a file, or in a token or a passkey for which a file stands."""
+    """The owner's approval key: in a file, or in a token, TPM or passkey for which a file stands."""
     from appliance.owner.keys import load
     from appliance.owner.passkey import is_passkey_file, load_passkey
     from appliance.owner.token_key import is_token_file, load_token_key
+    from appliance.owner.tpm_key import is_tpm_file, load_tpm_key
 
+    if is_tpm_file(path):
+        return load_tpm_key(path, passphrase=_passphrase())
     if is_token_file(path):
         return load_token_key(path)
     return load_passkey(path) if is_passkey_file(path) else load(path, passphrase=passphrase())
@@ -130,17 +135,23 @@ def owner_keygen(
     card: Annotated[str, typer.Option("--token", help="Label of the token.")] = "owner",
     pin_file: Annotated[Path | None, typer.Option(help="File with the token's PIN, mode 0600.")] = None,
     label: Annotated[str, typer.Option(help="How the key's label in the token begins.")] = "owner",
+    tpm: Annotated[str, typer.Option(help="TCTI of a TPM 2.0, such as device:/dev/tpmrm0: make the key in it.")] = "",
 ) -> None:
     """Make an approval key and the statement that the administrator registers; --passphrase-file encrypts the key.
 
-    With --pkcs11-module the key is made in a token and stays there.
+    With --pkcs11-module or --tpm the key is made in a token or TPM and stays there.
     """
     from appliance.clock import SystemClock
     from appliance.owner.keys import keygen
     from appliance.owner.token_key import keygen_in_token
+    from appliance.owner.tpm_key import keygen_in_tpm
 
+    if tpm and pkcs11_module is not None:
+        raise typer.BadParameter("either --pkcs11-module or --tpm")
     now, audience = SystemClock().now(), f"{scheme}://{trust_domain}"
-    if pkcs11_module is None:
+    if tpm:
+        made = keygen_in_tpm(out, ref=ref, audience=audience, now=now, tcti=tpm, passphrase=passphrase())
+    elif pkcs11_module is None:
         made = keygen(out, ref=ref, audience=audience, now=now, passphrase=passphrase())
     elif pin_file is None:
         raise typer.BadParameter("--pkcs11-module wants --pin-file")

@@ -390,6 +390,7 @@ OWNER = {
     "short-code-mismatch": 403,
     "card-not-reviewed": 400,
     "passkey-unavailable": 500,
+    "tpm-unavailable": 500,
     "answer-policy-invalid": 400,
     "identity-server-unreachable": 503,
     "gateway-config-invalid": 500,

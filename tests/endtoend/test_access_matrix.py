@@ -135,6 +135,12 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
         ),
         "identity.trust": (send("GET", "/v1/trust"), everybody),
         # for owners' registered client keys, and none of these has one
+        "identity.own_issued": (send("GET", "/v1/owners/self/issued"), frozenset()),
+        "identity.own_standing": (send("GET", "/v1/owners/self/standing"), frozenset()),
+        "identity.hand_in_standing": (
+            send("POST", "/v1/owners/self/standing", b'{"approval": "x"}', "application/json"), frozenset(),
+        ),
+        "identity.withdraw_standing": (send("POST", f"/v1/owners/self/standing/{'A' * 43}/withdraw"), frozenset()),
         "identity.challenges": (send("GET", "/v1/owners/self/challenges"), frozenset()),
         "identity.answer": (
             send("POST", "/v1/owners/self/challenges/x", b'{"answer": "x"}', "application/json"), frozenset(),

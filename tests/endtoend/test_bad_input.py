@@ -36,6 +36,7 @@ PARAMETERS = {
     "reason": "malformed",
     "path": "index.md",
     "name": "nothing",
+    "s256": "A" * 43,
 }
 
 

@@ -376,7 +376,7 @@ def test_a_relying_party_refuses_a_certificate_that_outlives_the_standing_approv
     play(tmp_path, story)
 
 
-@pytest.mark.req("A-107", "A-97")
+@pytest.mark.req("A-107")
 def test_where_the_server_asks_a_standing_approval_keeps_it_from_asking(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
         desk = await Desk.register(campus, owner, tmp_path)
