@@ -68,12 +68,13 @@ def _renewals(campus: Campus, plan: Plan, count: int) -> Bench:
     )
     owner = campus.owner("alice")
     proxies = [campus.proxy() for _ in range(PROXIES)]
-    lines = [wire.Connection(campus.address("device"), one.context) for one in proxies]
-    agents = [_first(line, owner, proxy, count // PROXIES) for line, proxy in zip(lines, proxies, strict=True)]
+    shares = [len(range(at, count, PROXIES)) for at in range(PROXIES)]
+    agents = [_first(campus, owner, proxy, share) for proxy, share in zip(proxies, shares, strict=True)]
     total = sum(map(len, agents))
     for _ in range(plan.repetitions):
         keys = [[new_key() for _ in mine] for mine in agents]
         begun = time.monotonic()
+        lines = [wire.Connection(campus.address("device"), one.context) for one in proxies]
         nonces = wire.exchange_all(lines, [
             [_ask_nonce(one, key) for one, key in zip(mine, new, strict=True)]
             for mine, new in zip(agents, keys, strict=True)
@@ -87,6 +88,8 @@ def _renewals(campus: Campus, plan: Plan, count: int) -> Bench:
         ]
         answers = wire.exchange_all(lines, bodies)
         seconds = time.monotonic() - begun
+        for line in lines:
+            line.close()
         failed = [one for mine in answers for one in mine if one.status != 201]
         assert not failed, failed[:3]
         for mine, new, got in zip(agents, keys, answers, strict=True):
@@ -96,8 +99,6 @@ def _renewals(campus: Campus, plan: Plan, count: int) -> Bench:
                 one.key = key
         bench.add(cpu=seconds / total * 1e6, reference=WITHIN_SECONDS / total * 1e6, operations=total)
         bench.notes.setdefault("seconds", []).append(round(seconds, 2))
-    for line in lines:
-        line.close()
     assert campus.audited("standing-approval-used") == bench.operations
     assert campus.issued("agent") == bench.operations + total
     campus.check_log()
@@ -105,8 +106,9 @@ def _renewals(campus: Campus, plan: Plan, count: int) -> Bench:
     return bench
 
 
-def _first(line: wire.Connection, owner: Owner, proxy: Proxy, count: int) -> list[Agent]:
+def _first(campus: Campus, owner: Owner, proxy: Proxy, count: int) -> list[Agent]:
     made = []
+    line = wire.Connection(campus.address("device"), proxy.context)
     now = int(time.time())
     for _ in range(count):
         key = new_key()
@@ -119,6 +121,7 @@ def _first(line: wire.Connection, owner: Owner, proxy: Proxy, count: int) -> lis
             platform=Platform(UEID, (DIGEST,), 1000),
         ))  # fmt: skip
         made.append(Agent(whole.sub, key, token))
+    line.close()
     return made
 
 
