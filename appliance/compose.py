@@ -286,7 +286,7 @@ class Appliance:
 
     def _operations(self) -> Operations:
         actor = Actor("administrator", "local")
-        owners = OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle)
+        owners = OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle, self.identity.desk)
         trust = ForeignTrust(self.store, self.settings.origin)
         issuers: dict[str, x509.Certificate] = {role: self.ca.issuing(role).certificate for role in ROLES}
         self.freeradius = FreeRadius(
@@ -302,7 +302,9 @@ class Appliance:
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
                 "est": EstOperations(self.registrar, actor, self.settings.est.labels),
-                "owners": OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle, self.identity.desk),
+                "owners": owners,
+                "trust": TrustOperations(trust, actor, owners.bundle_text),
+                "directory": DirectoryOperations(self.sync, self.directory, self.directory_tokens, actor),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(
                     self.certificates, EvidencePackages(ca=self.ca, store=self.store, clock=self.clock), actor

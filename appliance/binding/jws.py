@@ -121,13 +121,18 @@ class Sealed:
         """
         if passkey is not None:
             raise SignatureFormWrong("a passkey does not sign in this form")
+        self.check(typ=typ, key=key, algorithms=algorithms, kid=kid)
+        return Jws(self.token, self.header, read_object(self.payload, "payload"))
+
+    def check(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> None:
+        """`unseal` for a payload that is not read here; raises the same."""
         algorithm = algorithm_of(key)
         if algorithm not in algorithms:
             raise AlgorithmNotAllowed(f"{algorithm} is not allowed here", allowed=sorted(algorithms))
         self._verify(key, algorithm, self.header.get("alg"))
-        return self._check_header(typ, algorithm, algorithms, kid)
+        self._check_header(typ, algorithm, kid)
 
-    def _check_header(self, typ: str, algorithm: str, algorithms: Collection[str], kid: str | None) -> Jws:
+    def _check_header(self, typ: str, algorithm: str, kid: str | None) -> None:
         """What the header must say once the signature was verified."""
         if self.header.get("alg") != algorithm:
             raise AlgorithmNotAllowed("the header names another algorithm than the key's", allowed=[algorithm])

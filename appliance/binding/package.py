@@ -39,6 +39,7 @@ from appliance.binding.errors import (
     SignatureInvalid,
 )
 from appliance.binding.facts import Limits, OwnerRecord
+from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.verify import agent_id_of, read_certificate, verify_certificate
 from est import chains
 from est.chains import TrustAnchors
@@ -98,6 +99,11 @@ def verify_package(
     steps.append(("appraisal", _check_result(files, request, trusted)))
     steps.append(("audit", _check_audit(files, leaf, dual.log_sequence, request.rqh, tokens)))
     return PackageReport(tuple(steps), f"{leaf.serial_number:x}", report.agent_id, report.owner_id, str(report.model))
+
+
+def origin_of(files: Mapping[str, bytes]) -> str:
+    """The origin that a package's certificate names, to choose a trust bundle; nothing is believed yet."""
+    return read_kind(agent_id_of(_certificates(files, CERTIFICATE)[0]), Kind.AGENT).origin
 
 
 def _check_request(request: requests.AgentRequest, leaf: x509.Certificate, approval: Any, tokens: list[str]) -> None:

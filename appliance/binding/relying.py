@@ -56,12 +56,22 @@ class RelyingParty:
         """The campuses that count here."""
         return tuple(self._bundles)
 
-    def certificate(self, leaf: x509.Certificate, others: Sequence[x509.Certificate], *, at: datetime) -> Judged:
-        """Verifies a dual-identity certificate whose key TLS has proved; raises OriginMismatch, what verify raises."""
+    def certificate(
+        self,
+        leaf: x509.Certificate,
+        others: Sequence[x509.Certificate],
+        *,
+        at: datetime,
+        approval: str | None = None,
+    ) -> Judged:
+        """Verifies a dual-identity certificate whose key TLS has proved; raises OriginMismatch, what verify raises.
+
+        `approval` is the one whose hash the certificate holds, where it holds a hash.
+        """
         known = self._of(verify.agent_id_of(leaf))
         limits = Limits(backdating_seconds=known.backdating_seconds, skew_seconds=self._skew_seconds)
         report = verify.verify_certificate(
-            leaf, others, known.domain, known.owners.get, at=at, arc=known.arc, limits=limits
+            leaf, others, known.domain, known.owners.get, at=at, arc=known.arc, limits=limits, approval=approval
         )
         key = public_key_of(leaf)
         assert is_ec(key)  # the verifier demanded it

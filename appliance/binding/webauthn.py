@@ -102,7 +102,8 @@ class SealedByPasskey(Sealed):
             raise SignatureFormWrong("a passkey's signature by a key that is registered as none")
         self._check_signature(key)
         self._check_ceremony(passkey)
-        return self._check_header(typ, "ES256", jws.ES256, kid)
+        self._check_header(typ, "ES256", kid)
+        return Jws(self.token, self.header, jws.read_object(self.payload, "payload"))
 
     def _check_signature(self, key: PublicKey) -> None:
         if not is_ec(key) or key.curve.name != "secp256r1":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.binding.errors import OriginMismatch
 from appliance.commands.invocation import ask, read_text, show
 from appliance.errors import RequestMalformed
 
 if TYPE_CHECKING:
+    from appliance.binding.bundle import TrustBundle
     from appliance.binding.relying import Judged, RelyingParty
 
 _MAX_FILES = 32
@@ -32,12 +35,16 @@ def verify(
         Path | None, typer.Option("--cert", help="Dual-identity certificate, PEM, its issuer may follow.")
     ] = None,
     wit: Annotated[Path | None, typer.Option("--wit", help="Workload identity token.")] = None,
+    proof: Annotated[Path | None, typer.Option("--proof", help="With --wit: the proof token beside it.")] = None,
+    target: Annotated[str, typer.Option("--target", help="With --proof: the address that it must be made for.")] = "",
     package: Annotated[
         Path | None, typer.Option("--package", help="Evidence package, as `appliance certs evidence` writes it.")
     ] = None,
     approval: Annotated[
-        Path | None, typer.Option("--approval", help="With --cert: the standing approval whose hash it holds.")
+        Path | None,
+        typer.Option("--approval", help="With --cert or --wit: the approval whose hash it holds (standing, passkey)."),
     ] = None,
+    card: Annotated[Path | None, typer.Option("--card", help="A2A agent card that its key signed.")] = None,
     at: Annotated[str, typer.Option("--at", help="Moment to verify for, as 2026-01-31T12:00:00Z; default: now.")] = "",
 ) -> None:
     """Verify a dual-identity certificate or WIT offline, step by step; revocation is not looked at."""
@@ -46,15 +53,34 @@ def verify(
 
     if sum(one is not None for one in (cert, wit, package)) != 1:
         raise typer.BadParameter("one of --cert, --wit and --package")
-    if approval is not None and cert is None:
-        raise typer.BadParameter("--approval belongs to --cert")
-    trusted = bundle.read(read_text(owners))
+    if package is not None and (approval is not None or card is not None):
+        raise typer.BadParameter("a package is verified alone")
+    if (proof is None) != (not target) or (proof is not None and wit is None):
+        raise typer.BadParameter("--proof and --target belong together, and to --wit")
+    texts = [read_text(one) for one in owners] if owners else ask("trust.bundles")
+    trusted = {one.domain.origin: one for one in map(bundle.read, texts)}
     if package is not None:
         _show_package(package, trusted, _moment(at) if at else None)
         return
-    moment = _moment(at)
-    beside = None if approval is None else read_text(approval).strip()
-    report = _certificate(cert, trusted, moment, beside) if cert is not None else _wit(read_text(wit), trusted, moment)  # type: ignore[arg-type]
+    party, moment = RelyingParty(trusted.values()), _moment(at)
+    beside = read_text(approval).strip() if approval is not None else None
+    if cert is not None:
+        judged = _certificate(cert, party, moment, beside)
+    else:
+        assert wit is not None  # one of the two is there
+        proof_text = read_text(proof).strip() if proof is not None else None
+        judged = party.wit(
+            read_text(wit).strip(),
+            at=moment,
+            proof_text=proof_text,
+            target=target,
+            approval=beside,
+            proof_needed=proof is not None,
+        )
+    report = judged.report
+    if card is not None:
+        _check_card(card, judged)
+    origin = report.agent_id.split("/agent/")[0]
     result: dict[str, Any] = {
         "ok": True,
         "agent": report.agent_id,
@@ -72,15 +98,18 @@ def verify(
     show(result, text="\n".join([*lines, who, "revocation was not looked at"]))
 
 
-def _show_package(folder: Path, trusted: TrustBundle, at: Any) -> None:
-    from appliance.binding.package import MAX_FILE, verify_package
+def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any) -> None:
+    from appliance.binding.package import MAX_FILE, origin_of, verify_package
 
     files: dict[str, bytes] = {}
     for one in sorted(folder.iterdir()):
         if one.is_file() and len(files) < _MAX_FILES:
             with one.open("rb") as stream:
                 files[one.name] = stream.read(MAX_FILE + 1)
-    report = verify_package(files, trusted, at=at)
+    origin = origin_of(files)
+    if origin not in trusted:
+        raise OriginMismatch(f"no trust bundle of {origin} is at hand", expected=sorted(trusted), found=origin)
+    report = verify_package(files, trusted[origin], at=at)
     steps = [{"step": name, "found": found} for name, found in report.steps]
     told = {"serial": report.serial, "agent": report.agent_id, "owner": report.owner_id, "model": report.model}
     lines = [f"{name:<16} {found}" for name, found in report.steps]
@@ -88,23 +117,14 @@ def _show_package(folder: Path, trusted: TrustBundle, at: Any) -> None:
     show({"ok": True, **told, "steps": steps}, text="\n".join([*lines, who]))
 
 
-def _certificate(file: Path, trusted: TrustBundle, at: Any, approval: str | None) -> Report:
+def _certificate(file: Path, party: RelyingParty, at: Any, approval: str | None) -> Judged:
     from cryptography import x509
 
     try:
         leaf, *others = x509.load_pem_x509_certificates(file.read_bytes())
     except ValueError as cause:
         raise RequestMalformed(f"{file} holds no PEM certificate") from cause
-    return verify_certificate(
-        leaf,
-        others,
-        trusted.domain,
-        trusted.owners.get,
-        at=at,
-        arc=trusted.arc,
-        limits=Limits(backdating_seconds=trusted.backdating_seconds),
-        approval=approval,
-    )
+    return party.certificate(leaf, others, at=at, approval=approval)
 
 
 def _check_card(file: Path, judged: Judged) -> None:

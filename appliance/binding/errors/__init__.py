@@ -293,6 +293,8 @@ __all__ = [
     "SelfApproval",
     "SignatureFormWrong",
     "SignatureInvalid",
+    "SignatureMalformed",
+    "SignatureMissing",
     "StandingApprovalEnded",
     "StandingApprovalNotForFirstIssue",
     "StandingApprovalNotYetValid",
