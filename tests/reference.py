@@ -66,7 +66,6 @@ PURPOSES: Mapping[str, str] = {
     "identity.hand_in_standing": "a standing approval of the calling owner, to be counted from now on",
     "identity.withdraw_standing": "withdraws one for good; credentials issued under it stay",
     "identity.own_issued": "everything that was issued in the calling owner's name, and the approvals behind it",
-    "identity.spiffe_bundle": "the SPIFFE bundle of the trust domain: who signs certificates and WITs of agents",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one login as rlm_rest's JSON in, reply attributes out",
     "access.fail": "a login that FreeRADIUS rejected without asking, as rlm_rest's JSON: it gets a row in the log",

@@ -50,11 +50,10 @@ def approval_key(path: Path) -> Signer | Authenticator:
     from appliance.owner.tpm_key import is_tpm_file, load_tpm_key
 
     if is_tpm_file(path):
-        return load_tpm_key(path, passphrase=_passphrase())
+        return load_tpm_key(path, passphrase=passphrase())
     if is_token_file(path):
         return load_token_key(path)
     return load_passkey(path) if is_passkey_file(path) else load(path, passphrase=passphrase())
-
 
 
 @proxy.command("run")

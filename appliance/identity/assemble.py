@@ -20,8 +20,8 @@ from appliance.identity.appraisal_policy import (
 )
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.issue import Issuer
-from appliance.identity.owner_mediated import OwnerMediated
 from appliance.identity.owner_desk import OwnerDesk
+from appliance.identity.owner_mediated import OwnerMediated
 from appliance.identity.records import Registry
 from appliance.identity.server_mediated import ServerMediated
 from appliance.identity.service import IdentityService

@@ -135,6 +135,7 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         found = await service.gateways(owner_id, peer)
         rows = [{"url": url, "spki_sha256": pin} for url, pin in found]
         return Reply(200, JSON, {"cache-control": "no-store"}, _write({"owner": owner_id, "gateways": rows}))
+
     async def own_standing(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         caller = service.challenges.caller(peer)
         return _told({"standing": await service.desk.standing(caller.owner_id)})

@@ -143,6 +143,7 @@ class OwnerClient:
     async def submitted(self, rqh: str) -> ServerReply:
         """How a request stands that was handed in before."""
         return await self._exchange("GET", f"/v1/agents/requests/{rqh}")
+
     async def issued(self) -> dict[str, Any]:
         """What was issued in this owner's name."""
         return await self._call("GET", "/v1/owners/self/issued")

@@ -11,7 +11,26 @@ from tests.bench.revocation import IDS as REVOCATION
 from tests.bench.run import measure, report, table
 
 IDS = (
-    "a1", "a1s", "a2", "b1", "b2", "b1x2", "b2x2", "c", "d1", "g", "r", "gf", "gt", "gn", "m", "m99", "f8", "f8n", "rn", "rns",
+    "a1",
+    "a1s",
+    "a2",
+    "b1",
+    "b2",
+    "b1x2",
+    "b2x2",
+    "c",
+    "d1",
+    "g",
+    "r",
+    "gf",
+    "gt",
+    "gn",
+    "m",
+    "m99",
+    "f8",
+    "f8n",
+    "rn",
+    "rns",
 )
 
 
