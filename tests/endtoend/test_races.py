@@ -23,6 +23,7 @@ from tests.campus import UNLIMITED, Answer, Ask, Campus, Client, OwnerHost, new_
 from tests.endtoend.test_server_mediated import Desk
 
 CLIENTS = 64
+NO_RATES = (*UNLIMITED, "web.identity_rate=100000", "web.identity_burst=1000000")
 
 
 class Field:
@@ -43,7 +44,7 @@ class Field:
         for one in (*self.clients, *self.tools):
             one.close()
         self.campus.kill()
-        self.campus.start(*UNLIMITED)
+        self.campus.start(*NO_RATES)
         self.start()
 
     def race(self, do: Callable[[int], Answer]) -> list[Answer]:
@@ -131,7 +132,7 @@ RACES = (one_approval, one_nonce, one_challenge)
 
 
 def run_races(campus: Campus, count: int, restarts: int) -> None:
-    campus.start(*UNLIMITED)
+    campus.start(*NO_RATES)
     field = Field(campus)
     for at in range(count):
         RACES[at % len(RACES)](field, restart=at < restarts)
