@@ -15,12 +15,13 @@ from appliance.access.explaining import Explainer
 from appliance.access.log_reader import DecisionReader
 from appliance.access.policies import PolicyService
 from appliance.access.repeats import BURST, MAX_KINDS, WINDOW_SECONDS, Repeats
-from appliance.errors import NotFound, RequestMalformed
+from appliance.errors import NotFound, RequestMalformed, TokenRequired
 from appliance.store import decisions
 from appliance.store.store import Store
 from appliance.web.peer import Peer
 from radius import AccessRequest
 from radius.decide import refuse
+from radius.errors import HookMalformed
 from tests.appliance.access.test_access_service import (
     ADMIN,
     AGENT,
@@ -203,6 +204,21 @@ def test_what_freeradius_tells_of_a_failure_becomes_a_row(tmp_path, name, code):
             (row,) = await store.read(lambda tx: decisions.newest(tx, limit=9))
             assert (row["verdict"], row["reason"], row["nas"], row["serial"]) == ("reject", code, "sw1", "beef")
             assert row["trace"]["user_name"] == "%{exec:touch /tmp/x}"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+def test_failures_are_taken_from_radius_servers_alone(tmp_path, token):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            routes = await with_port(service, store)
+            with pytest.raises(TokenRequired):
+                routes.fail(call(told(RECORDED["expired"]), token), Peer(), {})
+            with pytest.raises(HookMalformed):
+                routes.fail(call({"a": 1}), Peer(), {})
+            await service.flush()
+            assert await store.read(lambda tx: decisions.newest(tx, limit=9)) == []
 
     asyncio.run(story())
 
