@@ -12,7 +12,7 @@ import typer
 
 from appliance.commands import hosts
 from appliance.commands.hosts import KeyOption, OwnerOption
-from appliance.commands.invocation import read_text, show
+from appliance.commands.invocation import read_text, show, tell
 from appliance.errors import RequestMalformed
 
 if TYPE_CHECKING:
@@ -217,5 +217,5 @@ def agent_run(
         approval_command=approval_command or None,
     )
     notice = Notice(command, pid or None, pid_file, which)
-    keeper = Keeper(options, SystemClock(), hosts.tell, standing=tuple(standing or ()), notice=notice)
+    keeper = Keeper(options, SystemClock(), tell, standing=tuple(standing or ()), notice=notice)
     asyncio.run(until_signalled(keeper.run(once=once)))
