@@ -31,6 +31,8 @@ from appliance.access.routes import AccessRoutes
 from appliance.access.scim.routes import ScimRoutes
 from appliance.access.scim.service import ScimService
 from appliance.access.service import AccessService
+from appliance.access.session_changes import ChangeRunner
+from appliance.access.sessions import SessionService
 from appliance.access.sources.ldap_source import LdapSource
 from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
@@ -53,6 +55,7 @@ from appliance.console.network import (
     NasOperations,
     PolicyOperations,
     RadiusOperations,
+    SessionOperations,
 )
 from appliance.console.operations import Operations
 from appliance.console.pages import ConsolePages
@@ -173,7 +176,15 @@ class Appliance:
             entries=settings.audit.checkpoint_entries,
         )
         self.access = AccessService(settings.access, store, clock, ca.roles, settings.directory)
-        self.nas = NasService(store, sealing)
+        self.nas = NasService(store, sealing, clock.now)
+        self.sessions = SessionService(
+            store,
+            clock,
+            self.access.simulate,
+            stale_minutes=settings.access.session_stale_minutes,
+            keep_days=settings.access.session_days,
+        )
+        self._changes = ChangeRunner(store, clock, self.sessions, self.nas, self.access.simulate)
         self.directory = OwnerDirectory(
             origin=settings.origin,
             store=store,
@@ -246,6 +257,7 @@ class Appliance:
             store=store,
             access=self.access,
             nas=self.nas,
+            sessions=self.sessions,
             freeradius=self.freeradius,
             parts=RadiusParts(
                 handshake.ServerIdentity(radius.certificate, radius.chain[:1], radius.key),
@@ -312,6 +324,7 @@ class Appliance:
                 "policy": PolicyOperations(self.policies, self.explainer, actor, issuers),
                 "nas": NasOperations(self.nas, actor),
                 "access": AccessOperations(self.decisions, self.explainer),
+                "sessions": SessionOperations(self.sessions, actor),
                 "radius": RadiusOperations(self.freeradius, actor),
                 "audit": AuditOperations(AuditReader(self.store), self.checkpoints, actor),
             }
@@ -360,7 +373,10 @@ class Appliance:
             **CheckpointRoutes(self.checkpoints).endpoints,
         }
         access = AccessRoutes(
-            self.access, owner_id_oid=f"{settings.identity.oid_arc}.2", reply_message=settings.access.reply_message
+            self.access,
+            self.sessions,
+            owner_id_oid=f"{settings.identity.oid_arc}.2",
+            reply_message=settings.access.reply_message,
         )
         own = self._servers["registrar"]
         device_tls = TlsFront(own.key, own.certificate, own.chain[:1])
@@ -373,7 +389,12 @@ class Appliance:
             **scim.endpoints,
         }
         decision_tls = self._https if _is_loopback(web.decision_host) else self._https_for_clients
-        decision = {**health, "access.decide": access.decide, "access.fail": access.fail}
+        decision = {
+            **health,
+            "access.decide": access.decide,
+            "access.fail": access.fail,
+            "access.accounting": access.accounting,
+        }
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, device_tls, limits),
@@ -392,12 +413,16 @@ class Appliance:
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
+        await self.sessions.start()
+        await self._changes.start()
         try:
             answering = await self._radius.start()
         except OSError as cause:
             radius = settings.radius
             raise _unavailable("radius", radius.host, radius.port, cause) from cause
         self.listeners["radius"] = None if answering is None else _address(*answering)
+        if self._radius.accounting_port:
+            self.listeners["accounting"] = _address(settings.radius.host, self._radius.accounting_port)
         keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync)
         self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:
@@ -442,6 +467,8 @@ class Appliance:
         self.sync.stop()
         await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
         await self._radius.stop()
+        await self._changes.stop()
+        await self.sessions.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

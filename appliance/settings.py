@@ -353,6 +353,10 @@ class AccessSettings(_Section):
         2_000_000, ge=1000, description="How many rows of the decision log are kept at most; the oldest go first."
     )
     reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
+    session_stale_minutes: float = Field(
+        60.0, gt=0, description="A session that its NAS accounted for and then fell silent about is shown as stale."
+    )
+    session_days: int = Field(30, gt=0, description="How long ended sessions are kept, days.")
 
 
 class DirectorySettings(_Section):
@@ -421,6 +425,15 @@ class RadiusSettings(_Section):
     )
     host: str = Field("127.0.0.1", description="Address RADIUS listens on.")
     port: int = Field(1812, ge=0, le=65535, description="Authentication port, UDP (0 = pick one and say which).")
+    accounting_port: int = Field(
+        1813,
+        ge=0,
+        le=65535,
+        description="Accounting port of the embedded server, UDP (0 = pick one and say which; so if radius.port is 0).",
+    )
+    workers: int = Field(
+        0, ge=0, le=64, description="Processes of the embedded server; 0 = the appliance's own process does it all."
+    )
     server_name: HostName = Field(
         "", description="dNSName of the RADIUS server certificate; empty = radius.<trust domain>."
     )

@@ -34,8 +34,8 @@ class Outcome:
     """What a login came to, as the supplicant and its port saw it.
 
     `code` is the RADIUS answer (`timeout`: none came; `broken`: one came that breaks the protocol, see `trouble`).
-    `vlan` is Tunnel-Private-Group-Id, `role` Aruba-User-Role. `attributes` has raw octets of the last answer by type.
-    `trouble` says why the supplicant itself broke off.
+    `vlan` is Tunnel-Private-Group-Id, `role` Aruba-User-Role. `attributes` has the raw octets of the last answer by
+    type. `trouble` says why the supplicant itself broke off.
     """
 
     code: Code

@@ -15,6 +15,8 @@ RadiusError                     (abstract; never raised bare)
 ├── EapOutOfTurn                a well-formed EAP packet that is not an answer to our last request
 ├── EapTooLarge                 a TLS message or a conversation past its cap
 ├── PacketInvalid               a RADIUS packet to drop without an answer: malformed or not authenticated
+├── WorkerMessageMalformed      a RADIUS worker and the process that it asks do not understand each other
+├── NasProfileUnknown           a kind of NAS that radius.nas_profiles does not have
 └── RaddbValueInvalid           a name, secret, address or number that must not go into a FreeRADIUS file
 """
 
@@ -112,6 +114,18 @@ class PacketInvalid(RadiusError):
     """
 
     reason: ClassVar[str] = "radius-packet-invalid"
+
+
+class WorkerMessageMalformed(RadiusError):
+    """A worker, or the process that it asks, sent something that is no message of theirs."""
+
+    reason: ClassVar[str] = "worker-message-malformed"
+
+
+class NasProfileUnknown(RadiusError):
+    """There is no NAS profile of this name; the manual's reference of NAS profiles lists them."""
+
+    reason: ClassVar[str] = "nas-profile-unknown"
 
 
 class RaddbValueInvalid(RadiusError):

@@ -85,6 +85,7 @@ def read_request(values: Mapping[str, list[str]], *, owner_id_oid: str) -> Acces
         defect=defect,
         method=method,
         transport=transport,
+        nas_identifier=_one(values, "NAS-Identifier"),
     )
 
 

@@ -32,9 +32,9 @@ class AccessRequest:
     `method` says which (`eap-tls`, `mac-bypass`); `transport` how the request came: `udp`, `loopback`, `radsec`, or
     empty where nobody said.
     `nas` is the name of the NAS whose shared secret was used, `nas_address` where its packets came from; the other
-    texts are the NAS's own words. `owner_id_hint` and `san` come from the certificate and are compared with what the
-    store says, never looked up: `san` is OpenSSL's text, `URI:spiffe://...`. `defect` is empty, or the reason code
-    that says why `credential` is absent or not to be trusted.
+    texts are the NAS's own words (`nas_identifier` is what it calls itself). `owner_id_hint` and `san` come from the
+    certificate and are compared with what the store says, never looked up: `san` is OpenSSL's text, `URI:spiffe://...`.
+    `defect` is empty, or the reason code that says why `credential` is absent or not to be trusted.
     """
 
     nas: str = ""
@@ -51,6 +51,7 @@ class AccessRequest:
     defect: str = ""
     method: str = EAP_TLS
     transport: str = ""
+    nas_identifier: str = ""
 
 
 def clean_text(value: str, limit: int = MAX_TEXT) -> str:

@@ -1,9 +1,9 @@
 """The embedded RADIUS server: EAP-TLS for small sites, the laboratory and tests (design decision D-11).
 
-RADIUS side (RFC 2865, 3579, 5080): packets of unknown NAS or without a valid Message-Authenticator get no answer; a
-retransmitted request gets the same octets again and costs no second decision; logins under way, their life and the
-answers kept are bounded. The login itself is in radius.login. One event loop, no threads: measured, a thread pool for
-the handshakes cost more than it gave.
+RADIUS side (RFC 2865, 3579, 5080, 5997): packets of unknown NAS or without a valid Message-Authenticator get no
+answer; a retransmitted request gets the same octets again and costs no second decision; logins under way, their life
+and the answers kept are bounded. The login itself is in radius.login. One event loop, no threads: measured, a thread
+pool for the handshakes cost more than it gave. Several processes: radius.pool.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography import x509
 
 from radius import packets
-from radius.attributes import to_attributes
-from radius.decision import Decision, refuse
+from radius.attributes import Attribute, to_attributes
+from radius.clients import Nas, plain_address
+from radius.decide import Decision, Verdict, refuse
+from radius.duplicates import Duplicates, Key
 from radius.errors import EapOutOfTurn, PacketInvalid
 from radius.handshake import ServerIdentity, TlsFront, TlsVersion
-from radius.login import Authorize, Challenge, Login, Verdict
+from radius.login import Ask, Challenge, Login
+from radius.login import Verdict as LoginVerdict
+from radius.packets import Request
 from radius.request import MAC_BYPASS, AccessRequest
 
+__all__ = ["Address", "Authorize", "Counters", "Nas", "RadiusServer", "write_outcome"]
+
 Address = tuple[Any, ...]
-_REPLY_SECONDS: Final = 10.0  # how long an answer is kept for retransmissions; NAS give up after about 3 x 3 s
+Authorize = Callable[[AccessRequest], Decision]
+Later = Callable[[AccessRequest, Callable[[Decision], None]], None]
+"""Takes a request and calls back with the decision, once, now or later."""
+STATE_BYTES: Final = 16
 _EAP_FAILURE: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Nas:
-    """A RADIUS client: its name for logs and policy, and its shared secret."""
-
-    name: str
-    secret: bytes
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class Counters:
     timeouts: int = 0
     accepts: int = 0
     rejects: int = 0
+    elsewhere: int = 0
 
 
 @dataclass(slots=True)
@@ -60,13 +62,21 @@ class _Session:
     started: float
 
 
+def _no_matter(*_: object, **__: object) -> None:
+    pass
+
+
 class RadiusServer(asyncio.DatagramProtocol):
     """EAP-TLS over RADIUS on one UDP port.
 
     `nas` maps a source address to its Nas or None; `anchors` are the issuing CAs whose certificates may log in;
-    `authorize` is asked once per verified login, and for a port that asks by MAC address, and must not block;
-    `on_failure` hears of logins that failed before it and of packets that got no answer, and must bound what it keeps.
-    `owner_id_oid` is the dotted OID of the OwnerId extension.
+    `authorize` is asked once per verified login, and for a port that asks by MAC address, and must not block (or
+    `later`, which may answer later); `on_failure` hears of logins that failed before it and of packets that got no
+    answer, and must bound what it keeps; `on_accept` of every Access-Accept before it goes out, `on_secret` which
+    secret of a NAS with two was used. `owner_id_oid` is the dotted OID of the OwnerId extension.
+
+    Of several servers at one port each has a `number`, which begins the State of its logins; a packet with another's is
+    handed to `elsewhere`.
     """
 
     def __init__(
@@ -75,39 +85,42 @@ class RadiusServer(asyncio.DatagramProtocol):
         identity: ServerIdentity,
         anchors: Sequence[x509.Certificate],
         nas: Callable[[str], Nas | None],
-        authorize: Authorize,
         on_failure: Callable[[AccessRequest, Decision], None],
         owner_id_oid: str,
+        authorize: Authorize | None = None,
+        later: Later | None = None,
+        on_accept: Callable[[Decision], None] = _no_matter,
+        on_secret: Callable[[str, str, bool], None] = _no_matter,
         tls_min: TlsVersion = "1.2",
         tls_max: TlsVersion = "1.3",
         session_seconds: float = 30.0,
         max_sessions: int = 4096,
         fragment_bytes: int = 1000,
         reply_message: bool = True,
+        number: int | None = None,
+        elsewhere: Callable[[int, bytes, Address], bool] = lambda number, data, addr: False,
     ) -> None:
         self._anchors = tuple(anchors)
         self._versions = (tls_min, tls_max)
         self._nas = nas
-        self._authorize = authorize
+        self._later = later or _at_once(authorize)
         self._on_failure = on_failure
+        self._on_accept = on_accept
+        self._on_secret = on_secret
         self._owner_id_oid = owner_id_oid
         self._session_seconds = session_seconds
         self._max_sessions = max_sessions
         self._fragment_bytes = fragment_bytes
         self._reply_message = reply_message
+        self._number = number
+        self._elsewhere = elsewhere
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
-        self._replies: OrderedDict[tuple[Address, int, bytes], tuple[float, bytes]] = OrderedDict()
+        self._duplicates = Duplicates(2 * max_sessions + 64)
         self._transport: asyncio.DatagramTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._now: Callable[[], float] = lambda: 0.0
         self.counters = Counters()
         self.use_identity(identity)
-
-    def use_identity(self, identity: ServerIdentity) -> None:
-        """Serve new logins with this certificate; those under way finish with the one they began with."""
-        self._identity = identity
-        tls_min, tls_max = self._versions
-        self._front = TlsFront(identity, self._anchors, tls_min=tls_min, tls_max=tls_max)
 
     def use_anchors(self, anchors: Sequence[x509.Certificate]) -> None:
         """Take certificates of these issuing CAs in new logins."""
@@ -115,11 +128,22 @@ class RadiusServer(asyncio.DatagramProtocol):
             self._anchors = tuple(anchors)
             self.use_identity(self._identity)
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
-        """Listen; the port chosen (port 0 = any). Raises OSError if the address is taken."""
+    def use_identity(self, identity: ServerIdentity) -> None:
+        """Serve new logins with this certificate; those under way finish with the one they began with."""
+        self._identity = identity
+        tls_min, tls_max = self._versions
+        self._front = TlsFront(identity, self._anchors, tls_min=tls_min, tls_max=tls_max)
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0, *, shared: bool = False) -> int:
+        """Listen; the port chosen (port 0 = any). `shared` lets other processes of this user listen there too.
+
+        Raises OSError if the address is taken.
+        """
         loop = asyncio.get_running_loop()
         self._now = loop.time
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, port))
+        self._transport, _ = await loop.create_datagram_endpoint(
+            lambda: self, local_addr=(host, port), reuse_port=shared or None
+        )
         self._sweep_again()
         chosen: int = self._transport.get_extra_info("sockname")[1]
         return chosen
@@ -131,7 +155,7 @@ class RadiusServer(asyncio.DatagramProtocol):
         if self._transport is not None:
             self._transport.close()
         self._sessions.clear()
-        self._replies.clear()
+        self._duplicates.clear()
 
     @property
     def sessions(self) -> int:
@@ -140,93 +164,126 @@ class RadiusServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         """One RADIUS packet (called by asyncio)."""
+        self.receive(data, addr)
+
+    def receive(self, data: bytes, addr: Address, *, handed_over: bool = False) -> None:
+        """One RADIUS packet; one that was handed over by another server is not handed on again."""
         self.counters.requests += 1
-        nas = self._nas(str(addr[0]))
+        source = plain_address(str(addr[0]))
+        nas = self._nas(source)
         if nas is None:
             self.counters.unknown_nas += 1
-            self._dropped("", addr, "nas-unknown", f"a packet of {len(data)} bytes")
+            self._dropped("", source, "nas-unknown", f"a packet of {len(data)} bytes")
             return
         try:
-            packet = packets.read_request(data, nas.secret)
+            request = packets.read_request(data, *nas.secrets)
         except PacketInvalid as refusal:
             self.counters.invalid += 1
-            self._dropped(nas.name, addr, str(refusal.fields.get("code", "radius-malformed")), refusal.detail)
+            self._dropped(nas.name, source, str(refusal.fields.get("code", "radius-malformed")), refusal.detail)
             return
-        if packet.code == packets.STATUS_SERVER:  # RFC 5997: answered at once, never cached
-            self._send(packets.write_reply(packet, packets.ACCESS_ACCEPT), addr)
+        if nas.old_secret:
+            self._on_secret(nas.name, source, request.secret == nas.old_secret)
+        if request.code == packets.STATUS_SERVER:  # RFC 5997: answered at once, never cached
+            self._send(packets.write_reply(request, packets.ACCESS_ACCEPT), addr)
             return
-        key = (addr, packet.id, packet.authenticator)
-        kept = self._replies.get(key)
-        if kept is not None:
+        if self._number is not None and not handed_over and (states := request.get(packets.STATE)):
+            owner = states[0][0] if states[0] else self._number
+            if owner != self._number and self._elsewhere(owner, data, addr):
+                self.counters.elsewhere += 1
+                return
+        key = (addr, request.id)
+        known = self._duplicates.look(key, request.authenticator, self._now())
+        if known == "underway":
             self.counters.duplicates += 1
-            self._send(kept[1], addr)
-            return
-        reply = self._answer(packet, nas, str(addr[0]))
-        if reply is not None:
-            self._replies[key] = (self._now(), reply)
-            while len(self._replies) > 2 * self._max_sessions + 64:
-                self._replies.popitem(last=False)
-            self._send(reply, addr)
+        elif known == "new":
+            self._consider(request, nas, source, addr, key)
+        else:
+            self.counters.duplicates += 1
+            self._send(known, addr)
 
-    def _answer(self, packet: Any, nas: Nas, address: str) -> bytes | None:
-        eap = packets.eap_of(packet)
+    def _consider(self, request: Request, nas: Nas, source: str, addr: Address, key: Key) -> None:
+        eap = packets.eap_of(request)
         if not eap:
-            request = packets.read_access_request(packet, nas=nas.name, nas_address=address)
-            if request.method == MAC_BYPASS:
-                return self._finish(packet, Verdict(b"", self._authorize(request)))
-            decision = refuse(request, "eap-not-offered")
-            return self._finish(packet, Verdict(b"", decision, before_policy=True))
-        states = packet.get(packets.STATE)
+            asked = packets.read_access_request(request, nas=nas.name, nas_address=source)
+            if asked.method == MAC_BYPASS:
+                self._later(
+                    asked,
+                    lambda decision: self._reply(
+                        request, addr, key, self._finish(request, LoginVerdict(b"", decision))
+                    ),
+                )
+                return
+            verdict = LoginVerdict(b"", refuse(asked, "eap-not-offered"), before_policy=True)
+            self._reply(request, addr, key, self._finish(request, verdict))
+            return
+        states = request.get(packets.STATE)
         if states:
             session = self._sessions.get(states[0])
-            if session is None or session.nas_address != address:
+            if session is None or session.nas_address != source:
                 # the login is over or another NAS's: end it, so that the supplicant starts again at once
                 self.counters.rejects += 1
                 failure = bytes([_EAP_FAILURE, eap[1] if len(eap) > 1 else 0, 0, 4])
-                return packets.write_reply(packet, packets.ACCESS_REJECT, eap=failure)
+                self._reply(request, addr, key, packets.write_reply(request, packets.ACCESS_REJECT, eap=failure))
+                return
             state = states[0]
         else:
             if len(self._sessions) >= self._max_sessions:
                 self.counters.sessions_refused += 1
-                self._dropped(nas.name, (address,), "radius-overloaded", f"{len(self._sessions)} logins under way")
-                return None
-            state = secrets.token_bytes(16)
-            request = packets.read_access_request(packet, nas=nas.name, nas_address=address)
-            login = Login(
-                self._front,
-                request,
-                self._authorize,
-                owner_id_oid=self._owner_id_oid,
-                fragment_bytes=self._fragment_bytes,
-            )
-            session = _Session(login, address, self._now())
+                self._duplicates.forget(key, request.authenticator)
+                self._dropped(nas.name, source, "radius-overloaded", f"{len(self._sessions)} logins under way")
+                return
+            state = self._new_state()
+            asked = packets.read_access_request(request, nas=nas.name, nas_address=source)
+            login = Login(self._front, asked, owner_id_oid=self._owner_id_oid, fragment_bytes=self._fragment_bytes)
+            session = _Session(login, source, self._now())
             self._sessions[state] = session
         try:
             result = session.login.receive(eap)
         except EapOutOfTurn:
             self.counters.discarded += 1
-            return None
-        if isinstance(result, Challenge):
-            return packets.write_reply(packet, packets.ACCESS_CHALLENGE, eap=result.eap, state=state)
-        del self._sessions[state]
-        return self._finish(packet, result)
+            self._duplicates.forget(key, request.authenticator)
+            return
+        if isinstance(result, Ask):
+            login = session.login
 
-    def _finish(self, packet: Any, verdict: Verdict) -> bytes:
-        decision = verdict.decision
-        if verdict.before_policy:
+            def decided(decision: Decision) -> None:
+                if self._sessions.get(state) is session:  # else it ran out of time meanwhile
+                    self._reply(request, addr, key, self._conclude(request, state, login.decided(decision)))
+
+            self._later(result.request, decided)
+            return
+        self._reply(request, addr, key, self._conclude(request, state, result))
+
+    def _new_state(self) -> bytes:
+        if self._number is None:
+            return secrets.token_bytes(STATE_BYTES)
+        return bytes((self._number,)) + secrets.token_bytes(STATE_BYTES)
+
+    def _conclude(self, request: Request, state: bytes, result: Challenge | LoginVerdict) -> bytes:
+        if isinstance(result, Challenge):
+            return packets.write_reply(request, packets.ACCESS_CHALLENGE, eap=result.eap, state=state)
+        del self._sessions[state]
+        return self._finish(request, result)
+
+    def _finish(self, request: Request, result: LoginVerdict) -> bytes:
+        decision = result.decision
+        if result.before_policy:
             self._on_failure(decision.request, decision)
         attributes = to_attributes(decision, reply_message=self._reply_message)
         if decision.verdict == "reject":
             self.counters.rejects += 1
-            return packets.write_reply(packet, packets.ACCESS_REJECT, eap=verdict.eap, attributes=attributes)
-        self.counters.accepts += 1
-        return packets.write_reply(
-            packet, packets.ACCESS_ACCEPT, eap=verdict.eap, attributes=attributes, msk=verdict.msk
-        )
+        else:
+            self.counters.accepts += 1
+            self._on_accept(decision)
+        return write_outcome(request, decision.verdict, attributes, eap=result.eap, msk=result.msk)
 
-    def _dropped(self, nas: str, addr: Address, code: str, detail: str) -> None:
+    def _reply(self, request: Request, addr: Address, key: Key, reply: bytes) -> None:
+        self._duplicates.answered(key, request.authenticator, reply, self._now())
+        self._send(reply, addr)
+
+    def _dropped(self, nas: str, source: str, code: str, detail: str) -> None:
         """A packet gets no answer, but a word in the log; whoever keeps the log bounds how many."""
-        request = AccessRequest(nas=nas, nas_address=str(addr[0]))
+        request = AccessRequest(nas=nas, nas_address=source)
         self._on_failure(request, refuse(request, code, detail))
 
     def _send(self, octets: bytes, addr: Address) -> None:
@@ -244,13 +301,28 @@ class RadiusServer(asyncio.DatagramProtocol):
             self.counters.timeouts += 1
             decision = session.login.give_up().decision
             self._on_failure(decision.request, decision)
-        while self._replies:
-            key, (kept, _) = next(iter(self._replies.items()))
-            if now - kept < _REPLY_SECONDS:
-                break
-            del self._replies[key]
+        self._duplicates.sweep(now)
 
     def _sweep_again(self) -> None:
         self.sweep()
         delay = min(1.0, self._session_seconds / 4)
         self._timer = asyncio.get_running_loop().call_later(delay, self._sweep_again)
+
+
+def write_outcome(
+    request: Request, verdict: Verdict, attributes: Iterable[Attribute], *, eap: bytes = b"", msk: bytes = b""
+) -> bytes:
+    """The Access-Accept or Access-Reject that says what was decided: the one place where it becomes a packet."""
+    if verdict == "reject":
+        return packets.write_reply(request, packets.ACCESS_REJECT, eap=eap, attributes=attributes)
+    return packets.write_reply(request, packets.ACCESS_ACCEPT, eap=eap, attributes=attributes, msk=msk)
+
+
+def _at_once(authorize: Authorize | None) -> Later:
+    if authorize is None:
+        raise ValueError("a server needs somebody who decides")
+
+    def later(request: AccessRequest, answer: Callable[[Decision], None]) -> None:
+        answer(authorize(request))
+
+    return later

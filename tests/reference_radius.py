@@ -17,13 +17,16 @@ from radius import (
     read_policy,
     to_attributes,
 )
+from radius.dynamic import CANNOT, CAUSES
 from radius.hook import AKI, EXTENSION_PREFIX, NAS_ADDRESS, NAS_NAME, SAN, SERIAL, TLS_VERSION
+from radius.nas_profiles import PROFILES, Order
 from radius.reasons import REASONS, STAGES
+from radius.wire import DISCONNECT_REQUEST
 from tests.markdown import head, table
 
 
 def attributes_page() -> str:
-    """What is sent, what is read from FreeRADIUS, and the dictionary of the embedded server."""
+    """What is sent, what is read from FreeRADIUS, and the dictionary of the laboratory's peers."""
     sent: dict[str, dict[str, str]] = {}
     for verdict, department in (("accept", "R&D"), ("guest", "Astrology"), ("reject", "")):
         decision = decide(*_example(department or None))
@@ -48,7 +51,7 @@ def attributes_page() -> str:
         ("Calling-Station-Id", "MAC address of the supplicant, for the log"),
         ("Called-Station-Id", "MAC address of the NAS, for the log"),
         ("User-Name", "the outer EAP identity: free text, logged, never interpreted"),
-        ("Acct-Session-Id", "session, for the log"),
+        ("Acct-Session-Id", "session, for the log and the table of sessions"),
     )
     return "\n".join(
         [
@@ -60,10 +63,44 @@ def attributes_page() -> str:
             "## What is read from FreeRADIUS\n\nrlm_rest posts every attribute of the login; these count. A missing or "
             "repeated issuer key or serial number is a reject.\n",
             table(("attribute", "use"), [(f"`{name}`", use) for name, use in read]),
-            "## Dictionary of the embedded server\n",
+            "## Dictionary of the laboratory's RADIUS peers\n",
             table(("attribute", "number", "type", "vendor"), list(dictionary())),
         ]
     )
+
+
+def profiles_page() -> str:
+    """What each kind of NAS is asked for."""
+    rows = [
+        (f"`{one.name}`", one.about, *(_order(one.order(want)) for want in ("change", "reauthenticate", "end")),
+         "must" if one.signs_answers else "if it does")
+        for one in PROFILES.values()
+    ]  # fmt: skip
+    causes = [
+        (str(number), f"`{words}`", "never asked again" if number in CANNOT else "") for number, words in CAUSES.items()
+    ]
+    return "\n".join(
+        [
+            head("NAS profiles", "`PROFILES` in `radius/nas_profiles.py` and `CAUSES` in `radius/dynamic.py`"),
+            "How `appliance nas add` and `appliance nas set` say what a NAS understands. A change is a login that "
+            "stays good with another VLAN or role; an end is one that is good no more. `hostapd` was tried against "
+            "hostapd, all orders against a NAS made with pyrad; the vendors' attributes are those of their manuals. "
+            "Setting it up: [change live sessions](../howto/change-live-sessions.md).\n",
+            table(("profile", "NAS", "change", "login anew", "end", "answers signed"), rows),
+            "## Error-Cause\n\nWhat a NAS may say with its no (RFC 5176, section 3.6). After a cause that says never, "
+            "a CoA is followed by a Disconnect; `session-context-not-found` ends the session here.\n",
+            table(("number", "cause", ""), causes),
+        ]
+    )
+
+
+def _order(order: Order) -> str:
+    kind = "Disconnect-Request" if order.code == DISCONNECT_REQUEST else "CoA-Request"
+    parts = ["the new reply attributes"] if order.with_attributes else []
+    for vendor, code, value in order.vendor:
+        text = value.decode() if value.isascii() and value.decode().isprintable() else str(int.from_bytes(value, "big"))
+        parts.append(f"vendor {vendor}, type {code}: `{text}`")
+    return kind + (" with " + "; ".join(parts) if parts else "")
 
 
 def dictionary() -> Iterator[tuple[str, str, str, str]]:

@@ -30,6 +30,10 @@ PURE_FILES = tuple(
         "simulate",
         "hook",
         "eap_tls",
+        "wire",
+        "nas_profiles",
+        "clients",
+        "duplicates",
     )
 )
 IMPURE_MODULES = {

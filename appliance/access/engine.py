@@ -7,12 +7,14 @@ import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 
 from appliance.access.freeradius import FreeRadius, supervise
 from appliance.access.nas import NasService
 from appliance.access.service import AccessService
+from appliance.access.sessions import SessionService
 from appliance.audit import APPLIANCE
 from appliance.errors import ApplianceError
 from appliance.settings import RadiusSettings
@@ -20,8 +22,10 @@ from appliance.store import policies
 from appliance.store.nas import TOPIC
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
+from radius.accounting_server import AccountingServer
 from radius.handshake import ServerIdentity
-from radius.server import Nas, RadiusServer
+from radius.pool import WorkerPool
+from radius.server import RadiusServer
 
 _log = logging.getLogger(__name__)
 _START_SECONDS = 20.0
@@ -50,6 +54,7 @@ class RadiusEngine:
         store: Store,
         access: AccessService,
         nas: NasService,
+        sessions: SessionService,
         freeradius: FreeRadius,
         parts: RadiusParts,
     ) -> None:
@@ -59,9 +64,13 @@ class RadiusEngine:
         self._store = store
         self._access = access
         self._nas = nas
+        self._sessions = sessions
         self._freeradius = freeradius
         self._parts = parts
-        self._server: RadiusServer | None = None
+        self._server: RadiusServer | WorkerPool | None = None
+        self._accounting: AccountingServer | None = None
+        self.accounting_port = 0
+        """Where accounting is taken; 0 = nowhere."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> tuple[str, int] | None:
@@ -76,30 +85,44 @@ class RadiusEngine:
 
     async def stop(self) -> None:
         """Close the server, or end FreeRADIUS."""
-        if self._server is not None:
-            await self._server.close()
+        for server in (self._server, self._accounting):
+            if server is not None:
+                await server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _start_embedded(self) -> int:
         settings = self._settings
-        self._server = RadiusServer(
-            identity=self._parts.identity,
-            anchors=self._anchors(),
-            nas=self._find_nas,
-            authorize=self._access.authorize,
-            on_failure=self._access.failed,
-            owner_id_oid=self._parts.owner_id_oid,
-            tls_min=settings.tls_min,
-            tls_max=settings.tls_max,
-            session_seconds=settings.session_seconds,
-            max_sessions=settings.max_sessions,
-            fragment_bytes=settings.fragment_bytes,
-            reply_message=self._parts.reply_message,
-        )
+        given: dict[str, Any] = {
+            "identity": self._parts.identity,
+            "anchors": self._anchors(),
+            "authorize": self._access.authorize,
+            "on_failure": self._access.failed,
+            "on_accept": self._sessions.accepted,
+            "on_secret": self._nas.used_secret,
+            "owner_id_oid": self._parts.owner_id_oid,
+            "tls_min": settings.tls_min,
+            "tls_max": settings.tls_max,
+            "session_seconds": settings.session_seconds,
+            "max_sessions": settings.max_sessions,
+            "fragment_bytes": settings.fragment_bytes,
+            "reply_message": self._parts.reply_message,
+        }
+        if settings.workers:
+            pool = WorkerPool(settings.workers, table=lambda: self._nas.table, **given)
+            self._nas.on_reload(pool.refresh)
+            self._server = pool
+        else:
+            self._server = RadiusServer(nas=self._nas.lookup, **given)
         self._store.subscribe(self._follow_policy)
-        return await self._server.start(settings.host, settings.port)
+        port = await self._server.start(settings.host, settings.port)
+        self._accounting = AccountingServer(
+            nas=self._nas.lookup, take=self._sessions.account, on_secret=self._nas.used_secret
+        )
+        wanted = settings.accounting_port if settings.port else 0
+        self.accounting_port = await self._accounting.start(settings.host, wanted)
+        return port
 
     def _anchors(self) -> tuple[x509.Certificate, ...]:
         """The issuing CAs whose certificates get through TLS: the devices CA only while a rule takes proxies."""
@@ -112,10 +135,6 @@ class RadiusEngine:
         """A policy took effect; the access service has heard of it before us."""
         if self._server is not None and any(one.topic == policies.TOPIC for one in events):
             self._server.use_anchors(self._anchors())
-
-    def _find_nas(self, address: str) -> Nas | None:
-        found = self._nas.lookup(address)
-        return None if found is None else Nas(*found)
 
     async def _start_freeradius(self) -> int:
         port = self._settings.port or _free_udp_port(self._settings.host)

@@ -6,14 +6,20 @@ import ipaddress
 import re
 import secrets
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Protocol
 
+from appliance.access.session_changes import Target, profile_of
 from appliance.audit import Actor, AuditEvent, append
 from appliance.errors import NotFound, RequestMalformed
 from appliance.store import nas
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
+from radius.clients import Nas, NasClient, NasTable
+from radius.nas_profiles import profile as check_profile
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -28,13 +34,25 @@ class Sealer(Protocol):
     def unseal(self, sealed: bytes, purpose: str) -> bytes: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where and how the sessions of a NAS are changed."""
+
+    coa_port: int
+    profile: str
+
+
 class NasService:
     """Who may speak RADIUS to us, and which RADIUS servers may ask for decisions."""
 
-    def __init__(self, store: Store, sealer: Sealer) -> None:
+    def __init__(self, store: Store, sealer: Sealer, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
         self._sealer = sealer
-        self._table: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str, bytes]] = []
+        self._now = now
+        self._table = NasTable()
+        self._ways: dict[str, _Way] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._uses_old: dict[str, dict[str, bool]] = {}
 
     async def start(self) -> None:
         """Load the table; add() and remove() keep it right."""
@@ -43,30 +61,64 @@ class NasService:
     async def reload(self) -> None:
         """Read the NAS anew; the longest prefix comes first."""
         rows = await self._store.read(nas.every)
-        table = [
-            (ipaddress.ip_network(row.address), row.name, self._sealer.unseal(row.secret_sealed, _purpose(row.name)))
-            for row in rows
-        ]
-        self._table = sorted(table, key=lambda entry: -entry[0].prefixlen)
+        self._table = NasTable([self._opened(row) for row in rows])
+        self._ways = {row.name: _Way(row.coa_port, row.profile) for row in rows}
+        for listener in self._listeners:
+            listener()
 
-    def lookup(self, address: str) -> tuple[str, bytes] | None:
-        """(name, shared secret) of the NAS at an address; None for a stranger."""
-        try:
-            found = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
+    def on_reload(self, listener: Callable[[], None]) -> None:
+        """Call back whenever the table was read anew."""
+        self._listeners.append(listener)
+
+    def _opened(self, row: nas.NasRow) -> NasClient:
+        purpose = _purpose(row.name)
+        secret = self._sealer.unseal(row.secret_sealed, purpose)
+        if row.old_secret_sealed is None or row.old_secret_until is None:
+            return NasClient(row.address, row.name, secret)
+        old = self._sealer.unseal(row.old_secret_sealed, purpose)
+        return NasClient(row.address, row.name, secret, old, row.old_secret_until.timestamp())
+
+    @property
+    def table(self) -> NasTable:
+        """Who may speak RADIUS to us."""
+        return self._table
+
+    def lookup(self, address: str) -> Nas | None:
+        """The NAS at an address with every secret that counts now; None for a stranger."""
+        found = self._table.find(address)
+        return None if found is None else found.at(self._now().timestamp())
+
+    def target(self, nas_address: str) -> Target | None:
+        """Where and how the live sessions of the NAS at an address are changed."""
+        found = self.lookup(nas_address)
+        if found is None:
             return None
-        for network, name, secret in self._table:
-            if found.version == network.version and found in network:
-                return name, secret
-        return None
+        way = self._ways[found.name]
+        return Target(way.coa_port, profile_of(way.profile), found.secrets)
+
+    def used_secret(self, name: str, address: str, old: bool) -> None:
+        """A packet of this NAS was authentic with its old or its new secret."""
+        self._uses_old.setdefault(name, {})[address] = old
 
     def clients(self) -> list[tuple[str, str, str]]:
         """(name, address or prefix, shared secret) of all, for a FreeRADIUS configuration."""
-        return [(name, str(network), secret.decode()) for network, name, secret in self._table]
+        return [(row.name, row.network, row.secret.decode()) for row in self._table.rows]
 
-    async def add(self, name: str, address: str, secret: str, actor: Actor, *, site: str = "") -> dict[str, Any]:
-        """Add a NAS, at a site of the access policy if one is named; without a secret one of 256 bits is made and
-        answered, this once."""
+    async def add(
+        self,
+        name: str,
+        address: str,
+        secret: str,
+        actor: Actor,
+        *,
+        site: str = "",
+        coa_port: int = nas.DEFAULT_COA_PORT,
+        profile: str = nas.DEFAULT_PROFILE,
+    ) -> dict[str, Any]:
+        """Add a NAS, at a site of the access policy if one is named.
+
+        Without a secret one of 256 bits is made and answered, this once.
+        """
         if not _NAME.fullmatch(name):
             raise RequestMalformed("a NAS name is 1 to 63 letters, digits, dots, hyphens or underscores")
         try:
@@ -75,19 +127,65 @@ class NasService:
             raise RequestMalformed(f"not an address or prefix: {cause}") from cause
         if site and not _SITE.fullmatch(site):
             raise RequestMalformed("a site's name is 1 to 64 letters, digits, blanks, dots, hyphens or underscores")
-        made = "" if secret else secrets.token_urlsafe(32)
-        if secret and not _SECRET.fullmatch(secret):
-            raise RequestMalformed("a shared secret is 16 to 128 letters, digits or characters of ._~+/=-")
+        _check_ways(coa_port, profile)
+        given, made = _secret(secret)
         row_id = str(uuid.uuid4())
-        sealed = self._sealer.seal((secret or made).encode(), _purpose(name))
+        sealed = self._sealer.seal(given.encode(), _purpose(name))
 
         def store(tx: Tx) -> None:
-            nas.add(tx, nas.NasRow(row_id, name, str(network), sealed, tx.now, site))
-            append(tx, AuditEvent("nas-added", actor, object=name, fields={"address": str(network), "site": site}))
+            nas.add(tx, nas.NasRow(row_id, name, str(network), sealed, tx.now, site, coa_port, profile))
+            fields = {"address": str(network), "site": site, "coa_port": coa_port, "profile": profile}
+            append(tx, AuditEvent("nas-added", actor, object=name, fields=fields))
 
         await self._store.write(store)
         await self.reload()
-        return {"name": name, "address": str(network), "site": site, **({"shared_secret": made} if made else {})}
+        told = {"name": name, "address": str(network), "site": site, "coa_port": coa_port, "profile": profile}
+        return told | ({"shared_secret": given} if made else {})
+
+    async def change(self, name: str, actor: Actor, *, coa_port: int = 0, profile: str = "") -> dict[str, Any]:
+        """Say anew where and how the sessions of a NAS are changed; 0 and "" leave things as they are."""
+        row = await self._row(name)
+        row = replace(row, coa_port=coa_port or row.coa_port, profile=profile or row.profile)
+        _check_ways(row.coa_port, row.profile)
+        told = {"coa_port": row.coa_port, "profile": row.profile}
+
+        def store(tx: Tx) -> None:
+            if not nas.change(tx, row):
+                raise NotFound(f"there is no NAS named {name}")
+            append(tx, AuditEvent("nas-changed", actor, object=name, fields=told))
+
+        await self._store.write(store)
+        await self.reload()
+        return {"name": name, **told}
+
+    async def rotate_secret(
+        self, name: str, actor: Actor, *, overlap_seconds: float, secret: str = ""
+    ) -> dict[str, Any]:
+        """Give a NAS a new secret; the old one counts as well until the overlap is over."""
+        if not 0 <= overlap_seconds <= 30 * 86_400:
+            raise RequestMalformed("an overlap is at most 30 days")
+        row = await self._row(name)
+        given, made = _secret(secret)
+        sealed = self._sealer.seal(given.encode(), _purpose(name))
+        until = self._now() + timedelta(seconds=overlap_seconds) if overlap_seconds else None
+        old = row.secret_sealed if until else None
+        told = {"overlap_until": until.isoformat(timespec="seconds") if until else ""}
+
+        def store(tx: Tx) -> None:
+            if not nas.rotate(tx, row, sealed=sealed, old=old, until=until):
+                raise NotFound(f"there is no NAS named {name}")
+            append(tx, AuditEvent("nas-secret-rotated", actor, object=name, fields=told))
+
+        await self._store.write(store)
+        self._uses_old.pop(name, None)
+        await self.reload()
+        return {"name": name, **told} | ({"shared_secret": given} if made else {})
+
+    async def _row(self, name: str) -> nas.NasRow:
+        for row in await self._store.read(nas.every):
+            if row.name == name:
+                return row
+        raise NotFound(f"there is no NAS named {name}")
 
     async def remove(self, name: str, actor: Actor) -> dict[str, Any]:
         """Remove a NAS; its packets are dropped from now on."""
@@ -103,11 +201,26 @@ class NasService:
 
     async def every(self) -> list[dict[str, Any]]:
         """All NAS, without their secrets."""
-        rows = await self._store.read(nas.every)
         return [
-            {"name": row.name, "address": row.address, "site": row.site, "created_at": row.created_at.isoformat()}
-            for row in rows
+            {
+                "name": row.name,
+                "address": row.address,
+                "site": row.site,
+                "created_at": row.created_at.isoformat(),
+                "coa_port": row.coa_port,
+                "profile": row.profile,
+                **self._rotation(row),
+            }
+            for row in await self._store.read(nas.every)
         ]
+
+    def _rotation(self, row: nas.NasRow) -> dict[str, Any]:
+        """How a rotation stands: until when, and which addresses used the old secret last."""
+        now = self._now()
+        if row.old_secret_sealed is None or row.old_secret_until is None or row.old_secret_until <= now:
+            return {"old_secret_until": "", "still_old": []}
+        still = [address for address, old in self._uses_old.get(row.name, {}).items() if old]
+        return {"old_secret_until": row.old_secret_until.isoformat(timespec="seconds"), "still_old": sorted(still)}
 
     async def new_token(self, server: str, actor: Actor) -> str:
         """A fresh token for a RADIUS server; only its hash is stored, and an older one is dead at once."""
@@ -120,6 +233,19 @@ class NasService:
 
         await self._store.write(store)
         return token
+
+
+def _secret(given: str) -> tuple[str, bool]:
+    """(secret, whether it was made here)."""
+    if given and not _SECRET.fullmatch(given):
+        raise RequestMalformed("a shared secret is 16 to 128 letters, digits or characters of ._~+/=-")
+    return (given, False) if given else (secrets.token_urlsafe(32), True)
+
+
+def _check_ways(coa_port: int, profile: str) -> None:
+    if not 1 <= coa_port <= 65_535:
+        raise RequestMalformed("a port is a number from 1 to 65535")
+    check_profile(profile)
 
 
 def _purpose(name: str) -> str:

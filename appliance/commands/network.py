@@ -13,6 +13,7 @@ from appliance.commands.invocation import ask, group, invocation, loaded, read_t
 
 radius = group("FreeRADIUS: render, run and check its configuration.")
 nas = group("Switches and access points that may ask.")
+sessions = group("Who is at which port now; take them off or ask them anew.")
 
 
 @radius.command("render")
@@ -54,19 +55,87 @@ def nas_add(
     address: Annotated[str, typer.Argument(help="Address or network, such as 192.0.2.10 or 192.0.2.0/24.")],
     secret_file: Annotated[Path | None, typer.Option(help="File with the shared secret; default: one is made.")] = None,
     site: Annotated[str, typer.Option(help="Where it stands, for the policy's site conditions and VLANs.")] = "",
+    coa_port: Annotated[int, typer.Option(min=1, max=65_535, help="Where it takes CoA and Disconnect, UDP.")] = 3799,
+    profile: Annotated[str, typer.Option(help="How its live sessions are changed.")] = "generic-disconnect",
 ) -> None:
     """Let a NAS ask; a secret made here is shown once."""
     secret = read_text(secret_file).strip() if secret_file else ""
-    show(ask("nas.add", name=name, address=address, secret=secret, site=site))
+    show(ask("nas.add", name=name, address=address, secret=secret, site=site, coa_port=coa_port, profile=profile))
+
+
+@nas.command("set")
+def nas_set(
+    name: str,
+    coa_port: Annotated[int, typer.Option(min=0, max=65_535, help="Where it takes CoA; 0 = as it is.")] = 0,
+    profile: Annotated[str, typer.Option(help="How its live sessions are changed; empty = as it is.")] = "",
+) -> None:
+    """Change where and how a NAS is asked to change live sessions."""
+    show(ask("nas.set", name=name, coa_port=coa_port, profile=profile))
+
+
+@nas.command("rotate-secret")
+def nas_rotate_secret(
+    name: str,
+    overlap: Annotated[
+        str, typer.Option(help="How long the old secret counts too: 90s, 30m, 1h, 2d; 0s = no more.")
+    ] = "1h",
+    secret_file: Annotated[Path | None, typer.Option(help="File with the new secret; default: one is made.")] = None,
+) -> None:
+    """Give a NAS a new secret; a secret made here is shown once. `nas list` says who still uses the old one."""
+    secret = read_text(secret_file).strip() if secret_file else ""
+    show(ask("nas.rotate_secret", name=name, overlap_seconds=_seconds(overlap), secret=secret))
+
+
+def _seconds(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    if unit is None or not text[:-1].isascii() or not text[:-1].isdecimal() or len(text) > 9:
+        raise typer.BadParameter("a time is a number and s, m, h or d, such as 30m")
+    return float(int(text[:-1]) * unit)
 
 
 @nas.command("list")
 def nas_list() -> None:
     """NAS that may ask."""
-    show(ask("nas.list"), ("name", "address", "site", "created_at"))
+    columns = ("name", "address", "site", "profile", "coa_port", "old_secret_until", "still_old", "created_at")
+    show(ask("nas.list"), columns)
 
 
 @nas.command("remove")
 def nas_remove(name: str) -> None:
     """Let a NAS ask no more."""
     show(ask("nas.remove", name=name))
+
+
+@sessions.command("list")
+def sessions_list(
+    owner: Annotated[str, typer.Option(help="Of this owner.")] = "",
+    agent: Annotated[str, typer.Option(help="Of this agent.")] = "",
+    nas_name: Annotated[str, typer.Option("--nas", help="At this NAS.")] = "",
+    mac: Annotated[str, typer.Option(help="Of this station, in any spelling.")] = "",
+    vlan: Annotated[str, typer.Option(help="In this VLAN, by number.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+) -> None:
+    """Live sessions, newest first."""
+    found = ask("sessions.list", owner=owner, agent=agent, nas=nas_name, mac=mac, vlan=vlan, everything=everything)
+    show(found, ("id", "state", "nas", "port", "mac", "vlan", "agent", "owner", "since", "last_update", "cause"))
+
+
+@sessions.command("show")
+def sessions_show(session_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """One session, and what its NAS was asked for."""
+    show(ask("sessions.show", session_id=session_id))
+
+
+@sessions.command("disconnect")
+def sessions_disconnect(
+    session_id: Annotated[str, typer.Argument(metavar="[ID]", help="One session.")] = "",
+    agent: Annotated[str, typer.Option(help="Or all of this agent.")] = "",
+    owner: Annotated[str, typer.Option(help="Or all of this owner.")] = "",
+    mac: Annotated[str, typer.Option(help="Or all of this station.")] = "",
+    reauthenticate: Annotated[bool, typer.Option("--reauthenticate", help="Ask them to log in anew instead.")] = False,
+) -> None:
+    """Ask the NAS to end sessions; `sessions show` says how it went."""
+    found = ask(
+        "sessions.disconnect", session_id=session_id, agent=agent, owner=owner, mac=mac, reauthenticate=reauthenticate
+    )
+    show(found, ("session", "want", "state", "nas", "port", "mac"))

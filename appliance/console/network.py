@@ -12,6 +12,7 @@ from appliance.access.freeradius import FreeRadius
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
+from appliance.access.sessions import SessionService, SessionUnknown, as_json
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed
 from est.chains import ski_of
@@ -85,14 +86,64 @@ class NasOperations:
         self._nas = nas
         self._actor = actor
 
-    async def add(self, name: str, address: str, secret: str = "", site: str = "") -> dict[str, Any]:
-        return await self._nas.add(name, address, secret, self._actor, site=site)
+    async def add(
+        self,
+        name: str,
+        address: str,
+        secret: str = "",
+        site: str = "",
+        coa_port: int = 3799,
+        profile: str = "generic-disconnect",
+    ) -> dict[str, Any]:
+        return await self._nas.add(name, address, secret, self._actor, site=site, coa_port=coa_port, profile=profile)
+
+    async def set_(self, name: str, coa_port: int = 0, profile: str = "") -> dict[str, Any]:
+        return await self._nas.change(name, self._actor, coa_port=coa_port, profile=profile)
+
+    async def rotate_secret(self, name: str, overlap_seconds: float, secret: str = "") -> dict[str, Any]:
+        return await self._nas.rotate_secret(name, self._actor, overlap_seconds=overlap_seconds, secret=secret)
 
     async def list_(self) -> list[dict[str, Any]]:
         return await self._nas.every()
 
     async def remove(self, name: str) -> dict[str, Any]:
         return await self._nas.remove(name, self._actor)
+
+
+class SessionOperations:
+    """appliance sessions ..."""
+
+    def __init__(self, sessions: SessionService, actor: Actor) -> None:
+        self._sessions = sessions
+        self._actor = actor
+
+    async def list_(
+        self, owner: str = "", agent: str = "", nas: str = "", mac: str = "", vlan: str = "", everything: bool = False
+    ) -> list[dict[str, Any]]:
+        found = await self._sessions.search(
+            owner=owner, agent=agent, nas=nas, mac=mac, vlan=vlan, everything=everything
+        )
+        return [as_json(one) for one in found]
+
+    async def show(self, session_id: str) -> dict[str, Any]:
+        found = await self._sessions.search(session_id=session_id, everything=True)
+        if not found:
+            raise SessionUnknown("there is no session of this id")
+        return as_json(found[0], await self._sessions.changes(session_id))
+
+    async def disconnect(
+        self, session_id: str = "", agent: str = "", owner: str = "", mac: str = "", reauthenticate: bool = False
+    ) -> list[dict[str, Any]]:
+        if not (session_id or agent or owner or mac):
+            raise RequestMalformed("say which sessions: an id, an agent, an owner or a MAC address")
+        found = await self._sessions.search(session_id=session_id, agent=agent, owner=owner, mac=mac, limit=100_000)
+        changes = await self._sessions.order(found, "reauthenticate" if reauthenticate else "end", self._actor)
+        by_id = {one.id: one for one in found}
+        return [
+            {"session": one.session_id, "want": one.want, "state": one.state, "nas": by_id[one.session_id].nas,
+             "mac": by_id[one.session_id].mac, "port": by_id[one.session_id].port}
+            for one in changes
+        ]  # fmt: skip
 
 
 class AccessOperations:

@@ -6,16 +6,32 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from appliance.store.schema import nas as table
 from appliance.store.schema import radius_servers
 from appliance.store.transaction import Tx
 
 TOPIC = "nas"
+DEFAULT_PROFILE = "generic-disconnect"
+DEFAULT_COA_PORT = 3799
 
 _INSERT = insert(table)
 _ALL = select(table).order_by(table.c.name)
+_CHANGE = (
+    update(table)
+    .where(table.c.name == bindparam("key"))
+    .values(coa_port=bindparam("new_port"), profile=bindparam("new_profile"))
+)
+_ROTATE = (
+    update(table)
+    .where(table.c.name == bindparam("key"))
+    .values(
+        secret_sealed=bindparam("new_secret"),
+        old_secret_sealed=bindparam("old_secret"),
+        old_secret_until=bindparam("until", type_=table.c.old_secret_until.type),
+    )
+)
 _DELETE = delete(table).where(table.c.name == bindparam("key"))
 _ADD_SERVER = insert(radius_servers)
 _DROP_SERVER = delete(radius_servers).where(radius_servers.c.name == bindparam("key"))
@@ -24,7 +40,10 @@ _SERVERS = select(radius_servers).order_by(radius_servers.c.name)
 
 @dataclass(frozen=True, slots=True)
 class NasRow:
-    """One NAS or network of them; `address` is an address or a prefix, the secret is sealed."""
+    """One NAS or network of them; `address` is an address or a prefix, secrets are sealed.
+
+    `coa_port` and `profile` say where and how live sessions are changed. The old secret counts until its time.
+    """
 
     id: str
     name: str
@@ -32,6 +51,10 @@ class NasRow:
     secret_sealed: bytes
     created_at: datetime
     site: str = ""
+    coa_port: int = 3799
+    profile: str = DEFAULT_PROFILE
+    old_secret_sealed: bytes | None = None
+    old_secret_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,10 @@ def add(tx: Tx, row: NasRow) -> None:
             "secret_sealed": row.secret_sealed,
             "created_at": row.created_at,
             "site": row.site or None,
+            "coa_port": row.coa_port,
+            "profile": row.profile,
+            "old_secret_sealed": row.old_secret_sealed,
+            "old_secret_until": row.old_secret_until,
         },
     )
     tx.emit(TOPIC, row.name, {"state": "added", "site": row.site})
@@ -61,13 +88,35 @@ def add(tx: Tx, row: NasRow) -> None:
 def every(tx: Tx) -> list[NasRow]:
     """All, by name."""
     return [
-        NasRow(row.id, row.name, row.address, row.secret_sealed, row.created_at, row.site or "") for row in tx.all(_ALL)
-    ]
+        NasRow(
+            row.id, row.name, row.address, row.secret_sealed, row.created_at, row.site or "",
+            row.coa_port or DEFAULT_COA_PORT, row.profile or DEFAULT_PROFILE,
+            row.old_secret_sealed, row.old_secret_until,
+        )
+        for row in tx.all(_ALL)
+    ]  # fmt: skip
+
+
+def change(tx: Tx, row: NasRow) -> bool:
+    """Write port and profile and tell the outbox; answers whether there was one."""
+    found = tx.execute(_CHANGE, {"key": row.name, "new_port": row.coa_port, "new_profile": row.profile}).rowcount == 1
+    if found:
+        tx.emit(TOPIC, row.name, {"state": "changed", "site": row.site})
+    return found
 
 
 def sites(tx: Tx) -> dict[str, str]:
     """The site of each NAS that has one, by the NAS's name."""
     return {row.name: row.site for row in tx.all(_ALL) if row.site}
+
+
+def rotate(tx: Tx, row: NasRow, *, sealed: bytes, old: bytes | None, until: datetime | None) -> bool:
+    """Write a new secret beside the one before; answers whether there was such a NAS."""
+    values = {"key": row.name, "new_secret": sealed, "old_secret": old, "until": until}
+    found = tx.execute(_ROTATE, values).rowcount == 1
+    if found:
+        tx.emit(TOPIC, row.name, {"state": "secret-rotated", "site": row.site})
+    return found
 
 
 def remove(tx: Tx, name: str) -> bool:

@@ -561,6 +561,63 @@ nas = Table(
     Column("secret_sealed", LargeBinary, nullable=False),
     _time("created_at"),
     _text("site", null=True),
+    Column("coa_port", Integer, nullable=True),  # NULL = 3799
+    _text("profile", null=True),  # NULL = generic-disconnect
+    Column("old_secret_sealed", LargeBinary, nullable=True),  # while a rotation's overlap lasts
+    _time("old_secret_until", null=True),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _id(),
+    _text("state"),
+    _text("nas"),
+    _text("nas_address"),
+    _text("port"),
+    _text("mac"),
+    _text("mac_key"),
+    _text("acct_session"),
+    _text("agent_id"),
+    _text("owner_id"),
+    _text("department"),
+    _text("serial"),
+    _text("txn"),
+    _text("verdict"),
+    _text("vlan"),
+    _text("granted"),
+    Column("request", Json, nullable=False),
+    Column("policy_revision", Integer, nullable=False),
+    Column("octets_in", BigInteger, nullable=False),
+    Column("octets_out", BigInteger, nullable=False),
+    _time("began_at"),
+    _time("updated_at"),
+    _time("ended_at", null=True),
+    _text("cause"),
+    # one open session per port and station; the closed ones are history
+    Index("sessions_open", "nas_address", "mac_key", sqlite_where=text("ended_at IS NULL")),
+    Index("sessions_live_owner", "owner_id", sqlite_where=text("ended_at IS NULL")),
+    Index("sessions_live_agent", "agent_id", sqlite_where=text("ended_at IS NULL")),
+    Index("sessions_acct", "nas_address", "acct_session"),
+    Index("sessions_ended", "ended_at"),
+)
+
+session_changes = Table(
+    "session_changes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    _text("session_id"),
+    _text("want"),
+    _text("why"),
+    _text("state"),
+    Column("attempts", Integer, nullable=False),
+    _text("result"),
+    _time("created_at"),
+    _time("due_at"),
+    _time("updated_at"),
+    Index("session_changes_session", "session_id"),
+    Index("session_changes_due", "due_at", sqlite_where=text("state = 'waiting'")),
+    sqlite_autoincrement=True,
 )
 
 radius_servers = Table(

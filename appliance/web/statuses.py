@@ -254,6 +254,9 @@ RADIUS = {
     "rule-unreachable": 400,
     "hook-malformed": 400,
     "raddb-value-invalid": 400,
+    "nas-profile-unknown": 400,
+    "worker-message-malformed": 500,
+    "session-unknown": 404,
     # these four end on the RADIUS side and never become an HTTP answer
     "eap-malformed": 400,
     "eap-out-of-turn": 400,

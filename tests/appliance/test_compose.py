@@ -71,7 +71,7 @@ def test_every_listener_answers_and_every_route_has_its_endpoint(home: Path) -> 
         assert Client(str(admin_socket(home)), None).send("POST", "/v1/operations/doctor").status == 415
         return set(found)
 
-    assert run(home, look) == {"device", "console", "decision", "pki", "radius"}
+    assert run(home, look) == {"device", "console", "decision", "pki", "radius", "accounting"}
     assert {route.listener for route in ROUTES} == {"device", "console", "decision", "pki", "admin"}
 
 

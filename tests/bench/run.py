@@ -12,6 +12,8 @@ gf, gt, gn   an owner's gateway: fairness at the desk over three kills, of the r
      (tests.bench.gateway says what each is)
 r    one-time things spent by two processes on one database file
 d1   one access decision over HTTPS with 10,000 agents and 1,000 owners in memory
+r1   EAP-TLS 1.3 logins with a decision by the embedded server, 32 supplicants at once, against FreeRADIUS that asks an
+     appliance of its own (both processes counted); r1-12: the same with TLS 1.2
 g    transactions of the store, 64 waiting, against fdatasync of the same disk
 rn   500 agents renew at the same moment under standing approvals, within a minute, none failing (wall clock)
 rns  10,000 uses of one standing approval by two processes, of which 5,000 are allowed, against one process
@@ -54,6 +56,7 @@ from tests.bench import (
     gateway,
     identity,
     races,
+    radius_logins,
     renewals,
     revocation,
     steady,
@@ -116,6 +119,7 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *vouchers.run(plan),
         *identity.run(plan, folder),
         *decide.run(plan, folder),
+        *radius_logins.run(plan, folder),
         *commits.run(plan, folder),
         *races.run(plan, folder),
         *gateway.run(plan, folder),

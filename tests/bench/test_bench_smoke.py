@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_the_benches_of_revocation_get_right_answers(tmp_path: Path) -> None:
     benches = {bench.id: bench for bench in measure(plan, tmp_path)}
     assert set(benches) == {"e1", "e1r", "e2", "e2l", "f", "fr", "s", "e1m", "e1mr"}
     assert all(benches[name].notes["books"] == "checked" for name in ("e1", "e2", "e2l"))
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("freeradius", path="/usr/sbin:/usr/bin") is None, reason="FreeRADIUS is not installed")
+def test_the_bench_of_logins_gets_right_answers(tmp_path: Path) -> None:
+    plan = Plan(repetitions=1, operations=16, only=["r1", "r1-12"])
+    benches = measure(plan, tmp_path)
+    assert [bench.id for bench in benches] == ["r1", "r1-12"]
+    assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz TARGET --seconds 600`: fuzz one target, or `all` of them, with atheris (extra `fuzz`).
+"""`python -m tests.fuzz TARGET --seconds 600`: fuzz one target, `radius` or `all` of them, with atheris (extra `fuzz`).
 
 What it finds is kept in tests/fuzz/crashes/TARGET, from where the ordinary tests replay it: commit the file with the
 mend. `--corpus DIR` keeps interesting inputs for the next run. Exit status 0: nothing was found.
@@ -15,7 +15,9 @@ from pathlib import Path
 CRASHES = Path(__file__).parent / "crashes"
 TARGETS = (
     "content", "cms", "cms-dialect", "jws", "jws-header", "pledge-request", "registrar-request", "voucher",
-    "tokens", "claims", "bodies", "extension", "csr", "csr-info", "http-signature", "bundle", "all",
+    "tokens", "claims", "bodies", "extension", "csr", "csr-info", "http-signature", "bundle",
+    "radius-datagram", "radius-packet", "radius-fragments", "radius-damage", "radius-tunnel", "radius-accounting",
+    "radius-coa", "radius-hook", "radius", "all",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["brski", "est", "appliance.binding"]):
+with atheris.instrument_imports(include=["brski", "est", "radius", "appliance.binding"]):
     from tests.fuzz import targets
 
 RSS_LIMIT_MB = 1024
@@ -22,11 +22,11 @@ def fuzz(
 ) -> None:
     """Run until a limit or a finding, which is kept below `crashes`. Does not return.
 
-    `target` None: all of them, and the first byte of an input chooses. `folder` is for seeds and words.
+    `target` None: `name` is a group of them, and the first byte of an input chooses. `folder` is for seeds and words.
     """
     seeds, words = folder / "seeds", folder / "words"
     seeds.mkdir()
-    for seed in targets.seeds_of_all() if target is None else target.seeds:
+    for seed in targets.seeds_of(name) if target is None else target.seeds:
         (seeds / hashlib.sha256(seed).hexdigest()).write_bytes(seed)
     words.write_text("".join('"' + word.replace('"', '\\"') + '"\n' for word in targets.WORDS), encoding="ascii")
 
@@ -35,7 +35,7 @@ def fuzz(
         if chosen is None:
             if not data:
                 return
-            hit, data = targets.by_first_byte(data)
+            hit, data = targets.by_first_byte(data, name)
             chosen = targets.TARGETS[hit]
         try:
             targets.check(chosen, data)

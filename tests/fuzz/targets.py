@@ -10,8 +10,8 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from est.exchange import Reply
 from lab.certificates import Identity
 from tests.brski.trio import SERIAL, Trio
 from tests.fuzz import identity
+from tests.fuzz.radius_targets import radius_targets
+from tests.fuzz.target import Read, Target
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CRASHES = Path(__file__).parent / "crashes"
@@ -31,17 +33,6 @@ MAX_SECONDS = 0.050
 THEN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CMS, JWS = paths.VOUCHER_CMS_JSON, paths.VOUCHER_JWS_JSON
 EVERYTHING = read_dialect(",".join(SWITCHES))
-
-
-Read = Callable[[bytes], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """`reads` are the readers that one input goes to, one after the other; `seeds` are where the fuzzer begins."""
-
-    reads: tuple[Read, ...]
-    seeds: tuple[bytes, ...]
 
 
 class TooSlow(Exception):
@@ -166,6 +157,7 @@ def _targets() -> Mapping[str, Target]:
         "registrar-request": Target((_to_masa(CMS), _to_masa(JWS)), _contents("rvr")),
         "voucher": Target(_back(CMS) + _back(JWS), _contents("voucher")),
         **{name: Target(reads, seeds) for name, (reads, seeds) in identity.READS.items()},
+        **radius_targets(),
     }
 
 
@@ -189,11 +181,16 @@ WORDS = (
 """The fuzzer's dictionary: names that chance would not find."""
 
 
-def by_first_byte(data: bytes) -> tuple[str, bytes]:
-    """Which target an input of `all` is for, and what is left of it."""
-    return NAMES[data[0] % len(NAMES)], data[1:]
+GROUPS: Mapping[str, tuple[str, ...]] = {"all": NAMES, "radius": tuple(name for name in NAMES if name[:7] == "radius-")}
+"""Targets that are fuzzed together."""
 
 
-def seeds_of_all() -> tuple[bytes, ...]:
-    """The seeds of every target, with the byte that chooses it."""
-    return tuple(bytes([number]) + seed for number, name in enumerate(NAMES) for seed in TARGETS[name].seeds)
+def by_first_byte(data: bytes, group: str = "all") -> tuple[str, bytes]:
+    """Which target an input of a group is for, and what is left of it."""
+    names = GROUPS[group]
+    return names[data[0] % len(names)], data[1:]
+
+
+def seeds_of(group: str = "all") -> tuple[bytes, ...]:
+    """The seeds of every target of a group, with the byte that chooses it."""
+    return tuple(bytes([number]) + seed for number, name in enumerate(GROUPS[group]) for seed in TARGETS[name].seeds)

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from lab.supplicant import Outcome, authenticate
-from radius import packets
 from radius.eap_tls import Eap, read_eap, write_eap
 from radius.server import Nas, RadiusServer
-from tests.radius.test_packets import attribute, request_octets
+from tests.radius.test_packets import attribute, pyrad_request, request_octets
 from tests.radius.world import ALICE, SECRET, Desk, Issued, campus, identity, login, now, owner, radius_server
 
 VERSIONS = pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -306,7 +305,7 @@ class Port(asyncio.DatagramProtocol):
             answer = await asyncio.wait_for(self.answers.get(), seconds)
         except TimeoutError:
             return None
-        request = packets.read_request(octets, SECRET)
+        request = pyrad_request(octets)
         reply = request.CreateReply(packet=answer)
         assert request.VerifyReply(reply, answer, enforce_ma=True)
         return {0: [bytes([reply.code])], **{key: reply.get(key) for key in dict.keys(reply)}}

@@ -14,6 +14,7 @@ from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes
 from appliance.access.service import AccessService
+from appliance.access.sessions import SessionService
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed, TokenRequired
 from appliance.settings import AccessSettings, DirectorySettings
@@ -24,6 +25,7 @@ from appliance.web.peer import Peer
 from est.errors import EstError
 from est.exchange import Call
 from radius import AccessRequest, CredentialRef
+from radius.clients import Nas
 from radius.decide import refuse
 from radius.errors import HookMalformed
 from tests.support import FixedClock
@@ -352,7 +354,8 @@ def call(body, token="right-token"):
 
 async def with_port(service, store):
     await store.write(lambda tx: nas.put_server(tx, "id", "local", sha256(b"right-token").digest()))
-    return AccessRoutes(service, owner_id_oid=OID, reply_message=True)
+    sessions = SessionService(store, service._clock, service.simulate, stale_minutes=60, keep_days=1)
+    return AccessRoutes(service, sessions, owner_id_oid=OID, reply_message=True)
 
 
 def test_the_decision_port_answers_in_rlm_rests_words_and_nothing_is_expanded(tmp_path):
@@ -407,13 +410,13 @@ def test_nas_are_found_by_their_longest_prefix_and_secrets_are_sealed(tmp_path):
             await service.start()
             made = await service.add("campus", "192.0.2.0/24", "", ADMIN)
             await service.add("core", "192.0.2.7", "sixteen-letters-x", ADMIN)
-            assert service.lookup("192.0.2.9") == ("campus", made["shared_secret"].encode())
-            assert service.lookup("192.0.2.7") == ("core", b"sixteen-letters-x")
+            assert service.lookup("192.0.2.9") == Nas("campus", made["shared_secret"].encode())
+            assert service.lookup("192.0.2.7") == Nas("core", b"sixteen-letters-x")
             assert service.lookup("198.51.100.1") is None
             rows = await store.read(nas.every)
             assert all(b"sixteen-letters-x" not in row.secret_sealed for row in rows)
             await service.remove("core", ADMIN)
-            assert service.lookup("192.0.2.7")[0] == "campus"
+            assert service.lookup("192.0.2.7").name == "campus"
             with pytest.raises(NotFound):
                 await service.remove("core", ADMIN)
 

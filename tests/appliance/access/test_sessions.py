@@ -1,0 +1,631 @@
+"""Live sessions: accounting keeps their table, and a changed decision reaches the port within seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.access.nas import NasService
+from appliance.access.policies import PolicyService
+from appliance.access.service import AccessService
+from appliance.access.session_changes import ChangeRunner
+from appliance.access.sessions import SessionService, SessionUnknown
+from appliance.audit import rows as audit_rows
+from appliance.clock import SystemClock
+from appliance.settings import AccessSettings
+from appliance.store import sessions
+from appliance.store.sessions import Session
+from appliance.store.store import Store
+from appliance.web.peer import Peer
+from est.exchange import Call
+from radius import AccessRequest
+from radius.accounting import AccountingRecord
+from tests.appliance.access.test_access_service import (
+    ADMIN,
+    AGENT,
+    OWNER,
+    POLICY,
+    Box,
+    login,
+    ready,
+    set_agent,
+    set_owner,
+    with_port,
+)  # fmt: skip
+from tests.radius.das import das
+
+SECRET = "shared-secret-of-the-switch-0001"
+MAC = "02-00-00-00-00-01"
+AT = {"nas": "switch-1", "nas_address": "127.0.0.1", "nas_port": "swp1", "calling_station": MAC}
+
+
+class World:
+    """An access service with its sessions, over a store of its own."""
+
+    def __init__(self, store: Store, access: AccessService, nas: NasService, service: SessionService) -> None:
+        self.store, self.access, self.nas, self.sessions = store, access, nas, service
+
+    def log_in(self, **more: Any) -> Any:
+        decision = self.access.authorize(login(**(AT | more)))
+        self.sessions.accepted(decision)
+        return decision
+
+    async def account(self, status: str, session: str = "A1", **more: Any) -> None:
+        given = AT | {"session": session} | more
+        await self.sessions.account(AccountingRecord(status, **given))  # type: ignore[arg-type]
+
+    async def all(self, **by: Any) -> list[Session]:
+        return await self.sessions.search(everything=True, **by)
+
+    async def one(self) -> Session:
+        (found,) = await self.all()
+        return found
+
+    async def until(self, check: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> float:
+        begun = time.monotonic()
+        while not await check():
+            assert time.monotonic() - begun < seconds, "not within its time"
+            await asyncio.sleep(0.02)
+        return time.monotonic() - begun
+
+    async def ended(self, session_id: str = "") -> bool:
+        found = await self.all(**({"session_id": session_id} if session_id else {}))
+        return bool(found) and all(one.ended_at is not None for one in found)
+
+    async def events(self) -> list[str]:
+        def read(tx: Any) -> list[str]:
+            return [row.event for row in audit_rows(tx) if row.event.startswith("session")]
+
+        return await self.store.read(read)
+
+
+@asynccontextmanager
+async def world(folder: Path, *, runs: bool = True, **options: Any) -> AsyncIterator[World]:
+    clock = SystemClock()
+    file = folder / "a.db"
+    fresh = not file.exists()
+    store = Store.open(f"sqlite:///{file}", clock, create=fresh)
+    access = AccessService(AccessSettings(), store, clock)
+    nas = NasService(store, Box())
+    service = SessionService(store, clock, access.simulate, **({"stale_minutes": 60, "keep_days": 1} | options))
+    runner = ChangeRunner(store, clock, service, nas, access.simulate)
+    try:
+        await access.start()
+        await nas.start()
+        if fresh:
+            await ready(access, store)
+        await service.start()
+        if runs:
+            await runner.start()
+        yield World(store, access, nas, service)
+    finally:
+        await runner.stop()
+        await service.stop()
+        await access.stop()
+        store.close()
+
+
+def play(folder: Path, story: Callable[[World], Awaitable[None]], **options: Any) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30), world(folder, **options) as made:
+            await story(made)
+
+    asyncio.run(bounded())
+
+
+# ---- the table
+
+
+def test_an_accept_alone_makes_a_session_that_is_assumed(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        session = await world.one()
+        assert (session.state, session.vlan, session.agent_id, session.owner_id) == ("assumed", "20", AGENT, OWNER)
+        assert (session.nas, session.port, session.mac, session.serial, session.txn) == (
+            "switch-1", "swp1", MAC, "beef", "txn-1",
+        )  # fmt: skip
+
+    play(tmp_path, story)
+
+
+def test_a_reject_makes_none(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+        assert world.log_in().verdict == "reject"
+        assert await world.all() == []
+
+    play(tmp_path, story)
+
+
+def test_accounting_confirms_counts_and_ends_a_session(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        await world.account("start", classes=("txn-1",))
+        assert (await world.one()).state == "open"
+        await world.account("interim", octets_in=10, octets_out=20)
+        await world.account("interim", octets_in=5, octets_out=30)  # late: counters never go back
+        session = await world.one()
+        assert (session.octets_in, session.octets_out, session.acct_session) == (10, 30, "A1")
+        await world.account("stop", octets_in=11, octets_out=31, cause="user-request")
+        session = await world.one()
+        assert (session.state, session.cause, session.octets_in) == ("ended", "user-request", 11)
+
+    play(tmp_path, story)
+
+
+def test_repeated_and_late_messages_change_nothing_more(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        for _ in range(3):
+            await world.account("start")
+        for _ in range(2):
+            await world.account("stop", cause="lost-carrier")
+        await world.account("start")  # overtaken by its Stop on the way
+        await world.account("interim", octets_in=99)
+        session = await world.one()
+        assert (session.state, session.cause) == ("ended", "lost-carrier")
+
+    play(tmp_path, story)
+
+
+def test_a_newer_session_of_the_same_station_ends_the_one_whose_stop_got_lost(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        await world.account("start", "A1", octets_in=7)
+        await world.account("start", "A2", classes=("txn-1",))
+        newer, older = await world.all()
+        assert (older.acct_session, older.state, older.cause) == ("A1", "ended", "lost-stop")
+        assert (newer.acct_session, newer.state, newer.agent_id, newer.octets_in) == ("A2", "open", AGENT, 0)
+        await world.account("stop", "A1")
+        assert (await world.all())[0].state == "open"
+
+    play(tmp_path, story)
+
+
+def test_an_accept_at_another_port_moves_the_station(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in(session="A1")
+        await world.one()
+        world.log_in(session="A2", nas_port="swp2")
+        newer, older = await world.all()
+        assert (older.port, older.cause, newer.port, newer.state) == ("swp1", "superseded", "swp2", "assumed")
+
+    play(tmp_path, story)
+
+
+def test_a_reauthentication_goes_on_with_the_same_session(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        first = await world.one()
+        await world.account("start")
+        world.log_in()
+        again = await world.one()
+        assert (again.id, again.state, again.began_at) == (first.id, "open", first.began_at)
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(("status", "cause"), [("on", "nas-reboot"), ("off", "nas-request")])
+def test_a_nas_that_restarts_ends_its_own_sessions_only(tmp_path: Path, status: str, cause: str) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        world.log_in(calling_station="02-00-00-00-00-02")
+        world.log_in(nas="switch-2", nas_address="127.0.0.2")
+        await world.account(status, "", calling_station="", nas_port="")
+        found = {(one.nas, one.mac): one.cause for one in await world.all()}
+        assert found == {
+            ("switch-1", MAC): cause, ("switch-1", "02-00-00-00-00-02"): cause, ("switch-2", MAC): "",
+        }  # fmt: skip
+
+    play(tmp_path, story)
+
+
+def test_the_mac_is_one_address_in_every_spelling(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in(calling_station="02-AB-00-00-00-01")
+        await world.account("start", calling_station="02ab.0000.0001")
+        session = await world.one()
+        assert (session.state, session.mac) == ("open", "02-AB-00-00-00-01")
+        assert await world.all(mac="02:ab:00:00:00:01") == [session]
+
+    play(tmp_path, story)
+
+
+def test_a_session_that_nobody_decided_is_shown_and_left_alone(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.account("start", "X9", octets_in=3)
+        session = await world.one()
+        assert (session.state, session.verdict, session.agent_id, session.octets_in) == ("open", "unknown", "", 3)
+        await PolicyService(world.store, world.access).publish(POLICY.replace("20", "21"), "", ADMIN)
+        await asyncio.sleep(0.6)
+        assert await world.events() == []
+
+    play(tmp_path, story)
+
+
+def test_a_session_without_interim_becomes_stale_and_comes_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        await world.account("start")
+        now = SystemClock().now()
+        await world.store.write(lambda tx: sessions.mark_stale(tx, now + timedelta(seconds=1)))
+        assert (await world.one()).state == "stale"
+        await world.account("interim")
+        assert (await world.one()).state == "open"
+
+    play(tmp_path, story)
+
+
+def test_freeradius_accounts_by_json_with_the_same_token(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        routes = await with_port(world.access, world.store)
+        body = {
+            "Acct-Status-Type": {"type": "integer", "value": ["Start"]},
+            "Acct-Session-Id": {"type": "string", "value": ["A1"]},
+            "Calling-Station-Id": {"type": "string", "value": [MAC]},
+            "NAS-Port-Id": {"type": "string", "value": ["swp1"]},
+            "Tmp-String-0": {"type": "string", "value": ["switch-1"]},
+            "Tmp-String-1": {"type": "string", "value": ["127.0.0.1"]},
+            "Class": {"type": "octets", "value": ["0x" + b"txn-1".hex()]},
+        }
+        world.log_in()
+        await world.one()
+
+        async def post(token: str, **more: Any) -> int:
+            call = Call("POST", "/radius/accounting", "application/json", {"authorization": f"Bearer {token}"},
+                        json.dumps(body | more).encode())  # fmt: skip
+            return (await routes.accounting(call, Peer(), {})).status
+
+        assert await post("right-token") == 204
+        assert (await world.one()).state == "open"
+        stop = {
+            "Acct-Status-Type": {"type": "integer", "value": [2]},
+            "Acct-Output-Octets": {"value": [7]},
+            "Acct-Output-Gigawords": {"value": ["1"]},
+            "Acct-Terminate-Cause": {"value": ["Lost-Carrier"]},
+        }
+        assert await post("right-token", **stop) == 204
+        session = await world.one()
+        assert (session.cause, session.octets_out) == ("lost-carrier", (1 << 32) + 7)
+        with pytest.raises(Exception, match="bearer"):
+            await post("wrong")
+
+    play(tmp_path, story)
+
+
+# ---- changes
+
+
+async def plug(world: World, port: int, profile: str, **more: Any) -> Session:
+    await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=port, profile=profile)
+    world.log_in(**more)
+    await world.account("start")
+    return await world.one()
+
+
+CHANGES = {
+    "owner suspended": lambda tx: set_owner(tx, state="suspended"),
+    "owner revoked": lambda tx: set_owner(tx, state="revoked"),
+    "agent revoked": lambda tx: set_agent(tx, "revoked"),
+    "certificate revoked": lambda tx: tx.emit("certificate", "x", revoked_row(tx)),
+}
+
+
+def revoked_row(tx: Any) -> dict[str, Any]:
+    from appliance.store.columns import to_micros
+    from tests.appliance.access.test_access_service import AKI
+
+    at = to_micros(tx.now)
+    return {
+        "issuer_role": "agents", "issuer_aki": AKI, "serial": "beef", "profile": "agent", "subject_id": AGENT,
+        "owner_id": OWNER, "state": "revoked", "not_before": at - 10**9, "not_after": at + 10**12, "txn": "txn-1",
+    }  # fmt: skip
+
+
+@pytest.mark.req("A-110")
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_revoked_is_off_its_port_within_five_seconds(tmp_path: Path, what: str) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            session = await plug(world, nas.port, "hostapd")
+            await world.store.write(CHANGES[what])
+            assert await world.until(world.ended) < 5
+            (request,) = nas.done
+            assert (request.code, request.get(31), request.get(44)) == (40, [MAC.encode()], [b"A1"])
+            (change,) = await world.sessions.changes(session.id)
+            assert (change.state, change.result, change.attempts) == ("done", "ack", 1)
+            assert (await world.one()).cause == "disconnected"
+            assert await world.events() == ["session-change-asked", "session-changed"]
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-111")
+def test_another_department_changes_the_vlan_in_place_where_the_nas_can(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await plug(world, nas.port, "generic-coa")
+            await world.store.write(lambda tx: set_owner(tx, "HR"))
+
+            async def moved() -> bool:
+                return (await world.one()).vlan == "30"
+
+            assert await world.until(moved) < 5
+            (request,) = nas.done
+            assert (request.code, request.get(81)) == (43, [b"30"])
+            session = await world.one()
+            assert session.is_live
+            await asyncio.sleep(0.5)
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_a_published_policy_reaches_the_sessions_it_changes_and_no_others(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await plug(world, nas.port, "hostapd")
+            policies = PolicyService(world.store, world.access)
+            await policies.publish(POLICY + "\n# another comment\n", "", ADMIN)
+            await asyncio.sleep(0.6)
+            assert nas.seen == []
+            await policies.publish(POLICY.replace("rnd = 20", "rnd = 21"), "", ADMIN)
+            await world.until(world.ended)
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_a_nas_that_refuses_coa_gets_a_disconnect(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), ["nak 401"]) as nas:
+            session = await plug(world, nas.port, "generic-coa")
+            await world.store.write(lambda tx: set_owner(tx, "HR"))
+            await world.until(world.ended)
+            assert [request.code for request in nas.done] == [43, 40]
+            (change,) = await world.sessions.changes(session.id)
+            assert (change.state, change.want, change.attempts) == ("done", "end", 2)
+
+    play(tmp_path, story)
+
+
+def test_a_session_that_the_nas_does_not_know_is_over(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), ["nak 503"] * 9) as nas:
+            await plug(world, nas.port, "hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            await world.until(world.ended, 15)
+            assert (await world.one()).cause == "unknown-to-nas"
+            assert 1 <= len(nas.done) <= 4  # it may not have processed the Accept yet, so it is asked again
+
+    play(tmp_path, story)
+
+
+def test_lost_and_forged_answers_do_not_end_the_wait(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), ["drop", "forged", "twice"]) as nas:
+            await plug(world, nas.port, "hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            assert await world.until(world.ended) < 5
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_a_login_after_reauthentication_settles_the_change(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            session = await plug(world, nas.port, "reauthenticate")
+            await world.store.write(lambda tx: set_owner(tx, "HR"))
+
+            async def asked() -> bool:
+                return bool(nas.done)
+
+            await world.until(asked)
+            assert nas.done[0].code == 43 and nas.done[0].get(81) is None
+            world.log_in()
+
+            async def settled() -> bool:
+                return (await world.sessions.changes(session.id))[0].state == "done"
+
+            await world.until(settled)
+            await asyncio.sleep(0.5)
+            assert len(nas.done) == 1
+            found = await world.one()
+            assert (found.id, found.vlan, found.is_live) == (session.id, "30", True)
+
+    play(tmp_path, story)
+
+
+def test_a_supplicant_that_does_not_log_in_anew_is_taken_off(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await plug(world, nas.port, "reauthenticate")
+            await world.store.write(lambda tx: set_owner(tx, "HR"))
+            await world.until(world.ended, 12)
+            assert [request.code for request in nas.done] == [43, 40]
+
+    play(tmp_path, story)
+
+
+def test_an_order_outlives_a_restart(tmp_path: Path) -> None:
+    async def before(world: World) -> None:
+        await plug(world, 9, "hostapd")
+        await world.store.write(lambda tx: set_owner_row(tx, "suspended"))
+
+        async def ordered() -> bool:
+            return bool(await world.events())
+
+        await world.until(ordered)
+
+    play(tmp_path, before, runs=False)
+
+    async def after() -> None:
+        async with das(SECRET.encode()) as nas, asyncio.timeout(20):
+            async with world(tmp_path, runs=False) as made:
+                await made.nas.change("switch-1", ADMIN, coa_port=nas.port)
+            async with world(tmp_path) as made:
+                await made.store.write(lambda tx: (set_owner(tx, state="suspended"), set_agent(tx)))
+                await made.until(made.ended)
+                assert len(nas.done) == 1
+
+    asyncio.run(after())
+
+
+def set_owner_row(tx: Any, state: str) -> None:
+    set_owner(tx, state=state)
+
+
+def test_a_change_that_is_taken_back_in_time_costs_nobody_a_session(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), ["drop"] * 4) as nas:
+            session = await plug(world, nas.port, "hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+
+            async def asked() -> bool:
+                return len(nas.seen) >= 1
+
+            await world.until(asked)
+            await world.store.write(lambda tx: set_owner(tx))
+
+            async def settled() -> bool:
+                return (await world.sessions.changes(session.id))[0].state == "done"
+
+            await world.until(settled, 15)
+            (change,) = await world.sessions.changes(session.id)
+            assert change.result == "not needed any more"
+            assert (await world.one()).is_live
+
+    play(tmp_path, story)
+
+
+def test_a_stale_snapshot_takes_nobody_off(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await plug(world, 9, "hostapd")
+        world.access._snapshot = replace(world.access.snapshot, checked_at=float("-inf"))
+        world.sessions._everything = True
+        world.sessions._awake.set()
+        await asyncio.sleep(0.5)
+        assert await world.events() == []
+
+    play(tmp_path, story)
+
+
+def test_one_dead_nas_holds_up_nobody_elses_sessions(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), host="127.0.0.2") as alive, das(SECRET.encode(), ["drop"] * 10_000) as dead:
+            await world.nas.add("dead", "127.0.0.1", SECRET, ADMIN, coa_port=dead.port, profile="hostapd")
+            await world.nas.add("alive", "127.0.0.2", SECRET, ADMIN, coa_port=alive.port, profile="hostapd")
+            for at in range(60):
+                world.log_in(calling_station=f"02-00-00-00-01-{at:02X}")
+            world.log_in(nas="alive", nas_address="127.0.0.2")
+            await world.all()
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+
+            async def off() -> bool:
+                return len(alive.done) == 1
+
+            assert await world.until(off) < 5
+
+    play(tmp_path, story)
+
+
+def test_many_sessions_of_one_nas_are_ended_few_at_a_time_and_within_five_seconds(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), delay_seconds=0.02) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            for at in range(100):
+                world.log_in(calling_station=f"02-00-00-00-01-{at:02X}", nas_port=f"swp{at}")
+            assert len(await world.all()) == 100
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            assert await world.until(world.ended, 10) < 5
+            assert nas.most_under_way <= 8
+
+    play(tmp_path, story)
+
+
+def test_a_login_decided_before_a_revocation_and_accepted_after_it_is_taken_off(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            decision = world.access.authorize(login(**AT))
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            await asyncio.sleep(0.5)
+            world.sessions.accepted(decision)
+            await world.until(world.ended)
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_an_administrator_takes_sessions_off_or_asks_them_anew(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            session = await plug(world, nas.port, "reauthenticate")
+            await world.sessions.order([session], "reauthenticate", ADMIN)
+
+            async def done() -> bool:
+                return (await world.sessions.changes(session.id))[-1].state == "done"
+
+            await world.until(done)
+            assert (await world.one()).is_live
+            await world.sessions.order([session], "end", ADMIN)
+            await world.until(world.ended)
+            assert [request.code for request in nas.done] == [43, 40]
+            with pytest.raises(SessionUnknown):
+                await world.sessions.order([], "end", ADMIN)
+
+    play(tmp_path, story)
+
+
+# ---- secrets
+
+
+def test_a_rotated_secret_counts_beside_the_old_one_until_its_time(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.nas.add("switch-1", "192.0.2.0/24", SECRET, ADMIN)
+        now = SystemClock().now()
+        world.nas._now = lambda: now
+        made = await world.nas.rotate_secret("switch-1", ADMIN, overlap_seconds=3600)
+        nas = world.nas.lookup("192.0.2.9")
+        assert nas is not None
+        assert nas.secrets == (made["shared_secret"].encode(), SECRET.encode())
+        world.nas.used_secret("switch-1", "192.0.2.9", True)
+        world.nas.used_secret("switch-1", "192.0.2.8", True)
+        world.nas.used_secret("switch-1", "192.0.2.8", False)
+        (shown,) = await world.nas.every()
+        assert shown["still_old"] == ["192.0.2.9"]
+        now += timedelta(seconds=3601)
+        assert world.nas.lookup("192.0.2.9").secrets == (made["shared_secret"].encode(),)  # type: ignore[union-attr]
+        assert (await world.nas.every())[0]["old_secret_until"] == ""
+
+    play(tmp_path, story, runs=False)
+
+
+def test_a_nas_that_still_has_the_old_secret_is_disconnected_with_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await plug(world, nas.port, "hostapd")
+            await world.nas.rotate_secret("switch-1", ADMIN, overlap_seconds=60)
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            assert await world.until(world.ended) < 5
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_what_is_stored_of_a_login_decides_the_same_again() -> None:
+    from appliance.access.session_table import read_login, write_login
+
+    request: AccessRequest = login(**AT, user_name="x", nas_identifier="sw")
+    assert read_login(json.loads(json.dumps(write_login(request)))) == request
+    assert read_login(write_login(request) | {"of_another_release": 1}) == request
