@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -70,17 +70,18 @@ async def authenticate(
     message_authenticator: bool = True,
     send_twice: bool = False,
     stop_after: int = _MAX_ROUNDS,
+    wire: Wire | None = None,
 ) -> Outcome:
-    """Log in once; never longer than `seconds`.
+    """Log in once; never longer than `seconds`. `wire`: an open way to the server in place of UDP, left open.
 
     `ca_pem` holds the anchors and `server_name` the dNSName that the RADIUS server must have. To misbehave:
     `message_authenticator=False`, `send_twice` (both answers are compared), `stop_after` so many answers.
     """
     peer = _Peer(identity, certificate_chain_pem, key_pem, ca_pem, server_name, tls_version, fragment_bytes)
     fixed = {30: b"02-00-00-00-00-FF", 31: calling_station.encode(), 32: b"lab-switch", 87: nas_port.encode()}
-    wire = _Wire()
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: wire, remote_addr=(server, port))
+    own = None if wire is not None else await _Datagrams.open(server, port)
+    wire = wire or own
+    assert wire is not None
     identical: bool | None = None
     outcome = Outcome("timeout")
     try:
@@ -89,10 +90,10 @@ async def authenticate(
             for rounds in range(1, stop_after + 1):
                 request = _request(secret, eap, state, identity, fixed, message_authenticator)
                 octets = request.RequestPacket()
-                transport.sendto(octets)
+                wire.send(octets)
                 answer = await wire.answers.get()
                 if send_twice:
-                    transport.sendto(octets)
+                    wire.send(octets)
                     identical = (await wire.answers.get()) == answer and identical is not False
                 reply = request.CreateReply(packet=answer)
                 if not request.VerifyReply(reply, answer, enforce_ma=True):
@@ -107,7 +108,8 @@ async def authenticate(
     except RadiusError as broken:
         outcome = replace(outcome, code="broken", trouble=broken.detail)
     finally:
-        transport.close()
+        if own is not None:
+            own.transport.close()
     return replace(outcome, duplicates_identical=identical)
 
 
@@ -116,9 +118,29 @@ def authenticate_blocking(server: str, port: int, secret: bytes, **rest: Any) ->
     return asyncio.run(authenticate(server, port, secret, **rest))
 
 
-class _Wire(asyncio.DatagramProtocol):
+class Wire(Protocol):
+    """A way to a RADIUS server: what it answers stands in the queue, a packet each."""
+
+    answers: asyncio.Queue[bytes]
+
+    def send(self, octets: bytes) -> None: ...
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    transport: asyncio.DatagramTransport
+
     def __init__(self) -> None:
         self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @classmethod
+    async def open(cls, server: str, port: int) -> _Datagrams:
+        loop = asyncio.get_running_loop()
+        transport, made = await loop.create_datagram_endpoint(cls, remote_addr=(server, port))
+        made.transport = transport
+        return made
+
+    def send(self, octets: bytes) -> None:
+        self.transport.sendto(octets)
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.answers.put_nowait(data)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from lab.eapol import run_eapol_test
 from lab.supplicant import Outcome, authenticate
+from radius import AccessRequest, Decision
 from radius.render import render, write_raddb
 from tests.interop.radius_tools import (
     DecisionService,
@@ -172,7 +173,7 @@ def test_a_refused_connection_rejects(tmp_path: Path) -> None:
 
 
 def test_a_site_may_choose_the_guest_vlan_for_a_silent_appliance(tmp_path: Path) -> None:
-    outcome = _without_decision_port(tmp_path, silence="guest", guest_vlan=99)
+    outcome = _without_decision_port(tmp_path, fail_mode="guest", guest_vlan=99)
     assert (outcome.code, outcome.eap_code, outcome.vlan) == ("accept", 3, "99")
 
 
@@ -197,16 +198,35 @@ def test_a_decision_port_with_another_name_or_of_another_ca_is_not_asked(tmp_pat
 
 
 @VERSIONS
-def test_a_revoked_agent_cannot_resume_its_session(tmp_path: Path, version: str) -> None:
+def test_a_session_is_never_resumed_and_a_revoked_agent_is_refused_at_its_next_login(
+    tmp_path: Path, version: str
+) -> None:
     need_eapol_test()
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
 
     async def act(service: DecisionService, port: int, log: Path) -> None:
-        outcome = await run_eapol_test("127.0.0.1", port, SECRET, **login(agent, tls_version=version, repeat=1))
+        given = login(agent, tls_version=version, repeat=1, keep=tmp_path)
+        outcome = await run_eapol_test("127.0.0.1", port, SECRET, **given)
         assert outcome.code == "accept"
+        said = (tmp_path / "eapol_test.log").read_text()
+        assert said.count("resumed=0") >= 2 and "resumed=1" not in said
         assert service.calls == 2
         assert all(request.credential is not None for request in desk.asked)
+        # revoked between the first login and the one that would resume it
+        made = desk.authorize
+
+        def authorize(request: AccessRequest) -> Decision:
+            decision = made(request)
+            desk.admit(agent, state="revoked")
+            return decision
+
+        desk.authorize = authorize  # type: ignore[method-assign]
+        outcome = await run_eapol_test("127.0.0.1", port, SECRET, **given)
+        assert (outcome.code, outcome.eap_code, outcome.vlan) == ("reject", 4, None)
+        said = (tmp_path / "eapol_test.log").read_text()
+        assert "resumed=1" not in said
+        assert [one.reason_code for one in desk.decisions[-2:]] == ["rule-matched", "credential-revoked"]
 
     run(tmp_path, desk, act)
 

@@ -179,7 +179,7 @@ def turned_on(checks: str, crl: str) -> Callable[[dict[str, str]], dict[str, str
         cache = eap.index("\t\tcache {")
         ocsp = eap.index("\t\tocsp {")
         end = eap.index("\t\t}\n", ocsp) + len("\t\t}\n")
-        anchors = "certs/agents-ca.pem"
+        anchors = "certs/client-cas.pem"
         return {
             **files,
             "mods-enabled/eap": eap[:start] + checks + eap[cache:ocsp] + eap[end:],

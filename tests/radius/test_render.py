@@ -30,7 +30,7 @@ def test_the_folder_says_what_matters() -> None:
     files = render(VALUES)
     assert "@" not in "".join(text for name, text in files.items() if not name.startswith("certs/"))
     eap, rest = files["mods-enabled/eap"], files["mods-enabled/rest"]
-    assert "ca_file = ${confdir}/certs/agents-ca.pem" in eap
+    assert "ca_file = ${confdir}/certs/client-cas.pem" in eap
     assert "auto_chain = no" in eap
     assert 'tls_min_version = "1.2"' in eap
     assert 'tls_max_version = "1.3"' in eap
@@ -50,9 +50,9 @@ def test_the_folder_says_what_matters() -> None:
 
 
 def test_the_guest_choice_is_written_out() -> None:
-    text = render(replace(VALUES, silence="guest", guest_vlan=99))["sites-enabled/check-eap-tls"]
+    text = render(replace(VALUES, fail_mode="guest", guest_vlan=99))["sites-enabled/check-eap-tls"]
     assert '&Tunnel-Private-Group-Id := "99"' in text
-    assert text.index("Auth-Type := Reject") < text.index("if (fail || invalid || notfound)")
+    assert text.index("Auth-Type := Reject") < text.index("if (fail && ")
     assert "{{" not in text
 
 
@@ -83,8 +83,8 @@ def test_no_text_can_break_out_of_its_place(text: str) -> None:
     "changes",
     [
         {"port": 0}, {"port": 65536}, {"port": "1812"}, {"port": True}, {"fragment_bytes": 100}, {"session_seconds": 0},
-        {"max_sessions": 0}, {"reject_delay_seconds": -1}, {"silence": "guest"}, {"silence": "accept"},
-        {"silence": "guest", "guest_vlan": 4095}, {"decision_url": "http://127.0.0.1:8444/v1/decide"},
+        {"max_sessions": 0}, {"reject_delay_seconds": -1}, {"fail_mode": "guest"}, {"fail_mode": "accept"},
+        {"fail_mode": "guest", "guest_vlan": 4095}, {"decision_url": "http://127.0.0.1:8444/v1/decide"},
         {"decision_url": "https://user@127.0.0.1/x"}, {"directory": "relative"}, {"address": "localhost"},
         {"nas": [NasEntry("a", "192.0.2.1/24", "long-enough-secret")]},
         {"nas": [NasEntry("a", "192.0.2.1", "short")]},

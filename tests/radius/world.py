@@ -162,6 +162,17 @@ class Campus:
         shape = profiles.ldevid(self._terms(ca), profiles.name("proxy"), own.public_key(), identifier=name)
         return Issued(_sign(shape, ca.key), own, (ca.certificate,))
 
+    def named(self, name: str, *, ca: str = "infrastructure", server: bool = False, **dates: datetime) -> Issued:
+        """A certificate for clientAuth (or serverAuth) whose one URI is `name`; its CN is the last part of that."""
+        issuer, own = self.cas[ca], key(f"named {name}")
+        subject, public = profiles.name(name.rsplit("/", 1)[-1]), own.public_key()
+        terms = self._terms(issuer, **dates)
+        if server:
+            shape = profiles.https_server(terms, subject, public, dns_names=["x.example"])
+        else:
+            shape = profiles.infrastructure_client(terms, subject, public, identifier=name)
+        return Issued(_sign(shape, issuer.key), own, (issuer.certificate,))
+
 
 @cache
 def campus(tag: str = "") -> Campus:
