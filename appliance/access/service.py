@@ -6,6 +6,7 @@ authorize() touches no store, no directory and no network (design decision D-7).
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import logging
 from collections.abc import Mapping
@@ -14,16 +15,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from appliance.access.decision_log import DecisionLog
-from appliance.access.snapshot import (
-    AgentFact,
-    Credentials,
-    Snapshot,
-    aged,
-    agent_of,
-    credential_of,
-    owner_of,
-    with_events,
-)
+from appliance.access.snapshot import AgentFact, Snapshot, aged, gathered, let_go, with_events
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
 from appliance.settings import AccessSettings, DirectorySettings
@@ -31,7 +23,7 @@ from appliance.store import facts, nas
 from appliance.store.owners import LDAP, LOCAL
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
-from radius import AccessRequest, Credential, Decision, Facts, decide, load_policy
+from radius import AccessRequest, Credential, Decision, Facts, decide
 from radius.decide import refuse
 from radius.failures import read_log_line
 
@@ -100,26 +92,24 @@ class AccessService:
         begun = self._clock.monotonic()
         missed: list[OutboxRow] = []
         self._missed = missed
+        # a hundred thousand rows become facts on the reading thread; decisions go on meanwhile, and no collector walks
+        # through what is only just being made
+        collects = gc.isenabled()
+        gc.disable()
         try:
-            rows = await self._store.read(facts.read)
+            loaded = await self._store.read(lambda tx: gathered(facts.read(tx), begun))
             servers = await self._store.read(nas.servers)
         finally:
             self._missed = None
+            gc.freeze()
+            if collects:
+                gc.enable()
         self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
         self._take_tokens(missed)
-        policy = rows.policy
-        loaded = Snapshot(
-            credentials=Credentials(dict(credential_of(row) for row in rows.certificates)),
-            owners={row["identifier"]: owner_of(row) for row in rows.owners},
-            agents={row["identifier"]: agent_of(row) for row in rows.agents},
-            policy=None if policy is None else load_policy(policy.text, revision=policy.revision),
-            checked_at=begun,
-            sources={row["identifier"]: row["source"] for row in rows.owners},
-            confirmed=rows.confirmed,
-            sites=rows.sites,
-        )
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
-        self._snapshot = with_events(loaded, missed)
+        old, self._snapshot = self._snapshot, with_events(loaded, missed)
+        for _ in let_go(old):
+            await asyncio.sleep(0)
 
     def authorize(self, request: AccessRequest) -> Decision:
         """The decision for one login whose certificate chain the RADIUS server has verified; it is logged."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from appliance.access.spread import Spread
 from appliance.store import directory_sources, nas, policies
 from appliance.store.columns import from_micros
-from appliance.store.facts import AGENTS, DEVICES, LDEVID
+from appliance.store.facts import AGENTS, DEVICES, LDEVID, FactRows
 from appliance.store.owners import LOCAL
 from appliance.store.transaction import OutboxRow
 from radius import Credential, OwnerFact, Policy, load_policy
@@ -21,36 +22,9 @@ from radius import Credential, OwnerFact, Policy, load_policy
 Key = tuple[str, int]
 
 
-MAX_RECENT = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Credentials by (AKI hex, serial number): many old ones, and the few that changed since those were gathered.
-
-    Nobody changes either part, so one more credential costs a copy of the few, not of a hundred thousand.
-    """
-
-    gathered: Mapping[Key, Credential] = field(default_factory=dict)
-    recent: Mapping[Key, Credential] = field(default_factory=dict)
-
-    def get(self, key: Key) -> Credential | None:
-        found = self.recent.get(key)
-        return self.gathered.get(key) if found is None else found
-
-    def values(self) -> Iterator[Credential]:
-        """Every credential, each in its newest form."""
-        yield from self.recent.values()
-        yield from (one for key, one in self.gathered.items() if key not in self.recent)
-
-    def __len__(self) -> int:
-        return len(self.gathered) + sum(key not in self.gathered for key in self.recent)
-
-    def with_changes(self, changes: Mapping[Key, Credential]) -> Credentials:
-        recent = {**self.recent, **changes}
-        if len(recent) <= MAX_RECENT:
-            return Credentials(self.gathered, recent)
-        return Credentials({**self.gathered, **recent})
+AT_ONCE = 256
+Credentials = Spread[Key, Credential]
+"""By issuer key identifier, hex, and serial number."""
 
 
 class AgentFact(NamedTuple):
@@ -64,9 +38,9 @@ class AgentFact(NamedTuple):
 class Snapshot:
     """`owners` and `agents` by identifier, `checked_at` monotonic seconds."""
 
-    credentials: Credentials = field(default_factory=Credentials)
-    owners: Mapping[str, OwnerFact] = field(default_factory=dict)
-    agents: Mapping[str, AgentFact] = field(default_factory=dict)
+    credentials: Credentials = field(default_factory=Spread)
+    owners: Spread[str, OwnerFact] = field(default_factory=Spread)
+    agents: Spread[str, AgentFact] = field(default_factory=Spread)
     policy: Policy | None = None
     sites: Mapping[str, str] = field(default_factory=dict)
     """Of each NAS that has one, by its name."""
@@ -113,6 +87,45 @@ def owner_of(row: Mapping[str, Any]) -> OwnerFact:
     return OwnerFact(row["identifier"], row["state"], departments, row["kind"])
 
 
+def gathered(rows: FactRows, checked_at: float) -> Snapshot:
+    """The snapshot of what the store said. It uses the rows up, a few at a time: whoever else runs gets its turn."""
+    policy = rows.policy
+    credentials: Credentials = Spread()
+    owners: Spread[str, OwnerFact] = Spread()
+    agents: Spread[str, AgentFact] = Spread()
+    sources: dict[str, str] = {}
+    for row in _used_up(rows.certificates):
+        credentials.put(*credential_of(row))
+    for row in _used_up(rows.owners):
+        owners.put(row["identifier"], owner_of(row))
+        sources[row["identifier"]] = row["source"]
+    for row in _used_up(rows.agents):
+        agents.put(row["identifier"], agent_of(row))
+    return Snapshot(
+        credentials=credentials,
+        owners=owners,
+        agents=agents,
+        policy=None if policy is None else load_policy(policy.text, revision=policy.revision),
+        checked_at=checked_at,
+        sources=sources,
+        confirmed=rows.confirmed,
+        sites=rows.sites,
+    )
+
+
+def _used_up(rows: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    while rows:
+        yield from rows[-AT_ONCE:]
+        del rows[-AT_ONCE:]
+
+
+def let_go(snapshot: Snapshot) -> Iterator[None]:
+    """Take a snapshot apart that nothing rests on any more, a few entries at a time."""
+    yield from snapshot.credentials.take_apart()
+    yield from snapshot.owners.take_apart()
+    yield from snapshot.agents.take_apart()
+
+
 def _time(value: Any) -> datetime:
     return value if isinstance(value, datetime) else from_micros(int(value))
 
@@ -120,8 +133,8 @@ def _time(value: Any) -> datetime:
 def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
     """The snapshot after these events; the same object when none of them matters to decisions."""
     credentials: dict[Key, Credential] = {}
-    owners: dict[str, OwnerFact] | None = None
-    agents: dict[str, AgentFact] | None = None
+    owners: dict[str, OwnerFact] = {}
+    agents: dict[str, AgentFact] = {}
     sites: dict[str, str] | None = None
     policy = snapshot.policy
     sources: dict[str, str] | None = None
@@ -134,7 +147,6 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             key, credential = credential_of(event.body)
             credentials[key] = credential
         elif event.topic == "owner":
-            owners = dict(snapshot.owners) if owners is None else owners
             owners[event.body["identifier"]] = owner_of(event.body)
             source = event.body.get("source", LOCAL)
             if snapshot.sources.get(event.body["identifier"]) != source:
@@ -143,7 +155,6 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         elif event.topic == directory_sources.TOPIC:
             confirmed = {**confirmed, event.key: from_micros(event.body["confirmed_at"])}
         elif event.topic == "agent":
-            agents = dict(snapshot.agents) if agents is None else agents
             agents[event.body["identifier"]] = agent_of(event.body)
         elif event.topic == nas.TOPIC:
             sites = dict(snapshot.sites) if sites is None else sites
@@ -152,8 +163,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             policy = load_policy(event.body["text"], revision=event.body["revision"])
     if (
         not credentials
-        and owners is None
-        and agents is None
+        and not owners
+        and not agents
         and sites is None
         and policy is snapshot.policy
         and confirmed is snapshot.confirmed
@@ -161,8 +172,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         return snapshot
     return Snapshot(
         credentials=snapshot.credentials.with_changes(credentials) if credentials else snapshot.credentials,
-        owners=snapshot.owners if owners is None else owners,
-        agents=snapshot.agents if agents is None else agents,
+        owners=snapshot.owners.with_changes(owners) if owners else snapshot.owners,
+        agents=snapshot.agents.with_changes(agents) if agents else snapshot.agents,
         policy=policy,
         checked_at=snapshot.checked_at,
         sources=snapshot.sources if sources is None else sources,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import Select, and_, bindparam, or_, select
 
 from appliance.store import directory_sources, nas, policies
 from appliance.store.schema import agents, certificates, owners
@@ -48,6 +48,7 @@ _OWNERS = select(
     owners.c.source,
 )
 _AGENTS = select(agents.c.identifier, agents.c.state, agents.c["class"].label("agent_class"))
+_AT_ONCE = 500
 _ALIVE = select(owners.c.id).limit(1)
 
 
@@ -55,9 +56,9 @@ _ALIVE = select(owners.c.id).limit(1)
 class FactRows:
     """What facts() found; rows are mappings by column name."""
 
-    certificates: Iterable[Mapping[str, Any]]
-    owners: Iterable[Mapping[str, Any]]
-    agents: Iterable[Mapping[str, Any]]
+    certificates: list[Mapping[str, Any]]
+    owners: list[Mapping[str, Any]]
+    agents: list[Mapping[str, Any]]
     policy: policies.PolicyRow | None
     confirmed: Mapping[str, datetime]
     """When each source of owners was last read whole."""
@@ -68,16 +69,21 @@ class FactRows:
 def read(tx: Tx) -> FactRows:
     """Everything that decisions need, of one moment."""
     return FactRows(
-        [
-            row._mapping
-            for row in tx.all(_CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID})
-        ],
-        [row._mapping for row in tx.all(_OWNERS)],
-        [row._mapping for row in tx.all(_AGENTS)],
+        _every(tx, _CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID}),
+        _every(tx, _OWNERS, {}),
+        _every(tx, _AGENTS, {}),
         policies.newest(tx),
         directory_sources.confirmed(tx),
         nas.sites(tx),
     )
+
+
+def _every(tx: Tx, statement: Select[Any], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All rows, a few at a time: a hundred thousand at once would hold up every other thread while they are freed."""
+    found: list[Mapping[str, Any]] = []
+    for some in tx.some(statement, values, count=_AT_ONCE):
+        found.extend(row._mapping for row in some)
+    return found
 
 
 def touch(tx: Tx) -> None:

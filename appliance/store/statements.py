@@ -104,6 +104,17 @@ class Statements:
         row = cursor.execute(prepared.sql, prepared.bind(values)).fetchone()
         return None if row is None else prepared.row(cursor, row)
 
+    def some(self, statement: Executable, values: Mapping[str, Any], count: int) -> Iterator[list[Row]]:
+        """Execute a statement that gives rows; so many of them at a time. Nothing else may run on this meanwhile."""
+        prepared = self._find(statement, tuple(values))
+        if prepared is None:
+            yield list(_through_core(self._connection, statement, values).all())
+            return
+        cursor = self.cursor
+        cursor.execute(prepared.sql, prepared.bind(values))
+        while rows := cursor.fetchmany(count):
+            yield [prepared.row(cursor, row) for row in rows]
+
     def run_many(self, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute a statement that answers nothing once per row; every row has the names of the first."""
         prepared = self._find(statement, tuple(rows[0]))

@@ -139,6 +139,17 @@ class Tx:
         """Every row."""
         return self.execute(statement, values).all()
 
+    def some(
+        self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /, *, count: int
+    ) -> Iterator[list[Row]]:
+        """Every row, so many at a time; to be read to the end before anything else is asked."""
+        try:
+            if self.written.audit:
+                self._insert_audit()
+            yield from self._statements.some(statement, values, count)
+        except (sqlite3.Error, DBAPIError) as error:
+            raise_refusal(error)
+
     def scalar(self, statement: Executable, values: Mapping[str, Any] = _NOTHING, /) -> Any:
         """The first column of the first row, or None."""
         row = self.one(statement, values)
