@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,13 +27,15 @@ from appliance.access.freeradius import FreeRadius, RadiusFiles
 from appliance.access.log_export import enterprise_of
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
+from appliance.access.nas_certificates import NasCertificates
 from appliance.access.policies import PolicyService
-from appliance.access.routes import AccessRoutes
+from appliance.access.routes import AccessRoutes, decision_endpoints, est_endpoints
 from appliance.access.scim.routes import ScimRoutes
 from appliance.access.scim.service import ScimService
 from appliance.access.service import AccessService
 from appliance.access.session_changes import ChangeRunner
 from appliance.access.sessions import SessionService
+from appliance.access.sites import LABEL, RadiusSites
 from appliance.access.sources.ldap_source import LdapSource
 from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
@@ -97,6 +100,7 @@ from appliance.store.transaction import Tx
 from appliance.web.app import build_app
 from appliance.web.health import Health
 from appliance.web.limits import Bucket, Limits
+from appliance.web.routes import Handler
 from appliance.web.server import Listener, Timing
 from appliance.web.tls import TlsFront, demand_client_certificate, https_context
 from brski.registrar import Registrar
@@ -105,6 +109,8 @@ from est.signer import KeySigner
 from radius import handshake
 
 _log = logging.getLogger(__name__)
+_LOOPBACK = "127.0.0.1"
+SWITCH_SECONDS = 0.0005
 
 
 class PortUnavailable(ApplianceError):
@@ -253,7 +259,7 @@ class Appliance:
         radius = self._servers["radius"]
         self._radius = RadiusEngine(
             settings.radius,
-            folder=settings.home / "radius",
+            home=settings.home,
             store=store,
             access=self.access,
             nas=self.nas,
@@ -280,15 +286,19 @@ class Appliance:
             certificate_chain_pem=_pem(radius.certificate, radius.chain[0]),
             key_pem=key_pem,
             agents_ca_pem=_pem(self.ca.issuing("agents").certificate),
+            devices_ca_pem=_pem(self.ca.issuing("devices").certificate),
+            infrastructure_ca_pem=_pem(self.ca.issuing("infrastructure").certificate),
             decision_ca_pem=_pem(self.ca.root),
-            decision_url=self._decision_url,
+            origin=self.settings.origin,
+            decision_base=self._decision_base,
         )
 
-    def _decision_url(self) -> str:
+    def _decision_base(self) -> str:
         """Where FreeRADIUS finds us: a name that stands in the server certificate."""
         web = self.settings.web
-        host = web.decision_host if web.decision_host in web.names else web.names[0]
-        return f"https://{_address(host, self._decision_port)}/v1/decide"
+        here = web.decision_host if _is_loopback(web.decision_host) else _LOOPBACK
+        host = here if here in web.names else web.names[0]
+        return f"https://{_address(host, self._decision_port)}"
 
     def _console_url(self) -> str:
         """Where SCIM clients find the console port."""
@@ -304,8 +314,20 @@ class Appliance:
         self.freeradius = FreeRadius(
             self.settings.radius,
             self.nas,
-            self._radius_files(),
+            self._radius_files,
+            lambda: self.access.snapshot.policy,
             owner_id_oid=f"{self.settings.identity.oid_arc}.2",
+        )
+        self.sites = RadiusSites(
+            self.ca,
+            self.store,
+            self.clock,
+            self.access,
+            self.nas,
+            self.freeradius,
+            origin=self.settings.origin,
+            server_name=self.settings.radius_server_name,
+            days=self.settings.ca.server_days,
         )
         return Operations(
             {
@@ -313,7 +335,7 @@ class Appliance:
                 "manufacturers": ManufacturerOperations(self.registrar.manufacturers, actor),
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
-                "est": EstOperations(self.registrar, actor, self.settings.est.labels),
+                "est": EstOperations(self.registrar, actor, {*self.settings.est.labels, LABEL}),
                 "owners": owners,
                 "trust": TrustOperations(trust, actor, owners.bundle_text),
                 "directory": DirectoryOperations(self.sync, self.directory, self.directory_tokens, actor),
@@ -322,7 +344,13 @@ class Appliance:
                     self.certificates, EvidencePackages(ca=self.ca, store=self.store, clock=self.clock), actor
                 ),
                 "policy": PolicyOperations(self.policies, self.explainer, actor, issuers),
-                "nas": NasOperations(self.nas, actor),
+                "nas": NasOperations(
+                    self.nas,
+                    NasCertificates(
+                        self.ca, self.store, origin=self.settings.origin, days=self.settings.ca.server_days
+                    ),
+                    actor,
+                ),
                 "access": AccessOperations(self.decisions, self.explainer),
                 "sessions": SessionOperations(self.sessions, actor),
                 "radius": RadiusOperations(self.freeradius, actor),
@@ -336,6 +364,7 @@ class Appliance:
         """What operations need: the facts in memory."""
         await self.access.start()
         await self.nas.start()
+        await self.sites.start()
 
     async def start(self) -> dict[str, str | None]:
         """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
@@ -372,15 +401,27 @@ class Appliance:
             **PkiRoutes(self.ca, self.crls, self.ocsp, self.clock).endpoints,
             **CheckpointRoutes(self.checkpoints).endpoints,
         }
-        access = AccessRoutes(
-            self.access,
-            self.sessions,
-            owner_id_oid=f"{settings.identity.oid_arc}.2",
-            reply_message=settings.access.reply_message,
-        )
+
+        def access(sites: RadiusSites | None) -> dict[str, Handler]:
+            routes = AccessRoutes(
+                self.access,
+                self.sessions,
+                owner_id_oid=f"{settings.identity.oid_arc}.2",
+                reply_message=settings.access.reply_message,
+                sites=sites,
+            )
+            return {
+                **health,
+                "access.decide": routes.decide,
+                "access.fail": routes.fail,
+                "access.accounting": routes.accounting,
+                **decision_endpoints(self.sites),
+            }
+
         own = self._servers["registrar"]
         device_tls = TlsFront(own.key, own.certificate, own.chain[:1])
-        device = {**self.registrar.endpoints, **identity_endpoints(self.identity, trust)}
+        registrar = est_endpoints(self.sites, self.registrar.endpoints)
+        device = {**registrar, **identity_endpoints(self.identity, trust)}
         console = {
             **health,
             "console.problem": pages.problem,
@@ -388,18 +429,11 @@ class Appliance:
             "console.openapi": pages.openapi,
             **scim.endpoints,
         }
-        decision_tls = self._https if _is_loopback(web.decision_host) else self._https_for_clients
-        decision = {
-            **health,
-            "access.decide": access.decide,
-            "access.fail": access.fail,
-            "access.accounting": access.accounting,
-        }
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, pushing),
-            ("decision", web.decision_host, web.decision_port, decision, decision_tls, None),
+            ("decision", *self._decision_listener(access), None),
             ("pki", web.host, web.pki_port, pki, None, asked),
         ]
         for name, host, port, endpoints, tls, bucket in plan:
@@ -410,6 +444,10 @@ class Appliance:
             self.listeners[name] = _address(host, found)
             if name == "decision":
                 self._decision_port = found
+                if not _is_loopback(web.decision_host):  # the FreeRADIUS on this machine asks as ever
+                    near = Listener(name, build_app("decision", access(None)), timing=timing, tls=self._https)
+                    self._decision_port = await _listen(near, _LOOPBACK, web.decision_port and found)
+                    self._open.append(near)
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
@@ -437,6 +475,15 @@ class Appliance:
         await self.store.write(lambda tx: append(tx, AuditEvent("appliance-started", APPLIANCE)))
         self._has_started = True
         return self.listeners
+
+    def _decision_listener(
+        self, endpoints: Callable[[RadiusSites | None], dict[str, Handler]]
+    ) -> tuple[str, int, dict[str, Handler], ssl.SSLContext]:
+        """Host, port, endpoints and TLS: other machines show a RADIUS server's certificate beside their token."""
+        web = self.settings.web
+        if _is_loopback(web.decision_host):
+            return web.decision_host, web.decision_port, endpoints(None), self._https
+        return web.decision_host, web.decision_port, endpoints(self.sites), self._https_for_clients
 
     async def doctor(self) -> list[dict[str, Any]]:
         """What /readyz sees, and how long every certificate lives."""
@@ -514,10 +561,12 @@ async def run_appliance(
 def _settle_memory() -> None:
     """What was built to start lives as long as the process: the garbage collector need not walk it ever again.
 
-    What requests make dies by its reference counts, so the collector may also look less often.
+    What requests make dies by its reference counts, so the collector may also look less often. Threads give way to the
+    one that answers sooner than Python would make them.
     """
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(10_000, 20, 20)
 
 

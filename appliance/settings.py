@@ -280,6 +280,8 @@ class EstSettings(EstProfile):
             EstServer(labels=labels)
         except LabelNotUsable as refusal:
             raise ValueError(refusal.detail) from refusal
+        if "radius" in labels:
+            raise ValueError("the label radius is kept for RADIUS servers (appliance radius enroll)")
         return labels
 
 
@@ -442,6 +444,24 @@ class RadiusSettings(_Section):
     session_seconds: float = Field(30.0, gt=0, description="Life of an unfinished EAP conversation.")
     max_sessions: int = Field(4096, gt=0, description="EAP conversations under way at once.")
     fragment_bytes: int = Field(1000, ge=200, le=4000, description="TLS bytes in one EAP-TLS fragment.")
+    more_hosts: tuple[str, ...] = Field((), description="More addresses that FreeRADIUS listens on, such as ::1.")
+    accounting_port: int = Field(1813, ge=0, le=65535, description="Accounting port of FreeRADIUS, UDP.")
+    radsec_host: str = Field(
+        "", description="Address that FreeRADIUS listens on for RADIUS over TLS; empty = no RadSec."
+    )
+    radsec_port: int = Field(2083, ge=1, le=65535, description="RadSec port, TCP.")
+    fail_mode: Literal["closed", "guest", "last-known-good"] = Field(
+        "closed",
+        description="What FreeRADIUS does with a login while the appliance is silent: reject it, the guest VLAN of the "
+        "policy, or what was decided last about the same certificate, else the guest VLAN.",
+    )
+    last_known_good_seconds: int = Field(
+        120,
+        ge=1,
+        le=300,
+        description="For how long FreeRADIUS remembers a decision, fail_mode last-known-good, seconds.",
+    )
+    user: str = Field("freerad", description="User that FreeRADIUS runs as where the appliance is root.")
 
 
 class ProxySettings(_Section):

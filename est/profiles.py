@@ -38,6 +38,7 @@ __all__ = [
     "name",
     "ocsp_signer",
     "radius_server",
+    "radius_site",
     "registrar",
     "registration_authority",
     "root_ca",
@@ -191,6 +192,14 @@ def infrastructure_client(terms: Terms, subject: x509.Name, key: PublicKey, *, i
 def registration_authority(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """A client that asks for others (RFC 7030, section 3.7): clientAuth and cmcRA, never serverAuth."""
     return _end_entity(terms, subject, key, (CLIENT_AUTH, CMC_RA), _uri(identifier))
+
+
+def radius_site(
+    terms: Terms, subject: x509.Name, key: PublicKey, *, dns_names: Sequence[str], identifier: str
+) -> Shape:
+    """A RADIUS server on another machine: serverAuth with the name that supplicants pin, and clientAuth towards us."""
+    names: list[x509.GeneralName] = [*_hosts(dns_names, ()), *_uri(identifier)]
+    return _end_entity(terms, subject, key, (SERVER_AUTH, CLIENT_AUTH), x509.SubjectAlternativeName(names))
 
 
 def ocsp_signer(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:

@@ -70,6 +70,7 @@ PURPOSES: Mapping[str, str] = {
     "access.decide": "one login as rlm_rest's JSON in, reply attributes out",
     "access.fail": "a login that FreeRADIUS rejected without asking, as rlm_rest's JSON: it gets a row in the log",
     "access.accounting": "one accounting message (RFC 2866) as rlm_rest's JSON in; 204 once it is stored",
+    "radius.configuration": "what a RADIUS server on another machine renders from; by its certificate",
     "health.healthz": "200 while the process serves",
     "health.readyz": "200 while it can do its work, 503 with the checks that fail",
     "pki.crl": "the revocation list of an issuing CA, DER",

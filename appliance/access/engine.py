@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 from cryptography import x509
 
-from appliance.access.freeradius import FreeRadius, supervise
+from appliance.access.freeradius import FreeRadius, follow
 from appliance.access.nas import NasService
+from appliance.access.raddb_folder import RUNTIME, default_folder
 from appliance.access.service import AccessService
 from appliance.access.sessions import SessionService
+from appliance.access.supervisor import Supervisor
 from appliance.audit import APPLIANCE
 from appliance.errors import ApplianceError
 from appliance.settings import RadiusSettings
+from appliance.store import nas as nas_rows
 from appliance.store import policies
-from appliance.store.nas import TOPIC
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
 from radius.accounting_server import AccountingServer
@@ -30,6 +33,7 @@ from radius.server import RadiusServer
 _log = logging.getLogger(__name__)
 _START_SECONDS = 20.0
 _SETTLE_SECONDS = 0.2
+_LOOK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class RadiusEngine:
         self,
         settings: RadiusSettings,
         *,
-        folder: Path,
+        home: Path,
         store: Store,
         access: AccessService,
         nas: NasService,
@@ -58,9 +62,10 @@ class RadiusEngine:
         freeradius: FreeRadius,
         parts: RadiusParts,
     ) -> None:
-        """`folder` is where a FreeRADIUS configuration is rendered."""
+        """`home`: in it, or beside it, the FreeRADIUS configuration is rendered."""
         self._settings = settings
-        self._folder = folder
+        self._home = home
+        self._folder: Path | None = None
         self._store = store
         self._access = access
         self._nas = nas
@@ -91,6 +96,8 @@ class RadiusEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._folder is not None and self._folder.is_relative_to(RUNTIME):
+            shutil.rmtree(self._folder, ignore_errors=True)  # it holds keys, and is rendered anew at every start
 
     async def _start_embedded(self) -> int:
         settings = self._settings
@@ -137,13 +144,20 @@ class RadiusEngine:
             self._server.use_anchors(self._anchors())
 
     async def _start_freeradius(self) -> int:
-        port = self._settings.port or _free_udp_port(self._settings.host)
-        await self._freeradius.render(self._folder, APPLIANCE, port=port)
-        ready, restart = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(
-            supervise(self._folder, on_ready=ready.set, restart=restart, on_line=self._access.said_by_freeradius)
+        settings = self._settings
+        port = settings.port or _free_udp_port(settings.host)
+        accounting_port = settings.accounting_port if settings.port else 0
+        self._folder = default_folder(self._home, self._freeradius.who())
+        await self._freeradius.render(
+            self._folder, APPLIANCE, port=port, accounting_port=accounting_port or _free_udp_port(settings.host)
         )
-        self._tasks += [task, asyncio.create_task(self._follow_nas(restart))]
+        ready, changed = asyncio.Event(), asyncio.Event()
+        told = getattr(self._access, "said_by_freeradius", None)
+        supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=ready.set, on_line=told)
+        task = asyncio.create_task(supervisor.run())
+        self._store.subscribe(lambda rows: changed.set() if any(map(_concerns, rows)) else None)
+        following = follow(self._refresh, supervisor.reload, changed, settle=_SETTLE_SECONDS, every=_LOOK_SECONDS)
+        self._tasks += [task, asyncio.create_task(following)]
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((task, waiting), timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -151,21 +165,20 @@ class RadiusEngine:
             task.result()
         return port
 
-    async def _follow_nas(self, restart: asyncio.Event) -> None:
-        """FreeRADIUS reads its clients when it starts: when NAS change it gets a new configuration and a restart."""
-        changed = asyncio.Event()
-        self._store.subscribe(lambda rows: changed.set() if any(one.topic == TOPIC for one in rows) else None)
-        while True:
-            await changed.wait()
-            await asyncio.sleep(_SETTLE_SECONDS)  # several NAS are often added one after the other
-            changed.clear()
-            try:
-                await self._nas.reload()
-                await self._freeradius.refresh(self._folder)
-            except ApplianceError as refused:
-                _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
-                continue
-            restart.set()
+    async def _refresh(self) -> bool:
+        assert self._folder is not None
+        try:
+            return await self._freeradius.refresh(self._folder, APPLIANCE)
+        except ApplianceError as refused:
+            _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
+            return False
+
+
+def _concerns(row: OutboxRow) -> bool:
+    """Whether a FreeRADIUS configuration may look different now: NAS and their certificates, policy."""
+    if row.topic == "certificate":
+        return row.body.get("profile") == nas_rows.PROFILE
+    return row.topic in (nas_rows.TOPIC, policies.TOPIC)
 
 
 def _free_udp_port(host: str) -> int:

@@ -1,221 +1,248 @@
-"""FreeRADIUS in production: render its configuration from our state, let it check itself, run and supervise it.
+"""FreeRADIUS in production: its configuration made of our state, for this machine or for another one.
 
 The rendered folder holds secrets (the NAS' shared secrets, the token of the decision port, the server key) and is
-readable by its owner and group only.
+readable by its owner and one group only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
+import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from appliance.access.nas import NasService
+from appliance.access.raddb_folder import (
+    RunAs,
+    find_libraries,
+    find_program,
+    knows,
+    own_folder,
+    owner_of,
+    run_as,
+)
+from appliance.access.supervisor import check_folder
 from appliance.audit import Actor
 from appliance.errors import ApplianceError, NotFound
 from appliance.settings import RadiusSettings
-from radius.render import NasEntry, RaddbValues, render, write_raddb
-
-_log = logging.getLogger(__name__)
+from appliance.web.routes import ROUTES
+from radius import Policy
+from radius.render import NasEntry, RaddbValues, RadSec, render, write_raddb
 
 TOKEN_NAME = "freeradius"  # noqa: S105 - the name under which the token is kept, not the token
-CHECK_SECONDS = 20.0
-STOP_SECONDS = 10.0
-MAX_PAUSE_SECONDS = 30.0
-_READY = b"Ready to process requests"
-
-
-class FreeRadiusMissing(ApplianceError):
-    """The FreeRADIUS program is not installed (Debian: apt-get install freeradius freeradius-rest)."""
-
-    reason: ClassVar[str] = "freeradius-missing"
-
-
-class FreeRadiusRefused(ApplianceError):
-    """FreeRADIUS refuses its configuration; `detail` is its own last word."""
-
-    reason: ClassVar[str] = "freeradius-refused"
+FAILURE_PATH, ACCOUNTING_PATH = "/radius/failure", "/radius/accounting"
 
 
 @dataclass(frozen=True, slots=True)
 class RadiusFiles:
-    """What FreeRADIUS needs of our PKI, as PEM, and where it finds the decision port."""
+    """What FreeRADIUS needs of our PKI, as PEM, and where it finds the decision port.
+
+    `devices_ca_pem` is used where the policy lets proxies log in, `infrastructure_ca_pem` for RadSec; `origin` is
+    scheme and trust domain. `decision_base` is `https://host:port`.
+    """
 
     certificate_chain_pem: str
     key_pem: str
     agents_ca_pem: str
+    devices_ca_pem: str
+    infrastructure_ca_pem: str
     decision_ca_pem: str
-    decision_url: Callable[[], str]
+    origin: str
+    decision_base: Callable[[], str]
 
 
-def find_program() -> str:
-    """Path of FreeRADIUS; raises FreeRadiusMissing."""
-    for name in ("freeradius", "radiusd"):
-        if found := shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin"):
-            return found
-    raise FreeRadiusMissing("FreeRADIUS is not installed (Debian: apt-get install freeradius freeradius-rest)")
+@dataclass(frozen=True, slots=True)
+class PolicyNeeds:
+    """What the policy in force asks of a RADIUS server."""
+
+    devices: bool = False
+    mac_bypass: bool = False
+    guest_vlan: int | str | None = None
+
+
+def needs_of(policy: Policy | None) -> PolicyNeeds:
+    """Devices' certificates where a rule takes proxies, MAC bypass where the policy has it, the guest VLAN."""
+    if policy is None:
+        return PolicyNeeds()
+    devices = any("proxy" in getattr(rule, "credentials", ()) for rule in policy.rules)
+    return PolicyNeeds(devices, getattr(policy, "mac_bypass", None) is not None, policy.guest_vlan_id)
 
 
 class FreeRadius:
-    """Renders and checks configurations for the FreeRADIUS on this machine."""
+    """Renders and checks configurations. `policy` tells the one in force."""
 
     def __init__(
-        self, settings: RadiusSettings, nas: NasService, files: RadiusFiles, *, owner_id_oid: str, port: int = 0
+        self,
+        settings: RadiusSettings,
+        nas: NasService,
+        files: Callable[[], RadiusFiles],
+        policy: Callable[[], Policy | None],
+        *,
+        owner_id_oid: str,
     ) -> None:
         self._settings = settings
         self._nas = nas
         self._files = files
+        self._policy = policy
         self._owner_id_oid = owner_id_oid
-        self._port = port or settings.port
-        self._token = ""
+        self._port = settings.port or 1812
+        self._accounting_port = settings.accounting_port or 1813
+        self._tokens: dict[Path, str] = {}
+        self._written: dict[Path, dict[str, str]] = {}
 
-    async def render(self, folder: Path, actor: Actor, *, port: int = 0) -> dict[str, Any]:
+    def who(self) -> RunAs | None:
+        """The user that FreeRADIUS runs as; raises FreeRadiusRefused."""
+        return run_as(self._settings.user)
+
+    async def render(self, folder: Path, actor: Actor, *, port: int = 0, accounting_port: int = 0) -> dict[str, Any]:
         """Write a complete configuration to `folder`, with a fresh token; an older one of this folder dies with it."""
+        who = self.who()
+        self._port = port or self._port
+        self._accounting_port = accounting_port or self._accounting_port
         # one token per folder: rendering for another machine must not silence the FreeRADIUS that runs here
-        name = f"{TOKEN_NAME}-{sha256(str(folder).encode()).hexdigest()[:8]}"
-        self._token = await self._nas.new_token(name, actor)
-        self._port = port or self._port or 1812
-        return self._write(folder, self._token, self._port)
+        self._tokens[folder] = await self._nas.new_token(_token_name(str(folder)), actor)
+        await self._nas.reload()
+        values = await self._values(folder, self._tokens[folder])
+        files = render(values)
+        own_folder(folder, who)
+        write_raddb(files, folder, owner=owner_of(who))
+        self._written[folder] = files
+        return {"folder": str(folder), "listen": f"{self._settings.host}:{self._port}", "clients": len(values.nas)}
 
-    async def refresh(self, folder: Path) -> None:
-        """Write `folder` again with what changed since render(), if FreeRADIUS takes it; else leave it as it is."""
-        with tempfile.TemporaryDirectory(prefix="raddb-") as name:
-            self._write(Path(name), self._token, self._port)
-            await check_folder(Path(name))
-        self._write(folder, self._token, self._port)
+    async def refresh(self, folder: Path, actor: Actor) -> bool:
+        """Write `folder` again if anything in it has changed and FreeRADIUS takes it; else leave it as it is.
 
-    async def check(self, folder: Path | None, actor: Actor) -> dict[str, Any]:
+        True = there is something new to start on. A folder that this process has not rendered is rendered afresh.
+        """
+        if folder not in self._tokens:
+            await self.render(folder, actor)
+            return True
+        await self._nas.reload()
+        files = render(await self._values(folder, self._tokens[folder]))
+        if files == self._written.get(folder):
+            return False
+        await self._check(files)
+        write_raddb(files, folder, owner=owner_of(self.who()))
+        self._written[folder] = files
+        return True
+
+    async def check(self, folder: Path | None) -> dict[str, Any]:
         """FreeRADIUS' own check of a rendered folder, or of a throw-away rendering; raises what it refuses."""
         if folder is not None:
             if not (folder / "radiusd.conf").exists():
                 raise NotFound(f"{folder} holds no rendered configuration")
-            return await check_folder(folder)
+            return await check_folder(folder, self.who())
         await self._nas.reload()
-        with tempfile.TemporaryDirectory(prefix="raddb-") as name:
-            self._write(Path(name), "x" * 43, self._port or 1812)
-            return await check_folder(Path(name))
+        return await self._check(None) | {"notes": self._notes()}
 
-    def _write(self, folder: Path, token: str, port: int) -> dict[str, Any]:
-        files = self._files
-        values = RaddbValues(
+    async def values_for(self, token: str) -> RaddbValues:
+        """What another machine needs to render for itself: no key, no certificate, no folder of ours."""
+        await self._nas.reload()
+        return replace(await self._values(Path("/"), token), certificate_chain_pem="", key_pem="")
+
+    async def _check(self, files: dict[str, str] | None) -> dict[str, Any]:
+        who = self.who()
+        with tempfile.TemporaryDirectory(prefix="raddb-") as name:
+            if who is not None:
+                os.chown(name, who.uid, who.gid)
+            folder = Path(name)
+            if files is None:
+                files = render(await self._values(folder, "x" * 43))
+            else:
+                written = next((str(one) for one in self._tokens if f'"{one}"' in files["radiusd.conf"]), "")
+                files = {**files, "radiusd.conf": files["radiusd.conf"].replace(written, name)}
+            write_raddb(files, folder, owner=owner_of(who))
+            await check_folder(folder, who)
+        return {"ok": True, "user": who.name if who else "", "clients": files["clients.conf"].count("\nclient ")}
+
+    def _notes(self) -> str:
+        """What serves, but perhaps not as meant."""
+        notes = []
+        needs = needs_of(self._policy())
+        if self._policy() is None:
+            notes.append("no policy is published: every login is rejected")
+        if self._settings.fail_mode == "guest" and needs.guest_vlan is None:
+            notes.append("radius.fail_mode is guest but no policy names a guest VLAN: silence is a reject")
+        if not self._nas.clients() and not self._settings.radsec_host:
+            notes.append("no NAS may ask: appliance nas add")
+        return "; ".join(notes)
+
+    async def _values(self, folder: Path, token: str) -> RaddbValues:
+        settings, files, needs = self._settings, self._files(), needs_of(self._policy())
+        base, paths = files.decision_base(), {route.path for route in ROUTES if route.listener == "decision"}
+        radsec = None
+        if settings.radsec_host:
+            serials = await self._nas.live_certificates()
+            radsec = RadSec(
+                settings.radsec_host, files.infrastructure_ca_pem, files.origin, serials, settings.radsec_port
+            )
+        fail_mode = settings.fail_mode
+        if fail_mode == "guest" and needs.guest_vlan is None:
+            fail_mode = "closed"
+        libraries = _libraries()
+        return RaddbValues(
             directory=str(folder),
-            address=self._settings.host,
-            port=port,
-            decision_url=files.decision_url(),
+            address=settings.host,
+            more_addresses=settings.more_hosts,
+            port=self._port,
+            accounting_port=self._accounting_port,
+            library_directory=libraries,
+            decision_url=f"{base}/v1/decide",
+            failure_url=f"{base}{FAILURE_PATH}" if FAILURE_PATH in paths else "",
+            accounting_url=f"{base}{ACCOUNTING_PATH}" if ACCOUNTING_PATH in paths else "",
             decision_ca_pem=files.decision_ca_pem,
             token=token,
             certificate_chain_pem=files.certificate_chain_pem,
             key_pem=files.key_pem,
-            client_ca_pem=files.agents_ca_pem,
+            client_ca_pem=files.agents_ca_pem + (files.devices_ca_pem if needs.devices else ""),
             owner_id_oid=self._owner_id_oid,
             nas=[NasEntry(name, address, secret) for name, address, secret in self._nas.clients()],
-            tls_min=self._settings.tls_min,
-            tls_max=self._settings.tls_max,
-            fragment_bytes=self._settings.fragment_bytes,
-            session_seconds=max(1, int(self._settings.session_seconds)),
-            max_sessions=self._settings.max_sessions,
+            tls_min=settings.tls_min,
+            tls_max=settings.tls_max,
+            fragment_bytes=settings.fragment_bytes,
+            session_seconds=max(1, int(settings.session_seconds)),
+            max_sessions=settings.max_sessions,
+            fail_mode=fail_mode,
+            guest_vlan=needs.guest_vlan,
+            cache_seconds=settings.last_known_good_seconds,
+            radsec=radsec,
+            mac_bypass=needs.mac_bypass,
+            limit_proxy_state=_knows_limit_proxy_state(libraries),
         )
-        write_raddb(render(values), folder)
-        return {"folder": str(folder), "listen": f"{self._settings.host}:{port}", "clients": len(values.nas)}
 
 
-async def check_folder(folder: Path) -> dict[str, Any]:
-    """`freeradius -C` on a folder; raises FreeRadiusMissing or FreeRadiusRefused."""
-    process = await asyncio.create_subprocess_exec(
-        find_program(),
-        "-C",
-        "-X",
-        "-d",
-        str(folder),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+def _token_name(place: str) -> str:
+    return f"{TOKEN_NAME}-{sha256(place.encode()).hexdigest()[:8]}"
+
+
+def _libraries() -> str:
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), CHECK_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise FreeRadiusRefused("the configuration check did not end") from None
-    if process.returncode != 0:
-        raise FreeRadiusRefused(_last_word(output))
-    return {"ok": True, "folder": str(folder)}
+        return find_libraries()
+    except ApplianceError:
+        return "/usr/lib/freeradius"  # rendered here for another machine; the check says what is missing
 
 
-def _last_word(output: bytes) -> str:
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line or "ailed" in line]
-    return (errors or lines or ["no output"])[-1][:300]
+def _knows_limit_proxy_state(libraries: str) -> bool:
+    try:
+        return knows(find_program(), libraries, "limit_proxy_state")
+    except ApplianceError:
+        return False
 
 
-async def supervise(
-    folder: Path,
-    *,
-    on_ready: Callable[[], None],
-    restart: asyncio.Event | None = None,
-    on_line: Callable[[str], None] = lambda line: None,
+async def follow(
+    refresh: Callable[[], Any], reload: Callable[[], None], changed: asyncio.Event, *, settle: float, every: float
 ) -> None:
-    """Check and run FreeRADIUS on a folder until cancelled; when it dies it is started again, ever more slowly.
-
-    Setting `restart` starts it anew at once: it reads its clients only when it starts. `on_line` hears what it logs.
-    """
-    await check_folder(folder)
-    program, pause, wanted = find_program(), 1.0, restart or asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Render again when something changed, and now and then in any case; reload when that gave something new."""
     while True:
-        wanted.clear()
-        process = await asyncio.create_subprocess_exec(
-            *_ends_with_us(), program, "-f", "-l", "stdout", "-d", str(folder), stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        begun = loop.time()
-        following = asyncio.create_task(_follow(process, on_ready, on_line))
-        asked = asyncio.create_task(wanted.wait())
         try:
-            await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            asked.cancel()
-            await _stop(process)
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        if wanted.is_set():
-            _log.info("event=freeradius-restart why=configuration-changed")
-            continue
-        pause = 1.0 if loop.time() - begun > 60 else min(pause * 2, MAX_PAUSE_SECONDS)
-        _log.error("FreeRADIUS ended with status %s; it is started again in %.0f s", process.returncode, pause)
-        await asyncio.sleep(pause)
-
-
-def _ends_with_us() -> list[str]:
-    """Words before a command that make the kernel end it when we die, also by kill -9: it would hold the port."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
-
-
-async def _follow(
-    process: asyncio.subprocess.Process, on_ready: Callable[[], None], on_line: Callable[[str], None]
-) -> None:
-    assert process.stdout is not None
-    async for line in process.stdout:
-        if _READY in line:
-            on_ready()
-        text = line.decode("utf-8", "replace").rstrip()[:500]
-        _log.info("freeradius: %s", text)
-        on_line(text)
-    await process.wait()
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+            await asyncio.wait_for(changed.wait(), every)
+            await asyncio.sleep(settle)  # several NAS are often added one after the other
+        except TimeoutError:
+            pass
+        changed.clear()
+        if await refresh():
+            reload()

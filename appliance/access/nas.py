@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from appliance.access.session_changes import Target, profile_of
 from appliance.audit import Actor, AuditEvent, append
+from appliance.ca import revoke
 from appliance.errors import NotFound, RequestMalformed
 from appliance.store import nas
 from appliance.store.store import Store
-from appliance.store.transaction import Tx
+from appliance.store.transaction import OutboxRow, Tx
 from radius.clients import Nas, NasClient, NasTable
 from radius.nas_profiles import profile as check_profile
 
@@ -53,10 +54,24 @@ class NasService:
         self._ways: dict[str, _Way] = {}
         self._listeners: list[Callable[[], None]] = []
         self._uses_old: dict[str, dict[str, bool]] = {}
+        self._certificates: list[str] | None = None
 
     async def start(self) -> None:
         """Load the table; add() and remove() keep it right."""
+        self._store.subscribe(self._on_events)
         await self.reload()
+
+    async def live_certificates(self) -> list[str]:
+        """Serial numbers, hex, of the certificates that NAS may show over RadSec."""
+        if self._certificates is None:
+            found = await self._store.read(nas.live_certificates)
+            self._certificates = found
+            return found
+        return self._certificates
+
+    def _on_events(self, events: list[OutboxRow]) -> None:
+        if any(one.topic == "certificate" and one.body.get("profile") == nas.PROFILE for one in events):
+            self._certificates = None
 
     async def reload(self) -> None:
         """Read the NAS anew; the longest prefix comes first."""
@@ -188,12 +203,16 @@ class NasService:
         raise NotFound(f"there is no NAS named {name}")
 
     async def remove(self, name: str, actor: Actor) -> dict[str, Any]:
-        """Remove a NAS; its packets are dropped from now on."""
+        """Remove a NAS and revoke its certificates; its packets are dropped from now on."""
 
         def store(tx: Tx) -> None:
-            if not nas.remove(tx, name):
+            row = next((one for one in nas.every(tx) if one.name == name), None)
+            if row is None or not nas.remove(tx, name):
                 raise NotFound(f"there is no NAS named {name}")
             append(tx, AuditEvent("nas-removed", actor, object=name))
+            for certificate in nas.certificates_of(tx, row.id):
+                serial = int(certificate.serial, 16)
+                revoke(tx, certificate.issuer_aki, serial, reason="cessationOfOperation", actor=actor)
 
         await self._store.write(store)
         await self.reload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,19 +35,80 @@ def radius_check(
 def radius_run(
     folder: Annotated[Path | None, typer.Option("--dir", help="Where to render; default: HOME/radius.")] = None,
 ) -> None:
-    """Render, check, start and supervise FreeRADIUS in the foreground; SIGTERM stops it."""
-    from appliance.access.freeradius import supervise
+    """Render, check, start and supervise FreeRADIUS in the foreground; SIGTERM stops it.
+
+    It follows the appliance: when NAS, their certificates, the policy or our own certificates change, FreeRADIUS gets a
+    new configuration, checked before, and a restart.
+    """
+    from appliance.access.raddb_folder import default_folder, run_as
+    from appliance.access.remote import RADDB, SITE_FILE, Remote
+    from appliance.access.running import run_here
+    from appliance.home import is_locked
     from appliance.log import set_up_logging
     from appliance.signals import until_signalled
 
-    set_up_logging(loaded().settings.log)
-    rendered = ask("radius.render", folder=str((folder or loaded().settings.home / "radius").absolute()))
+    settings = loaded().settings
+    set_up_logging(settings.log)
+    if folder is not None and (folder / SITE_FILE).exists():  # a machine that was enrolled
+        remote = Remote(folder.absolute())
+        site, place = remote.site, folder.absolute() / RADDB
+        who = run_as(site.user)
+        rendered = {"listen": f"{site.host}:{site.port}", "folder": str(place)}
+        refresh: Callable[[], bool] = remote.refresh
+        every = 15.0
+    else:
+        who = run_as(settings.radius.user)
+        place = (folder or default_folder(settings.home, who)).absolute()
+        rendered = ask("radius.render", folder=str(place))
+        every = 5.0
+
+        def refresh() -> bool:
+            return is_locked(settings.home) and bool(ask("radius.refresh", folder=str(place))["changed"])
 
     def ready() -> None:
         event = {"event": "ready", "radius": rendered["listen"], "folder": rendered["folder"]}
         print(json.dumps(event) if invocation().output == "json" else f"ready: {rendered['listen']}", flush=True)
 
-    asyncio.run(until_signalled(supervise(Path(rendered["folder"]), on_ready=ready)))
+    asyncio.run(until_signalled(run_here(place, who, on_ready=ready, refresh=refresh, every=every)))
+
+
+@radius.command("enroll")
+def radius_enroll(
+    url: Annotated[str, typer.Argument(help="The appliance's device port, https://HOST:PORT.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Where this RADIUS server keeps everything.")],
+    fingerprint: Annotated[str, typer.Option(help="SHA-256 of the appliance's root certificate, hex.")],
+    secret_file: Annotated[Path | None, typer.Option(help="File with NAME:SECRET; only the first time.")] = None,
+    decision: Annotated[str, typer.Option(help="Decision port; default: port 8444 of the same host.")] = "",
+) -> None:
+    """Make this machine a RADIUS server of an appliance elsewhere; may be repeated. Then: radius run --dir DIR.
+
+    Where FreeRADIUS listens here is said by this machine's own settings: radius.host, port, accounting_port,
+    radsec_host, user.
+    """
+    from appliance.access.remote import Remote, Site, write_site
+
+    settings = loaded().settings.radius
+    host, _, _ = url.removesuffix("/").rpartition(":")
+    site = Site(
+        url=url,
+        decision=decision or f"{host}:8444",
+        fingerprint=fingerprint.replace(":", "").lower(),
+        host=settings.host,
+        port=settings.port or 1812,
+        accounting_port=settings.accounting_port or 1813,
+        radsec_host=settings.radsec_host,
+        user=settings.user,
+    )
+    write_site(folder.absolute(), site)
+    remote = Remote(folder.absolute())
+
+    async def work() -> dict[str, object]:
+        enrolled = await remote.enroll(read_text(secret_file).strip() if secret_file else "")
+        renewed = not enrolled and await remote.renew()
+        changed = await remote.fetch()
+        return {"folder": str(remote.folder), "enrolled": enrolled, "renewed": renewed, "changed": changed}
+
+    show(asyncio.run(work()))
 
 
 @nas.command("add")
@@ -102,8 +164,20 @@ def nas_list() -> None:
 
 @nas.command("remove")
 def nas_remove(name: str) -> None:
-    """Let a NAS ask no more."""
+    """Let a NAS ask no more, and revoke its certificates."""
     show(ask("nas.remove", name=name))
+
+
+@nas.command("certify")
+def nas_certify(
+    name: str,
+    csr: Annotated[Path, typer.Option(help="The NAS's certification request, PEM.")],
+    out: Annotated[Path, typer.Option(help="Where its certificate and issuing CA go, PEM.")],
+) -> None:
+    """Give a NAS a certificate for RadSec; revoke it by `certs revoke`."""
+    issued = ask("nas.certify", name=name, csr_pem=read_text(csr))
+    out.write_text(issued.pop("pem"), encoding="ascii")
+    show({**issued, "file": str(out)})
 
 
 @sessions.command("list")

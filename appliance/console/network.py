@@ -11,6 +11,7 @@ from appliance.access.explaining import Explainer, outcome
 from appliance.access.freeradius import FreeRadius
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
+from appliance.access.nas_certificates import NasCertificates
 from appliance.access.policies import PolicyService
 from appliance.access.sessions import SessionService, SessionUnknown, as_json
 from appliance.audit import Actor
@@ -82,8 +83,9 @@ class PolicyOperations:
 class NasOperations:
     """appliance nas ..."""
 
-    def __init__(self, nas: NasService, actor: Actor) -> None:
+    def __init__(self, nas: NasService, certificates: NasCertificates, actor: Actor) -> None:
         self._nas = nas
+        self._certificates = certificates
         self._actor = actor
 
     async def add(
@@ -108,6 +110,9 @@ class NasOperations:
 
     async def remove(self, name: str) -> dict[str, Any]:
         return await self._nas.remove(name, self._actor)
+
+    async def certify(self, name: str, csr_pem: str) -> dict[str, Any]:
+        return await self._certificates.certify(name, csr_pem, self._actor)
 
 
 class SessionOperations:
@@ -201,5 +206,8 @@ class RadiusOperations:
     async def render(self, folder: str) -> dict[str, Any]:
         return await self._freeradius.render(Path(folder), self._actor)
 
+    async def refresh(self, folder: str) -> dict[str, Any]:
+        return {"changed": await self._freeradius.refresh(Path(folder), self._actor)}
+
     async def check(self, folder: str = "") -> dict[str, Any]:
-        return await self._freeradius.check(Path(folder) if folder else None, self._actor)
+        return await self._freeradius.check(Path(folder) if folder else None)

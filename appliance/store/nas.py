@@ -8,13 +8,18 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
+from appliance.store.schema import certificates, radius_servers
 from appliance.store.schema import nas as table
-from appliance.store.schema import radius_servers
+from appliance.store.statements import Row
 from appliance.store.transaction import Tx
 
 TOPIC = "nas"
 DEFAULT_PROFILE = "generic-disconnect"
 DEFAULT_COA_PORT = 3799
+PROFILE = "nas"
+"""Profile of the certificates that NAS show over RadSec."""
+SITE = "radius-site"
+"""Profile of the certificates of RADIUS servers on other machines."""
 
 _INSERT = insert(table)
 _ALL = select(table).order_by(table.c.name)
@@ -36,6 +41,30 @@ _DELETE = delete(table).where(table.c.name == bindparam("key"))
 _ADD_SERVER = insert(radius_servers)
 _DROP_SERVER = delete(radius_servers).where(radius_servers.c.name == bindparam("key"))
 _SERVERS = select(radius_servers).order_by(radius_servers.c.name)
+_OF_ONE = (
+    select(certificates)
+    .where(
+        certificates.c.profile == PROFILE,
+        certificates.c.subject_id.like(bindparam("named")),
+        certificates.c.state != "revoked",
+        certificates.c.not_after > bindparam("at"),
+    )
+    .order_by(certificates.c.id)
+)
+_LIVE = (
+    select(certificates.c.serial, certificates.c.subject_id)
+    .where(
+        certificates.c.profile == bindparam("kind"),
+        certificates.c.state == "issued",
+        certificates.c.not_after > bindparam("at"),
+    )
+    .order_by(certificates.c.id)
+)
+_ISSUED_FOR = select(certificates.c.der).where(
+    certificates.c.profile == bindparam("kind"),
+    certificates.c.csr_sha256 == bindparam("asked"),
+    certificates.c.state == "issued",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +167,24 @@ def put_server(tx: Tx, id_: str, name: str, token_sha256: bytes) -> None:
 def servers(tx: Tx) -> list[RadiusServerRow]:
     """RADIUS servers that have a token."""
     return [RadiusServerRow(row.name, row.token_sha256) for row in tx.all(_SERVERS)]
+
+
+def live_certificates(tx: Tx) -> list[str]:
+    """Serial numbers, hex, of the certificates that NAS may show now."""
+    return [row.serial for row in live_rows(tx, profile=PROFILE)]
+
+
+def live_rows(tx: Tx, *, profile: str) -> list[Row]:
+    """serial and subject_id of the certificates of a profile that are issued and not expired."""
+    return tx.all(_LIVE, {"kind": profile, "at": tx.now})
+
+
+def issued_for(tx: Tx, *, profile: str, csr_sha256: str) -> bytes | None:
+    """The certificate that was issued for this very request, DER."""
+    found: bytes | None = tx.scalar(_ISSUED_FOR, {"kind": profile, "asked": csr_sha256})
+    return found
+
+
+def certificates_of(tx: Tx, id_: str) -> list[Row]:
+    """Certificate rows of one NAS that are neither revoked nor expired."""
+    return tx.all(_OF_ONE, {"named": f"%/nas/{id_}", "at": tx.now})

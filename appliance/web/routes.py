@@ -175,6 +175,7 @@ ROUTES: tuple[Route, ...] = (
     Route("decision", "POST", "/v1/decide", "access.decide", "token", _JSON, 64 * KiB, "none", 2),
     Route("decision", "POST", "/radius/failure", "access.fail", "token", _JSON, 64 * KiB, "none", 2),
     Route("decision", "POST", "/radius/accounting", "access.accounting", "token", _JSON, 64 * KiB, "none", 5),
+    Route("decision", "GET", "/v1/radius/configuration", "radius.configuration", "certificate", _ANY, 0, "none", 10),
     Route("decision", "GET", "/healthz", "health.healthz", "anyone", _ANY, 0, "none", 2),
     Route("pki", "GET", "/crl/{role}.crl", "pki.crl", "anyone", _ANY, 0, "none", 10),
     Route("pki", "GET", "/ca/{role}.cer", "pki.ca", "anyone", _ANY, 0, "none", 10),

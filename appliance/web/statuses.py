@@ -426,6 +426,7 @@ APPLIANCE = {
     "backup-malformed": 400,
     "freeradius-missing": 503,
     "freeradius-refused": 500,
+    "site-not-usable": 502,
     "operation-refused": 409,
     "appliance-unreachable": 503,
     "file-unreadable": 400,

@@ -1,0 +1,201 @@
+"""FreeRADIUS as our child: checked before every start, started again when it dies, put back when it does not come up.
+
+What was running last without complaint is kept beside the configuration. A configuration that FreeRADIUS takes in its
+check and then does not come up with (a port is taken, an address is gone) is replaced by that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from appliance.access.raddb_folder import (
+    LAST_GOOD,
+    FreeRadiusRefused,
+    RunAs,
+    check_reachable,
+    find_program,
+    in_words,
+    own_folder,
+    owner_of,
+    redacted,
+    secrets_in,
+)
+from radius.render import read_raddb, write_raddb
+
+_log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 20.0
+READY_SECONDS = 20.0
+STOP_SECONDS = 10.0
+MAX_PAUSE_SECONDS = 30.0
+STEADY_SECONDS = 60.0
+_READY = b"Ready to process requests"
+_KEPT_LINES = 50
+
+
+async def check_folder(folder: Path, who: RunAs | None = None) -> dict[str, Any]:
+    """FreeRADIUS' own check of a folder, as the user that will run it; raises FreeRadiusMissing, FreeRadiusRefused."""
+    check_reachable(folder, who)
+    # not -X, which turns threads off and so refuses RadSec
+    process = await asyncio.create_subprocess_exec(
+        find_program(), "-C", "-xx", "-l", "stdout", "-d", str(folder),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, **_as(who),
+    )  # fmt: skip
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), CHECK_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise FreeRadiusRefused("the configuration check did not end") from None
+    if process.returncode != 0:
+        text = output.decode("utf-8", "replace")
+        raise FreeRadiusRefused(redacted(in_words(text), secrets_in(_files(folder))))
+    return {"ok": True, "folder": str(folder)}
+
+
+class Supervisor:
+    """Runs FreeRADIUS on a folder; `on_ready` hears of every time that it serves, `on_line` gets its log lines."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        who: RunAs | None = None,
+        on_ready: Callable[[], None],
+        on_line: Callable[[str], None] | None = None,
+        ready_seconds: float = READY_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._who = who
+        self._on_ready = on_ready
+        self._on_line = on_line
+        self._ready_seconds = ready_seconds
+        self._wanted = asyncio.Event()
+        self._secrets: frozenset[str] = frozenset()
+        self._last: list[str] = []
+        self.rollbacks = 0
+        self.pid = 0
+
+    def reload(self) -> None:
+        """Start FreeRADIUS anew on what the folder holds now: it reads its configuration only when it starts."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises FreeRadiusMissing, and FreeRadiusRefused when not even a last good folder serves."""
+        try:
+            await check_folder(self._folder, self._who)
+        except FreeRadiusRefused as refused:
+            if not self._go_back(refused.detail):
+                raise
+            await check_folder(self._folder, self._who)
+        pause, loop = 1.0, asyncio.get_running_loop()
+        while True:
+            self._wanted.clear()
+            begun = loop.time()
+            served = await self._serve()
+            if self._wanted.is_set():
+                _log.info("event=freeradius-restart why=configuration-changed")
+                continue
+            if not served and self._go_back(in_words("\n".join(self._last))):
+                continue
+            pause = 1.0 if loop.time() - begun > STEADY_SECONDS else min(pause * 2, MAX_PAUSE_SECONDS)
+            _log.error("event=freeradius-ended again_in=%.0fs why=%r", pause, in_words("\n".join(self._last)))
+            await asyncio.sleep(pause)
+
+    async def _serve(self) -> bool:
+        """One life of FreeRADIUS, until it ends or a reload is asked for; whether it came to serving."""
+        files = _files(self._folder)
+        self._secrets = secrets_in(files)
+        self._last = []
+        process = await asyncio.create_subprocess_exec(
+            *_ends_with_us(), find_program(), "-f", "-l", "stdout", "-d", str(self._folder),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, **_as(self._who),
+        )  # fmt: skip
+        self.pid = process.pid
+        ready = asyncio.Event()
+        following = asyncio.create_task(self._follow(process, ready))
+        asked = asyncio.create_task(self._wanted.wait())
+        serving = asyncio.create_task(ready.wait())
+        try:
+            await asyncio.wait(
+                (following, asked, serving), timeout=self._ready_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ready.is_set():
+                self._keep(files)
+                self._on_ready()
+                await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
+            return ready.is_set()
+        finally:
+            asked.cancel()
+            serving.cancel()
+            await _stop(process)
+            following.cancel()
+            await asyncio.gather(following, asked, serving, return_exceptions=True)
+
+    async def _follow(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line beyond all bounds
+                continue
+            if not line:
+                break
+            if _READY in line:
+                ready.set()
+            shown = redacted(line.decode("utf-8", "replace").rstrip(), self._secrets)
+            self._last = [*self._last[-_KEPT_LINES:], shown]
+            _log.info("freeradius: %s", shown)
+            if self._on_line is not None:
+                self._on_line(shown)
+        await process.wait()
+
+    def _keep(self, files: dict[str, str]) -> None:
+        own_folder(self._folder / LAST_GOOD, self._who)
+        write_raddb(files, self._folder / LAST_GOOD, owner=owner_of(self._who))
+
+    def _go_back(self, why: str) -> bool:
+        """Put the last good configuration in place of one that does not serve; whether there was another one."""
+        kept = _files(self._folder / LAST_GOOD)
+        if not kept or kept == _files(self._folder):
+            return False
+        _log.error("event=freeradius-rolled-back why=%r", why)
+        write_raddb(kept, self._folder, owner=owner_of(self._who))
+        self.rollbacks += 1
+        return True
+
+
+def _files(folder: Path) -> dict[str, str]:
+    try:
+        return read_raddb(folder)
+    except OSError:
+        return {}
+
+
+def _as(who: RunAs | None) -> dict[str, Any]:
+    """Words of subprocess that leave root and all its groups behind."""
+    return {} if who is None else {"user": who.uid, "group": who.gid, "extra_groups": [], "umask": 0o027}
+
+
+def _ends_with_us() -> list[str]:
+    """Words before a command that make the kernel end it when we die, also by kill -9: it would hold the port."""
+    setpriv = shutil.which("setpriv")
+    more = ["--no-new-privs"] if os.geteuid() == 0 else []
+    return [setpriv, "--pdeathsig", "TERM", *more] if setpriv else []
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

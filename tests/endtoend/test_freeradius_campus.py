@@ -1,0 +1,166 @@
+"""A whole appliance that runs FreeRADIUS itself: NAS by secret and by certificate, and what follows a change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from appliance.access.raddb_folder import default_folder, run_as
+from est import csr
+from lab.supplicant import Outcome, authenticate
+from tests.campus import NAS_SECRET, Campus
+from tests.endtoend.test_network_side import request_credential, values_of
+from tests.interop.radius_tools import RadSecWire, free_tcp_port, free_udp_port, need_freeradius
+
+pytestmark = [pytest.mark.lab, pytest.mark.interop, pytest.mark.xdist_group("freeradius-campus")]
+
+
+@dataclass
+class Site:
+    campus: Campus
+    agent: Path
+    radius: tuple[str, int]
+    radsec_port: int
+    folder: Path
+
+    async def log_in(self, secret: bytes = NAS_SECRET.encode(), **more: Any) -> Outcome:
+        block = values_of((self.agent / "wpa_supplicant.conf").read_text())
+        return await authenticate(
+            *self.radius, secret, identity=block["identity"],
+            certificate_chain_pem=Path(block["client_cert"]).read_bytes(),
+            key_pem=Path(block["private_key"]).read_bytes(), ca_pem=Path(block["ca_cert"]).read_bytes(),
+            server_name=block["domain_match"], **more,
+        )  # fmt: skip
+
+    async def over_tls(self, certificate: Path, version: str) -> Outcome:
+        root = (self.campus.home / "certificates" / "root.pem").read_text()
+        try:
+            wire = await RadSecWire.open_files(
+                self.radsec_port, certificate, self.folder / "nas.key", root, "radius.campus.example", version
+            )
+        except OSError:
+            return Outcome("timeout")
+        try:
+            return await self.log_in(RadSecWire.SECRET, wire=wire, seconds=1.0)
+        finally:
+            await wire.close()
+
+    async def until(self, wanted: Callable[[Outcome], bool], ask: Callable[[], Any], seconds: float = 5.0) -> Outcome:
+        deadline = time.monotonic() + seconds
+        while True:
+            outcome: Outcome = await ask()
+            if wanted(outcome):
+                return outcome
+            assert time.monotonic() < deadline, outcome
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    need_freeradius()
+    folder = tmp_path_factory.mktemp("site")
+    campus = template.copy(folder / "campus")
+    port, radsec_port = free_udp_port(), free_tcp_port()
+    campus.start(
+        "radius.engine=freeradius", f"radius.port={port}", f"radius.accounting_port={free_udp_port()}",
+        "radius.radsec_host=127.0.0.1", f"radius.radsec_port={radsec_port}", "radius.fail_mode=guest",
+    )  # fmt: skip
+    campus.start_proxy()
+    yield Site(campus, request_credential(campus, folder / "agent"), ("127.0.0.1", port), radsec_port, folder)
+    campus.close()
+
+
+def request_of(key: ec.EllipticCurvePrivateKey) -> bytes:
+    der = csr.build(subject=x509.Name([]), key=key)
+    return x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+
+
+def test_a_nas_gets_a_certificate_logs_agents_in_over_tls_and_is_shut_out_by_its_revocation(site: Site) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (site.folder / "nas.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (site.folder / "nas.csr").write_bytes(request_of(key))
+    certificate = site.folder / "nas.pem"
+    assert site.campus.cli("nas", "certify", "nowhere", "--csr", site.folder / "nas.csr", "--out", certificate).status
+    assert site.campus.cli("nas", "add", "hall", "192.0.2.77").status == 0
+    done = site.campus.cli("nas", "certify", "hall", "--csr", site.folder / "nas.csr", "--out", certificate)
+    assert done.status == 0, done.err
+    issued = x509.load_pem_x509_certificate(certificate.read_bytes())
+    assert issued.subject.rfc4514_string() == "CN=hall"
+
+    async def act() -> None:
+        for version in ("1.2", "1.3"):
+            outcome = await site.until(lambda one: one.code == "accept", lambda: site.over_tls(certificate, version))
+            assert outcome.vlan == "20"
+        (row,) = site.campus.cli("access", "log", "--limit", "1").json
+        assert row["nas"] == "hall"
+        revoked = site.campus.cli("certs", "revoke", done.json["serial"], "--issuer", "infrastructure")
+        assert revoked.status == 0, revoked.err
+        for version in ("1.2", "1.3"):
+            await site.until(lambda one: one.code == "timeout", lambda: site.over_tls(certificate, version))
+
+    asyncio.run(act())
+    (audited,) = site.campus.cli("audit", "list", "--event", "infrastructure-certificate-issued").json
+    assert audited["object"] == done.json["serial"]
+
+
+def test_a_nas_whose_secret_changes_is_followed_without_a_restart_of_the_appliance(site: Site) -> None:
+    secret = "another-secret-of-some-length-0123"
+    (site.folder / "secret").write_text(secret)
+    (site.folder / "old-secret").write_text(NAS_SECRET)
+    (old,) = [row for row in site.campus.cli("nas", "list").json if row["address"].startswith("127.")]
+
+    def replace(file: str) -> None:
+        assert site.campus.cli("nas", "remove", old["name"]).status == 0
+        added = site.campus.cli("nas", "add", old["name"], old["address"], "--secret-file", site.folder / file)
+        assert added.status == 0, added.err
+
+    async def act() -> None:
+        assert (await site.log_in()).vlan == "20"
+        replace("secret")
+        await site.until(lambda one: one.code == "accept", lambda: site.log_in(secret.encode(), seconds=1.0))
+        assert (await site.log_in(seconds=1.0)).code in ("timeout", "broken")
+        replace("old-secret")
+        await site.until(lambda one: one.code == "accept", lambda: site.log_in(seconds=1.0))
+
+    asyncio.run(act())
+
+
+def test_a_policy_with_another_guest_vlan_is_rendered(site: Site) -> None:
+    """The fail mode is guest here, so that the policy's guest VLAN stands in the configuration."""
+
+    def rendered() -> str:
+        folder = default_folder(site.campus.home, run_as("freerad"))
+        return (folder / "sites-enabled" / "check-eap-tls").read_text()
+
+    assert 'Tunnel-Private-Group-Id := "99"' in rendered()
+    policy = site.campus.cli("policy", "show").json["text"]
+    (site.folder / "policy").write_text(policy.replace("99", "98"))
+    assert site.campus.cli("policy", "publish", site.folder / "policy").status == 0
+    deadline = time.monotonic() + 5
+    while 'Tunnel-Private-Group-Id := "98"' not in rendered():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_check_says_what_it_looked_at(site: Site) -> None:
+    done = site.campus.cli("radius", "check")
+    assert done.status == 0, done.err
+    assert done.json["ok"] and done.json["notes"] == "" and done.json["clients"] >= 1
+
+
+def test_secrets_are_not_in_the_log(site: Site) -> None:
+    log = (site.campus.folder / "logs").rglob("*") if (site.campus.folder / "logs").is_dir() else []
+    for path in log:
+        text = path.read_text(errors="replace")
+        assert NAS_SECRET not in text
+    assert json.dumps(site.campus.cli("nas", "list").json).find(NAS_SECRET) == -1

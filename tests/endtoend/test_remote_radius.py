@@ -1,0 +1,301 @@
+"""A RADIUS server on another machine: another network namespace and folder, and nothing shared but the cable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from appliance.access.remote import Remote
+from appliance.clock import SystemClock
+from appliance.hierarchy import certificate_file, key_file
+from appliance.initialise import initialise
+from appliance.keys import read_key
+from appliance.store import certificates
+from appliance.store.agents import REGISTERED, Agent
+from appliance.store.agents import add as add_agent
+from appliance.store.owners import ACTIVE, Owner
+from appliance.store.owners import add as add_owner
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+from est import csr, profiles
+from est.chains import ski_of
+from est.keys import spki_sha256
+from est.signer import KeySigner
+from lab.supplicant import Outcome, authenticate
+from tests.campus import NAS_SECRET, ORIGIN, Ran, appliance, environment, run_here
+from tests.interop.radius_tools import free_tcp_port, need_freeradius
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.interop,
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make another machine"),
+]
+HERE, THERE = "192.0.2.1", "192.0.2.2"
+POLICY = """
+version = 1
+[vlans]
+research = 20
+guest = 99
+[[rule]]
+name = "research"
+department = "R&D"
+vlan = "research"
+"""
+
+
+@dataclass
+class Machines:
+    """The appliance's home and ports, the other machine's namespace and folder, and an agent's files."""
+
+    home: Path
+    there: Path
+    namespace: str
+    device_port: int
+    decision_port: int
+    fingerprint: str
+    agent_pem: bytes = b""
+    agent_key: bytes = b""
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def cli(self, *words: str | Path) -> Ran:
+        return run_here(*words, "--home", self.home, "-o", "json")
+
+    def over_there(self, *words: str | Path) -> Ran:
+        command = ["ip", "netns", "exec", self.namespace, sys.executable, "-m", "appliance", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def enroll(self, *more: str | Path) -> Ran:
+        return self.over_there(
+            "radius", "enroll", f"https://{HERE}:{self.device_port}", "--decision",
+            f"https://{HERE}:{self.decision_port}", "--dir", self.there, "--fingerprint", self.fingerprint,
+            "--set", f"radius.host={THERE}", "-o", "json", *more,
+        )  # fmt: skip
+
+    def start(self, *words: str | Path, there: bool = False) -> subprocess.Popen[str]:
+        before = ["ip", "netns", "exec", self.namespace] if there else []
+        process = subprocess.Popen(
+            [*before, sys.executable, "-m", "appliance", *map(str, words), "-o", "json"],
+            stdout=subprocess.PIPE, stderr=(self.home.parent / f"{len(self.processes)}.log").open("w"), text=True,
+            env=environment(),
+        )  # fmt: skip
+        self.processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert '"ready"' in line, [path.read_text()[-3000:] for path in self.home.parent.glob("*.log")]
+        return process
+
+    def decide(
+        self, files: tuple[Path, Path] | None, token: str, method: str = "POST", path: str = "/v1/decide"
+    ) -> int:
+        """The status of a call of the decision port with this certificate and token; 0 where TLS refuses."""
+        context = ssl.create_default_context(cafile=str(certificate_file(self.home, "root")))
+        if files is not None:
+            context.load_cert_chain(*files)
+        connection = http.client.HTTPSConnection(HERE, self.decision_port, context=context, timeout=5)
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        try:
+            connection.request(method, path, b"{}" if method == "POST" else None, headers)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    async def log_in(self) -> Outcome:
+        return await authenticate(
+            THERE, 1812, NAS_SECRET.encode(), identity="x", certificate_chain_pem=self.agent_pem,
+            key_pem=self.agent_key, ca_pem=certificate_file(self.home, "root").read_bytes(),
+            server_name="radius.campus.example", seconds=3,
+        )  # fmt: skip
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    need_freeradius()
+    tag = secrets.token_hex(3)
+    namespace, ours, theirs = f"radius-{tag}", f"ra{tag}", f"rb{tag}"
+    with tempfile.TemporaryDirectory(prefix="remote-radius-") as name:
+        Path(name).chmod(0o711)
+        home = Path(name) / "home"
+        _ip("netns", "add", namespace)
+        try:
+            _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", namespace)
+            for words in (
+                ("address", "add", f"{HERE}/30", "dev", ours), ("link", "set", ours, "up"),
+                ("-n", namespace, "address", "add", f"{THERE}/30", "dev", theirs),
+                ("-n", namespace, "link", "set", theirs, "up"), ("-n", namespace, "link", "set", "lo", "up"),
+            ):  # fmt: skip
+                _ip(*words)
+            device, decision = free_tcp_port(), free_tcp_port()
+            initialise(
+                home, SystemClock(), trust_domain="campus.example", organization="Campus",
+                assignments=(
+                    f"web.host={HERE}", f"web.decision_host={HERE}", f"web.names={HERE},127.0.0.1",
+                    f"web.device_port={device}", f"web.decision_port={decision}", f"web.pki_port={free_tcp_port()}",
+                    f"web.console_port={free_tcp_port()}", "registrar.announce=false", "radius.engine=none",
+                ),
+            )  # fmt: skip
+            root = x509.load_pem_x509_certificate(certificate_file(home, "root").read_bytes())
+            digest = hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest()
+            made = Machines(home, Path(name) / "there", namespace, device, decision, digest)
+            _admit_agent(made)
+            yield made
+            for process in reversed(made.processes):
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(15)
+                process.kill()
+                if process.stdout is not None:
+                    process.stdout.close()
+        finally:
+            _ip("netns", "delete", namespace)
+
+
+def _admit_agent(machines: Machines) -> None:
+    """An agent with its owner and credential in the store, as issuance would have left them."""
+    home = machines.home
+    ca = x509.load_pem_x509_certificates(certificate_file(home, "agents").read_bytes())[0]
+    signer = KeySigner(read_key(key_file(home, "agents"), (home / "passphrase").read_bytes().strip()))
+    agent, owner = f"{ORIGIN}/agent/{uuid.uuid4()}", f"{ORIGIN}/owner/{uuid.uuid4()}"
+    now, key = datetime.now(UTC).replace(microsecond=0), ec.generate_private_key(ec.SECP256R1())
+    serial = secrets.randbits(126)
+    terms = profiles.Terms.under(ca, serial=serial, not_before=now, not_after=now + timedelta(hours=1))
+    text = owner.encode()
+    extension = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.3.6.1.4.1.32473.2026.1.2"), bytes([0x16, len(text)]) + text
+    )
+    shape = profiles.agent(
+        terms, profiles.name("agent"), key.public_key(), identifier=agent, extra_extensions=[(extension, False)]
+    )
+    tbs = profiles.to_be_signed(shape, issuer_key=signer.public_key())
+    der = profiles.assemble(tbs, signer.sign(tbs), signer.public_key())
+    leaf = x509.load_der_x509_certificate(der)
+
+    def write(tx: Tx) -> None:
+        add_owner(tx, Owner(str(uuid.uuid4()), owner, "alice", "Alice", "person", "R&D", ACTIVE, tx.now, tx.now))
+        add_agent(tx, Agent(str(uuid.uuid4()), agent, owner, f"{ORIGIN}/proxy/p", secrets.token_urlsafe(32), "",
+                            REGISTERED, tx.now, tx.now))  # fmt: skip
+        columns = {"profile": "agent", "subject_id": agent, "agent_id": agent, "owner_id": owner,
+                   "model": "agent-mediated", "txn": "t"}  # fmt: skip
+        row = certificates.Pending("agents", ski_of(ca) or b"", serial, hashlib.sha256(tbs).digest(),
+                                   spki_sha256(leaf), now, now + timedelta(hours=1), columns)  # fmt: skip
+        certificates.issue(tx, certificates.add(tx, row), der, hashlib.sha256(der).digest())
+
+    async def store() -> None:
+        opened = Store.open(f"sqlite:///{home / 'appliance.db'}", SystemClock())
+        try:
+            await opened.write(write)
+        finally:
+            opened.close()
+
+    asyncio.run(store())
+    machines.agent_pem = leaf.public_bytes(Encoding.PEM) + ca.public_bytes(Encoding.PEM)
+    machines.agent_key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(machines: Machines) -> None:
+    (machines.home.parent / "policy").write_text(POLICY)
+    (machines.home.parent / "nas-secret").write_text(NAS_SECRET)
+    secret_file = machines.home.parent / "secret"
+    machines.start("run", "--home", machines.home)
+    assert machines.cli("policy", "publish", machines.home.parent / "policy").status == 0
+    added = machines.cli("nas", "add", "hall", HERE, "--secret-file", machines.home.parent / "nas-secret")
+    assert added.status == 0, added.err
+    made = machines.cli("est", "secret", "new", "--for", "north", "--label", "radius")
+    assert made.status == 0, made.err
+
+    # not without the secret, not to a stranger's fingerprint, not with a wrong secret
+    assert machines.enroll().status == 1
+    secret_file.write_text("north:wrong-secret-0123456789")
+    secret_file.chmod(0o600)
+    refused = machines.enroll("--secret-file", secret_file)
+    assert refused.status == 1 and "401" in refused.err
+    secret_file.write_text(f"north:{made.json['secret']}")
+    done = machines.enroll("--secret-file", secret_file)
+    assert done.status == 0, done.err
+    assert done.json["enrolled"] and done.json["changed"]
+    again = machines.enroll()
+    assert again.status == 0, again.err
+    assert again.json == {"folder": str(machines.there), "enrolled": False, "renewed": False, "changed": False}
+    other = machines.enroll("--fingerprint", "00" * 32)
+    assert other.status == 1 and "another appliance" in other.err
+
+    own = x509.load_pem_x509_certificate((machines.there / "own.pem").read_bytes())
+    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"{ORIGIN}/radius/north"]
+    assert names.get_values_for_type(x509.DNSName) == ["radius.campus.example"]
+    assert not any(path.stat().st_mode & 0o007 for path in machines.there.rglob("*") if path.is_file())
+
+    machines.start("radius", "run", "--dir", machines.there, there=True)
+    outcome = asyncio.run(machines.log_in())
+    assert (outcome.code, outcome.vlan) == ("accept", "20")
+    (row,) = machines.cli("access", "log", "--limit", "1").json
+    assert (row["nas"], row["verdict"]) == ("hall", "accept")
+
+    # its token is worth nothing with another certificate of the same CA, nor its certificate without a token
+    token = json.loads((machines.there / "configuration.json").read_text())["values"]["token"]
+    nas_key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.load_der_x509_csr(csr.build(subject=x509.Name([]), key=nas_key))
+    (machines.home.parent / "nas.csr").write_bytes(request.public_bytes(Encoding.PEM))
+    nas = machines.home.parent / "nas.pem"
+    assert machines.cli("nas", "certify", "hall", "--csr", machines.home.parent / "nas.csr", "--out", nas).status == 0
+    nas.write_bytes(nas.read_bytes() + nas_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    mine = (machines.there / "own.pem", machines.there / "own.key")
+    for files, offered, status in ((mine, token, 200), (mine, "", 401), ((nas, nas), token, 403), (None, token, 0)):
+        assert machines.decide(files, offered) == status
+    assert machines.decide((nas, nas), token, "GET", "/v1/radius/configuration") == 403
+
+    # a renewal there, with a new key, is served at once
+    async def renew() -> None:
+        remote = Remote(machines.there)
+        assert await remote.renew(datetime.now(UTC) + timedelta(days=300))
+        assert await remote.fetch()
+
+    asyncio.run(renew())
+    newer = x509.load_pem_x509_certificate((machines.there / "own.pem").read_bytes())
+    assert newer.public_key() != own.public_key()
+    assert asyncio.run(machines.log_in()).code == "accept"
+
+    # whoever is revoked gets no decision any more, whatever its token
+    for certificate in (own, newer):
+        done = machines.cli("certs", "revoke", f"{certificate.serial_number:x}", "--issuer", "infrastructure")
+        assert done.status == 0, done.err
+    deadline = time.monotonic() + 5
+    while (outcome := asyncio.run(machines.log_in())).code != "reject":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    refused = machines.enroll()
+    assert refused.status == 1 and "403" in refused.err
+    log = machines.cli("audit", "list", "--event", "infrastructure-certificate-issued").json
+    assert len(log) == 3 and all(json.dumps(entry).find(made.json["secret"]) < 0 for entry in log)
+
+
+def test_the_command_line_of_a_machine_that_is_not_enrolled_says_how(tmp_path: Path) -> None:
+    done = appliance("radius", "enroll", "http://nowhere", "--dir", tmp_path / "x", "--fingerprint", "00" * 32)
+    assert done.status == 1 and done.err.count("\n") == 1 and "Traceback" not in done.err

@@ -1,0 +1,221 @@
+"""FreeRADIUS as our child: its own user, restarts, the way back to what served last, words instead of riddles."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from appliance.access.raddb_folder import (
+    FreeRadiusRefused,
+    RunAs,
+    check_reachable,
+    in_words,
+    knows,
+    owner_of,
+    redacted,
+    run_as,
+    secrets_in,
+)
+from appliance.access.supervisor import Supervisor, check_folder
+from lab.supplicant import authenticate
+from radius.render import render, write_raddb
+from tests.interop.radius_tools import (
+    LIBRARIES,
+    TOKEN,
+    decision_service,
+    free_udp_port,
+    need_freeradius,
+    raddb_values,
+)
+from tests.radius.world import SECRET, Desk, campus, login
+
+pytestmark = pytest.mark.interop
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user to become")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that other users may pass through: pytest's own are shut, and FreeRADIUS is another user."""
+    with tempfile.TemporaryDirectory(prefix="raddb-test-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+def written(folder: Path, port: int, decision_port: int = 1, **changes: object) -> dict[str, str]:
+    files = render(raddb_values(folder, decision_port, port, **changes))
+    who = run_as("freerad")
+    write_raddb(files, folder, owner=owner_of(who))
+    return files
+
+
+@asynccontextmanager
+async def supervised(folder: Path) -> AsyncIterator[tuple[Supervisor, Callable[[], Awaitable[None]]]]:
+    """A supervisor that serves, and how to wait until it serves again."""
+    ready = asyncio.Event()
+    supervisor = Supervisor(folder, who=run_as("freerad"), on_ready=ready.set, ready_seconds=5.0)
+    task = asyncio.create_task(supervisor.run())
+
+    async def served() -> None:
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait((waiting, task), timeout=15, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if task.done():
+            task.result()
+        assert ready.is_set()
+        ready.clear()
+
+    try:
+        await served()
+        yield supervisor, served
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@AS_ROOT
+def test_it_runs_as_its_own_user_and_its_files_are_for_that_users_group_only(place: Path) -> None:
+    need_freeradius()
+    folder, port, who = place / "raddb", free_udp_port(), run_as("freerad")
+    assert who is not None
+
+    async def act() -> None:
+        desk, agent = Desk(), campus().agent()
+        desk.admit(agent)
+        async with decision_service(desk, place) as service:
+            written(folder, port, service.port)
+            async with supervised(folder) as (supervisor, _):
+                seen = status_of(supervisor.pid)
+                assert set(seen["Uid"].split()) == {str(who.uid)} and set(seen["Gid"].split()) == {str(who.gid)}
+                assert seen["Groups"] == "" and seen["NoNewPrivs"] == "1" and int(seen["CapEff"], 16) == 0
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
+                for path in folder.rglob("*"):
+                    found = path.stat()
+                    assert not stat.S_IMODE(found.st_mode) & 0o007, path
+                    if "run" not in path.relative_to(folder).parts:
+                        assert (found.st_uid, found.st_gid) == (0, who.gid), path
+                        assert not stat.S_IMODE(found.st_mode) & 0o020, path
+
+    asyncio.run(act())
+
+
+def test_a_dead_one_is_started_again_and_a_reload_takes_the_new_folder(place: Path) -> None:
+    need_freeradius()
+    folder, port = place / "raddb", free_udp_port()
+
+    async def act() -> None:
+        desk, agent = Desk(), campus().agent()
+        desk.admit(agent)
+        async with decision_service(desk, place) as service:
+            written(folder, port, service.port)
+            async with supervised(folder) as (supervisor, served):
+                os.kill(supervisor.pid, signal.SIGKILL)
+                await served()
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
+                other = free_udp_port()
+                written(folder, other, service.port)
+                supervisor.reload()
+                await served()
+                assert (await authenticate("127.0.0.1", other, SECRET, **login(agent))).vlan == "20"
+                assert supervisor.rollbacks == 0
+
+    asyncio.run(act())
+
+
+def test_what_does_not_come_up_is_replaced_by_what_served_last(place: Path) -> None:
+    need_freeradius()
+    folder, port = place / "raddb", free_udp_port()
+
+    async def act() -> None:
+        desk, agent = Desk(), campus().agent()
+        desk.admit(agent)
+        async with decision_service(desk, place) as service:
+            good = written(folder, port, service.port)
+            async with supervised(folder) as (supervisor, served):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+                    taken.bind(("127.0.0.1", 0))
+                    written(folder, taken.getsockname()[1], service.port)  # the check cannot see that
+                    await check_folder(folder, run_as("freerad"))
+                    supervisor.reload()
+                    await served()
+                assert supervisor.rollbacks == 1
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
+            # also over a restart of ours, and when the folder was broken by hand meanwhile
+            (folder / "clients.conf").write_text("client {")
+            async with supervised(folder) as (supervisor, _):
+                assert supervisor.rollbacks == 1
+                assert (folder / "clients.conf").read_text() == good["clients.conf"]
+
+    asyncio.run(act())
+
+
+def test_a_folder_that_never_served_is_refused_in_words(place: Path) -> None:
+    need_freeradius()
+    folder = place / "raddb"
+
+    async def act() -> None:
+        for name, text, words in (
+            ("clients.conf", "client {", "changed by hand or is cut short"),
+            ("certs/server.pem", "nothing", "certificate or key file cannot be read"),
+            ("mods-enabled/rest", "rast {\n}\n", "a module of FreeRADIUS is not installed"),
+            ("certs/server.key", campus().agent().key_pem.decode(), "does not belong to its certificate"),
+        ):
+            written(folder, free_udp_port())
+            (folder / name).write_text(text)
+            with pytest.raises(FreeRadiusRefused, match=words) as caught:
+                await Supervisor(folder, who=run_as("freerad"), on_ready=lambda: None).run()
+            assert TOKEN not in caught.value.detail and SECRET.decode() not in caught.value.detail
+
+    asyncio.run(act())
+
+
+@AS_ROOT
+def test_a_folder_that_its_user_cannot_enter_and_a_user_that_is_not_there_are_named(place: Path) -> None:
+    shut = place / "shut"
+    shut.mkdir(mode=0o700)
+    with pytest.raises(FreeRadiusRefused, match=f"cannot enter {shut}"):
+        check_reachable(shut / "raddb", run_as("freerad"))
+    check_reachable(place / "raddb", run_as("freerad"))
+    for user in ("nobody-of-that-name", "root"):
+        with pytest.raises(FreeRadiusRefused):
+            run_as(user)
+    assert owner_of(RunAs("x", 1, 2)) == (1, 2)
+
+
+def test_secrets_never_get_into_a_log_line(tmp_path: Path) -> None:
+    files = render(raddb_values(tmp_path / "raddb", 1, 1812))
+    secrets = secrets_in(files)
+    assert secrets == {TOKEN, SECRET.decode()}
+    for line in (f"secret = {SECRET.decode()}", f'Authorization: Bearer {TOKEN}"', 'User-Password = "hunter2"'):
+        shown = redacted(line, secrets)
+        assert "<secret>" in shown
+        assert not any(word in shown for word in (*secrets, "hunter2"))
+    assert redacted("a\x1b[31m\nb" + "x" * 9999, ()) == ("a?[31m?b" + "x" * 9999)[:500]
+
+
+def test_errors_have_words_and_keep_freeradius_own() -> None:
+    assert in_words("x\nFailed binding to auth address 1.2.3.4: Address already in use\n").startswith("another program")
+    assert in_words("").endswith("no output")
+    assert in_words("a strange error of its own") == "FreeRADIUS says: a strange error of its own"
+
+
+def test_an_option_is_written_only_where_this_freeradius_has_a_word_for_it(tmp_path: Path) -> None:
+    program = need_freeradius()
+    assert knows(program, str(LIBRARIES), "require_message_authenticator")
+    assert not knows(program, str(LIBRARIES), "an_option_of_the_far_future")
+    for known in (False, True):
+        text = render(raddb_values(tmp_path, 1, 1812, limit_proxy_state=known))["clients.conf"]
+        assert ("limit_proxy_state = yes" in text) is known
