@@ -431,7 +431,7 @@ class RadiusSettings(_Section):
         1813,
         ge=0,
         le=65535,
-        description="Accounting port of the embedded server, UDP (0 = pick one and say which; so if radius.port is 0).",
+        description="Accounting port, UDP (0 = pick one and say which; so if radius.port is 0).",
     )
     workers: int = Field(
         0, ge=0, le=64, description="Processes of the embedded server; 0 = the appliance's own process does it all."
@@ -445,7 +445,6 @@ class RadiusSettings(_Section):
     max_sessions: int = Field(4096, gt=0, description="EAP conversations under way at once.")
     fragment_bytes: int = Field(1000, ge=200, le=4000, description="TLS bytes in one EAP-TLS fragment.")
     more_hosts: tuple[str, ...] = Field((), description="More addresses that FreeRADIUS listens on, such as ::1.")
-    accounting_port: int = Field(1813, ge=0, le=65535, description="Accounting port of FreeRADIUS, UDP.")
     radsec_host: str = Field(
         "", description="Address that FreeRADIUS listens on for RADIUS over TLS; empty = no RadSec."
     )

@@ -146,13 +146,12 @@ class RadiusEngine:
     async def _start_freeradius(self) -> int:
         settings = self._settings
         port = settings.port or _free_udp_port(settings.host)
-        accounting_port = settings.accounting_port if settings.port else 0
+        wanted = settings.accounting_port if settings.port else 0
+        self.accounting_port = wanted or _free_udp_port(settings.host)
         self._folder = default_folder(self._home, self._freeradius.who())
-        await self._freeradius.render(
-            self._folder, APPLIANCE, port=port, accounting_port=accounting_port or _free_udp_port(settings.host)
-        )
+        await self._freeradius.render(self._folder, APPLIANCE, port=port, accounting_port=self.accounting_port)
         ready, changed = asyncio.Event(), asyncio.Event()
-        told = getattr(self._access, "said_by_freeradius", None)
+        told = self._access.said_by_freeradius
         supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=ready.set, on_line=told)
         task = asyncio.create_task(supervisor.run())
         self._store.subscribe(lambda rows: changed.set() if any(map(_concerns, rows)) else None)
