@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.binding.errors import OriginMismatch
 from appliance.commands.invocation import ask, read_text, show
 from appliance.errors import RequestMalformed
 
@@ -99,6 +98,7 @@ def verify(
 
 
 def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any) -> None:
+    from appliance.binding.errors import OriginMismatch
     from appliance.binding.package import MAX_FILE, origin_of, verify_package
 
     files: dict[str, bytes] = {}
