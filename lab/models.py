@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.binding import dual_identity
 from appliance.binding.facts import Model
-from lab import credentials
+from lab import credentials, models_life
 from lab.annex import Annex, est_proxy
 from lab.demo import Demo
 from lab.stage import Agent, Stage, free_port
@@ -253,5 +253,6 @@ STORIES: tuple[Callable[[Models], None], ...] = (
     owner_mediated,
     many_proxies,
     server_mediated,
+    *models_life.STORIES,
 )
 """What `--models` tells; add a function here."""
