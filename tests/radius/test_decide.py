@@ -64,6 +64,7 @@ REJECTS = {
     "credential-not-yet-valid": {"credential": replace(CREDENTIAL, not_before=NOW + timedelta(seconds=1))},
     "credential-mismatch": {"request": replace(REQUEST, owner_id_hint="spiffe://campus.example/owner/other")},
     "agent-not-registered": {"facts": replace(FACTS, agent_state="reserved")},
+    "agent-suspended": {"facts": replace(FACTS, agent_state="suspended")},
     "agent-revoked": {"facts": replace(FACTS, agent_state="revoked")},
     "owner-absent": {"credential": replace(CREDENTIAL, kind="single", owner_id=None),
                      "request": replace(REQUEST, owner_id_hint=None)},
