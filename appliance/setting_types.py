@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import shlex
 from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
@@ -33,6 +34,14 @@ def _check_arc(arc: str) -> str:
     if not _OID_ARC.fullmatch(arc) or arc.startswith("2.25."):
         raise ValueError("a dotted object identifier is wanted, and none below 2.25")
     return arc
+
+
+def _check_command(text: str) -> str:
+    try:
+        shlex.split(text)
+    except ValueError as cause:
+        raise ValueError(f"a command line is wanted: {cause}") from cause
+    return text
 
 
 def _check_domain_id(text: str) -> str:
@@ -83,3 +92,5 @@ HostName = Annotated[str, AfterValidator(lambda name: name and _check_host(name,
 ServerId = Annotated[str, AfterValidator(_check_address)]
 OidArc = Annotated[str, AfterValidator(_check_arc)]
 Organization = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+CommandLine = Annotated[str, AfterValidator(_check_command)]
+"""Words as a shell would split them; no shell is ever asked."""

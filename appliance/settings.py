@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from appliance.setting_types import (
     AttributeName,
+    CommandLine,
     DomainId,
     HostName,
     LdapFilter,
@@ -505,6 +506,11 @@ class ProxySettings(_Section):
     accept_nonceless: bool = Field(False, description="Accept a nonceless voucher.")
     trust_clock: bool = Field(True, description="The machine's clock is right, so check every date; off: it has none.")
     give_up_seconds: float = Field(0, ge=0, description="Stop discovery after this long; 0 = never.")
+    supplicant_command: CommandLine = Field(
+        "",
+        description="Command that tells the supplicant about STATE/wpa_supplicant.conf, after the first LDevID and "
+        "every renewal; split into words, run without a shell; empty = none.",
+    )
 
 
 class JoinSettings(_Section):

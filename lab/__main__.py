@@ -20,6 +20,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     if words[:1] == ["demo"]:
         return int(importlib.import_module("lab.demo").main(words[1:]) or 0)
+    if words[:1] == ["campus"]:
+        return int(importlib.import_module("lab.wired.stay").main(words[1:]) or 0)
     options = _parser().parse_args(words)
     try:
         _run(options)
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     rogue.add_argument("--owner", required=True, help="identifier of the owner")
     rogue.add_argument("--owner-key", type=Path, required=True, help="the owner's key, for approvals really given")
     verbs.add_parser("demo", help="the whole story; see its own --help", add_help=False)
+    verbs.add_parser("campus", help="a wired campus that stays; see its own --help", add_help=False)
     return parser
 
 

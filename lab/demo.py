@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import errno
 import json
-import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from typing import ClassVar, NoReturn
 from est.errors import Refusal
 from lab import credentials
 from lab.stage import Agent, Stage, free_port
-from lab.story import DemoFailed, Story, versions
+from lab.story import DemoFailed, Story, find, versions
 
 POLICY = """\
 version = 1
@@ -252,38 +251,62 @@ def main(arguments: Sequence[str]) -> int:
     """`python -m lab demo`: 0 only if every check is ok and none that the flags ask for was skipped."""
     parser = argparse.ArgumentParser(prog="lab/demo", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--radius", choices=("embedded", "freeradius"), default="embedded", help="who speaks RADIUS")
+    parser.add_argument(
+        "--radius",
+        choices=("embedded", "freeradius"),
+        help="who speaks RADIUS (default: embedded; with --wired freeradius, where it is installed)",
+    )
+    parser.add_argument("--wired", action="store_true", help="on switch ports guarded by hostapd; needs root on Linux")
     parser.add_argument(
         "--keep", action="store_true", help="leave everything running until Ctrl-C, say how to look around"
     )
     parser.add_argument("--models", action="store_true", help="tell the issuance models, each from agent to VLAN")
     parser.add_argument("--out", type=Path, help="folder for everything (default: a new one under lab-output)")
     options = parser.parse_args(arguments)
-    out = (options.out or Path("lab-output") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")).absolute()
     try:
         if options.report is not None:
             options.report.touch()  # rather now than after the whole story
-        out.mkdir(parents=True, mode=0o755, exist_ok=True)
-        if any(out.iterdir()):
-            raise FileExistsError(errno.ENOTEMPTY, "the folder is not empty", str(out))
+        out = new_folder(options.out)
     except OSError as refused:
         print(f"lab/demo: {refused.filename}: {refused.strerror}", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     story = Story()
-    supplicant = "eapol_test" if shutil.which("eapol_test") else "project"
-    story.say(f"From cable to VLAN. RADIUS: {options.radius}; supplicant: {supplicant}; everything lies in {out}")
-    if options.radius == "freeradius" and not shutil.which("freeradius"):
+    engine = options.radius or ("freeradius" if options.wired and find("freeradius") else "embedded")
+    if options.wired:
+        supplicant = "wpa_supplicant"
+    else:
+        supplicant = "eapol_test" if shutil.which("eapol_test") else "project"
+    story.say(f"From cable to VLAN. RADIUS: {engine}; supplicant: {supplicant}; everything lies in {out}")
+    if engine == "freeradius" and not find("freeradius"):
         story.skip("freeradius", "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest")
         return _finish(story, options.report, supplicant)
     if options.models:
         from lab.models import Models  # it is told in this module's words
 
-        return play(Models(out, options.radius, supplicant, story), options.report, keep=options.keep)
-    return play(Demo(out, options.radius, supplicant, story), options.report, keep=options.keep)
+        return play(Models(out, engine, supplicant, story), options.report, keep=options.keep)
+    if not options.wired:
+        return play(Demo(out, engine, supplicant, story), options.report, keep=options.keep)
+    from lab.wired import campus  # not on the way of a demonstration without it
+    from lab.wired.story import WiredStory, checks_of
+
+    if reason := campus.why_not():
+        for name in checks_of(engine):
+            story.skip(name, reason)
+        return _finish(story, options.report, supplicant)
+    return play(WiredStory(out, engine, story), options.report, keep=options.keep)
 
 
-def play(demo: Demo, report: Path | None, *, keep: bool = False) -> int:
+def new_folder(wanted: Path | None) -> Path:
+    """An empty folder for everything. Raises OSError, also when there is something in it already."""
+    out = (wanted or Path("lab-output") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")).absolute()
+    out.mkdir(parents=True, mode=0o755, exist_ok=True)
+    if any(out.iterdir()):
+        raise FileExistsError(errno.ENOTEMPTY, "the folder is not empty", str(out))
+    return out
+
+
+def play(demo: Stage, report: Path | None, *, keep: bool = False) -> int:
     """Tell the story, report how it went, and end every process; answers the exit status."""
     story = demo.story
     try:
@@ -294,46 +317,38 @@ def play(demo: Demo, report: Path | None, *, keep: bool = False) -> int:
             story.check("story-told", "to its end", str(failed) or type(failed).__name__)
         status = _finish(story, report, demo.supplicant)
         if keep and demo.agents:
-            _look_around(demo)
+            look_around(demo)
         return status
     except KeyboardInterrupt:
         story.say("\ninterrupted")
         return 130
     finally:
-        demo.cast.stop()
+        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+        try:
+            demo.close()
+        finally:
+            signal.signal(signal.SIGINT, heeded)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
+def interrupt(number: int, frame: object) -> NoReturn:
     """SIGTERM ends the story like Ctrl-C: with all its processes."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _look_around(demo: Demo) -> None:
-    home, chain, root = (
-        shlex.quote(str(path)) for path in (demo.home, next(iter(demo.agents.values())).chain, demo.ca("root"))
-    )
-    demo.story.say(f"""
-Everything keeps running until Ctrl-C. Look around:
-  .venv/bin/appliance --home {home} owners list
-  .venv/bin/appliance --home {home} access log
-  .venv/bin/appliance --home {home} policy explain --cert {chain}
-  .venv/bin/appliance --home {home} pledges show acme-0001
-  curl --cacert {root} https://{demo.listeners["console"]}/docs/""")
+def look_around(demo: Stage) -> None:
+    """Wait for Ctrl-C, or until nothing runs any more."""
+    demo.story.say(f"\nEverything keeps running until Ctrl-C. Look around:{demo.sights()}")
     with contextlib.suppress(KeyboardInterrupt):
         while demo.cast.running():
             time.sleep(0.5)
 
 
 def _finish(story: Story, report: Path | None, supplicant: str) -> int:
-    freeradius = (
-        subprocess.run(["freeradius", "-v"], capture_output=True, text=True, check=False).stdout
-        if shutil.which("freeradius")
-        else ""
-    )
-    found = versions(
-        ("freeradius", freeradius.splitlines()[0] if freeradius else "not installed"), ("supplicant", supplicant)
-    )
+    programs = {"freeradius": _said("freeradius", "-v"), "supplicant": supplicant}
+    if supplicant == "wpa_supplicant":
+        programs |= {"supplicant": _said("wpa_supplicant", "-v"), "hostapd": _said("hostapd", "-v")}
+    found = versions(*programs.items())
     if report is not None:
         report.write_text(json.dumps(story.report(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     failed = [check.name for check in story.checks if not check.ok]
@@ -343,3 +358,12 @@ def _finish(story: Story, report: Path | None, supplicant: str) -> int:
         + (f"; failed: {', '.join(failed)}" if failed else "")
     )
     return 0 if story.checks and not failed and not story.skipped else 1
+
+
+def _said(program: str, *arguments: str) -> str:
+    """The first line that a program says of its version."""
+    path = find(program)
+    if path is None:
+        return "not installed"
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0]

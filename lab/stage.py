@@ -57,6 +57,30 @@ class Stage:
         self.statements: dict[str, Path] = {}
         self.socket = out / "proxy" / "agent.sock"
 
+    def tell(self) -> None:
+        """The story itself; raises DemoFailed when it cannot go on."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends every process of the story."""
+        self.cast.stop()
+
+    @property
+    def inside(self) -> str:
+        """What goes before a command that talks to the appliance's own ports."""
+        return ""
+
+    def sights(self) -> str:
+        """Commands for a visitor while everything still runs."""
+        agent = next(iter(self.agents.values()))
+        home, chain, root = (shlex.quote(str(path)) for path in (self.home, agent.chain, agent.folder / "root.pem"))
+        return f"""
+  .venv/bin/appliance --home {home} owners list
+  .venv/bin/appliance --home {home} access log
+  .venv/bin/appliance --home {home} policy explain --cert {chain}
+  .venv/bin/appliance --home {home} pledges show acme-0001
+  {self.inside}curl --cacert {root} https://{self.listeners["console"]}/docs/"""
+
     # -- programs
 
     def program(self) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,3 +202,8 @@ def versions(*programs: tuple[str, str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found | dict(programs)
+
+
+def find(program: str) -> str | None:
+    """A program's path, also where only root looks."""
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin:/usr/local/sbin")

@@ -74,6 +74,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "appliance.setting_types": (),
     "appliance.errors": ("est",),
     "appliance.clock": ("appliance.errors", "est"),
+    "appliance.supplicant": ("appliance.errors", "est"),
     "appliance.web": (
         "appliance.web",
         "appliance.errors",
@@ -94,6 +95,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "appliance.web",
         "appliance.settings",
         "appliance.errors",
+        "appliance.supplicant",
         "appliance.clock",
         "est",
         "brski",
@@ -115,6 +117,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "appliance.binding",
         "appliance.web",
         "appliance.errors",
+        "appliance.supplicant",
         "appliance.clock",
         "est",
     ),

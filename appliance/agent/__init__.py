@@ -12,7 +12,6 @@ from appliance.agent.errors import (
     ApprovalNotGiven,
     CredentialNotOurs,
     IssuanceRefused,
-    SupplicantValueUnusable,
 )
 from appliance.agent.requester import (
     AgentOptions,
@@ -33,7 +32,6 @@ __all__ = [
     "ApprovalNotGiven",
     "CredentialNotOurs",
     "IssuanceRefused",
-    "SupplicantValueUnusable",
     "load_key",
     "new_key_file",
     "request_credential",

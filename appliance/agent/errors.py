@@ -9,8 +9,7 @@ ApplianceError
     ├── CredentialNotOurs          another key or name, or a chain that does not hold
     ├── AttemptUnfinished          an earlier attempt that had nothing to hand in yet
     ├── CredentialFolderUnusable   not a folder that a credential can be kept in
-    ├── CredentialEnded            it ended before it could be renewed, and nobody is there to approve a new one
-    └── SupplicantValueUnusable    cannot stand in a wpa_supplicant configuration
+    └── CredentialEnded            it ended before it could be renewed, and nobody is there to approve a new one
 """
 
 from __future__ import annotations
@@ -70,9 +69,3 @@ class CredentialEnded(AgentError):
     """The credential ended before it could be renewed: the owner must approve a first request again."""
 
     reason: ClassVar[str] = "credential-ended"
-
-
-class SupplicantValueUnusable(AgentError):
-    """A value cannot stand in a wpa_supplicant configuration; field `name`."""
-
-    reason: ClassVar[str] = "supplicant-value-unusable"

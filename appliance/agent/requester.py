@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
-from appliance.agent.credential import check_chain, check_wit, supplicant_block
+from appliance.agent.credential import check_chain, check_wit
 from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven, AttemptUnfinished
 from appliance.binding import composite, jws, renewal, request
 from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Model
@@ -31,6 +31,7 @@ from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock, SystemClock
 from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
+from appliance.supplicant import supplicant_block
 from appliance.web.unix_path import short_path
 from est import csr
 from est.signer import KeySigner, Signer

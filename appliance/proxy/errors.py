@@ -25,7 +25,8 @@ ApplianceError
     ├── IdentityServerAway        the identity server cannot be reached now
     ├── OwnerGatewayMissing       the owner has no gateway for this proxy
     ├── OwnerGatewayAway          no gateway of the owner answers, or what answers is another
-    └── JoinNotPossible           the join proxy's settings do not work here
+    ├── JoinNotPossible           the join proxy's settings do not work here
+    └── SupplicantNotTold         the command of proxy.supplicant_command failed
 """
 
 from __future__ import annotations
@@ -181,3 +182,9 @@ class JoinNotPossible(ProxyError):
     """The settings of the join proxy do not work here: a registrar that does not read, or a port that is taken."""
 
     reason: ClassVar[str] = "join-not-possible"
+
+
+class SupplicantNotTold(ProxyError):
+    """The command of `proxy.supplicant_command` failed; field `status`."""
+
+    reason: ClassVar[str] = "supplicant-not-told"

@@ -2,7 +2,7 @@
 
 Events go to one listener, in order: a `step` for everything that happens during bootstrap, `ready` once agents are
 served, later `server-away`, `server-back`, `server-moved`, `ldevid-renewed`, `ldevid-renewal-failed`,
-`ldevid-expired`, `stopped`.
+`ldevid-expired`, `supplicant-told`, `supplicant-not-told`, `stopped`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from appliance.proxy.material import read_certificates
 from appliance.proxy.renew import Renewal
 from appliance.proxy.report import Listener, Reporter
 from appliance.proxy.state import ProxyState
+from appliance.proxy.supplicant import SupplicantKeeper, read_command
 from appliance.proxy.timing import Timing
 from appliance.settings import ProxySettings
 from appliance.web.app import build_app
@@ -109,11 +110,13 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
     )
 
     gateways = Gateways(link, state, clock, timing)
+    supplicant = SupplicantKeeper(state, link, read_command(settings.supplicant_command), timing, tell)
 
     def renewed() -> None:
         link.renewed()
         gateways.renewed()
         attester.load()
+        supplicant.renewed()
 
     renewal = Renewal(state, link, enrol, clock, timing, after=renewed, on_event=tell)
     api = AgentApi(
@@ -135,6 +138,7 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(renewal.run())
+            tasks.create_task(supplicant.run())
             if record.method == "brski" and not record.named:
                 follower = Follower(
                     state, link, settings.interfaces, clock, timing, tell, trust_clock=settings.trust_clock

@@ -386,6 +386,7 @@ PROXY: dict[str, int] = {
     "agent-call-malformed": 400,
     "identity-server-away": 503,
     "join-not-possible": 500,
+    "supplicant-not-told": 502,
 }
 
 OWNER = {

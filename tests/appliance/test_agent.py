@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.agent import AgentOptions, AgentResult, request_credential
-from appliance.agent.credential import supplicant_block
 from appliance.binding import approval, composite, jws, request, token
 from appliance.owner.review import review
 from appliance.owner.sign import sign
+from appliance.supplicant import supplicant_block
 from est import csr
 from est.errors import Refusal
 from tests.appliance.binding.example import (
