@@ -18,19 +18,21 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.authorities import Authorities, KnownAuthorities, check_authorities
 from appliance.clock import Clock
 from appliance.errors import (
     CaExpired,
     CertificateUnknown,
     ClockWentBack,
     IssuanceFailed,
-    KeyMismatch,
+    NotFound,
 )
 from appliance.failpoint import failpoint
-from appliance.hierarchy import IssuingCa, Role, check_ca, new_serial, read_issuing
+from appliance.hierarchy import IssuingCa, Role, new_serial, read_issuing
 from appliance.settings import Settings, SettingsInvalid
 from appliance.store import Row, Store, Tx, certificates
 from appliance.store.columns import to_micros
@@ -38,7 +40,7 @@ from est import profiles, weak
 from est.certificates import load_certificate
 from est.chains import TrustAnchors, aki_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped
-from est.keys import spki, spki_sha256
+from est.keys import spki_sha256
 from est.profiles import Shape, Terms
 from est.revocation import REASONS
 from est.signer import KeySigner
@@ -122,8 +124,22 @@ class _Prepared:
     tbs: bytes
 
 
+class RoleSigner:
+    """A Signer that signs with the key of whichever generation of a role's CA signs at that moment."""
+
+    def __init__(self, ca: CertificateAuthority, role: Role) -> None:
+        self._ca = ca
+        self._role = role
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._ca.issuing(self._role).signer.public_key()
+
+    def sign(self, data: bytes) -> bytes:
+        return self._ca.issuing(self._role).signer.sign(data)
+
+
 class CertificateAuthority:
-    """Issues and revokes; holds no state but its keys."""
+    """Issues and revokes; holds no state but its keys, which adopt() changes when a CA is rolled over."""
 
     def __init__(
         self,
@@ -139,15 +155,25 @@ class CertificateAuthority:
 
         `weak_keys` are never certified.
         """
-        self.root = root
-        self._issuing = dict(issuing)
         self._store = store
         self._clock = clock
         self._backdate = timedelta(seconds=backdate_seconds)
         self._weak_keys = weak_keys or ListedKeys()
-        self._role_of = {one.key_identifier: role for role, one in self._issuing.items()}
-        self._anchors = {role: TrustAnchors((one.certificate,)) for role, one in self._issuing.items()}
-        self.check()
+        self._roles: dict[str, Role] = {}
+        self._now = self._take(Authorities(root, dict(issuing)))
+
+    def adopt(self, authorities: Authorities) -> None:
+        """Be these CAs from the next certificate on; call on the event loop. Raises as the constructor does."""
+        self._now = self._take(authorities)
+
+    def _take(self, authorities: Authorities) -> KnownAuthorities:
+        known = KnownAuthorities.of(authorities)
+        check_authorities(authorities, self._clock.now())
+        # in place, because decisions hold this mapping
+        for gone in self._roles.keys() - known.roles.keys():
+            del self._roles[gone]
+        self._roles.update(known.roles)
+        return known
 
     @classmethod
     def open(
@@ -166,43 +192,90 @@ class CertificateAuthority:
 
     def check(self) -> None:
         """Hold every CA certificate against A-10 and the clock, and each key against its certificate."""
-        now = self._clock.now()
-        check_ca(self.root, None, now, path_length=1)
-        for one in self._issuing.values():
-            check_ca(one.certificate, self.root, now, path_length=0)
-            if spki(one.signer.public_key()) != spki(one.certificate):
-                raise KeyMismatch(f"the key of the {one.role} CA is not its certificate's")
+        check_authorities(self._now.authorities, self._clock.now())
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The current root."""
+        return self._now.authorities.root
+
+    @property
+    def authorities(self) -> Authorities:
+        """All CAs as they are now."""
+        return self._now.authorities
+
+    @property
+    def certificates(self) -> dict[str, x509.Certificate]:
+        """The CA certificates that are used now: root, and every generation of the issuing CAs by its label."""
+        return {"root": self.root, **{label: one.certificate for label, one in self._now.by_label.items()}}
+
+    @property
+    def server_links(self) -> tuple[x509.Certificate, ...]:
+        """What our servers send behind their issuing CA while the root changes (E-102)."""
+        return tuple(self._now.authorities.links)
 
     def issuing(self, role: Role) -> IssuingCa:
-        """The issuing CA of a role."""
-        return self._issuing[role]
+        """The CA of a role that signs."""
+        return self._now.authorities.issuing[role]
+
+    def generation(self, label: str) -> IssuingCa:
+        """A generation of an issuing CA; raises NotFound for one that does not count (any more)."""
+        found = self._now.by_label.get(label)
+        if found is None:
+            raise NotFound("there is no such CA")
+        return found
+
+    @property
+    def generations(self) -> tuple[IssuingCa, ...]:
+        """Every issuing CA whose certificates count: those that sign, those that will, those that did."""
+        return tuple(self._now.by_label.values())
 
     def chain(self, role: Role) -> tuple[x509.Certificate, ...]:
         """The issuing CA's certificate and the root's: what follows an end entity of this role."""
-        return self._issuing[role].certificate, self.root
+        return self.issuing(role).certificate, self.root
+
+    def handed_out(self, role: Role) -> tuple[x509.Certificate, ...]:
+        """What cacerts carries (E-93, E-94): chain(), other generations of the role, and the links of two roots."""
+        own = [*self.chain(role), *(one.certificate for one in self._now.authorities.beside if one.role == role)]
+        names = {one.subject for one in own}
+        return *own, *(one for one in self._now.authorities.certificates if one.subject in names)
 
     def anchors(self, role: Role) -> TrustAnchors:
-        """The issuing CA of one role as the only anchor: verifiers of one kind never hold the root (D-4)."""
-        return self._anchors[role]
+        """The issuing CAs of one role as the only anchors: verifiers of one kind never hold the root (D-4)."""
+        return self._now.anchors[role]
 
     def role_of(self, issuer_key_identifier: bytes | None) -> Role | None:
         """Which of our CAs has this key identifier, or None."""
-        return self._role_of.get(issuer_key_identifier or b"")
+        found = self._now.by_key.get(issuer_key_identifier or b"")
+        return None if found is None else found.role
+
+    def of_key(self, issuer_key_identifier: bytes | None) -> IssuingCa | None:
+        """The generation that has this key identifier, or None."""
+        return self._now.by_key.get(issuer_key_identifier or b"")
 
     @property
     def roles(self) -> Mapping[str, Role]:
-        """The role of each issuing CA by its key identifier, hex."""
-        return {identifier.hex(): role for identifier, role in self._role_of.items()}
+        """The role of each issuing CA that counts by its key identifier, hex; the mapping follows every change."""
+        return self._roles
 
     def issuer_of(self, certificate: x509.Certificate) -> Role | None:
         """Which of our CAs signed this certificate, or None; the signature is verified, dates and state are not."""
+        found = self._issuer(certificate)
+        return None if found is None else found.role
+
+    def issuer_label(self, certificate: x509.Certificate) -> str:
+        """As issuer_of(), but which generation; empty for none."""
+        found = self._issuer(certificate)
+        return "" if found is None else found.label
+
+    def _issuer(self, certificate: x509.Certificate) -> IssuingCa | None:
         try:
-            role = self.role_of(aki_of(certificate))
-            if role is not None:
-                certificate.verify_directly_issued_by(self._issuing[role].certificate)
+            found = self.of_key(aki_of(certificate))
+            if found is not None:
+                certificate.verify_directly_issued_by(found.certificate)
         except (CertificateMalformed, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             return None
-        return role
+        return found
 
     async def issue(
         self,
@@ -217,6 +290,7 @@ class CertificateAuthority:
         on_pending: Callable[[Tx, PendingRow], None] | None = None,
         on_signed: Callable[[IssuedRow], None] | None = None,
         on_issued: Callable[[Tx, IssuedRow], None] | None = None,
+        by: IssuingCa | None = None,
     ) -> Issued:
         """Issue one certificate; it is in the store and in the audit log when this returns.
 
@@ -224,10 +298,11 @@ class CertificateAuthority:
         a Refusal from the first two leaves nothing behind. `on_signed` runs between the transactions, where the caller
         checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the
         certificates table: `profile` is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model,
-        csr_sha256 may be given. `event` names the final audit entry, `fields` are added to it. Raises what they raise,
+        csr_sha256 may be given. `event` names the final audit entry, `fields` are added to it. `by` is another
+        generation of the role than the one that signs (for the OCSP signer of an old one). Raises what they raise,
         KeyWeak, CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
         """
-        issuing = self._issuing[role]
+        issuing = by or self.issuing(role)
         prepared = await self._store.write(
             lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
         )
@@ -246,7 +321,8 @@ class CertificateAuthority:
             quick=True,
         )
         failpoint("issue-issued")
-        return Issued(certificate, der, self.chain(role), issued.serial, issued.log_index)
+        chain = issuing.certificate, self.root
+        return Issued(certificate, der, chain, issued.serial, issued.log_index)
 
     def _prepare(
         self,
@@ -345,11 +421,14 @@ class CertificateAuthority:
         actor: Actor,
         request_id: str = "",
     ) -> Row:
-        """Revoke one certificate by its issuer (role or key identifier) and serial, even on a full disk.
+        """Revoke one certificate by its issuer (key identifier, or a role whose CA signs) and serial.
+
+        Works on a full disk too.
 
         Returns its row. Raises CertificateUnknown, Conflict if it was revoked already. CRLs follow within seconds.
         """
-        aki = self._issuing[issuer].key_identifier if issuer in self._issuing else issuer
+        found = self._now.authorities.issuing.get(issuer)  # type: ignore[call-overload]
+        aki = issuer if found is None else found.key_identifier
         if isinstance(aki, str):
             raise CertificateUnknown(f"{aki} is not an issuing CA here")
         return await self._store.write(

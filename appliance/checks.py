@@ -13,16 +13,18 @@ from appliance.access.service import AccessService
 from appliance.access.sources.csv_file import read_whole
 from appliance.access.sources.ldap_source import LdapSource
 from appliance.access.sources.sync import judge
+from appliance.authorities import load_authorities
 from appliance.ca import read_weak_keys
 from appliance.clock import Clock
 from appliance.errors import HomeMissing
-from appliance.hierarchy import ROLES, SEALING, SERVERS, key_file, read_issuing, read_server
+from appliance.hierarchy import SEALING, SERVERS, key_file, read_server
 from appliance.identity.assemble import load_policy
 from appliance.initialise import need_passphrase
 from appliance.keys import read_key
 from appliance.settings import FILE_NAME, DirectorySettings, LoadedSettings, Settings
-from appliance.store import directory_sources, policies
+from appliance.store import directory_sources, policies, rollovers
 from appliance.store.owners import LDAP, LOCAL
+from appliance.store.rollovers import RolloverRow
 from appliance.store.store import Store
 from est.errors import Refusal
 from radius import read_policy
@@ -37,15 +39,26 @@ def row(check: str, level: str, message: str, fix: str = "") -> Row:
     return {"check": check, "level": level, "message": message, "fix": fix}
 
 
+def warning_days(left: timedelta) -> int | None:
+    """The smallest of 1, 7, 14 and 30 days that is more than what is left; None if more than 30 are."""
+    return next((days for days in WARN_DAYS if left < timedelta(days=days)), None)
+
+
 def expiry(name: str, certificate: x509.Certificate, clock: Clock) -> Row:
     """How long a certificate lives: an error when it does not, a warning 30, 14, 7 and 1 days before."""
     left = certificate.not_valid_after_utc - clock.now()
     until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    fix = (
+        "appliance ca renew-servers"
+        if name in SERVERS
+        else f"appliance ca rollover start --role {name.partition('-')[0]}"
+    )
     if left <= timedelta():
-        return row(f"expiry-{name}", "error", f"expired {until}", "make a new home or restore a backup")
-    for days in WARN_DAYS:
-        if left < timedelta(days=days):
-            return row(f"expiry-{name}", "warning", f"less than {days} days left, until {until}", "plan its renewal")
+        return row(f"expiry-{name}", "error", f"expired {until}", fix)
+    days = warning_days(left)
+    if days is not None:
+        unit = "day" if days == 1 else "days"
+        return row(f"expiry-{name}", "warning", f"less than {days} {unit} left, until {until}", fix)
     return row(f"expiry-{name}", "ok", f"until {until}")
 
 
@@ -70,6 +83,19 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         return rows
 
     passphrase: list[bytes] = []
+    found_policy: list[policies.PolicyRow | None] = []
+    kept: list[list[RolloverRow]] = []
+
+    def store() -> str:
+        opened = Store.open(settings.store_url, clock)
+        try:
+            found_policy.append(opened.read_sync(policies.newest))
+            kept.append(opened.read_sync(rollovers.every))
+        finally:
+            opened.close()
+        return "opens, tables are current"
+
+    attempt("store", store, "restore a backup: an empty store would have forgotten every revocation")
 
     def find() -> str:
         passphrase.append(need_passphrase(home, passphrase_file))
@@ -78,29 +104,21 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
     if attempt("passphrase", find, "give --passphrase-file"):
 
         def keys() -> str:
-            root, issuing = read_issuing(home, settings, passphrase[0])
-            rows.extend(expiry(name, one, clock) for name, one in (("root", root), *_certificates(issuing)))
+            changes = kept[0] if kept else []
+            found = load_authorities(home, settings, passphrase[0], changes)
+            generations = (*found.issuing.values(), *found.beside)
+            rows.append(expiry("root", found.root, clock))
+            rows.extend(expiry(one.label, one.certificate, clock) for one in generations)
             for name in SERVERS:
                 server = read_server(home, name, passphrase[0])
                 rows.append(expiry(name, server.certificate, clock))
             read_key(key_file(home, SEALING), passphrase[0])
-            return f"{len(ROLES) + len(SERVERS) + 1} keys open and match their certificates"
+            return f"{len(generations) + len(SERVERS) + 1} keys open and match their certificates"
 
         attempt("keys", keys, "restore the files from a backup; modes must be 0600")
-    found: list[policies.PolicyRow | None] = []
-
-    def store() -> str:
-        opened = Store.open(settings.store_url, clock)
-        try:
-            found.append(opened.read_sync(policies.newest))
-        finally:
-            opened.close()
-        return "opens, tables are current"
-
-    attempt("store", store, "restore a backup: an empty store would have forgotten every revocation")
 
     def policy() -> str:
-        newest = found[0] if found else None
+        newest = found_policy[0] if found_policy else None
         if newest is None:
             return "none published yet: every login is rejected"
         return f"revision {newest.revision}, {len(read_policy(newest.text).rules)} rules"
@@ -115,10 +133,6 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
     attempt("weak-keys", lambda: f"{len(read_weak_keys(settings))} listed", "mend the files that ca.weak_keys names")
     return rows
-
-
-def _certificates(issuing: Mapping[Any, Any]) -> list[tuple[str, x509.Certificate]]:
-    return [(str(role), one.certificate) for role, one in issuing.items()]
 
 
 def check_source(settings: Settings, clock: Clock) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from appliance.commands import (
     auditing,
+    authorities,
     certificates,
     decisions,
     devices,
@@ -48,6 +49,7 @@ app.add_typer(people.owners, name="owners")
 app.add_typer(directory.directory, name="directory")
 app.add_typer(people.agents, name="agents")
 app.add_typer(certificates.certs, name="certs")
+app.add_typer(authorities.ca, name="ca")
 app.add_typer(decisions.policy, name="policy")
 app.add_typer(network.radius, name="radius")
 app.add_typer(network.nas, name="nas")

@@ -40,6 +40,7 @@ from appliance.access.sources.ldap_source import LdapSource
 from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
+from appliance.authorities import load_authorities
 from appliance.backup import write_backup
 from appliance.binding.webauthn import Passkey
 from appliance.ca import CertificateAuthority, read_weak_keys
@@ -49,6 +50,7 @@ from appliance.checkpoint_keeper import CheckpointKeeper
 from appliance.checks import expiry, of_access, of_directory, row
 from appliance.clock import Clock, SystemClock
 from appliance.console.auditing import AuditOperations, CheckpointRoutes
+from appliance.console.authorities import CaOperations
 from appliance.console.certificates import CertificateOperations
 from appliance.console.devices import EstOperations, ManufacturerOperations, PledgeOperations, ProxyOperations
 from appliance.console.directory import DirectoryOperations
@@ -73,10 +75,10 @@ from appliance.foreign_trust import ForeignTrust
 from appliance.hierarchy import (
     ROLES,
     SEALING,
+    SERVERS,
     ServerIdentity,
     key_file,
     read_audit_key,
-    read_issuing,
     read_server,
 )
 from appliance.home import admin_socket, locked
@@ -92,8 +94,11 @@ from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.assemble import registrar_policy
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
+from appliance.rollover import Rollovers
+from appliance.server_certificates import ServerCertificates
 from appliance.settings import LoadedSettings, Settings
 from appliance.signals import stop_signals
+from appliance.store import rollovers
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -131,27 +136,26 @@ class Appliance:
         self.clock = clock
         self.store = Store.open(settings.store_url, clock, free_bytes=settings.store.free_bytes)
         try:
-            root, issuing = read_issuing(home, settings, passphrase)
+            now = load_authorities(home, settings, passphrase, self.store.read_sync(rollovers.every))
             self.ca = CertificateAuthority(
-                root=root,
-                issuing=issuing,
+                root=now.root,
+                issuing=now.issuing,
                 store=self.store,
                 clock=clock,
                 backdate_seconds=settings.ca.backdate_seconds,
                 weak_keys=read_weak_keys(settings),
             )
-            self._servers: dict[str, ServerIdentity] = {
-                "registrar": read_server(home, "registrar", passphrase),
-                "radius": read_server(home, "radius", passphrase),
-                "https": read_server(home, "https", passphrase),
-            }
-            self._https = https_context(
-                self._servers["https"].certificate_file, self._servers["https"].key_file, passphrase
+            self.ca.adopt(now)
+            self.servers = ServerCertificates(
+                {name: read_server(home, name, passphrase, root=now.root) for name in SERVERS},
+                ca=self.ca,
+                settings=settings,
+                clock=clock,
             )
-            # RADIUS servers on other hosts come with a certificate of the infrastructure CA beside their token
-            https = self._servers["https"]
-            self._https_for_clients = https_context(https.certificate_file, https.key_file, passphrase)
-            demand_client_certificate(self._https_for_clients, self.ca.anchors("infrastructure").certificates)
+            https = self.servers["https"]
+            self._https = https_context(https.certificate_file, https.key_file, passphrase)
+            self._passphrase = passphrase
+            self._https_for_clients = self._make_https_for_clients()
             sealing = SealingBox(read_key(key_file(home, SEALING), passphrase))
             self._build(sealing, passphrase, masa_transport)
         except BaseException:
@@ -160,7 +164,7 @@ class Appliance:
 
     def _build(self, sealing: SealingBox, passphrase: bytes, masa_transport: MasaTransport | None) -> None:
         settings, store, clock, ca = self.settings, self.store, self.clock, self.ca
-        own = self._servers["registrar"]
+        own = self.servers["registrar"]
         owner_id_oid = f"{settings.identity.oid_arc}.2"
         self.crls = CrlKeeper(ca, store, clock, life_hours=settings.ca.crl_hours)
         self.ocsp = OcspResponder(
@@ -170,7 +174,6 @@ class Appliance:
             life_minutes=settings.ca.ocsp_minutes,
             signer_days=settings.ca.ocsp_signer_days,
             max_kept=settings.ca.ocsp_kept,
-            signers={role: key for role in ROLES if (key := ca.issuing(role).ocsp_signer) is not None},
         )
         self.checkpoints = CheckpointKeeper(
             store,
@@ -222,7 +225,7 @@ class Appliance:
         self.identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
         )
-        registrar = Registrar(
+        self._brski = Registrar(
             KeySigner(own.key),
             own.certificate,
             own.chain[:1],  # what a MASA may pin: us, or the domain's CA of devices (B-261)
@@ -232,6 +235,7 @@ class Appliance:
         def present(context: ssl.SSLContext) -> None:
             context.load_cert_chain(own.certificate_file, own.key_file, passphrase.decode())
 
+        masa = masa_transport or HttpsMasa(settings.registrar, load_identity=present)
         self.registrar = assemble_registrar(
             settings.registrar,
             origin=settings.origin,
@@ -240,9 +244,9 @@ class Appliance:
             store=store,
             clock=clock,
             ca=ca,
-            registrar=registrar,
+            registrar=self._brski,
             signer=KeySigner(own.key),
-            masa=masa_transport or HttpsMasa(settings.registrar, load_identity=present),
+            masa=masa,
             on_proxy_revoked=(revoke_agents_behind,),
             never_granted=[f"{settings.identity.oid_arc}.{one}" for one in (1, 2)],
         )
@@ -251,12 +255,16 @@ class Appliance:
         self.health = Health(
             store=store, clock=clock, ca=ca, crls=self.crls, settings=settings, advice={"directory": self.sync.look}
         )
-        self._passphrase = passphrase
+        self.rollovers = Rollovers(
+            settings, ca=ca, store=store, clock=clock, passphrase=passphrase, on_change=self._use_authorities
+        )
         self.operations = self._operations()
         self.listeners: dict[str, str | None] = {}
         self._decision_port = settings.web.decision_port
         self._open: list[Listener] = []
-        radius = self._servers["radius"]
+        self._for_clients: list[Listener] = []
+        self._owner_id_oid = owner_id_oid
+        self._device_tls = TlsFront(own.key, own.certificate, own.sent)
         self._radius = RadiusEngine(
             settings.radius,
             home=settings.home,
@@ -265,33 +273,79 @@ class Appliance:
             nas=self.nas,
             sessions=self.sessions,
             freeradius=self.freeradius,
-            parts=RadiusParts(
-                handshake.ServerIdentity(radius.certificate, radius.chain[:1], radius.key),
-                ca.issuing("agents").certificate,
-                ca.issuing("devices").certificate,
-                owner_id_oid,
-                settings.access.reply_message,
-            ),
+            parts=self._radius_parts(),
         )
+        self.servers.follow("registrar", self._use_registrar)
+        if isinstance(masa, HttpsMasa):
+            self.servers.follow("registrar", lambda own: masa.reload_identity())
+        self.servers.follow("https", self._use_https)
+        self.servers.follow("radius", lambda own: self._radius.use(self._radius_parts()))
         self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = False
 
     # -- the parts
 
+    def _make_https_for_clients(self) -> ssl.SSLContext:
+        """RADIUS servers on other hosts come with a certificate of the infrastructure CA beside their token."""
+        https = self.servers["https"]
+        context = https_context(https.certificate_file, https.key_file, self._passphrase)
+        demand_client_certificate(context, self.ca.anchors("infrastructure").certificates)
+        return context
+
+    def _radius_parts(self) -> RadiusParts:
+        radius = self.servers["radius"]
+        return RadiusParts(
+            handshake.ServerIdentity(radius.certificate, radius.sent, radius.key),
+            self.ca.anchors("agents").certificates,
+            self.ca.anchors("devices").certificates,
+            self._owner_id_oid,
+            self.settings.access.reply_message,
+        )
+
     def _radius_files(self) -> RadiusFiles:
-        radius = self._servers["radius"]
+        radius = self.servers["radius"]
         key_pem = radius.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
         return RadiusFiles(
-            certificate_chain_pem=_pem(radius.certificate, radius.chain[0]),
+            certificate_chain_pem=_pem(radius.certificate, *radius.sent),
             key_pem=key_pem,
-            agents_ca_pem=_pem(self.ca.issuing("agents").certificate),
-            devices_ca_pem=_pem(self.ca.issuing("devices").certificate),
-            infrastructure_ca_pem=_pem(self.ca.issuing("infrastructure").certificate),
-            decision_ca_pem=_pem(self.ca.root),
+            agents_cas_pem=_pem(*self.ca.anchors("agents").certificates),
+            devices_cas_pem=_pem(*self.ca.anchors("devices").certificates),
+            infrastructure_cas_pem=_pem(*self.ca.anchors("infrastructure").certificates),
+            decision_ca_pem=_pem(*self.ca.authorities.roots),
             origin=self.settings.origin,
             decision_base=self._decision_base,
         )
+
+    async def _use_authorities(self) -> None:
+        """The CAs have changed: whoever holds something of theirs gets it anew."""
+        await self.servers.settle()
+        now = self._issuers_now()
+        self._issuers.update(now)
+        for gone in self._issuers.keys() - now.keys():
+            del self._issuers[gone]
+        self._https_for_clients = self._make_https_for_clients()
+        for listener in self._for_clients:
+            listener.use_tls(self._https_for_clients)
+        if self._has_started:
+            self.crls.look()
+            await self.ocsp.follow()
+            self._radius.use(self._radius_parts())
+
+    def _issuers_now(self) -> dict[str, x509.Certificate]:
+        """Issuing CAs by role, and every other generation by its label."""
+        return {
+            **{one.label: one.certificate for one in self.ca.generations},
+            **{role: self.ca.issuing(role).certificate for role in ROLES},
+        }
+
+    def _use_registrar(self, own: ServerIdentity) -> None:
+        self._device_tls.rotate(own.key, own.certificate, own.sent)
+        self._brski.use_identity(KeySigner(own.key), own.certificate, own.chain[:1])
+
+    def _use_https(self, own: ServerIdentity) -> None:
+        for context in (self._https, self._https_for_clients):
+            context.load_cert_chain(own.certificate_file, own.key_file, self._passphrase)
 
     def _decision_base(self) -> str:
         """Where FreeRADIUS finds us: a name that stands in the server certificate."""
@@ -310,7 +364,7 @@ class Appliance:
         actor = Actor("administrator", "local")
         owners = OwnerOperations(self.directory, actor, self.identity.issuer.trust_bundle, self.identity.desk)
         trust = ForeignTrust(self.store, self.settings.origin)
-        issuers: dict[str, x509.Certificate] = {role: self.ca.issuing(role).certificate for role in ROLES}
+        self._issuers = self._issuers_now()
         self.freeradius = FreeRadius(
             self.settings.radius,
             self.nas,
@@ -332,6 +386,7 @@ class Appliance:
         return Operations(
             {
                 "": HomeOperations(self.doctor, self.backup),
+                "ca": CaOperations(self.servers, self.rollovers, actor),
                 "manufacturers": ManufacturerOperations(self.registrar.manufacturers, actor),
                 "pledges": PledgeOperations(self.registrar, actor),
                 "proxies": ProxyOperations(self.registrar.inventory, actor),
@@ -343,7 +398,7 @@ class Appliance:
                 "certs": CertificateOperations(
                     self.certificates, EvidencePackages(ca=self.ca, store=self.store, clock=self.clock), actor
                 ),
-                "policy": PolicyOperations(self.policies, self.explainer, actor, issuers),
+                "policy": PolicyOperations(self.policies, self.explainer, actor, self._issuers),
                 "nas": NasOperations(
                     self.nas,
                     NasCertificates(
@@ -369,6 +424,10 @@ class Appliance:
     async def start(self) -> dict[str, str | None]:
         """Open every listener; answers where each can be reached. Raises what a port or the store refuses."""
         settings, web = self.settings, self.settings.web
+        try:
+            await self.rollovers.settle()  # what a kill left of the last step
+        except (ApplianceError, OSError) as error:  # a full disk does not hinder the start
+            _log.error("event=authorities-not-settled error=%r", error)
         await self.checkpoints.start()
         await self.crls.start()
         await self.ocsp.start()
@@ -396,7 +455,7 @@ class Appliance:
         )
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
-        trust = TrustInfo(self.ca.root, settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
+        trust = TrustInfo(settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
         pki = {
             **PkiRoutes(self.ca, self.crls, self.ocsp, self.clock).endpoints,
             **CheckpointRoutes(self.checkpoints).endpoints,
@@ -418,8 +477,6 @@ class Appliance:
                 **decision_endpoints(self.sites),
             }
 
-        own = self._servers["registrar"]
-        device_tls = TlsFront(own.key, own.certificate, own.chain[:1])
         registrar = est_endpoints(self.sites, self.registrar.endpoints)
         device = {**registrar, **identity_endpoints(self.identity, trust)}
         console = {
@@ -431,7 +488,7 @@ class Appliance:
         }
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
-            ("device", web.host, web.device_port, device, device_tls, limits),
+            ("device", web.host, web.device_port, device, self._device_tls, limits),
             ("console", web.host, web.console_port, console, self._https, pushing),
             ("decision", *self._decision_listener(access), None),
             ("pki", web.host, web.pki_port, pki, None, asked),
@@ -439,6 +496,8 @@ class Appliance:
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
             listener = Listener(name, app, timing=timing, tls=tls)
+            if tls is self._https_for_clients:
+                self._for_clients.append(listener)
             found = await _listen(listener, host, port)
             self._open.append(listener)
             self.listeners[name] = _address(host, found)
@@ -461,9 +520,10 @@ class Appliance:
         self.listeners["radius"] = None if answering is None else _address(*answering)
         if self._radius.accounting_port:
             self.listeners["accounting"] = _address(settings.radius.host, self._radius.accounting_port)
-        keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync)
+        keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync, self.servers)
         self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:
+            own = self.servers["registrar"]
             self._announcer = Announcer(
                 interfaces=settings.registrar.announce_interfaces,
                 as_proxy=settings.registrar.announce_as_proxy,
@@ -493,9 +553,7 @@ class Appliance:
         ]
         rows += of_access(self.access, self.settings.access.stale_seconds)
         rows += of_directory(await self.sync.status(), self.settings.directory)
-        certificates = {"root": self.ca.root}
-        certificates |= {role: self.ca.issuing(role).certificate for role in ROLES}
-        certificates |= {name: server.certificate for name, server in self._servers.items()}
+        certificates = self.ca.certificates | {name: own.certificate for name, own in self.servers.items()}
         return rows + [expiry(name, certificate, self.clock) for name, certificate in certificates.items()]
 
     async def backup(self, file: Path) -> dict[str, Any]:

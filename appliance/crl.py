@@ -1,5 +1,7 @@
 """Revocation lists: one per issuing CA, made anew at half its life and after every revocation.
 
+Every generation of a CA has its own, by its label.
+
 The number never goes back: it is above the last one, and at least the clock in milliseconds, so it goes on after a
 restored backup as well. A list is a file in the home, replaced as a whole; the store holds its number and digest, and
 is written first, so a kill between the two costs a number and never repeats one. Long lists are written by a process
@@ -26,7 +28,7 @@ from appliance.audit import APPLIANCE, AuditEvent
 from appliance.ca import TOPIC, CertificateAuthority
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, NotFound
-from appliance.hierarchy import ROLES, IssuingCa, Role
+from appliance.hierarchy import IssuingCa
 from appliance.store import OutboxRow, Row, Store, Tx, certificates, crls
 from est.profiles import assemble
 from est.revocation import Revoked, crl_to_be_signed
@@ -83,12 +85,12 @@ class CrlKeeper:
         self._life = timedelta(hours=life_hours)
         self._folder = store.path.parent / FOLDER
         self._short = short
-        self._due: set[Role] = set()
+        self._due: set[str] = set()
         self._wake = asyncio.Event()
         self._published: dict[str, PublishedCrl] = {}
 
     async def crl(self, role: str) -> bytes:
-        """The current list of a role, DER; NotFound before the first one."""
+        """The current list of an issuing CA by its label, DER; NotFound before the first one."""
         return (await self.published(role)).der
 
     async def published(self, role: str) -> PublishedCrl:
@@ -100,20 +102,20 @@ class CrlKeeper:
             raise NotFound("there is no CRL of this name")
         return found
 
-    async def age_seconds(self, role: Role) -> float | None:
+    async def age_seconds(self, role: str) -> float | None:
         """How long ago the current list was made; None if there is none."""
         row = await self._store.read(lambda tx: crls.get(tx, role))
         return None if row is None else float((self._clock.now() - row.this_update).total_seconds())
 
-    async def build(self, role: Role) -> int:
-        """Make, sign and publish the list of one role; returns its number.
+    async def build(self, role: str) -> int:
+        """Make, sign and publish the list of one issuing CA, named by its label; returns its number.
 
-        Raises CrlNotBuilt and what the store refuses; then the old list stands.
+        Raises NotFound, CrlNotBuilt and what the store refuses; then the old list stands.
         """
-        issuing = self._ca.issuing(role)
-        plan = await self._store.read(partial(self._plan, role=role))
+        issuing = self._ca.generation(role)
+        plan = await self._store.read(partial(self._plan, issuing=issuing))
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        entries, count = await self._entries(role, plan)
+        entries, count = await self._entries(issuing, plan)
         der, digest = await asyncio.to_thread(self._sign, issuing, plan, entries)
         made = crls.Crl(plan.number, plan.now, plan.now + self._life, count, plan.revoked, digest)
         temporary = await asyncio.to_thread(_write_beside, self._path(role), der)
@@ -127,16 +129,17 @@ class CrlKeeper:
 
     async def build_all(self) -> None:
         """Make every list anew."""
-        for role in ROLES:
-            await self.build(role)
+        for one in self._ca.generations:
+            await self.build(one.label)
 
     async def build_missing(self) -> None:
         """Make the lists that do not exist, are past half their life, or lack a revocation.
 
         One may be lacking when a command revoked while nobody ran here, or when a kill came before the new list.
         """
-        for role in ROLES:
-            row, revoked = await self._store.read(partial(_row_and_revoked, role=role))
+        for issuing in self._ca.generations:
+            role = issuing.label
+            row, revoked = await self._store.read(partial(_row_and_revoked, issuing=issuing))
             age = float("inf") if row is None else (self._clock.now() - row.this_update).total_seconds()
             current = row is not None and 0 <= age <= self._life.total_seconds() / 2 and row.revoked == revoked
             if not current or (role not in self._published and await self._load(role) is None):
@@ -151,6 +154,10 @@ class CrlKeeper:
         except (ApplianceError, OSError) as error:
             _log.error("event=crl-not-built error=%r", error)
 
+    def look(self) -> None:
+        """The CAs have changed: run() makes the lists that are missing."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Keep the lists fresh until cancelled; subscribes to the store itself."""
         self._store.subscribe(self._on_events)
@@ -158,9 +165,9 @@ class CrlKeeper:
             due, self._due = self._due, set()
             self._wake.clear()
             try:
-                for role in ROLES:
-                    if role in due:
-                        await self.build(role)
+                for issuing in self._ca.generations:
+                    if issuing.label in due:
+                        await self.build(issuing.label)
                 await self.build_missing()
             except (ApplianceError, OSError) as error:  # disk full, store busy: the old list stands until then
                 _log.error("event=crl-not-built error=%r", error)
@@ -180,8 +187,10 @@ class CrlKeeper:
     def _on_events(self, rows: list[OutboxRow]) -> None:
         for row in rows:
             if row.topic == TOPIC and row.body["state"] == certificates.REVOKED:
-                self._due.add(row.body["issuer_role"])
-                self._wake.set()
+                issuing = self._ca.of_key(bytes.fromhex(row.body["issuer_aki"]))
+                if issuing is not None:
+                    self._due.add(issuing.label)
+                    self._wake.set()
 
     def _path(self, role: str) -> Path:
         return self._folder / f"{role}.crl"
@@ -197,29 +206,32 @@ class CrlKeeper:
         found = PublishedCrl(der, row.number, row.this_update, row.next_update, row.sha256)
         return self._published.setdefault(role, found)
 
-    def _plan(self, tx: Tx, role: Role) -> _Plan:
-        now = self._clock.now()
-        old = crls.get(tx, role)
+    def _plan(self, tx: Tx, issuing: IssuingCa) -> _Plan:
+        now, aki = self._clock.now(), issuing.key_identifier
+        old = crls.get(tx, issuing.label)
         # A list made while the clock was ahead must not make us drop what has not expired.
         since = now if old is None else min(old.this_update, now)
-        rows = crls.entries(tx, role, since, count=self._short + 1)
+        rows = crls.entries(tx, issuing.role, aki, since, count=self._short + 1)
         number = max(int(now.timestamp() * 1000), old.number + 1 if old is not None else 0)
-        return _Plan(number, now, since, crls.revoked(tx, role), rows if len(rows) <= self._short else None)
+        return _Plan(
+            number, now, since, crls.revoked(tx, issuing.role, aki), rows if len(rows) <= self._short else None
+        )
 
-    async def _entries(self, role: Role, plan: _Plan) -> tuple[bytes | list[Revoked], int]:
+    async def _entries(self, issuing: IssuingCa, plan: _Plan) -> tuple[bytes | list[Revoked], int]:
         if plan.rows is not None:
             listed = [
                 Revoked(int(row.serial, 16), row.revoked_at, row.revocation_reason or "unspecified")
                 for row in plan.rows
             ]
             return listed, len(listed)
-        with NamedTemporaryFile(prefix=f".{role}-", suffix=_TEMPORARY, dir=self._folder) as file:
-            count = await self._write_apart(role, plan, Path(file.name))
+        with NamedTemporaryFile(prefix=f".{issuing.label}-", suffix=_TEMPORARY, dir=self._folder) as file:
+            count = await self._write_apart(issuing, plan, Path(file.name))
             return await asyncio.to_thread(file.read), count
 
-    async def _write_apart(self, role: Role, plan: _Plan, file: Path) -> int:
+    async def _write_apart(self, issuing: IssuingCa, plan: _Plan, file: Path) -> int:
         """The entries of a long list, written by a process of its own; answers how many."""
-        sql, values = crls.entries_query(role, plan.since)
+        role = issuing.label
+        sql, values = crls.entries_query(issuing.role, issuing.key_identifier, plan.since)
         order = {"database": str(self._store.path), "sql": sql, "values": dict(values), "file": str(file)}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -260,15 +272,15 @@ class CrlKeeper:
         return der, hashlib.sha256(der).digest()
 
 
-def _record(tx: Tx, *, role: Role, crl: crls.Crl) -> None:
+def _record(tx: Tx, *, role: str, crl: crls.Crl) -> None:
     crls.put(tx, role, crl)
     fields = {"number": crl.number, "entries": crl.entries, "crl_sha256": crl.sha256.hex()}
     audit.append(tx, AuditEvent("crl-issued", APPLIANCE, object=role, fields=fields))
     tx.emit(CRL_TOPIC, role, {"number": crl.number, "entries": crl.entries})
 
 
-def _row_and_revoked(tx: Tx, *, role: Role) -> tuple[Row | None, int]:
-    return crls.get(tx, role), crls.revoked(tx, role)
+def _row_and_revoked(tx: Tx, *, issuing: IssuingCa) -> tuple[Row | None, int]:
+    return crls.get(tx, issuing.label), crls.revoked(tx, issuing.role, issuing.key_identifier)
 
 
 def _write_beside(path: Path, der: bytes) -> Path:

@@ -52,7 +52,7 @@ async def take_crl(data: bytes, *, ca: CertificateAuthority, store: Store, actor
     told = {"role": issuing.role, "number": number, "entries": len(crl), "revoked": added, "unknown": strangers}
 
     def conclude(tx: Tx) -> None:
-        crls.raise_number(tx, issuing.role, number)
+        crls.raise_number(tx, issuing.label, number)
         audit.append(tx, AuditEvent("crl-taken-in", actor, object=issuing.role, fields=told))
 
     await store.write(conclude, essential=True)
@@ -65,9 +65,9 @@ def _read(data: bytes, ca: CertificateAuthority) -> tuple[x509.CertificateRevoca
         crl = read(data)
         key = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        role = ca.role_of(key)
-        if role is not None and crl.is_signature_valid(ca.issuing(role).signer.public_key()):
-            return crl, ca.issuing(role), number
+        issuing = ca.of_key(key)
+        if issuing is not None and crl.is_signature_valid(issuing.signer.public_key()):
+            return crl, issuing, number
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
         raise CrlForeign("the file cannot be read as a CRL with a number and an issuer's key identifier") from error
     raise CrlForeign("no issuing CA of this home has signed this CRL")

@@ -18,12 +18,13 @@ from appliance.binding import jws, package
 from appliance.ca import CertificateAuthority
 from appliance.clock import Clock
 from appliance.errors import NotFound
+from appliance.hierarchy import Role
 from appliance.identity.issue import timestamp
 from appliance.store import certificates, owners, requests, schema
 from appliance.store.certificates import serial_text
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
-from est.certificates import read_certificate
+from est.certificates import aki_of, read_certificate
 
 MAX_ENTRIES = 1000
 _ABOUT = (
@@ -61,9 +62,10 @@ class EvidencePackages:
         behind = _request_of(tx, row)
         if behind is None:
             raise NotFound("nothing is on record behind this certificate")
-        issuing = self._ca.issuing("agents").certificate
+        certificate = read_certificate(row.der)
+        issuing = self._issuer(certificate, "agents")
         files = {
-            package.CERTIFICATE: _pem(read_certificate(row.der)) + _pem(issuing),
+            package.CERTIFICATE: _pem(certificate) + _pem(issuing),
             package.REQUEST: behind.request + "\n",
             package.EVIDENCE: behind.evidence + "\n",
             package.EAR: behind.ear + "\n",
@@ -86,6 +88,10 @@ class EvidencePackages:
         }
         return {**files, package.MANIFEST: json.dumps(manifest, indent=1) + "\n"}
 
+    def _issuer(self, certificate: x509.Certificate, role: Role) -> x509.Certificate:
+        """The generation of the CA that signed it; the one of now where that is retired."""
+        return (self._ca.of_key(aki_of(certificate)) or self._ca.issuing(role)).certificate
+
     def _proxy(self, tx: Tx, behind: requests.Request) -> str:
         """The certificate whose key signed the evidence, its CA and the root."""
         kid = jws.read(behind.evidence).kid
@@ -95,7 +101,7 @@ class EvidencePackages:
             found = read_certificate(one.der)
             key = found.public_key()
             if isinstance(key, ec.EllipticCurvePublicKey) and jws.jkt(key) == kid:
-                return _pem(found) + _pem(self._ca.issuing("devices").certificate) + _pem(self._ca.root)
+                return _pem(found) + _pem(self._issuer(found, "devices")) + _pem(self._ca.root)
         raise NotFound("the proxy's certificate of that time is not on record")
 
 

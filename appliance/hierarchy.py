@@ -36,9 +36,9 @@ from appliance.keys import (
 )
 from appliance.settings import Settings
 from appliance.store import Tx, certificates
-from appliance.token import open_token
+from appliance.token import Token, open_token
 from est import profiles
-from est.chains import read_certificate, ski_of
+from est.chains import aki_of, read_certificate, ski_of
 from est.keys import spki, spki_sha256
 from est.profiles import Shape, Terms
 from est.signer import KeySigner, Signer
@@ -56,6 +56,7 @@ class IssuingCa:
     """One issuing CA: its certificate, its key, and the addresses that its certificates carry ("" = none).
 
     `ocsp_signer` is the key that answers OCSP for it, where that lies in a token; None = one is made at each start.
+    `label` names this generation of the role's CA: its key, its CRL, its addresses; the first is called as the role.
     """
 
     role: Role
@@ -65,6 +66,11 @@ class IssuingCa:
     issuer_url: str = ""
     ocsp_url: str = ""
     ocsp_signer: Signer | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.role)
 
     @cached_property
     def key_identifier(self) -> bytes:
@@ -76,7 +82,8 @@ class IssuingCa:
 class ServerIdentity:
     """One of the appliance's own servers: certificate, issuing CA and root, key, and the files that hold them.
 
-    `certificate_file` has the certificate and its issuing CA; `key_file` is encrypted under the home's passphrase.
+    `chain` is the issuing CA, what links it to another root while the root changes, and the root. `certificate_file`
+    has the certificate and what is sent with it; `key_file` is encrypted under the home's passphrase.
     """
 
     name: ServerName
@@ -85,6 +92,11 @@ class ServerIdentity:
     key: ec.EllipticCurvePrivateKey
     certificate_file: Path
     key_file: Path
+
+    @property
+    def sent(self) -> tuple[x509.Certificate, ...]:
+        """What goes behind the certificate in TLS: the chain without the root."""
+        return self.chain[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +111,9 @@ def key_file(home: Path, name: str) -> Path:
     return home / "keys" / f"{name}.key"
 
 
-def ocsp_key(role: Role) -> str:
+def ocsp_key(label: str) -> str:
     """The name of the key that answers OCSP for a CA, in a token."""
-    return f"ocsp-{role}"
+    return f"ocsp-{label}"
 
 
 def certificate_file(home: Path, name: str) -> Path:
@@ -125,8 +137,8 @@ def create_hierarchy(
     made: dict[str, x509.Certificate] = {}
 
     root_key = _new_key(home, ROOT, passphrase, key_cost)
-    subject = profiles.name(f"Root CA {_tag(root_key.public_key())}", organization)
-    root = _sign(
+    subject = profiles.name(f"Root CA {key_tag(root_key.public_key())}", organization)
+    root = sign_shape(
         profiles.root_ca(
             subject,
             root_key.public_key(),
@@ -149,8 +161,8 @@ def create_hierarchy(
         public = signers[role].public_key()
         not_after = min(now + timedelta(days=settings.ca.issuing_days), root.not_valid_after_utc)
         terms = Terms.under(root, serial=new_serial(), not_before=start, not_after=not_after)
-        subject = profiles.name(f"{role.capitalize()} CA {_tag(public)}", organization)
-        _save(home, role, made, _sign(profiles.issuing_ca(terms, subject, public), KeySigner(root_key)))
+        subject = profiles.name(f"{role.capitalize()} CA {key_tag(public)}", organization)
+        _save(home, role, made, sign_shape(profiles.issuing_ca(terms, subject, public), KeySigner(root_key)))
 
     for name, role in SERVERS.items():
         issuer = made[role]
@@ -167,7 +179,7 @@ def create_hierarchy(
             ocsp_url=ocsp_url or None,
         )
         shape = server_shape(name, terms, key.public_key(), settings)
-        _save(home, name, made, _sign(shape, signers[role]), issuer)
+        _save(home, name, made, sign_shape(shape, signers[role]), issuer)
 
     _new_key(home, SEALING, passphrase, key_cost)
     _new_key(home, AUDIT, passphrase, key_cost)
@@ -181,44 +193,74 @@ def record_hierarchy(tx: Tx, hierarchy: Hierarchy, actor: Actor) -> None:
     issuers = {one.subject: name for name, one in hierarchy.certificates.items()}
     for name, certificate in hierarchy.certificates.items():
         role = issuers[certificate.issuer]
-        issuer = hierarchy.certificates[role]
-        der = certificate.public_bytes(Encoding.DER)
-        row = certificates.Pending(
-            role,
-            ski_of(issuer) or b"",
-            certificate.serial_number,
-            hashlib.sha256(certificate.tbs_certificate_bytes).digest(),
-            spki_sha256(certificate),
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-            {"profile": name if name in SERVERS else "ca"},
-        )
-        digest = hashlib.sha256(der).digest()
-        certificates.issue(tx, certificates.add(tx, row), der, digest)
-        event = "server-certificate-issued" if name in SERVERS else "ca-certificate-issued"
-        fields = {"name": name, "issuer": role, "cert_sha256": digest.hex()}
-        serial = certificates.serial_text(certificate.serial_number)
-        audit.append(tx, AuditEvent(event, actor, object=serial, fields=fields))
+        profile = name if name in SERVERS else "ca"
+        _record(tx, name, certificate, role, ski_of(hierarchy.certificates[role]) or b"", profile, actor)
+
+
+def record_ca(tx: Tx, name: str, certificate: x509.Certificate, actor: Actor) -> None:
+    """As record_hierarchy(), for one certificate that a root has signed since; a root is its own issuer."""
+    issuer = aki_of(certificate) or ski_of(certificate) or b""
+    _record(tx, name, certificate, ROOT, issuer, "ca", actor)
+
+
+def _record(
+    tx: Tx, name: str, certificate: x509.Certificate, role: str, issuer_key: bytes, profile: str, actor: Actor
+) -> None:
+    der = certificate.public_bytes(Encoding.DER)
+    row = certificates.Pending(
+        role,
+        issuer_key,
+        certificate.serial_number,
+        hashlib.sha256(certificate.tbs_certificate_bytes).digest(),
+        spki_sha256(certificate),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        {"profile": profile},
+    )
+    digest = hashlib.sha256(der).digest()
+    certificates.issue(tx, certificates.add(tx, row), der, digest)
+    event = "server-certificate-issued" if profile in SERVERS else "ca-certificate-issued"
+    fields = {"name": name, "issuer": role, "cert_sha256": digest.hex()}
+    serial = certificates.serial_text(certificate.serial_number)
+    audit.append(tx, AuditEvent(event, actor, object=serial, fields=fields))
 
 
 def read_issuing(home: Path, settings: Settings, passphrase: bytes) -> tuple[x509.Certificate, dict[Role, IssuingCa]]:
-    """The root's certificate and the three issuing CAs with their keys.
+    """The root's certificate and the three issuing CAs with their keys, as `init` made them.
 
     Raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed, KeyMismatch, TokenUnavailable.
     """
     token = open_token(settings.hsm)
-    issuing: dict[Role, IssuingCa] = {}
-    for role in ROLES:
-        certificate = read_certificates(certificate_file(home, role))[0]
-        ocsp_signer: Signer | None = None
-        if token is None:
-            signer: Signer = read_signer(key_file(home, role), passphrase, certificate)
-        else:
-            signer, ocsp_signer = token.signer(role), token.signer(ocsp_key(role))
-            if spki(signer.public_key()) != spki(certificate):
-                raise KeyMismatch(f"the token's key of the {role} CA is not its certificate's")
-        issuing[role] = IssuingCa(role, certificate, signer, *addresses(settings, role), ocsp_signer)
+    root, certificates = read_first(home)
+    return root, {
+        role: read_generation(home, settings, passphrase, role, role, certificates[role], token) for role in ROLES
+    }
+
+
+def read_first(home: Path) -> tuple[x509.Certificate, dict[Role, x509.Certificate]]:
+    """The certificates that `init` made, root and issuing CAs; KeyFileMissing, KeyMalformed."""
+    issuing = {role: read_certificates(certificate_file(home, role))[0] for role in ROLES}
     return read_certificates(certificate_file(home, ROOT))[0], issuing
+
+
+def read_generation(
+    home: Path,
+    settings: Settings,
+    passphrase: bytes,
+    role: Role,
+    label: str,
+    certificate: x509.Certificate,
+    token: Token | None,
+) -> IssuingCa:
+    """An issuing CA by the label of its key; raises as read_issuing()."""
+    ocsp_signer: Signer | None = None
+    if token is None:
+        signer: Signer = read_signer(key_file(home, label), passphrase, certificate)
+    else:
+        signer, ocsp_signer = token.signer(label), token.signer(ocsp_key(label))
+        if spki(signer.public_key()) != spki(certificate):
+            raise KeyMismatch(f"the token's key of the {label} CA is not its certificate's")
+    return IssuingCa(role, certificate, signer, *addresses(settings, label), ocsp_signer, label)
 
 
 def read_audit_key(home: Path, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
@@ -229,15 +271,17 @@ def read_audit_key(home: Path, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
     return read_key(path, passphrase)
 
 
-def read_server(home: Path, name: ServerName, passphrase: bytes) -> ServerIdentity:
-    """Certificate, chain and key of one of our servers; raises as read_issuing()."""
+def read_server(
+    home: Path, name: ServerName, passphrase: bytes, *, root: x509.Certificate | None = None
+) -> ServerIdentity:
+    """Certificate, chain and key of one of our servers; `root`: not that of `init`. Raises as read_issuing()."""
     path = certificate_file(home, name)
     found = read_certificates(path)
     if len(found) < 2:
         raise KeyFileMissing("the server's file lacks its issuing CA", path=str(path))
     key = read_key(key_file(home, name), passphrase)
     check_pair(key, found[0])
-    root = read_certificates(certificate_file(home, ROOT))[0]
+    root = root or read_certificates(certificate_file(home, ROOT))[0]
     return ServerIdentity(name, found[0], (*found[1:], root), key, path, key_file(home, name))
 
 
@@ -260,7 +304,7 @@ def server_shape(name: ServerName, terms: Terms, key: ec.EllipticCurvePublicKey,
 
 
 def addresses(settings: Settings, role: str) -> tuple[str, str, str]:
-    """CRL, issuer and OCSP URL that certificates of a role carry; empty where the PKI port is picked at start."""
+    """CRL, issuer and OCSP URL in certificates of a CA, by its label; empty where the PKI port is picked at start."""
     base = settings.ca.pki_base_url.rstrip("/")
     if not base:
         if not settings.web.pki_port or not settings.web.names:
@@ -305,11 +349,12 @@ def _new_key(home: Path, name: str, passphrase: bytes, cost: int) -> ec.Elliptic
     return key
 
 
-def _tag(key: ec.EllipticCurvePublicKey) -> str:
+def key_tag(key: ec.EllipticCurvePublicKey) -> str:
     return profiles.key_identifier(key).hex()[:8]
 
 
-def _sign(shape: Shape, signer: Signer) -> x509.Certificate:
+def sign_shape(shape: Shape, signer: Signer) -> x509.Certificate:
+    """The certificate of a shape, compared with it; blocks where the key lies in a token."""
     tbs = profiles.to_be_signed(shape, issuer_key=signer.public_key())
     certificate = read_certificate(profiles.assemble(tbs, signer.sign(tbs), signer.public_key()))
     profiles.check(certificate, shape)

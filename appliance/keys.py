@@ -79,6 +79,12 @@ def replace_private(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def remove_private(path: Path) -> None:
+    """Remove a file; it is gone from the folder when this returns, also after a power cut."""
+    path.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,5 +1,7 @@
 """The OCSP responder: one delegated signer per issuing CA, answers kept signed until something changes.
 
+Every generation of a CA has its own signer.
+
 A signer's key is made at every start and never leaves the process, or lies in a token; its certificate lives days and
 is renewed here. What a certificate's row says is read for every new answer; an answer that was signed before is given
 again until half of its life is over, its certificate is revoked, or the signer is renewed. All of that happens on the
@@ -24,7 +26,7 @@ from appliance.audit import APPLIANCE
 from appliance.ca import TOPIC, CertificateAuthority, Slot
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
-from appliance.hierarchy import ROLES, Role
+from appliance.hierarchy import IssuingCa
 from appliance.keys import generate
 from appliance.store import OutboxRow, Row, Store, Tx, certificates
 from est import ocsp, profiles
@@ -55,7 +57,7 @@ class OcspAnswer:
 class _Delegate:
     """A key that answers for one CA, and until when."""
 
-    role: Role
+    issuing: IssuingCa
     signer: Signer
     der: bytes
     key_hash: bytes
@@ -75,17 +77,20 @@ class OcspResponder:
         life_minutes: float = 60.0,
         signer_days: float = 14.0,
         max_kept: int = 10_000,
-        signers: Mapping[Role, Signer] | None = None,
+        signers: Mapping[str, Signer] | None = None,
     ) -> None:
-        """`signers`: keys that lie elsewhere (PKCS#11), else one is made for each role. `max_kept` answers stay."""
+        """`signers`: other keys than the CAs' own (PKCS#11), by label; where there is none, one is made.
+
+        `max_kept` answers stay.
+        """
         self._ca = ca
         self._store = store
         self._clock = clock
         self._life = timedelta(minutes=life_minutes)
         self._signer_life = timedelta(days=signer_days)
         self._max_kept = max_kept
-        self._keys: dict[Role, Signer] = dict(signers or {})
-        self._issuers = ocsp.IssuerNames({role: ca.issuing(role).certificate for role in ROLES})
+        self._keys: dict[str, Signer] = dict(signers or {})
+        self._issuers = self._names()
         self._delegates: dict[str, _Delegate] = {}
         self._kept: OrderedDict[bytes, OcspAnswer] = OrderedDict()
         self._kept_of: dict[tuple[str, int], set[bytes]] = {}
@@ -98,6 +103,17 @@ class OcspResponder:
         self._store.subscribe(self._on_events)
         await self._renew()
 
+    async def follow(self) -> None:
+        """The CAs have changed: answer for those that count now."""
+        self._issuers = self._names()
+        labels = {one.label for one in self._ca.generations}
+        self._delegates = {label: one for label, one in self._delegates.items() if label in labels}
+        self._forget_all()
+        await self._renew()
+
+    def _names(self) -> ocsp.IssuerNames:
+        return ocsp.IssuerNames({one.label: one.certificate for one in self._ca.generations})
+
     async def run(self) -> None:
         """Renew certificates of signers at half their life, until cancelled."""
         while True:
@@ -106,19 +122,20 @@ class OcspResponder:
 
     async def _renew(self) -> bool:
         try:
-            for role in ROLES:
-                delegate = self._delegates.get(role)
+            for issuing in self._ca.generations:
+                delegate = self._delegates.get(issuing.label)
                 if delegate is None or self._clock.now() >= delegate.renew_at:
-                    self._delegates[role] = await self._delegate(role)
+                    self._delegates[issuing.label] = await self._delegate(issuing)
                     self._forget_all()
         except Refusal as error:  # disk full, clock behind: the old certificate does until then
             _log.error("event=ocsp-signer-not-renewed reason=%s detail=%r", error.reason, error.detail)
             return False
         return True
 
-    async def _delegate(self, role: Role) -> _Delegate:
-        signer = self._keys.get(role) or KeySigner(generate())
-        now, end = self._clock.now(), self._ca.issuing(role).certificate.not_valid_after_utc
+    async def _delegate(self, issuing: IssuingCa) -> _Delegate:
+        role = issuing.role
+        signer = self._keys.get(issuing.label) or issuing.ocsp_signer or KeySigner(generate())
+        now, end = self._clock.now(), issuing.certificate.not_valid_after_utc
         life = min(self._signer_life, end - now)
 
         def shape(slot: Slot) -> Shape:
@@ -126,10 +143,16 @@ class OcspResponder:
             return profiles.ocsp_signer(slot.terms(life, addresses=False), subject, signer.public_key())
 
         issued = await self._ca.issue(
-            role, shape, row={"profile": PROFILE}, actor=APPLIANCE, event="ocsp-signer-issued", fields={"role": role}
+            role,
+            shape,
+            row={"profile": PROFILE},
+            actor=APPLIANCE,
+            event="ocsp-signer-issued",
+            fields={"role": issuing.label},
+            by=issuing,
         )
         not_after = issued.certificate.not_valid_after_utc
-        return _Delegate(role, signer, issued.der, ocsp.key_hash(signer.public_key()), not_after, now + life / 2)
+        return _Delegate(issuing, signer, issued.der, ocsp.key_hash(signer.public_key()), not_after, now + life / 2)
 
     # -- requests
 
@@ -154,7 +177,7 @@ class OcspResponder:
         if delegate is None or now >= delegate.not_after:
             return OcspAnswer(ocsp.TRY_LATER)
         try:
-            answers = self._store.read_sync(lambda tx: self._look_up(tx, request, delegate.role))
+            answers = self._store.read_sync(lambda tx: self._look_up(tx, request, delegate.issuing))
         except ApplianceError as error:
             _log.error("event=ocsp-without-store reason=%s", error.reason)
             return OcspAnswer(ocsp.TRY_LATER)
@@ -173,8 +196,8 @@ class OcspResponder:
             return self._finish(unsigned, delegate.signer.sign(data), self._changes)
         return self._sign_slowly(unsigned, delegate.signer)
 
-    def _look_up(self, tx: Tx, request: OcspRequest, role: Role) -> list[Single]:
-        aki = self._ca.issuing(role).key_identifier
+    def _look_up(self, tx: Tx, request: OcspRequest, issuing: IssuingCa) -> list[Single]:
+        aki = issuing.key_identifier
         return [Single(one, _status(certificates.standing(tx, aki, one.serial))) for one in request.certificates]
 
     async def _sign_slowly(self, unsigned: _Unsigned, signer: Signer) -> OcspAnswer:
@@ -198,7 +221,7 @@ class OcspResponder:
         tag = hashlib.sha256(der).hexdigest()
         answer = OcspAnswer(der, unsigned.this_update, unsigned.next_update, tag)
         if unsigned.keep_as is not None and changes == self._changes:
-            self._keep(unsigned.keep_as, (delegate.role, unsigned.request.certificates[0].serial), answer)
+            self._keep(unsigned.keep_as, (delegate.issuing.label, unsigned.request.certificates[0].serial), answer)
         return answer
 
     # -- what is kept
@@ -233,7 +256,9 @@ class OcspResponder:
         for row in rows:
             if row.topic == TOPIC and row.body["state"] == certificates.REVOKED:
                 self._changes += 1
-                for request in self._kept_of.pop((row.body["issuer_role"], int(row.body["serial"], 16)), ()):
+                issuing = self._ca.of_key(bytes.fromhex(row.body["issuer_aki"]))
+                label = "" if issuing is None else issuing.label
+                for request in self._kept_of.pop((label, int(row.body["serial"], 16)), ()):
                     self._kept.pop(request, None)
 
 

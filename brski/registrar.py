@@ -161,6 +161,13 @@ class Registrar:
         chain: Sequence[x509.Certificate] = (),
         policy: RegistrarPolicy | None = None,
     ) -> None:
+        self._policy = policy or RegistrarPolicy()
+        self.use_identity(signer, certificate, chain)
+
+    def use_identity(
+        self, signer: Signer, certificate: x509.Certificate, chain: Sequence[x509.Certificate] = ()
+    ) -> None:
+        """Be this registrar from the next request on; raises as the constructor does, and nothing has changed then."""
         if chains.spki_sha256(certificate) != chains.spki_sha256(signer.public_key()):
             raise RegistrarCertificateUnfit("the registrar's certificate is not that of its key")
         try:
@@ -172,7 +179,6 @@ class Registrar:
         self._signer = signer
         self._certificate = certificate
         self._chain = tuple(chain)
-        self._policy = policy or RegistrarPolicy()
         self._own_keys = frozenset(chains.spki_sha256(one) for one in self.own_chain)
 
     @property

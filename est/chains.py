@@ -7,13 +7,14 @@ no revocation check: that is the caller's, by (key identifier of the issuer, ser
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -247,18 +248,44 @@ def _build(
     # Where none of them can end at an anchor, there is nothing to try.
     if not any(one.issuer in anchors.names for one in (leaf, *intermediates)) and leaf not in anchors.certificates:
         raise ChainNotTrusted("no certificate of the chain names a trust anchor as its issuer")
+    links = _links(intermediates, anchors, at)
     verifier = (
         PolicyBuilder()
-        .store(anchors.store)
+        .store(Store([*anchors.certificates, *links]) if links else anchors.store)
         .time(at.astimezone(UTC))
         .max_chain_depth(MAX_CHAIN - 1)
         .extension_policies(ee_policy=_EE_POLICY, ca_policy=_CA_POLICY)
         .build_client_verifier()
     )
     try:
-        return tuple(verifier.verify(leaf, list(intermediates)).chain)
+        path = tuple(verifier.verify(leaf, list(intermediates)).chain)
     except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
         raise ChainNotTrusted("no path from the certificate to a trust anchor") from error
+    return (*path, links[path[-1]]) if path[-1] in links else path
+
+
+def _links(
+    intermediates: Sequence[x509.Certificate], anchors: TrustAnchors, at: datetime
+) -> dict[x509.Certificate, x509.Certificate]:
+    """Certificates by which an anchor vouches for another key of its own name, each with that anchor.
+
+    OldWithNew and NewWithOld (RFC 4210, section 4.4) are self-issued and do not count against a path length (RFC 5280,
+    section 4.2.1.9). The library counts them; here they stand beside the anchor that signed them, valid when it is.
+    """
+    found: dict[x509.Certificate, x509.Certificate] = {}
+    for one in intermediates:
+        if one.subject != one.issuer or one.subject not in anchors.names or not _is_ca(one):
+            continue
+        for anchor in anchors:
+            if one.issuer != anchor.subject or spki(one) == spki(anchor):
+                continue
+            moment = max(one.not_valid_before_utc, anchor.not_valid_before_utc)
+            if not moment <= at <= min(one.not_valid_after_utc, anchor.not_valid_after_utc):
+                continue
+            with contextlib.suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+                one.verify_directly_issued_by(anchor)
+                found[one] = anchor
+    return found
 
 
 def _build_at_another_time(

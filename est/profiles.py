@@ -42,6 +42,7 @@ __all__ = [
     "registrar",
     "registration_authority",
     "root_ca",
+    "root_link",
     "to_be_signed",
 ]
 
@@ -136,6 +137,26 @@ def root_ca(
         Extension(x509.BasicConstraints(ca=True, path_length=path_length), True),
         _CA_USAGE,
         Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+    )
+    return Shape(subject, subject, serial, not_before, not_after, key, extensions)
+
+
+def root_link(
+    subject: x509.Name,
+    key: PublicKey,
+    issuer_key: PublicKey,
+    *,
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+    path_length: int = 1,
+) -> Shape:
+    """One key of a root, signed by the other under the same name: OldWithNew, NewWithOld (RFC 4210, section 4.4)."""
+    extensions = (
+        Extension(x509.BasicConstraints(ca=True, path_length=path_length), True),
+        _CA_USAGE,
+        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        settle(x509.AuthorityKeyIdentifier(key_identifier(issuer_key), None, None)),
     )
     return Shape(subject, subject, serial, not_before, not_after, key, extensions)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from appliance import audit
+from appliance import audit, rollover_states
 from appliance.cli import app
 from appliance.commands.invocation import EVERYWHERE
 from appliance.identity import challenge_states
@@ -78,7 +78,7 @@ PURPOSES: Mapping[str, str] = {
     "pki.ocsp_get": "the same with the request in base64 behind the address, so that caches may answer",
     "audit.checkpoint": "The newest signed checkpoint of the audit log, a compact JWS; 404 before the first one.",
     "audit.key": "The key that checkpoints verify with, a JWK.",
-    "pki.ca": "a CA certificate, DER; roles: root, devices, agents, infrastructure",
+    "pki.ca": "a CA certificate, DER: root, devices, agents, infrastructure, or a later generation by its label",
     "console.openapi": "this table as OpenAPI 3.1",
     "console.problem": "what a reason means; the `type` of every problem document leads here",
     "console.docs": "this manual",
@@ -158,6 +158,16 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
         "approval that was not used, is after its time. An arrow that is not here is refused as "
         "`gateway-request-over`.",
         gateway_states.QueueState,
+    ),
+    (
+        "The appliance about the rollover of a CA",
+        rollover_states.ROLLOVER,
+        "Stored in table `rollovers`, for the root and for each issuing CA alike; each arrow is one conditional "
+        "statement in the transaction of its audit entry. `prepared`: the new key and its certificates exist. "
+        "`published`: cacerts, trust files, the embedded RADIUS server, CRL and OCSP know both; the servers' chains "
+        "hold under both roots. `signing-with-new`: the new one signs, what the old one signed is accepted. "
+        "`old-retired`: the old one counts no more. What is not here is refused as `rollover-out-of-order`.",
+        rollover_states.RolloverState,
     ),
 )
 
@@ -415,7 +425,12 @@ def _options(verb: str) -> list[tuple[str, str]]:
 
 def states_page() -> str:
     """The state tables, drawn."""
-    where = ("brski/states.py", "appliance/identity/challenge_states.py", "appliance/owner/gateway/states.py")
+    where = (
+        "brski/states.py",
+        "appliance/identity/challenge_states.py",
+        "appliance/owner/gateway/states.py",
+        "appliance/rollover_states.py",
+    )
     parts = [
         head("States", "the tables in " + ", ".join(f"`{one}`" for one in where)),
         "A record moves only along an arrow; anything else is refused (`out-of-order`, where not said otherwise) and "

@@ -38,11 +38,11 @@ _LOOK_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RadiusParts:
-    """What the embedded server needs of our PKI: identity, agents and devices CA, the OID of the OwnerId extension."""
+    """What the embedded server needs of our PKI: identity, CAs of agents and devices, the OID of the OwnerId."""
 
     identity: ServerIdentity
-    agents_ca: x509.Certificate
-    devices_ca: x509.Certificate
+    agents_cas: tuple[x509.Certificate, ...]
+    devices_cas: tuple[x509.Certificate, ...]
     owner_id_oid: str
     reply_message: bool
 
@@ -77,6 +77,18 @@ class RadiusEngine:
         self.accounting_port = 0
         """Where accounting is taken; 0 = nowhere."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+
+    def use(self, parts: RadiusParts) -> None:
+        """Another certificate, or other CAs, from the next login on; FreeRADIUS is started again with them.
+
+        One that refuses them runs on with the old ones; the log says so.
+        """
+        self._parts = parts
+        if self._server is not None:
+            self._server.use_anchors(self._anchors())
+            self._server.use_identity(parts.identity)
+        self._changed.set()
 
     async def start(self) -> tuple[str, int] | None:
         """Host and port that answer, None for nobody; raises OSError, FreeRadiusMissing, FreeRadiusRefused."""
@@ -136,7 +148,7 @@ class RadiusEngine:
         policy = self._access.snapshot.policy
         parts = self._parts
         takes_proxies = policy is not None and policy.takes("proxy")
-        return (parts.agents_ca, parts.devices_ca) if takes_proxies else (parts.agents_ca,)
+        return (*parts.agents_cas, *parts.devices_cas) if takes_proxies else parts.agents_cas
 
     def _follow_policy(self, events: list[OutboxRow]) -> None:
         """A policy took effect; the access service has heard of it before us."""
@@ -150,7 +162,7 @@ class RadiusEngine:
         self.accounting_port = wanted or _free_udp_port(settings.host)
         self._folder = default_folder(self._home, self._freeradius.who())
         await self._freeradius.render(self._folder, APPLIANCE, port=port, accounting_port=self.accounting_port)
-        ready, changed = asyncio.Event(), asyncio.Event()
+        ready, changed = asyncio.Event(), self._changed
         told = self._access.said_by_freeradius
         supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=ready.set, on_line=told)
         task = asyncio.create_task(supervisor.run())

@@ -41,15 +41,15 @@ FAILURE_PATH, ACCOUNTING_PATH = "/radius/failure", "/radius/accounting"
 class RadiusFiles:
     """What FreeRADIUS needs of our PKI, as PEM, and where it finds the decision port.
 
-    `devices_ca_pem` is used where the policy lets proxies log in, `infrastructure_ca_pem` for RadSec; `origin` is
+    `devices_cas_pem` are used where the policy lets proxies log in, `infrastructure_cas_pem` for RadSec; `origin` is
     scheme and trust domain. `decision_base` is `https://host:port`.
     """
 
     certificate_chain_pem: str
     key_pem: str
-    agents_ca_pem: str
-    devices_ca_pem: str
-    infrastructure_ca_pem: str
+    agents_cas_pem: str
+    devices_cas_pem: str
+    infrastructure_cas_pem: str
     decision_ca_pem: str
     origin: str
     decision_base: Callable[[], str]
@@ -84,6 +84,7 @@ class FreeRadius:
         *,
         owner_id_oid: str,
     ) -> None:
+        """`files` is asked at every rendering: certificates and CAs change."""
         self._settings = settings
         self._nas = nas
         self._files = files
@@ -178,7 +179,7 @@ class FreeRadius:
         if settings.radsec_host:
             serials = await self._nas.live_certificates()
             radsec = RadSec(
-                settings.radsec_host, files.infrastructure_ca_pem, files.origin, serials, settings.radsec_port
+                settings.radsec_host, files.infrastructure_cas_pem, files.origin, serials, settings.radsec_port
             )
         fail_mode = settings.fail_mode
         if fail_mode == "guest" and needs.guest_vlan is None:
@@ -198,7 +199,7 @@ class FreeRadius:
             token=token,
             certificate_chain_pem=files.certificate_chain_pem,
             key_pem=files.key_pem,
-            client_ca_pem=files.agents_ca_pem + (files.devices_ca_pem if needs.devices else ""),
+            client_ca_pem=files.agents_cas_pem + (files.devices_cas_pem if needs.devices else ""),
             owner_id_oid=self._owner_id_oid,
             nas=[NasEntry(name, address, secret) for name, address, secret in self._nas.clients()],
             tls_min=settings.tls_min,

@@ -44,10 +44,13 @@ class AccessService:
         issuers: Mapping[str, str] | None = None,
         directory: DirectorySettings | None = None,
     ) -> None:
-        """`issuers`: role of each of our CAs by its key identifier, hex; the snapshot holds agents only."""
+        """`issuers`: role of each of our CAs that counts by its key identifier, hex; asked at every decision.
+
+        The snapshot holds agents only.
+        """
         self._directory = directory or DirectorySettings()
         self._source = {"none": "", "csv": LOCAL, "ldap": LDAP}[self._directory.source]
-        self._issuers = issuers or {}
+        self._issuers = issuers
         self._settings = settings
         self._store = store
         self._clock = clock
@@ -124,7 +127,9 @@ class AccessService:
         """What authorize() would say now, without a log row."""
         snapshot = self._snapshot
         ref = request.credential
-        credential = None if ref is None else snapshot.credential(ref.aki, ref.serial)
+        # a CA that was retired takes with it what it issued
+        is_ours = ref is not None and (self._issuers is None or ref.aki in self._issuers)
+        credential = snapshot.credential(ref.aki, ref.serial) if ref is not None and is_ours else None
         facts_now, policy = self._facts(snapshot, request, credential), snapshot.policy
         age = None if facts_now.owner is None else self._source_age(snapshot, facts_now.owner.identifier, facts_now.now)
         if age is None:
@@ -165,7 +170,7 @@ class AccessService:
         owner = None
         agent, issuer_role = _NO_AGENT, ""
         if credential is None:
-            if request.credential is not None:
+            if request.credential is not None and self._issuers is not None:
                 issuer_role = self._issuers.get(request.credential.aki, "")
         else:
             owner = snapshot.owners.get(credential.owner_id or "")

@@ -18,8 +18,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.ca import CertificateAuthority
 from appliance.clock import Clock
 from appliance.crl import CrlKeeper
-from appliance.errors import NotFound
-from appliance.hierarchy import ROLES
 from appliance.ocsp import OcspAnswer, OcspResponder
 from appliance.web.peer import Peer
 from appliance.web.routes import Handler
@@ -56,14 +54,9 @@ class PkiRoutes:
         return Reply(200, "application/pkix-crl", headers, found.der)
 
     async def ca(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """GET /ca/{role}.cer, and /ca/root.cer"""
+        """GET /ca/{role}.cer by the label of a generation (the role, for the first), and /ca/root.cer"""
         role = params["role"]
-        if role == "root":
-            certificate = self._ca.root
-        elif found := next((known for known in ROLES if known == role), None):
-            certificate = self._ca.issuing(found).certificate
-        else:
-            raise NotFound("there is no such CA")
+        certificate = self._ca.root if role == "root" else self._ca.generation(role).certificate
         return Reply(200, "application/pkix-cert", body=certificate.public_bytes(Encoding.DER))
 
     def ocsp(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply | Awaitable[Reply]:

@@ -50,7 +50,6 @@ class Verifier:
     def __init__(self, signer: Signer, policy: AppraisalPolicy, *, developer: str, limits: Limits) -> None:
         """`developer` names this verifier in its results: the server's identifier."""
         self._signer = signer
-        self._kid = jws.jkt(signer.public_key())
         self._policy = policy
         self._developer = developer
         self._limits = limits
@@ -86,7 +85,7 @@ class Verifier:
             developer=self._developer,
             build=BUILD,
             submodules=parts,
-            kid=self._kid,
+            kid=jws.jkt(self._signer.public_key()),
         )
         return Appraisal(seen, result, tier, rules.warning_seconds if tier is Tier.WARNING else None)
 

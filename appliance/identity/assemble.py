@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
-from appliance.binding import jws
+from appliance.authorities import Authorities
 from appliance.binding.facts import Limits, Model
-from appliance.binding.verify import TrustDomain
-from appliance.ca import CertificateAuthority
+from appliance.ca import CertificateAuthority, RoleSigner
 from appliance.clock import Clock
-from appliance.hierarchy import ROLES
 from appliance.identity.agent_mediated import AgentMediated
 from appliance.identity.appraisal import Verifier
 from appliance.identity.appraisal_policy import (
@@ -49,7 +48,7 @@ def build_identity(
     Results of the appraisal and WITs are signed with the agents CA's key unless there are keys of their own: `typ`
     keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid.
     """
-    issuing_signer = ca.issuing("agents").signer
+    issuing_signer = RoleSigner(ca, "agents")
     verifier_signer, wit_signer = verifier_signer or issuing_signer, wit_signer or issuing_signer
     limits = Limits(
         skew_seconds=settings.skew_seconds,
@@ -58,21 +57,26 @@ def build_identity(
         software_owner_keys=settings.allow_software_owner_keys,
         standing_seconds=int(settings.standing_days * 86_400),
     )
-    own_keys = [spki_sha256(ca.root), *(spki_sha256(ca.issuing(role).certificate) for role in ROLES)]
-    own_keys += [spki_sha256(one.public_key()) for one in (verifier_signer, wit_signer)]
+
+    @lru_cache(maxsize=1)
+    def keys_of(authorities: Authorities) -> frozenset[bytes]:
+        certificates = (*authorities.roots, *(one.certificate for one in ca.generations))
+        found = {spki_sha256(one) for one in certificates}
+        return frozenset(found | {spki_sha256(one.public_key()) for one in (verifier_signer, wit_signer)})
+
     issuer = Issuer(
         ca=ca,
         store=store,
         clock=clock,
-        domain=TrustDomain(origin, server_id, ca.anchors("agents")),
+        origin=origin,
+        server_id=server_id,
         arc=settings.oid_arc,
         wit_signer=wit_signer,
-        wit_kid=jws.jkt(wit_signer.public_key()),
         wit_issuer=f"urn:appliance:{origin.partition('://')[2]}",
         wit_seconds=int(settings.wit_minutes * 60),
         limits=limits,
     )
-    registry = Registry(own_keys)
+    registry = Registry(lambda: keys_of(ca.authorities))
     challenges = OwnerChallenges(
         settings,
         server_id=server_id,

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import audit
@@ -33,13 +34,14 @@ from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
 from appliance.binding.token import WitOwner
 from appliance.binding.verify import TrustDomain
-from appliance.ca import CertificateAuthority, IssuedRow, Slot
+from appliance.ca import CertificateAuthority, IssuedRow, RoleSigner, Slot
 from appliance.clock import Clock
 from appliance.errors import IssuanceFailed
 from appliance.store.certificates import serial_text
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from est import chains, profiles
+from est.certificates import aki_of, read_certificate
 from est.errors import EstError
 from est.profiles import Terms
 from est.signer import Signer
@@ -109,20 +111,38 @@ class Issuer:
     ca: CertificateAuthority
     store: Store
     clock: Clock
-    domain: TrustDomain
+    origin: str
+    server_id: str
     arc: str
     wit_signer: Signer
-    wit_kid: str
     wit_issuer: str
     wit_seconds: int
     limits: Limits
+
+    @property
+    def domain(self) -> TrustDomain:
+        """Our own domain as a relying party knows it; its anchors are the agents CAs that count now."""
+        return TrustDomain(self.origin, self.server_id, self.ca.anchors("agents"))
+
+    @property
+    def wit_kid(self) -> str:
+        """The name of the key that signs WITs now."""
+        return jws.jkt(self.wit_signer.public_key())
+
+    @property
+    def wit_keys(self) -> dict[str, ec.EllipticCurvePublicKey]:
+        """Every key whose WITs are to be believed, by name: with an agents CA that is rolled over, both."""
+        keys: list[ec.EllipticCurvePublicKey] = [self.wit_signer.public_key()]
+        if isinstance(self.wit_signer, RoleSigner):
+            keys += [one.signer.public_key() for one in self.ca.generations if one.role == "agents"]
+        return {jws.jkt(one): one for one in keys}
 
     def trust_bundle(self, owners: Iterable[OwnerRecord]) -> TrustBundle:
         """What a relying party needs to verify what is issued here, with these owners."""
         return TrustBundle(
             self.domain,
             self.wit_issuer,
-            {self.wit_kid: self.wit_signer.public_key()},
+            self.wit_keys,
             self.arc,
             self.limits.backdating_seconds,
             {one.owner_id: one for one in owners},
@@ -201,8 +221,9 @@ class Issuer:
         issuing CA's as PEM."""
         if der is None:
             return dict(result)
-        issuing = self.ca.issuing("agents").certificate.public_bytes(Encoding.PEM).decode("ascii")
-        return {**result, "certificate": _pem(der) + issuing}
+        # a result that was kept may be of the CA before this one
+        issuing = self.ca.of_key(aki_of(read_certificate(der))) or self.ca.issuing("agents")
+        return {**result, "certificate": _pem(der) + issuing.certificate.public_bytes(Encoding.PEM).decode("ascii")}
 
     async def _issue_wit_alone(
         self,

@@ -6,7 +6,7 @@ asked again inside the transaction that spends the nonce, the request and the ap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -95,9 +95,9 @@ class RequestFacts:
 class Registry:
     """Reads what decisions rest on; remembers parsed owner keys, which never change."""
 
-    def __init__(self, own_keys: Sequence[bytes]) -> None:
+    def __init__(self, own_keys: Callable[[], frozenset[bytes]]) -> None:
         """`own_keys`: SPKI SHA-256 of the server's own keys (CAs, verifier, WIT), which no agent may have (A-1)."""
-        self._own_keys = frozenset(own_keys)
+        self._own_keys = own_keys
         self._parsed: dict[str, ec.EllipticCurvePublicKey] = {}
 
     def gather(self, tx: Tx, request: AgentRequest, approvals: Sequence[Sealed]) -> RequestFacts:
@@ -158,7 +158,7 @@ class Registry:
         self, row: RequestRow, request: AgentRequest, live_key: ec.EllipticCurvePublicKey | None
     ) -> str | None:
         """Who has the agent's key already, in words; None: nobody (A-1)."""
-        if request.key_sha256 in self._own_keys:
+        if request.key_sha256 in self._own_keys():
             return "this server"
         if row.is_owners:
             return "an owner"

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -42,47 +43,64 @@ _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 class TrustInfo:
     """What everybody may know of the campus: anchors and names that agents, proxies and verifiers pin."""
 
-    root: x509.Certificate
     radius_server_name: str
     server_id: str
     trust_domain: str
 
     def write(self, issuer: Issuer) -> bytes:
         """The JSON document."""
-        keys = {issuer.wit_kid: issuer.wit_signer.public_key()}
-        agents_ca, devices_ca = (issuer.ca.issuing(role).certificate for role in ("agents", "devices"))
+        authorities = issuer.ca.authorities
         document = {
-            "root": _pem(self.root),
+            "root": _pem(issuer.ca.root),
+            "links": "".join(_pem(one) for one in authorities.links),
             "radius_server_name": self.radius_server_name,
             "server_id": self.server_id,
             "trust_domain": self.trust_domain,
             "origin": issuer.domain.origin,
-            "agents_ca": _pem(agents_ca),
-            "devices_ca": _pem(devices_ca),
+            "agents_ca": "".join(_pem(one) for one in _agents_cas(issuer)),
+            "devices_ca": "".join(_pem(one) for one in issuer.ca.anchors("devices")),
             "oid_arc": issuer.arc,
             "wit_issuer": issuer.wit_issuer,
             "wit_keys": {
-                "keys": [{**jws.jwk(key, algorithm=True), "kid": kid, "use": "wit-svid"} for kid, key in keys.items()]
+                "keys": [
+                    {**jws.jwk(key, algorithm=True), "kid": kid, "use": "wit-svid"}
+                    for kid, key in issuer.wit_keys.items()
+                ]
             },
         }
         return _write(document)
 
     def write_bundle(self, issuer: Issuer) -> bytes:
-        """The SPIFFE bundle; its sequence grows with the CA that signs."""
-        agents_ca = issuer.ca.issuing("agents").certificate
+        """The SPIFFE bundle; its sequence grows with every change of the CAs."""
+        agents_cas = _agents_cas(issuer)
+        changed_at = issuer.ca.authorities.changed_at
+        sequence = max(agents_cas[0].not_valid_before_utc, changed_at or agents_cas[0].not_valid_before_utc)
         found = SpiffeBundle(
-            (agents_ca,),
-            {issuer.wit_kid: issuer.wit_signer.public_key()},
-            int(agents_ca.not_valid_before_utc.timestamp()),
+            agents_cas,
+            issuer.wit_keys,
+            int(sequence.timestamp()),
             _REFRESH_SECONDS,
         )
         return spiffe_bundle.write(found).encode()
 
 
+def _agents_cas(issuer: Issuer) -> tuple[x509.Certificate, ...]:
+    """The agents CAs that count, the one that signs first."""
+    return issuer.ca.anchors("agents").certificates
+
+
 def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handler]:
     """Endpoint names of the route table with their functions."""
-    trust_document = trust.write(service.issuer)
-    bundle_document = trust.write_bundle(service.issuer)
+    documents: dict[str, Any] = {}
+
+    def written() -> dict[str, Any]:
+        """Both documents, made once for each change of the CAs."""
+        issuer = service.issuer
+        if documents.get("of") is not issuer.ca.authorities:
+            documents.update(of=issuer.ca.authorities, trust=trust.write(issuer), bundle=trust.write_bundle(issuer))
+        return documents
+
+    written()
 
     async def nonce(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         jkt, purpose, sub = read_nonce_call(call.body)
@@ -156,10 +174,10 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         return _told(await service.desk.issued(service.challenges.caller(peer).owner_id))
 
     async def give_trust(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        return Reply(200, JSON, {}, trust_document)
+        return Reply(200, JSON, {}, written()["trust"])
 
     async def give_bundle(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        return Reply(200, JSON, {"cache-control": f"max-age={_REFRESH_SECONDS}"}, bundle_document)
+        return Reply(200, JSON, {"cache-control": f"max-age={_REFRESH_SECONDS}"}, written()["bundle"])
 
     return {
         "identity.nonce": nonce,

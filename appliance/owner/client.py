@@ -100,6 +100,7 @@ class OwnerClient:
         told = await self._call("GET", "/v1/trust")
         try:
             agents_ca = x509.load_pem_x509_certificate(str(told["agents_ca"]).encode("ascii"))
+            links = x509.load_pem_x509_certificates(pem.encode("ascii")) if (pem := str(told.get("links", ""))) else []
             server_id = str(told["server_id"])
         except (KeyError, ValueError) as cause:
             raise ServerAnswerUnusable("the trust document cannot be read") from cause
@@ -110,10 +111,12 @@ class OwnerClient:
             except ValueError as cause:
                 raise ServerAnswerUnusable("the trust document cannot be read") from cause
         key = agents_ca.public_key()
+        # while the campus changes its root, a link leads from the one that was pinned to the other
+        believed = [*self._roots, *(one for one in links if any(_is_issued_by(one, root) for root in self._roots))]
         for name, one in (("agents", agents_ca), ("devices", devices_ca)):
             if one is None:
                 continue
-            if not any(_is_issued_by(one, root) for root in self._roots):
+            if not any(_is_issued_by(one, root) for root in believed):
                 raise ServerAnswerUnusable(f"the {name} CA is not one of the pinned root")
             if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
                 raise ServerAnswerUnusable(f"the {name} CA is not valid now")

@@ -163,7 +163,7 @@ def assemble(
         callers=callers,
         identities=identities,
         authorities=authorities,
-        server_keys=ServerKeys(signer, registrar.own_chain[0], clock),
+        server_keys=ServerKeys(signer, lambda: registrar.own_chain[0], clock),
         refusals=refusals,
         turns=turns,
         never_granted=never_granted,

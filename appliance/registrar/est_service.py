@@ -81,9 +81,12 @@ class EstService:
         self._est = EstServer(labels=labels, keygen=makes_keys, never=never_granted)
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
-        """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate."""
+        """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate.
+
+        While a CA is rolled over also its other generation, the other root, and the links between the two roots.
+        """
         self._est.operation(call)
-        return self._est.cacerts_reply(self._ca.chain(ROLE), call)
+        return self._est.cacerts_reply(self._ca.handed_out(ROLE), call)
 
     async def csrattrs(self, call: Call, peer: Peer) -> Reply:
         """What the caller's CSR must have (RFC 7030, section 4.5); nobody has to authenticate.

@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -143,6 +144,13 @@ class HttpsMasa:
         self._concurrency = settings.masa_concurrency
         self._load_identity = load_identity
         self._lanes: OrderedDict[tuple[str, str], _Lane] = OrderedDict()
+        self._contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+
+    def reload_identity(self) -> None:
+        """The registrar has another certificate: new connections show it, those that are open go on."""
+        if self._load_identity is not None:
+            for context in self._contexts:
+                self._load_identity(context)
 
     async def send(self, call: Call, to: MasaDestination) -> Reply:
         """The MASA's answer, whatever its status."""
@@ -238,6 +246,7 @@ class HttpsMasa:
             to.credentials.load_into(context)
         elif self._load_identity is not None:
             self._load_identity(context)
+            self._contexts.add(context)
         return context
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from cryptography import x509
@@ -31,9 +32,10 @@ Recipient = SharedKey | RecipientKey
 
 
 class ServerKeys:
-    """Makes keys and packs them; `signer` and `certificate` sign the package that goes inside an envelope."""
+    """Makes keys and packs them; `signer` and its certificate sign the package that goes inside an envelope."""
 
-    def __init__(self, signer: Signer, certificate: x509.Certificate, clock: Clock) -> None:
+    def __init__(self, signer: Signer, certificate: Callable[[], x509.Certificate], clock: Clock) -> None:
+        """`certificate` is asked each time, because it is renewed."""
         self._signer = signer
         self._certificate = certificate
         self._clock = clock
@@ -74,7 +76,7 @@ class ServerKeys:
             key,
             recipient,
             signer=self._signer,
-            certificate=self._certificate,
+            certificate=self._certificate(),
             now=self._clock.now(),
             random=os.urandom,
             new_key=ec.generate_private_key,

@@ -1,4 +1,4 @@
-"""The current CRL of each issuing role: its number, which only grows, and what it was made of.
+"""The current CRL of each issuing CA: its number, which only grows, and what it was made of.
 
 The list itself lies in a file; here stand its digest and the query for its entries, which another process runs.
 """
@@ -35,7 +35,12 @@ _RAISE = _INSERT.on_conflict_do_update(
     set_={name: _INSERT.excluded[name] for name in ("number", "sha256")},
     where=_c.number < _INSERT.excluded.number,
 )
-_REVOKED = (_cert.issuer_role == bindparam("role"), _cert.revoked_at.is_not(None))
+# the role stands first in the index; the key tells its generations apart
+_REVOKED = (
+    _cert.issuer_role == bindparam("role"),
+    _cert.issuer_aki == bindparam("aki"),
+    _cert.revoked_at.is_not(None),
+)
 _COUNT = select(func.count()).where(*_REVOKED)
 _ALL_ENTRIES = (
     select(_cert.serial, _cert.revoked_at, _cert.revocation_reason)
@@ -60,7 +65,7 @@ class Crl:
 
 
 def get(tx: Tx, role: str) -> Row | None:
-    """The row of one role, or None before its first CRL."""
+    """The row of one issuing CA by its label (the role, for the first of a role), or None before its first CRL."""
     return tx.one(_GET, {"role": role})
 
 
@@ -77,19 +82,19 @@ def raise_number(tx: Tx, role: str, number: int) -> None:
     tx.execute(_RAISE, {"role": role, **values})
 
 
-def revoked(tx: Tx, role: str) -> int:
-    """How many certificates of a role were ever revoked; grows with every revocation."""
-    return int(tx.scalar(_COUNT, {"role": role}))
+def revoked(tx: Tx, role: str, issuer_aki: bytes) -> int:
+    """How many certificates of an issuing key were ever revoked; grows with every revocation."""
+    return int(tx.scalar(_COUNT, {"role": role, "aki": issuer_aki}))
 
 
-def entries(tx: Tx, role: str, since: datetime, *, count: int) -> list[Row]:
+def entries(tx: Tx, role: str, issuer_aki: bytes, since: datetime, *, count: int) -> list[Row]:
     """The first entries, oldest revocation first: serial, revoked_at, revocation_reason.
 
     Certificates that expired before `since`, and were not revoked after it, are left out.
     """
-    return tx.all(_ENTRIES, {"role": role, "since": since, "count": count})
+    return tx.all(_ENTRIES, {"role": role, "aki": issuer_aki, "since": since, "count": count})
 
 
-def entries_query(role: str, since: datetime) -> tuple[str, Mapping[str, Any]]:
+def entries_query(role: str, issuer_aki: bytes, since: datetime) -> tuple[str, Mapping[str, Any]]:
     """entries() without a limit as SQL text and values, for a process of its own; times are microseconds there."""
-    return _ENTRIES_TEXT, {"role": role, "since": to_micros(since)}
+    return _ENTRIES_TEXT, {"role": role, "aki": issuer_aki.hex(), "since": to_micros(since)}

@@ -64,6 +64,19 @@ audit_checkpoints = Table(
     Column("peaks", LargeBinary, nullable=False),
 )
 
+rollovers = Table(
+    "rollovers",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    _text("ca"),
+    _text("label"),
+    _text("state"),
+    Column("made", Json, nullable=True),
+    _time("started_at"),
+    _time("changed_at"),
+    _time("published_at", null=True),
+)
+
 foreign_campuses = Table(
     "foreign_campuses",
     metadata,
@@ -126,6 +139,7 @@ certificates = Table(
         "not_after",
         "serial",
         "revocation_reason",
+        "issuer_aki",
         sqlite_where=text("revoked_at IS NOT NULL"),
     ),
     Index("certificates_pending", "state", sqlite_where=text("state = 'pending'")),

@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from appliance.clock import Clock
 from appliance.errors import DiskFull, StoreUnavailable
@@ -22,7 +22,6 @@ from est.exchange import Call, Reply
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 3.0
 _NO_STORE = {"cache-control": "no-store"}
-_ISSUING: tuple[Literal["devices", "agents", "infrastructure"], ...] = ("devices", "agents", "infrastructure")
 
 Check = Callable[[], Awaitable[str]]
 """One check: a few words on what it saw; raises Refusal when it fails."""
@@ -36,6 +35,15 @@ class Writable(Protocol):
         ...
 
 
+class Labelled(Protocol):
+    """An issuing CA, as far as health asks it."""
+
+    @property
+    def label(self) -> str:
+        """The name of its list."""
+        ...
+
+
 class Checkable(Protocol):
     """The CA, as far as health asks it."""
 
@@ -43,12 +51,17 @@ class Checkable(Protocol):
         """Raise if a CA certificate or key must not be used now."""
         ...
 
+    @property
+    def generations(self) -> Sequence[Labelled]:
+        """The issuing CAs whose certificates count."""
+        ...
+
 
 class Aging(Protocol):
     """The CRLs, as far as health asks them."""
 
-    async def age_seconds(self, role: Literal["devices", "agents", "infrastructure"]) -> float | None:
-        """Age of the role's list; None if there is none."""
+    async def age_seconds(self, role: str) -> float | None:
+        """Age of the list of an issuing CA by its label; None if there is none."""
         ...
 
 
@@ -124,8 +137,9 @@ class Health:
 
     async def _lists(self) -> str:
         life = self._settings.ca.crl_hours * 3600
-        ages = [await self._crls.age_seconds(role) for role in _ISSUING]
-        for role, age in zip(_ISSUING, ages, strict=True):
+        labels = [one.label for one in self._ca.generations]
+        ages = [await self._crls.age_seconds(label) for label in labels]
+        for role, age in zip(labels, ages, strict=True):
             if age is None or not 0 <= age + 60 <= life:
                 raise StoreUnavailable(f"the CRL of {role} is missing or out of date")
         return f"oldest is {max(age for age in ages if age is not None):.0f} s"

@@ -85,6 +85,10 @@ class Listener:
         self._sweeper: asyncio.Task[None] | None = None
         self._drained: asyncio.Event | None = None
 
+    def use_tls(self, tls: TlsFront | ssl.SSLContext) -> None:
+        """Greet new connections under this from now on; those that are open stay as they are."""
+        self._tls = tls
+
     async def open_tcp(self, host: str, port: int) -> int:
         """Listen on an address; returns the port, which is picked if 0 was asked for. OSError if it is taken."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

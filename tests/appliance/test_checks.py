@@ -170,7 +170,7 @@ def test_a_published_policy_is_counted(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("left", "level", "words"), [
     (timedelta(days=31), "ok", "until"), (timedelta(days=29), "warning", "30 days"),
     (timedelta(days=13), "warning", "14 days"), (timedelta(days=6), "warning", "7 days"),
-    (timedelta(hours=23), "warning", "1 days"), (timedelta(), "error", "expired"),
+    (timedelta(hours=23), "warning", "1 day"), (timedelta(), "error", "expired"),
     (-timedelta(days=1), "error", "expired"),
 ])  # fmt: skip
 def test_expiry_warns_in_steps(made: Path, left: timedelta, level: str, words: str) -> None:

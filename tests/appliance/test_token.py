@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp as other
 
+from appliance.authorities import load_authorities
 from appliance.ca import CertificateAuthority
 from appliance.clock import SystemClock
 from appliance.compose import create_appliance
@@ -29,8 +30,9 @@ from appliance.hierarchy import ROLES, create_hierarchy, key_file, read_issuing
 from appliance.home import locked
 from appliance.initialise import initialise
 from appliance.ocsp import OcspAnswer, OcspResponder
+from appliance.rollover import Rollovers
 from appliance.settings import CaSettings, HsmSettings, Settings, load_settings
-from appliance.store import Store
+from appliance.store import Store, rollovers
 from appliance.token import Token, TokenSigner, TokenUnavailable, open_token
 from brski import Registrar
 from est import profiles
@@ -316,3 +318,52 @@ def test_an_owner_s_approval_key_in_a_token_signs_and_counts_where_software_does
         campus.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.req("E-103")
+def test_an_issuing_ca_in_a_token_gives_way_to_a_new_key_of_the_token(hsm: HsmSettings, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    settings, clock = campus_settings(hsm).model_copy(update={"home": home}), FixedClock()
+    create_hierarchy(home, settings, PASSPHRASE, NOW, key_cost=1024)
+
+    async def act(ca: CertificateAuthority, store: Store) -> None:
+        async def changed() -> None:
+            """Nobody follows here."""
+
+        made = Rollovers(
+            settings, ca=ca, store=store, clock=clock, passphrase=PASSPHRASE, on_change=changed, key_cost=1024
+        )
+        label = (await made.start("devices", ACTOR))["label"]
+        assert not key_file(home, label).exists()
+        for _ in range(2):
+            await made.advance("devices", ACTOR)
+        new = ca.issuing("devices")
+        assert new.label == label and isinstance(new.signer, TokenSigner) and isinstance(new.ocsp_signer, TokenSigner)
+        issued = await issue_ldevid(ca)
+        issued.certificate.verify_directly_issued_by(new.certificate)
+        keeper, responder = CrlKeeper(ca, store, clock, life_hours=24), OcspResponder(ca, store, clock)
+        await keeper.build_all()
+        for one in ca.generations:
+            crl = x509.load_der_x509_crl(await keeper.crl(one.label))
+            assert crl.is_signature_valid(one.signer.public_key())
+        await responder.start()
+
+        # the root's new key and its links lie in files; the same keys of the token get certificates under it
+        clock.advance(86400)
+        await made.advance("devices", ACTOR, force=True)
+        await made.start("root", ACTOR)
+        for _ in range(3):
+            await made.advance("root", ACTOR, force=True)
+        (await issue_ldevid(ca)).certificate.verify_directly_issued_by(ca.issuing("devices").certificate)
+        ca.issuing("devices").certificate.verify_directly_issued_by(ca.root)
+
+    store = Store.open(f"sqlite:///{home / 'appliance.db'}", clock, create=True)
+    try:
+        root, issuing = read_issuing(home, settings, PASSPHRASE)
+        asyncio.run(act(CertificateAuthority(root=root, issuing=issuing, store=store, clock=clock), store))
+        rows = store.read_sync(rollovers.every)
+        again = load_authorities(home, settings, PASSPHRASE, rows)
+        assert all(isinstance(one.signer, TokenSigner) for one in again.issuing.values())
+    finally:
+        store.close()

@@ -115,6 +115,17 @@ def test_root_and_issuing_ca_pass_pkilint() -> None:
     assert lint(campus().ca) == []
 
 
+def test_the_links_between_two_keys_of_a_root_pass_pkilint() -> None:
+    old, new, subject = key("campus root"), key("next root"), campus().root.subject
+    for signer, other in ((new, old), (old, new)):  # OldWithNew, NewWithOld
+        shape = profiles.root_link(
+            subject, other.public_key(), signer.public_key(), serial=77, not_before=NOW, not_after=NOW + DAY
+        )
+        tbs = profiles.to_be_signed(shape, issuer_key=signer.public_key())
+        der = profiles.assemble(tbs, KeySigner(signer).sign(tbs), signer.public_key())
+        assert lint(x509.load_der_x509_certificate(der)) == []
+
+
 def test_the_linter_finds_what_is_wrong() -> None:
     """No authority key identifier, an empty subject, and a SAN that is not critical."""
     broken = (

@@ -210,7 +210,8 @@ def test_revoking_one_key_takes_the_credentials_that_it_approved_and_no_others(t
         assert (await kept.submit())[0] == 201
         result = await campus.directory.revoke_key("alice", stolen, actor=ADMIN)
         assert result["credentials_revoked"] == 1
-        revoked = await campus.store.read(lambda tx: crls.entries(tx, "agents", campus.clock.now(), count=100))
+        aki = campus.ca.issuing("agents").key_identifier
+        revoked = await campus.store.read(lambda tx: crls.entries(tx, "agents", aki, campus.clock.now(), count=100))
         rows = await campus.store.read(lambda tx: certificates.of(tx, "owner_id", owner.identifier))
         assert {row.agent_id: row.state for row in rows} == {lost.sub: "revoked", kept.sub: "issued"}
         assert len(revoked) == 1
@@ -244,7 +245,8 @@ def test_revoking_an_owner_takes_keys_agents_and_credentials_with_it_in_one_tran
         states = {one.agent_id: one.state for one in snapshot[0].credentials.values() if "/agent/" in one.agent_id}
         assert states == {asks[0].sub: "revoked", asks[1].sub: "revoked", asks[2].sub: "issued"}
         assert snapshot[0].owners[owner.identifier].state == "revoked"
-        revoked = await campus.store.read(lambda tx: crls.entries(tx, "agents", campus.clock.now(), count=100))
+        aki = campus.ca.issuing("agents").key_identifier
+        revoked = await campus.store.read(lambda tx: crls.entries(tx, "agents", aki, campus.clock.now(), count=100))
         assert len(revoked) == 2
         assert (await pending.submit())[1]["reason"] == "owner-not-active"
         with pytest.raises(Conflict):

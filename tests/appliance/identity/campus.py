@@ -130,7 +130,7 @@ class Campus:
             wit_signer=wit_token,
             single_identity=single_identity,
         )
-        trust = TrustInfo(root, "radius.campus.example", SERVER_ID, "campus.example")
+        trust = TrustInfo("radius.campus.example", SERVER_ID, "campus.example")
         mine = endpoints(service, trust)
         app = build_app("device", mine, routes=[route for route in ROUTES if route.endpoint in mine])
         return cls(

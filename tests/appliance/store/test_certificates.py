@@ -74,15 +74,15 @@ def test_revoked_certificates_are_listed_until_they_expire(store: Store) -> None
     add(store, 1)
     add(store, 2)
     store.write_sync(lambda tx: certificates.revoke(tx, AKI, 2, "superseded"))
-    assert [row.serial for row in store.read_sync(lambda tx: crls.entries(tx, "agents", NOW, count=100))] == ["2"]
+    assert [row.serial for row in store.read_sync(lambda tx: crls.entries(tx, "agents", AKI, NOW, count=100))] == ["2"]
     later = NOW + timedelta(hours=8)
-    assert store.read_sync(lambda tx: crls.entries(tx, "agents", later, count=100)) == []
-    assert store.read_sync(lambda tx: crls.entries(tx, "devices", NOW, count=100)) == []
+    assert store.read_sync(lambda tx: crls.entries(tx, "agents", AKI, later, count=100)) == []
+    assert store.read_sync(lambda tx: crls.entries(tx, "agents", b"another", NOW, count=100)) == []
 
 
 def test_the_entries_of_a_list_are_read_from_an_index_alone(store: Store) -> None:
     """A million revoked rows are spread over a gigabyte of certificates."""
-    sql, values = crls.entries_query("agents", NOW)
+    sql, values = crls.entries_query("agents", AKI, NOW)
     with closing(sqlite3.connect(store.path)) as connection:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     assert plan == ["SEARCH certificates USING COVERING INDEX certificates_revoked (issuer_role=? AND revoked_at>?)"]
