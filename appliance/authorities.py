@@ -65,15 +65,29 @@ class KnownAuthorities:
 
 
 def check_authorities(authorities: Authorities, now: datetime) -> None:
-    """Raises CaUnsuitable, CaExpired, KeyMismatch."""
+    """Raises CaUnsuitable, CaExpired, KeyMismatch. Those that only count beside the ones that sign may have ended."""
     roots = {ski_of(one): one for one in authorities.roots}
+    signing = (authorities.root, *(one.certificate for one in authorities.issuing.values()))
     for root in authorities.roots:
-        check_ca(root, None, now, path_length=1)
+        _check(root, None, now, path_length=1, may_have_ended=root not in signing)
     for one in (*authorities.issuing.values(), *authorities.beside):
         issuer = roots.get(aki_of(one.certificate), authorities.root)
-        check_ca(one.certificate, issuer, now, path_length=0)
+        _check(one.certificate, issuer, now, path_length=0, may_have_ended=one.certificate not in signing)
         if spki(one.signer.public_key()) != spki(one.certificate):
             raise KeyMismatch(f"the key of the {one.label} CA is not its certificate's")
+
+
+def _check(
+    certificate: x509.Certificate,
+    issuer: x509.Certificate | None,
+    now: datetime,
+    *,
+    path_length: int,
+    may_have_ended: bool,
+) -> None:
+    if may_have_ended:
+        now = min(now, certificate.not_valid_after_utc)
+    check_ca(certificate, issuer, now, path_length=path_length)
 
 
 def read_places(home: Path, rows: Sequence[RolloverRow]) -> Places:

@@ -124,6 +124,8 @@ class OcspResponder:
         try:
             for issuing in self._ca.generations:
                 delegate = self._delegates.get(issuing.label)
+                if self._clock.now() >= issuing.certificate.not_valid_after_utc:
+                    continue  # an old generation that ended before it was retired
                 if delegate is None or self._clock.now() >= delegate.renew_at:
                     self._delegates[issuing.label] = await self._delegate(issuing)
                     self._forget_all()

@@ -289,6 +289,26 @@ def test_a_kill_between_state_and_files_is_made_good_by_the_next_start(tmp_path:
     asyncio.run(story())
 
 
+def test_an_old_ca_that_ends_before_it_is_retired_stops_nobody(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as one:
+            end = one.ca.issuing("agents").certificate.not_valid_after_utc
+            one.clock.advance((end - one.clock.now() - timedelta(days=30)).total_seconds())
+            for name in ("agents", "devices", "infrastructure"):
+                await one.rollovers.start(name, ADMIN)
+                await one.through(name, S.PUBLISHED, S.SIGNING_WITH_NEW)
+            one.clock.advance(timedelta(days=31).total_seconds())
+            one.ca.check()
+            assert await one.ocsp._renew()
+            await authority.issue_ldevid(one.ca)
+            clock = one.clock
+        async with world(tmp_path, clock, home=tmp_path / "home") as again:
+            await again.rollovers.settle()
+            await again.through("agents", S.OLD_RETIRED, force=False)
+
+    asyncio.run(story())
+
+
 # -- the root
 
 
