@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -331,7 +331,7 @@ def check_ca(
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
         certificate.verify_directly_issued_by(issuer or certificate)
-    except (x509.ExtensionNotFound, ValueError, TypeError, InvalidSignature) as error:
+    except (x509.ExtensionNotFound, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise CaUnsuitable(f"{name} is not a CA certificate of this hierarchy") from error
     if not basic.critical or not basic.value.ca or basic.value.path_length != path_length:
         raise CaUnsuitable(f"{name} must be a CA with path length {path_length}")

@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from appliance.errors import ApplianceError, KeyMismatch
 from appliance.hierarchy import ROOT, check_ca, new_serial, sign_shape
 from est import csr, der, profiles
-from est.certificates import ski_of
+from est.certificates import check_readable, ski_of
 from est.errors import EstError
 from est.keys import spki, spki_sha256
 from est.profiles import Terms
 from est.signer import KeySigner, Signer
 
+_UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, x509.InvalidVersion)
 REQUEST, ANSWER = "appliance-root-request-1", "appliance-root-answer-1"
 OLD_WITH_NEW, NEW_WITH_OLD = "old-with-new", "new-with-old"
 
@@ -94,9 +95,9 @@ def read_request(text: str) -> RootRequest:
         numbers = [body[name] for name in ("issuing_days", "root_days", "backdate_seconds")]
         if not all(type(one) is int and 0 <= one < 100_000 for one in numbers) or type(body["new_root"]) is not bool:
             raise ValueError("numbers")
-        root = x509.load_pem_x509_certificate(body["root"].encode())
+        root = _certificate(body["root"])
         return RootRequest(root, csrs, numbers[0], numbers[1], numbers[2], body["new_root"])
-    except (KeyError, ValueError, TypeError, AttributeError) as cause:
+    except _UNREADABLE as cause:
         raise RootDocumentMalformed("the request to the root cannot be read") from cause
 
 
@@ -165,10 +166,10 @@ def read_answer(text: str, request: RootRequest, now: datetime) -> dict[str, str
     """
     body = _json(text, ANSWER)
     try:
-        found = {str(name): x509.load_pem_x509_certificate(pem.encode()) for name, pem in body["certificates"].items()}
+        found = {str(name): _certificate(pem) for name, pem in body["certificates"].items()}
         if body["id"] != request.id:
             raise RootDocumentMalformed("this answers another request than the one that waits here")
-    except (KeyError, ValueError, TypeError, AttributeError) as cause:
+    except _UNREADABLE as cause:
         raise RootDocumentMalformed("the answer of the root cannot be read") from cause
     wanted = {*request.csrs, *((ROOT, OLD_WITH_NEW, NEW_WITH_OLD) if request.new_root else ())}
     if set(found) != wanted:
@@ -214,6 +215,12 @@ def _json(text: str, kind: str) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("type") != kind:
         raise RootDocumentMalformed(f"the file is not of the type {kind}")
     return body
+
+
+def _certificate(pem: str) -> x509.Certificate:
+    found = x509.load_pem_x509_certificate(pem.encode())
+    check_readable(found)
+    return found
 
 
 def _pem(certificate: x509.Certificate) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 import shutil
 import ssl
 import time
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from appliance.keys import generate, read_key
 from appliance.ocsp import OcspResponder
 from appliance.rollover import Rollovers, RolloverTooEarly, RolloverWaitsForRoot
 from appliance.rollover_states import ROLLOVER, RolloverEvent, RolloverOutOfOrder, RolloverState, step
-from appliance.root_signing import RootDocumentMalformed, read_request, sign
+from appliance.root_signing import RootDocumentMalformed, read_answer, read_request, sign, write_request
 from appliance.server_certificates import ServerCertificates
 from appliance.settings import AccessSettings, load_settings
 from appliance.store import Store, rollovers
@@ -49,7 +50,7 @@ from est import chains, cms
 from est.certificates import aki_of, is_self_signed, ski_of
 from est.chains import TrustAnchors
 from est.client import EstClient
-from est.errors import EstError
+from est.errors import EstError, Refusal
 from est.exchange import Reply
 from est.keys import spki
 from est.server import EstServer
@@ -498,6 +499,52 @@ def test_an_answer_that_was_changed_on_the_way_is_refused(tmp_path: Path, harm: 
         assert one.ca.certificates == before
 
     run(tmp_path, story)
+
+
+def test_damaged_requests_and_answers_are_refused_without_a_traceback(tmp_path: Path) -> None:
+    async def story(one: World) -> None:
+        one.clock.advance(86400)
+        key, new_key = read_key(key_file(one.home, ROOT), authority.PASSPHRASE), generate()
+        asked = replace(read_request(await one.rollovers.request()), new_root=True)
+        now = one.clock.now()
+        documents = {
+            write_request(asked): lambda text: sign(read_request(text), key, now, new_key),
+            sign(asked, key, now, new_key): lambda text: read_answer(text, asked, now),
+        }
+        chance = random.Random(1)
+        for text, read in documents.items():
+            read(text)
+            refused = 0
+            for _ in range(300):
+                try:
+                    read(damaged(text, chance))
+                except Refusal:
+                    refused += 1
+            assert refused > 100
+
+    run(tmp_path, story)
+
+
+def damaged(text: str, chance: random.Random) -> str:
+    """A JSON document with one member gone, of another kind, or with one character changed."""
+    document = json.loads(text)
+    place = document
+    while True:
+        name = chance.choice(list(place))
+        if isinstance(place[name], dict) and place[name]:
+            place = place[name]
+            continue
+        break
+    match chance.randrange(3):
+        case 0:
+            del place[name]
+        case 1:
+            place[name] = chance.choice([None, -1, [], {}, "x", "\0", True, 1e9])
+        case _:
+            old = str(place[name])
+            at = chance.randrange(len(old))
+            place[name] = old[:at] + chance.choice("AZaz09+/=\n") + old[at + 1 :]
+    return json.dumps(document)
 
 
 def test_the_commands_from_start_to_end_with_the_root_elsewhere(
