@@ -655,6 +655,42 @@ def test_a_running_appliance_follows_every_step_without_a_restart(tmp_path: Path
 
 
 @pytest.mark.req("E-103")
+def test_the_decision_port_towards_other_machines_believes_the_cas_that_count(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    initialise(home, SystemClock(), trust_domain="campus.example", organization="Example")
+    (home / "run").mkdir(mode=0o700, exist_ok=True)
+    quiet = [f"web.{port}_port=0" for port in ("device", "console", "decision", "pki")]
+    chosen = (*quiet, "web.decision_host=0.0.0.0", "radius.engine=none", "registrar.announce=false")
+
+    async def life() -> None:
+        settings = load_settings(home, chosen).settings
+        made = create_appliance(settings, passphrase=(home / "passphrase").read_bytes().strip())
+
+        def believed() -> set[bytes]:
+            (listener,) = made._for_clients
+            assert isinstance(listener._tls, ssl.SSLContext) and listener._tls.verify_mode is ssl.CERT_REQUIRED
+            return set(listener._tls.get_ca_certs(binary_form=True))
+
+        try:
+            await made.prepare()
+            await made.start()
+            old = made.ca.issuing("infrastructure").certificate.public_bytes(Encoding.DER)
+            assert believed() == {old}
+            label = (await made.rollovers.start("infrastructure", ADMIN))["label"]
+            await made.rollovers.advance("infrastructure", ADMIN)
+            new = made.ca.generation(label).certificate.public_bytes(Encoding.DER)
+            assert believed() == {old, new}
+            await made.rollovers.advance("infrastructure", ADMIN)
+            assert believed() == {old, new}
+            await made.rollovers.advance("infrastructure", ADMIN, force=True)
+            assert believed() == {new}
+        finally:
+            await made.stop()
+
+    asyncio.run(life())
+
+
+@pytest.mark.req("E-103")
 def test_what_a_retired_ca_issued_gets_nobody_in(tmp_path: Path) -> None:
     clock = FixedClock()
     store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
