@@ -88,6 +88,7 @@ class Campus:
         self._est = EstServer()
         self._names: dict[int, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     # -- socket --------------------------------------------------------------------------------------------------
 
@@ -97,6 +98,7 @@ class Campus:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_closed = True
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -131,6 +133,9 @@ class Campus:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._is_closed:  # its handshake was under way when we left
+            writer.close()
+            return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.connections += 1
