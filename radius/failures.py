@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from radius.errors import HookMalformed
 from radius.hook import AKI, read_request, values_of
 from radius.reasons import REASONS
 from radius.request import AccessRequest, clean_text
@@ -101,9 +102,11 @@ def alert_words(text: str) -> str:
 def read_failure(document: object, *, owner_id_oid: str) -> Failure:
     """The failure in the rlm_rest JSON that our FreeRADIUS configuration posts from Post-Auth-Type REJECT.
 
-    Raises HookMalformed when the document is not of rlm_rest's form.
+    Raises HookMalformed when the document is not of rlm_rest's form, or has no attribute at all.
     """
     values = values_of(document)
+    if not values:
+        raise HookMalformed("no attribute")
     request = read_request(values, owner_id_oid=owner_id_oid)
     said = [clean_text(one, 240) for one in values.get("Module-Failure-Message", [])[:32]]
     code, detail = _reason_of(said, values.keys())
