@@ -263,9 +263,10 @@ class IdentityService:
             if request.rqh in self._under_way:
                 return Unfinished(request.rqh, UNFINISHED_RETRY_SECONDS)
             facts = _without_own_spending(facts)
-        if request.model is not Model.OWNER_MEDIATED:
+        if request.model is not Model.OWNER_MEDIATED or request.standing:
+            # a standing approval names neither a gateway nor material, so neither may stand beside it
             if submitter.gateway_of is not None:
-                raise SubmitterNotProxy("a gateway submits requests of the owner-mediated model only")
+                raise SubmitterNotProxy("a gateway submits what its owner approved in the owner-mediated model")
             if asked.org:
                 raise OrgMaterialNotExpected("organisational material is for the owner-mediated model")
         now = self._clock.now()

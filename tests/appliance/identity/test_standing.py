@@ -26,6 +26,7 @@ from appliance.store.standing_approvals import LIVE, StandingRow
 from est.signer import KeySigner
 from tests.appliance.identity.campus import ADMIN, ORIGIN, SERVER_ID, Ask, Campus, OwnerHost, Proxy, new_key, random_id
 from tests.appliance.identity.test_enroll import credentials, play
+from tests.appliance.identity.test_owner_mediated import Gateway
 from tests.appliance.identity.test_server_mediated import Desk, registered, yes
 from tests.support import NOW, FixedClock
 
@@ -593,3 +594,27 @@ def test_a_standing_approval_is_read_strictly() -> None:
     ):
         with pytest.raises(BindingError):
             standing.unseal(standing.seal(owner, {**good, **changed}), owner.public_key())
+
+
+@pytest.mark.req("A-11", "A-36", "A-50", "A-107")
+def test_no_gateway_and_no_material_stands_beside_a_standing_approval(tmp_path: Path) -> None:
+    """The owner's signature covers neither: another owner's gateway would get the credential, and anybody's text would
+    be kept as the owner's organisational material."""
+
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        agent = await Agent.first(proxy, owner)
+        token = stand(owner, agent.sub, proxy)
+        gateways = [await Gateway.register(one, tmp_path) for one in (owner, await campus.owner("bob", "HR"))]
+        for model in ("owner-mediated", "agent-mediated"):
+            ask, _ = await agent.ask(token, model=model)
+            made = replace(ask.composite(), evidence=proxy.evidence(ask.token, agent=SEEN))
+            for gateway in gateways:
+                status, answer = await gateway.submit(made)
+                assert (status, answer["reason"]) == (403, "submitter-not-a-proxy"), (model, answer)
+            status, answer = await proxy.submit(replace(made, org=("member of the board",)))
+            assert answer["reason"] == "org-material-not-expected", (model, answer)
+            status, answer = await proxy.submit(made)
+            assert status == 201, (model, answer)
+            agent.key = ask.signer._key
+
+    play(tmp_path, story)
