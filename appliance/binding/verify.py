@@ -174,6 +174,7 @@ def verify_certificate(
             raise EarDigestMismatch("the certificate names another attestation result")
         steps.end(dual.owner_id)
         steps.begin("owner")
+        read_kind(dual.owner_id, Kind.OWNER, origin=domain.origin)  # a campus speaks for its own owners alone
         registered = _registered(owners(dual.owner_id), dual.owner_id, dual.owner_key)
         steps.end(registered.jkt)
         steps.begin("approval")
@@ -244,6 +245,7 @@ def verify_wit(
         steps.begin("owner")
         if wit.owner is None:
             raise DualIdentityMissing("the WIT names no owner")
+        read_kind(wit.owner.sub, Kind.OWNER, origin=domain.origin)
         registered = _registered(owners(wit.owner.sub), wit.owner.sub, wit.owner.key)
         steps.end(wit.owner.sub)
         steps.begin("approval")

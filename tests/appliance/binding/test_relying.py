@@ -17,7 +17,7 @@ from est.chains import TrustAnchors
 from est.errors import Refusal
 from est.signer import KeySigner
 from tests.appliance.authority import issuing
-from tests.appliance.binding.example import AGENT, AT, DOMAIN, EXAMPLE, LEAF, OWNER, resign, signer
+from tests.appliance.binding.example import AGENT, AT, DOMAIN, EXAMPLE, LEAF, OWNER, certificate, part, resign, signer
 from tests.appliance.binding.test_bundle import example
 from tests.support import key
 
@@ -65,6 +65,21 @@ def test_a_certificate_of_another_campus_is_verified_with_that_campus_and_its_ow
     assert reason(lambda: forged.certificate(LEAF, [], at=AT)) == "signature-invalid", "right origin, other anchors"
     with pytest.raises(Malformed):
         RelyingParty([example(), example()])
+
+
+@pytest.mark.req("A-34", "A-30")
+def test_a_campus_speaks_for_its_own_owners_alone() -> None:
+    """It may put anybody into its bundle and sign what it likes: nobody acts for an owner of another campus."""
+    alice = OWNER.replace("campus.example", "other.example")
+    record, issuer = replace(example().owners[OWNER], owner_id=alice), KeySigner(key("greedy issuer"))
+    bundle = replace(example(), owners={alice: record}, wit_keys={"greedy": issuer.public_key()})
+    greedy = RelyingParty([OTHER, bundle])
+    leaf = certificate(dual={"owner_id": alice, "approval": resign(EXAMPLE["approval"], "owner", {"iss": alice})})
+    assert reason(lambda: greedy.certificate(leaf, [], at=AT)) == "origin-mismatch"
+    claims = part(WIT, 1)
+    claims["campus.example/owner"]["sub"] = alice
+    text = jws.seal(claims, typ="wit+jwt", signer=issuer, header={"kid": "greedy"})
+    assert reason(lambda: greedy.wit(text, at=AT, proof_text=None, proof_needed=False)) == "origin-mismatch"
 
 
 @pytest.mark.req("A-4")
