@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
+from appliance.binding import approval as approvals
 from appliance.binding import dual_identity, jws
 from appliance.binding.errors import BindingError
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
-from appliance.store import agents, certificates, owners, standing_approvals
+from appliance.store import agents, certificates, owners, requests, standing_approvals
 from appliance.store.agents import Agent
 from appliance.store.owners import Owner
 from appliance.store.standing_approvals import StandingRow
@@ -67,18 +68,32 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
 def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor) -> int:
     """Revoke the live credentials whose approval one key of an owner signed; returns how many.
 
-    Its standing approvals are withdrawn. The certificate itself holds the owner's key; one whose extension cannot be
-    read falls too.
+    Its standing approvals are withdrawn. The certificate itself holds the first approver's key, and the request behind
+    it every approval; a certificate whose extension cannot be read falls too.
     """
     for standing in standing_approvals.live_of_owner(tx, owner.identifier):
         if standing.kid == jkt:
             withdraw_standing(tx, standing, actor=actor, why="owner key revoked")
     count = 0
+    behind: dict[str, set[str]] = {}
     for row in certificates.live(tx, "owner_id", owner.identifier, tx.now):
-        if row.issuer_role == _AGENTS and _approving_key(row.der, arc) in (jkt, None):
+        if row.issuer_role != _AGENTS:
+            continue
+        if row.agent_id is not None and row.agent_id not in behind:
+            behind[row.agent_id] = _certified_by(tx, row.agent_id, jkt)
+        if _approving_key(row.der, arc) in (jkt, None) or row.serial in behind.get(row.agent_id or "", ()):
             revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
             count += 1
     return count
+
+
+def _certified_by(tx: Tx, agent_id: str, jkt: str) -> set[str]:
+    """Serials of an agent's certificates among whose approvals is one by this key."""
+    return {
+        str(one.result["serial"])
+        for one in requests.of_agent(tx, agent_id)
+        if one.result is not None and any(approvals.kid_of(token) == jkt for token in one.approval.split())
+    }
 
 
 def _approving_key(der: bytes | None, arc: str) -> str | None:

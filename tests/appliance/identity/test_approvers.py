@@ -14,7 +14,7 @@ from appliance.errors import NotFound
 from appliance.settings import IdentitySettings
 from est.signer import KeySigner
 from tests.appliance.identity.campus import ADMIN, Ask, Campus, OwnerHost, Proxy, new_key
-from tests.appliance.identity.test_enroll import play
+from tests.appliance.identity.test_enroll import credentials, play
 from tests.appliance.identity.test_server_mediated import again
 from tests.appliance.identity.test_standing import Agent, stand
 
@@ -35,7 +35,7 @@ def by(ask: Ask, *signers: KeySigner) -> Ask:
     return replace(ask, approvals=tuple(ask.owner.approve(ask.token, one) for one in signers))
 
 
-@pytest.mark.req("A-35", "A-65")
+@pytest.mark.req("A-35", "A-65", "A-110")
 def test_a_class_that_needs_two_approvers_gets_nothing_for_one(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
         second, third = KeySigner(new_key()), KeySigner(new_key())
@@ -55,6 +55,12 @@ def test_a_class_that_needs_two_approvers_gets_nothing_for_one(tmp_path: Path) -
         assert (await agent.renew(one))[1]["reason"] == "approvers-too-few"
         assert (await agent.renew(one, two))[0] == 201
         assert [row["uses"] for row in await campus.service.desk.of_owner("alice")] == [1, 1]
+        # the certificates hold the first approver's key alone, and fall with each of the two all the same
+        live = [row.serial for row in await credentials(campus, ask.sub) if row.state == "issued"]
+        told = await campus.directory.revoke_key("alice", owner.jkt, actor=ADMIN)
+        assert told["credentials_revoked"] == 1, "the renewal, whose first approval it signed"
+        told = await campus.directory.revoke_key("alice", jws.jkt(third.public_key()), actor=ADMIN)
+        assert (told["credentials_revoked"], len(live)) == (1, 2), "the first credential, as its second approver"
 
     play(tmp_path, story, approvers=RULES)
 
