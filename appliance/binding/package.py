@@ -21,11 +21,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from appliance.binding import dual_identity, ear, evidence, jws
+from appliance.binding import approval as approvals
+from appliance.binding import dual_identity, ear, evidence, jws, standing
 from appliance.binding import request as requests
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.bundle import TrustBundle
 from appliance.binding.errors import (
+    ApprovalDenied,
     ApprovalForOtherKey,
     ApprovalForOtherRequest,
     EarDigestMismatch,
@@ -34,13 +36,14 @@ from appliance.binding.errors import (
     EvidenceForOtherRequest,
     EvidenceWrongProxy,
     Malformed,
+    OwnerKeyUnknown,
     PackageEntryMissing,
     PackageEntryWrong,
     SignatureInvalid,
 )
 from appliance.binding.facts import Limits, OwnerRecord
 from appliance.binding.identifier import Kind, read_kind
-from appliance.binding.verify import agent_id_of, read_certificate, verify_certificate
+from appliance.binding.verify import AnyApproval, agent_id_of, read_certificate, verify_certificate
 from est import chains
 from est.chains import TrustAnchors
 from est.keys import is_ec, public_key_of
@@ -93,7 +96,9 @@ def verify_package(
     )
     steps = list(report.steps)
     steps.append(("owner now", "unknown" if owner is None else owner.state))
+    assert report.approval is not None and owner is not None  # verify_certificate demanded both
     _check_request(request, leaf, report.approval, tokens)
+    _check_further(tokens, report.approval, request, owner, limits)
     steps.append(("request", request.rqh))
     steps.append(("evidence", _check_evidence(files, request, trusted, leaf)))
     steps.append(("appraisal", _check_result(files, request, trusted)))
@@ -114,6 +119,27 @@ def _check_request(request: requests.AgentRequest, leaf: x509.Certificate, appro
     )
     if not named:
         raise ApprovalForOtherRequest("the approval and the request do not belong together")
+
+
+def _check_further(
+    tokens: list[str], first: AnyApproval, request: requests.AgentRequest, owner: OwnerRecord, limits: Limits
+) -> None:
+    """Where several keys had to approve, the certificate names the first alone: each other one is judged like it."""
+    seen = {first.kid}
+    for token in tokens[1:]:
+        sealed = approvals.read(token)
+        registered = owner.key(sealed.kid)
+        if registered is None or registered.jkt in seen:
+            raise OwnerKeyUnknown("a further approval is not by another registered key of the owner")
+        seen.add(registered.jkt)
+        reader = approvals.unseal if isinstance(first, OwnerApproval) else standing.unseal
+        opened = reader(sealed, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
+        registered.check(opened.iat, software_allowed=limits.software_owner_keys)
+        is_named = opened.rqh == request.rqh if isinstance(opened, OwnerApproval) else opened.s256 in request.standing
+        if not is_named or (opened.iss, opened.sub, opened.aud) != (first.iss, first.sub, first.aud):
+            raise ApprovalForOtherRequest("a further approval and the request do not belong together")
+        if isinstance(opened, OwnerApproval) and opened.is_denial:
+            raise ApprovalDenied("the owner said no")
 
 
 def _check_evidence(

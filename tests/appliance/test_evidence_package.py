@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from appliance.binding import package
+from appliance.binding import jws, package
 from appliance.binding.bundle import TrustBundle, read, write
 from appliance.binding.package import verify_package
 from appliance.cli import run
 from appliance.errors import NotFound
 from appliance.evidence_package import EvidencePackages
 from est.errors import Refusal
-from tests.appliance.identity.campus import ADMIN, Campus
+from est.signer import KeySigner
+from tests.appliance.identity.campus import ADMIN, Campus, new_key
 from tests.appliance.identity.test_standing import Agent, stand
 
 Files = dict[str, bytes]
@@ -180,6 +182,48 @@ def test_approvals_of_others_do_not_pass(packages: tuple[dict[str, Files], Trust
     assert refused.value.reason == "approval-digest-mismatch"
     with pytest.raises(Refusal):
         verify_package({**found["first"], package.APPROVAL.format(2): found["revoked"][name]}, bundle)
+
+
+@pytest.mark.req("A-35", "A-113")
+def test_each_of_several_approvals_is_judged(tmp_path: Path) -> None:
+    """The certificate names the first approval alone, and an entry of the log can be written anew by whoever likes."""
+
+    async def story() -> None:
+        campus = Campus.create(tmp_path)
+        try:
+            proxy, owner, second = await campus.proxy(), await campus.owner(), KeySigner(new_key())
+            await campus.directory.add_key("alice", owner.statement(second), actor=ADMIN)
+            ask, other = await proxy.ask(owner), await proxy.ask(owner)
+            both = tuple(owner.approve(ask.token, one) for one in (owner.signer, second))
+            status, answer = await replace(ask, approvals=both).submit()
+            assert status == 201, answer
+            packages = EvidencePackages(ca=campus.ca, store=campus.store, clock=campus.clock)
+            files = {name: one.encode() for name, one in (await packages.export(answer["serial"])).items()}
+            bundle = campus.service.issuer.trust_bundle(await campus.directory.records())
+            assert verify_package(files, bundle).agent_id == ask.sub
+            forged = {
+                "owner-key-unknown": owner.forge(ask.token, KeySigner(new_key())),
+                "approval-for-other-request": owner.approve(other.token, second),
+                "approval-denied": owner.approve(ask.token, second, deny=True),
+                "signature-invalid": flip(both[1].encode()).decode(),
+            }
+            for reason, token in forged.items():
+                hashes = [jws.s256(both[0]), jws.s256(token)]
+                changed = {**files, package.APPROVAL.format(2): token.encode()}
+                swap_entry(
+                    changed, "dual-identity-issued", lambda one, h=hashes: one["fields"].update(approvals_s256=h)
+                )
+                with pytest.raises(Refusal) as refused:
+                    verify_package(changed, bundle)
+                assert refused.value.reason == reason
+            twice = {**files, package.APPROVAL.format(2): both[0].encode()}
+            with pytest.raises(Refusal) as refused:
+                verify_package(twice, bundle)
+            assert refused.value.reason == "owner-key-unknown"
+        finally:
+            campus.close()
+
+    asyncio.run(story())
 
 
 def test_the_verb_reads_a_folder(
