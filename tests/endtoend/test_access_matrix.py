@@ -134,6 +134,7 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
             send("GET", f"/v1/owners/{gateway_owner(campus)}/gateways"), frozenset({"ldevid"}),
         ),
         "identity.trust": (send("GET", "/v1/trust"), everybody),
+        "identity.spiffe_bundle": (send("GET", "/v1/trust/spiffe-bundle"), everybody),
         # for owners' registered client keys, and none of these has one
         "identity.own_issued": (send("GET", "/v1/owners/self/issued"), frozenset()),
         "identity.own_standing": (send("GET", "/v1/owners/self/standing"), frozenset()),

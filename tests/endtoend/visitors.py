@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from est import csr, transfer
 from lab.certificates import common_name, issue
 from lab.factory import Factory
 from tests.campus import Ask, Campus, Client, leaf_of, lookalike, new_ask, write_identity
@@ -34,6 +35,12 @@ def certificates(campus: Campus, folder: Path) -> Mapping[str, tuple[Path, Path]
     found["lookalike-ldevid"] = write_identity(folder, chain, key)
     for name in ("registrar", "https", "radius"):
         found[f"{name}-server"] = write_identity(folder, campus.certificates_of(name), campus.key_of(name))
+    # a registration authority asks for others under labels that want it, and is nobody anywhere else
+    key = spare_key()
+    request = csr.build(subject=x509.Name([]), key=key, san=None)
+    made = campus.ask("est.authority", name="RA", request=transfer.write_base64(request, wrapped=None).decode())
+    chain = x509.load_pem_x509_certificates(made["chain_pem"].encode())
+    found["registration-authority"] = write_identity(folder, chain, key)
     ask, result = an_agent(campus)
     found["agent"] = write_identity(folder, [leaf_of(result), *campus.certificates_of("agents")], ask.key)
     found["ldevid"] = (campus.state / "ldevid.pem", campus.state / "ldevid.key.pem")
