@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from est import csr, transfer
 from lab.certificates import common_name, issue
@@ -41,6 +42,12 @@ def certificates(campus: Campus, folder: Path) -> Mapping[str, tuple[Path, Path]
     made = campus.ask("est.authority", name="RA", request=transfer.write_base64(request, wrapped=None).decode())
     chain = x509.load_pem_x509_certificates(made["chain_pem"].encode())
     found["registration-authority"] = write_identity(folder, chain, key)
+    key = spare_key()
+    asked = csr.build(subject=x509.Name([]), key=key, san=None)
+    nas = campus.ask("nas.list")[0]["name"]
+    pem = x509.load_der_x509_csr(asked).public_bytes(Encoding.PEM).decode()
+    made = campus.ask("nas.certify", name=nas, csr_pem=pem)
+    found["nas"] = write_identity(folder, x509.load_pem_x509_certificates(made["pem"].encode()), key)
     ask, result = an_agent(campus)
     found["agent"] = write_identity(folder, [leaf_of(result), *campus.certificates_of("agents")], ask.key)
     found["ldevid"] = (campus.state / "ldevid.pem", campus.state / "ldevid.key.pem")
