@@ -23,7 +23,7 @@ from est.keys import is_ec
 
 
 class TrustChangeUnconfirmed(ApplianceError):
-    """The bundle has other anchors or WIT keys than the known one of this origin: compare, then confirm."""
+    """The bundle has other anchors, WIT keys or names than the known one of this origin: compare, then confirm."""
 
     reason: ClassVar[str] = "trust-change-unconfirmed"
 
@@ -50,7 +50,7 @@ class ForeignTrust:
                     raise Conflict(f"a newer bundle of this origin is known, made {known.made_at.isoformat()}")
                 if not confirm and _keys(bundle.read(known.bundle)) != _keys(found):
                     raise TrustChangeUnconfirmed(
-                        "anchors or WIT keys differ from the known ones; compare the fingerprints with the other "
+                        "anchors, WIT keys or names differ from the known ones; compare the fingerprints with the other "
                         "campus, then repeat with --confirm"
                     )
             digest = foreign_campuses.put(tx, origin=found.domain.origin, bundle=text, made_at=found.made_at)
@@ -105,6 +105,6 @@ def _fingerprints(found: TrustBundle) -> list[str]:
     return sorted(one.fingerprint(hashes.SHA256()).hex() for one in found.domain.anchors)
 
 
-def _keys(found: TrustBundle) -> tuple[list[str], list[str], str, str]:
+def _keys(found: TrustBundle) -> tuple[list[str], list[str], str, str, str]:
     wit = [jws.jkt(key) for key in found.wit_keys.values() if is_ec(key)]
-    return _fingerprints(found), sorted(wit), found.issuer, found.arc
+    return _fingerprints(found), sorted(wit), found.issuer, found.arc, found.domain.server_id

@@ -271,6 +271,8 @@ def test_another_campus_is_trusted_by_its_bundle_and_a_change_of_its_anchors_wan
     refused(command("trust", "import", second), "trust-change-unconfirmed")
     changed = command("trust", "import", second, "--confirm").json
     assert changed["anchors"] != known["anchors"]
+    moved = json.dumps({**json.loads(second.read_text()), "server_id": "https://elsewhere.example/v1"})
+    refused(command("trust", "import", write(tmp_path / "moved.json", moved)), "trust-change-unconfirmed")
     refused(command("trust", "import", first, "--confirm"), "conflict")
     (listed,) = command("trust", "list").json
     assert listed["sha256"] == changed["sha256"]
