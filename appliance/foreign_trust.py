@@ -50,8 +50,8 @@ class ForeignTrust:
                     raise Conflict(f"a newer bundle of this origin is known, made {known.made_at.isoformat()}")
                 if not confirm and _keys(bundle.read(known.bundle)) != _keys(found):
                     raise TrustChangeUnconfirmed(
-                        "anchors, WIT keys or names differ from the known ones; compare the fingerprints with the other "
-                        "campus, then repeat with --confirm"
+                        "anchors, WIT keys or names differ from the known ones; compare the fingerprints with the "
+                        "other campus, then repeat with --confirm"
                     )
             digest = foreign_campuses.put(tx, origin=found.domain.origin, bundle=text, made_at=found.made_at)
             fields = {"sha256": digest, "anchors": _fingerprints(found), "confirmed": confirm}

@@ -105,7 +105,7 @@ class AgentApi:
             token = attest(attester.device, attester.signer, self._clock, request, seen)
             body = composite.write(handed_in.with_evidence(token))
             reply = await self._hand_in(request, body)
-            if request.model is not Model.OWNER_MEDIATED and reply.status == 409 and _reason(reply) == "approval-spent":
+            if not _is_for_gateway(request) and reply.status == 409 and _reason(reply) == "approval-spent":
                 # it was issued, and the answer got lost on the way: ask for the same result again
                 path = f"/v1/agents/requests/{request.rqh}"
                 reply = await self._server.send(Call("GET", path, headers={"accept": JSON}))
@@ -121,8 +121,11 @@ class AgentApi:
         return _relayed(reply)
 
     async def _hand_in(self, request: AgentRequest, body: bytes) -> Reply:
-        """To whoever takes requests of this model; an approved one reaches the server by its gateway alone (A-50)."""
-        if request.model is not Model.OWNER_MEDIATED:
+        """To whoever takes requests of this model; an approved one reaches the server by its gateway alone (A-50).
+
+        Under a standing approval there is nothing for a gateway to approve.
+        """
+        if not _is_for_gateway(request):
             return await self._server.send(
                 Call("POST", "/v1/agents/enroll", composite.MEDIA_TYPE, {"accept": JSON}, body)
             )
@@ -138,6 +141,10 @@ class AgentApi:
         with caller_of(peer, allow_root=self._allow_root):
             pass
         return _relayed(await self._server.send(Call("GET", "/v1/trust", headers={"accept": JSON})))
+
+
+def _is_for_gateway(request: AgentRequest) -> bool:
+    return request.model is Model.OWNER_MEDIATED and not request.standing
 
 
 def read_nonce_call(body: bytes) -> dict[str, str]:

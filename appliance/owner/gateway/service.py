@@ -120,6 +120,8 @@ class GatewayService:
         config, server = proxy.domain.config, proxy.domain.ready()
         if request.model is not Model.OWNER_MEDIATED:
             raise ModelNotOffered("a gateway takes requests of the owner-mediated model", offered=["owner-mediated"])
+        if request.standing:
+            raise ApprovalNotExpected("a renewal under a standing approval goes to the server itself")
         if request.owner != config.owner:
             raise OwnerMismatch("the request names another owner than this gateway's, or none")
         if request.aud != server.server_id:

@@ -301,6 +301,12 @@ async def the_owners_own_client_key(site: Site, proxy: Proxy) -> Any:
 
 
 @refused_with("approval-not-expected")
+async def a_renewal_that_was_approved_beforehand(site: Site, proxy: Proxy) -> Any:
+    renewal = {"purpose": "renew", "prev": "a.b.c", "standing": ("A" * 43,)}
+    return await site.hand_in(await asked(proxy, site.owner, **renewal), proxy.peer)
+
+
+@refused_with("approval-not-expected")
 async def an_approval_comes_along(site: Site, proxy: Proxy) -> Any:
     ask = await asked(proxy, site.owner)
     return await site.hand_in(ask, approvals=ask.approved().approvals)

@@ -163,6 +163,22 @@ def test_nothing_else_is_there(server: Server, state: ProxyState, method: str, p
     assert server.asked == []
 
 
+@pytest.mark.req("A-50", "A-107")
+def test_a_renewal_under_a_standing_approval_goes_to_the_server_and_not_to_a_gateway(
+    server: Server, state: ProxyState
+) -> None:
+    """There is nothing left to approve, and a gateway would ask its owner in vain."""
+    server.answers["/v1/agents/enroll"] = ISSUED
+    app = make_api(server, state)
+    for standing, status in (((), 400), (("A" * 43,), 201)):
+        token, der = request_token(
+            model="owner-mediated", purpose="renew", prev="header.payload.signature", standing=standing
+        )
+        reply = ask(app, "POST", "/v1/enroll", composite.write(composite.Composite(token, der)))
+        assert reply.status == status, reply
+        assert [one.path for one in server.asked] == ["/v1/agents/enroll"] * bool(standing)
+
+
 # -- who calls -----------------------------------------------------------------------------------------------------
 
 
