@@ -49,6 +49,7 @@ class Worker:
         self._asked = 0
         self._server: RadiusServer | None = None
         self._serving: asyncio.Future[None] | None = None
+        self._orders: dict[str, Any] = {}
         self._over = asyncio.Event()
         self._reader = messages.Reader(messages.MAX_TO_WORKER)
 
@@ -66,7 +67,8 @@ class Worker:
                 loop.remove_reader(self._inbox)
                 await self._server.close()
 
-    async def _serve(self, told: dict[str, Any]) -> None:
+    async def _serve(self) -> None:
+        told = self._orders
         self._table = NasTable(messages.read_clients(told["clients"]))
         self._server = RadiusServer(
             identity=read_identity(told["identity"]),
@@ -108,10 +110,13 @@ class Worker:
                     while len(self._granted) > MAX_WAITING:
                         self._granted.popitem(last=False)
                 answer(decision)
+        elif self._server is None and self._serving is not None:
+            self._orders |= told  # it came while this process started: what we begin with is out of date already
         elif "clients" in told and self._server is not None:
             self._table = NasTable(messages.read_clients(told["clients"]))
         elif "serve" in told:
-            self._serving = asyncio.ensure_future(self._serve(told["serve"]))
+            self._orders = told["serve"]
+            self._serving = asyncio.ensure_future(self._serve())
             self._serving.add_done_callback(self._served)
         elif "anchors" in told and self._server is not None:
             self._server.use_anchors(x509.load_pem_x509_certificates(told["anchors"].encode()))

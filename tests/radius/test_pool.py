@@ -131,6 +131,29 @@ def test_a_worker_that_dies_is_replaced_and_logins_go_on() -> None:
     run(desk, act)
 
 
+def test_what_changes_while_a_worker_starts_reaches_it() -> None:
+    desk, agent = Desk(), campus().agent()
+    desk.admit(agent)
+    rows = [NasClient("127.0.0.1", "switch-1", SECRET)]
+
+    async def act(pool: WorkerPool, port: int) -> None:
+        before = pool.pids
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        begun = time.monotonic()
+        while len(pool.pids) < 2 or set(pool.pids) & set(before):
+            assert time.monotonic() - begun < 15
+            await asyncio.sleep(0.005)
+        rows[:] = [NasClient("127.0.0.1", "switch-1", OTHER)]  # they run, and have read nothing yet
+        pool.refresh()
+        while (await authenticate("127.0.0.1", port, OTHER, **login(agent, seconds=1))).code != "accept":
+            assert time.monotonic() - begun < 25
+        for _ in range(8):
+            assert (await authenticate("127.0.0.1", port, OTHER, **login(agent, seconds=3))).code == "accept"
+
+    run(desk, act, table=lambda: NasTable(rows))
+
+
 def test_the_table_of_nas_follows_and_so_does_the_certificate() -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
