@@ -110,7 +110,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "agent-resumed": "An agent's suspension ended.",
         "owner-key-suspended": "An owner's approval key was suspended: nothing new is taken from it.",
         "owner-key-resumed": "The suspension of an owner's approval key ended.",
-        "proxy-suspended": "A proxy was suspended: no requests, no renewals until it is resumed.",
+        "proxy-suspended": "A proxy was suspended: no requests, no renewals, no logins until it is resumed.",
         "proxy-resumed": "A proxy's suspension ended.",
         "agent-revoked": "An agent was revoked.",
         "agent-request-received": "A proxy handed in an agent's request that was decided with yes.",

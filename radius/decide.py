@@ -148,7 +148,11 @@ def _judge_credential(
         return "credential-mismatch", f"owner in the certificate is {clean_text(request.owner_id_hint)}"
     if request.san is not None and request.san != f"URI:{credential.agent_id}":
         return "credential-mismatch", f"name in the certificate is {clean_text(request.san)}"
-    if kind != "proxy" and facts.agent_state != "registered":
+    if kind == "proxy":
+        code = {"revoked": "credential-revoked", "suspended": "proxy-suspended"}.get(facts.agent_state, "")
+        if code:
+            return code, f"proxy {credential.agent_id} is {facts.agent_state}"
+    elif facts.agent_state != "registered":
         code = {"revoked": "agent-revoked", "suspended": "agent-suspended"}.get(
             facts.agent_state, "agent-not-registered"
         )

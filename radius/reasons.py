@@ -110,6 +110,8 @@ _ROWS: Final = (
            "Its registration was never finished.", "appliance agents show <agent>"),
     Reason("agent-suspended", "credential", "The agent is suspended.",
            "An administrator suspended it.", "appliance agents resume <agent>"),
+    Reason("proxy-suspended", "credential", "The proxy is suspended.",
+           "An administrator suspended it.", "appliance proxies resume <agent>"),
     Reason("agent-revoked", "credential", "The agent was revoked.",
            "An administrator or its owner revoked it.", "appliance agents show <agent>"),
     # owner

@@ -19,12 +19,12 @@ from appliance.access.service import AccessService
 from appliance.access.sessions import SessionService
 from appliance.access.supervisor import Supervisor
 from appliance.audit import APPLIANCE
-from appliance.errors import ApplianceError
 from appliance.settings import RadiusSettings
 from appliance.store import nas as nas_rows
 from appliance.store import policies
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
+from est.errors import Refusal
 from radius.accounting_server import AccountingServer
 from radius.handshake import ServerIdentity
 from radius.pool import WorkerPool
@@ -180,8 +180,11 @@ class RadiusEngine:
         assert self._folder is not None
         try:
             return await self._freeradius.refresh(self._folder, APPLIANCE)
-        except ApplianceError as refused:
+        except Refusal as refused:
             _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
+            return False
+        except OSError as broken:  # a full disk, say: the next look, a minute later, may find it better
+            _log.error("event=freeradius-not-reloaded reason=os-error detail=%r", str(broken))
             return False
 
 

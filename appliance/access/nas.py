@@ -37,8 +37,9 @@ class Sealer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Where and how the sessions of a NAS are changed."""
+    """Where and how the sessions of a NAS are changed, and with which secrets."""
 
+    client: NasClient
     coa_port: int
     profile: str
 
@@ -76,8 +77,8 @@ class NasService:
     async def reload(self) -> None:
         """Read the NAS anew; the longest prefix comes first."""
         rows = await self._store.read(nas.every)
-        self._table = NasTable([self._opened(row) for row in rows])
-        self._ways = {row.name: _Way(row.coa_port, row.profile) for row in rows}
+        self._ways = {row.name: _Way(self._opened(row), row.coa_port, row.profile) for row in rows}
+        self._table = NasTable([way.client for way in self._ways.values()])
         for listener in self._listeners:
             listener()
 
@@ -103,13 +104,18 @@ class NasService:
         found = self._table.find(address)
         return None if found is None else found.at(self._now().timestamp())
 
-    def target(self, nas_address: str) -> Target | None:
-        """Where and how the live sessions of the NAS at an address are changed."""
-        found = self.lookup(nas_address)
-        if found is None:
-            return None
-        way = self._ways[found.name]
-        return Target(way.coa_port, profile_of(way.profile), found.secrets)
+    def target(self, nas_address: str, name: str = "") -> Target | None:
+        """Where and how the live sessions of a NAS are changed; one without a known name is found by its address.
+
+        Over RadSec a NAS is who its certificate says, from whatever address: another one may be registered there.
+        """
+        way = self._ways.get(name)
+        if way is None:
+            found = self._table.find(nas_address)
+            if found is None:
+                return None
+            way = self._ways[found.name]
+        return Target(way.coa_port, profile_of(way.profile), way.client.at(self._now().timestamp()).secrets)
 
     def used_secret(self, name: str, address: str, old: bool) -> None:
         """A packet of this NAS was authentic with its old or its new secret."""

@@ -13,9 +13,10 @@ from appliance.web.routes import Handler
 from est.exchange import Call, Reply
 from est.transfer import read_json_pairs
 from radius.accounting import read_accounting_json
-from radius.decide import refuse
-from radius.failures import read_failure
+from radius.decide import Decision, refuse
+from radius.failures import Failure, read_failure
 from radius.hook import read_hook, write_answer
+from radius.request import MAC_BYPASS
 
 MAX_BODY = 65_536
 MAX_DEPTH = (
@@ -54,7 +55,7 @@ class AccessRoutes:
         """POST /radius/failure: the attributes of a login that FreeRADIUS rejected without asking; it becomes a row."""
         self._check_token(call, peer)
         failure = read_failure(_document(call), owner_id_oid=self._owner_id_oid)
-        self._service.failed(failure.request, refuse(failure.request, failure.code, failure.detail))
+        self._service.failed(failure.request, self._why(failure))
         return Reply(204)
 
     async def accounting(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
@@ -62,6 +63,17 @@ class AccessRoutes:
         self._check_token(call, peer)
         await self._sessions.account(read_accounting_json(_document(call)))
         return Reply(204)
+
+    def _why(self, failure: Failure) -> Decision:
+        """The refusal to log; a port that asked by MAC address gets the policy's own reason against it, if it has one.
+
+        FreeRADIUS asks us only about those that the policy and their transport allow.
+        """
+        if failure.request.method == MAC_BYPASS:
+            decision = self._service.simulate(failure.request)
+            if decision.verdict == "reject":
+                return decision
+        return refuse(failure.request, failure.code, failure.detail)
 
     def _check_token(self, call: Call, peer: Peer) -> None:
         """A RADIUS server's token; from another machine also the certificate of the same server."""

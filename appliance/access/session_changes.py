@@ -52,7 +52,7 @@ class Target:
 class Targets(Protocol):
     """Who knows the NAS."""
 
-    def target(self, nas_address: str) -> Target | None: ...
+    def target(self, nas_address: str, name: str = "") -> Target | None: ...
 
 
 class ChangeRunner:
@@ -138,7 +138,7 @@ class ChangeRunner:
             if change.attempts and change.want == "end":
                 want = "end"  # it was asked nicely before
             change = replace(change, want=want, why=why)
-        target = self._targets.target(session.nas_address)
+        target = self._targets.target(session.nas_address, session.nas)
         if target is None:
             await self._save(change, session, state=sessions.FAILED, result="the NAS is not known here any more")
             return

@@ -20,7 +20,7 @@ from appliance.access import session_table
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, RequestMalformed
-from appliance.store import nas, policies, sessions
+from appliance.store import nas, policies, proxies, sessions
 from appliance.store.sessions import Change, Session
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow, Tx
@@ -163,6 +163,8 @@ class SessionService:
                 self._owners.add(event.body["identifier"])
             elif event.topic == _AGENT:
                 self._agents.add(event.body["identifier"])
+            elif event.topic == proxies.TOPIC:
+                self._agents.add(event.key)
             elif event.topic == _CERTIFICATE and event.body.get("state") == "revoked":
                 self._agents.add(event.body.get("subject_id") or event.body.get("agent_id") or "")
             else:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from appliance.access.spread import Spread
-from appliance.store import directory_sources, nas, policies
+from appliance.store import directory_sources, nas, policies, proxies
 from appliance.store.columns import from_micros
 from appliance.store.facts import AGENTS, DEVICES, LDEVID, FactRows
 from appliance.store.owners import LOCAL
@@ -28,7 +28,7 @@ Credentials = Spread[Key, Credential]
 
 
 class AgentFact(NamedTuple):
-    """What the store says about an agent: its state, and the class that an administrator gave it."""
+    """What the store says about an agent or a proxy: its state, and the class that an administrator gave an agent."""
 
     state: str = "unknown"
     agent_class: str = ""
@@ -156,6 +156,8 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
             confirmed = {**confirmed, event.key: from_micros(event.body["confirmed_at"])}
         elif event.topic == "agent":
             agents[event.body["identifier"]] = agent_of(event.body)
+        elif event.topic == proxies.TOPIC:
+            agents[event.key] = agent_of(event.body)
         elif event.topic == nas.TOPIC:
             sites = dict(snapshot.sites) if sites is None else sites
             sites[event.key] = event.body.get("site") or ""

@@ -1,4 +1,4 @@
-"""The rows that access decisions rest on, of one moment: live certificates, owners, agents, the newest policy."""
+"""The rows that access decisions rest on, of one moment: live certificates, owners, agents, proxies, policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Select, and_, bindparam, or_, select
 
 from appliance.store import directory_sources, nas, policies
-from appliance.store.schema import agents, certificates, owners
+from appliance.store.schema import agents, certificates, owners, proxies
 from appliance.store.transaction import Tx
 
 AGENTS = "agents"
@@ -48,6 +48,7 @@ _OWNERS = select(
     owners.c.source,
 )
 _AGENTS = select(agents.c.identifier, agents.c.state, agents.c["class"].label("agent_class"))
+_PROXIES = select(proxies.c.identifier, proxies.c.state)
 _AT_ONCE = 500
 _ALIVE = select(owners.c.id).limit(1)
 
@@ -59,6 +60,7 @@ class FactRows:
     certificates: list[Mapping[str, Any]]
     owners: list[Mapping[str, Any]]
     agents: list[Mapping[str, Any]]
+    """Agents, and the proxies, whose identifiers are never an agent's."""
     policy: policies.PolicyRow | None
     confirmed: Mapping[str, datetime]
     """When each source of owners was last read whole."""
@@ -71,7 +73,7 @@ def read(tx: Tx) -> FactRows:
     return FactRows(
         _every(tx, _CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID}),
         _every(tx, _OWNERS, {}),
-        _every(tx, _AGENTS, {}),
+        _every(tx, _AGENTS, {}) + _every(tx, _PROXIES, {}),
         policies.newest(tx),
         directory_sources.confirmed(tx),
         nas.sites(tx),

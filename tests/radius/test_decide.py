@@ -271,6 +271,17 @@ def test_a_proxy_passes_only_where_a_rule_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("state", "code"),
+    [("suspended", "proxy-suspended"), ("revoked", "credential-revoked"), ("active", "rule-matched")],
+)
+def test_a_proxy_that_is_suspended_does_not_pass(state: str, code: str) -> None:
+    decision = ask(FROM_PROXY, LDEVID, replace(NO_AGENT, agent_state=state), POLICY_2)
+    assert decision.reason_code == code
+    if code == "proxy-suspended":
+        assert decision.hint.endswith(f"appliance proxies resume {PROXY}")
+
+
+@pytest.mark.parametrize(
     ("changes", "code"),
     [
         ({"issuer_role": "agents"}, "credential-not-agent"),

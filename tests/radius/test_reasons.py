@@ -103,6 +103,11 @@ WAYS: dict[str, Callable[[], str]] = {
     "credential-unmapped": decided(
         lambda: ask(test_decide.FROM_PROXY, test_decide.LDEVID, Facts(NOW), test_decide.POLICY_2)
     ),
+    "proxy-suspended": decided(
+        lambda: ask(
+            test_decide.FROM_PROXY, test_decide.LDEVID, Facts(NOW, agent_state="suspended"), test_decide.POLICY_2
+        )
+    ),
     "rule-rejected": decided(
         lambda: ask(
             credential=replace(test_decide.CREDENTIAL, not_after=NOW.replace(year=2099)),

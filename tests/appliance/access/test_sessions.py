@@ -22,7 +22,7 @@ from appliance.access.sessions import SessionService, SessionUnknown
 from appliance.audit import rows as audit_rows
 from appliance.clock import SystemClock
 from appliance.settings import AccessSettings
-from appliance.store import sessions
+from appliance.store import decisions, sessions
 from appliance.store.sessions import Session
 from appliance.store.store import Store
 from appliance.web.peer import Peer
@@ -302,6 +302,41 @@ def test_freeradius_accounts_by_json_with_the_same_token(tmp_path: Path) -> None
     play(tmp_path, story)
 
 
+def test_a_port_that_asked_by_mac_address_in_vain_gets_the_reason_whoever_refused_it(tmp_path: Path) -> None:
+    """FreeRADIUS does not ask for a decision where the policy has no bypass; the embedded server does."""
+
+    async def story(world: World) -> None:
+        routes = await with_port(world.access, world.store)
+        body = {
+            "Service-Type": {"type": "integer", "value": ["Call-Check"]},
+            "Calling-Station-Id": {"type": "string", "value": [MAC]},
+            "Tmp-String-0": {"type": "string", "value": ["switch-1"]},
+            "Tmp-String-1": {"type": "string", "value": ["127.0.0.1"]},
+        }
+        call = Call("POST", "/radius/failure", "application/json", {"authorization": "Bearer right-token"},
+                    json.dumps(body).encode())  # fmt: skip
+        assert routes.fail(call, Peer(), {}).status == 204
+        await world.access.flush()
+        (row,) = await world.store.read(lambda tx: decisions.newest(tx, limit=2))
+        assert (row["reason"], row["nas"], row["mac"]) == ("mac-bypass-off", "switch-1", MAC)
+
+    play(tmp_path, story)
+
+
+def test_a_nas_with_a_certificate_is_asked_with_its_own_secret_from_whatever_address_it_came(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        other = "another-secret-of-the-hall-00001"
+        async with das(other.encode()) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=1, profile="hostapd")
+            await world.nas.add("hall", "192.0.2.77", other, ADMIN, coa_port=nas.port, profile="hostapd")
+            world.log_in(nas="hall")
+            await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+            assert await world.until(world.ended) < 5
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
 # ---- changes
 
 
@@ -316,6 +351,7 @@ CHANGES = {
     "owner suspended": lambda tx: set_owner(tx, state="suspended"),
     "owner revoked": lambda tx: set_owner(tx, state="revoked"),
     "agent revoked": lambda tx: set_agent(tx, "revoked"),
+    "agent suspended": lambda tx: set_agent(tx, "suspended"),
     "certificate revoked": lambda tx: tx.emit("certificate", "x", revoked_row(tx)),
 }
 
