@@ -1,8 +1,9 @@
-"""An appliance behind its own FreeRADIUS: a login becomes a session, a failure a row, a change reaches the port."""
+"""FreeRADIUS, or our own server: a login becomes a session, a failure a row, and a change reaches the port."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from tests.interop.test_freeradius_ports import call_check, udp
 from tests.radius.das import das
 from tests.radius.test_accounting import Client, message
 
-pytestmark = [pytest.mark.lab, pytest.mark.interop, pytest.mark.xdist_group("freeradius-sessions")]
+pytestmark = [pytest.mark.lab, pytest.mark.interop, pytest.mark.xdist_group("network-access")]
 
 MAC = "02-00-00-00-00-05"
 POLICY = """\
@@ -127,13 +128,20 @@ async def until_login(wanted: Callable[[Outcome], bool], ask: Callable[[], Any],
         await asyncio.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def site(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    need_freeradius()
+ENGINES = {
+    "FreeRADIUS": ("radius.engine=freeradius",),
+    "two workers": ("radius.engine=embedded", "radius.workers=2"),
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def site(request: pytest.FixtureRequest, template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if request.param == "FreeRADIUS":
+        need_freeradius()
     folder = tmp_path_factory.mktemp("site")
     campus = template.copy(folder / "campus")
     ports = free_udp_port(), free_udp_port()
-    campus.start("radius.engine=freeradius", f"radius.port={ports[0]}", f"radius.accounting_port={ports[1]}")
+    campus.start(*ENGINES[request.param], f"radius.port={ports[0]}", f"radius.accounting_port={ports[1]}")
     try:
         campus.start_proxy()
         made = Site(campus, folder, ports)
@@ -143,7 +151,7 @@ def site(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         campus.close()
 
 
-def test_a_login_through_freeradius_is_a_session_that_accounting_confirms_counts_and_ends(site: Site) -> None:
+def test_a_login_is_a_session_that_accounting_confirms_counts_and_ends(site: Site) -> None:
     async def story() -> None:
         outcome = await site.log_in()
         assert (outcome.code, outcome.vlan, outcome.role) == ("accept", "20", "researcher")
@@ -163,7 +171,7 @@ def test_a_login_through_freeradius_is_a_session_that_accounting_confirms_counts
     asyncio.run(story())
 
 
-def test_a_suspended_owner_and_an_administrator_reach_the_port_behind_freeradius(site: Site) -> None:
+def test_a_suspended_owner_or_agent_and_an_administrator_reach_the_port(site: Site) -> None:
     async def story() -> None:
         async with das(NAS_SECRET.encode()) as nas:
             site.run("nas", "set", "lab-switch", "--coa-port", str(nas.port), "--profile", "generic-disconnect")
@@ -190,6 +198,47 @@ def test_a_suspended_owner_and_an_administrator_reach_the_port_behind_freeradius
     asyncio.run(story())
 
 
+def test_a_department_that_changes_by_scim_moves_the_port_within_seconds(site: Site) -> None:
+    site.run("directory", "token", "new", "--name", "idp", "--file", site.folder / "token")
+    token = (site.folder / "token").read_text().strip()
+    site.campus.ask("directory.adopt", ref="alice", source="scim")
+    client = site.campus.client("console")
+
+    def scim(method: str, path: str, body: Any = None) -> Any:
+        octets = json.dumps(body).encode() if body is not None else b""
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = client.send(method, f"/scim/v2{path}", octets, "application/scim+json" if octets else "", headers)
+        assert answer.status in (200, 201, 204), answer.body
+        return answer.json if answer.body else None
+
+    user = scim("POST", "/Users", {
+        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"], "userName": "alice", "externalId": "00u1",
+        "active": True,
+        "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User": {"department": "R&D"},
+    })  # fmt: skip
+
+    def move(department: str) -> None:
+        scim("PATCH", f"/Users/{user['id']}", {
+            "schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"],
+            "Operations": [{"op": "Replace", "path":
+                            "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User:department",
+                            "value": department}],
+        })  # fmt: skip
+
+    async def story() -> None:
+        async with das(NAS_SECRET.encode()) as nas:
+            site.run("nas", "set", "lab-switch", "--coa-port", str(nas.port), "--profile", "generic-coa")
+            assert (await site.log_in()).vlan == "20"
+            move("HR")
+            await until(lambda: nas.done)
+            assert (nas.done[0].code, nas.done[0].get(81)) == (43, [b"30"])
+            await until(lambda: site.sessions()[0]["vlan"] == "30")
+            move("R&D")
+            await until(lambda: len(nas.done) == 2)
+
+    asyncio.run(story())
+
+
 def test_a_stranger_is_a_row_with_the_reason(site: Site) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -210,7 +259,7 @@ def test_a_stranger_is_a_row_with_the_reason(site: Site) -> None:
     asyncio.run(story())
 
 
-def test_a_policy_with_proxies_and_mac_bypass_is_rendered_and_serves_and_goes_again(site: Site) -> None:
+def test_proxies_and_mac_bypass_follow_the_policy_and_a_suspended_proxy_is_taken_off(site: Site) -> None:
     async def story() -> None:
         assert (await site.log_in_proxy()).code == "reject"
         head, rule, rest = POLICY.partition("[[rule]]")
