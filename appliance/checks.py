@@ -19,6 +19,7 @@ from appliance.clock import Clock
 from appliance.errors import HomeMissing
 from appliance.hierarchy import SEALING, SERVERS, key_file, read_server
 from appliance.identity.assemble import load_policy
+from appliance.identity.remote_verifier import read_destination
 from appliance.initialise import need_passphrase
 from appliance.keys import read_key
 from appliance.settings import FILE_NAME, DirectorySettings, LoadedSettings, Settings
@@ -129,6 +130,8 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         lambda: f"{len(load_policy(settings.identity.appraisal_policy).classes)} agent classes",
         "mend the file that identity.appraisal_policy names",
     )
+    if settings.identity.verifier_url:
+        attempt("verifier", lambda: _verifier(settings), "appliance settings show; see the manual: Use a verifier")
     if settings.directory.source != "none":
         attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
     attempt("weak-keys", lambda: f"{len(read_weak_keys(settings))} listed", "mend the files that ca.weak_keys names")
@@ -149,6 +152,11 @@ def check_source(settings: Settings, clock: Clock) -> str:
     finally:
         opened.close()
     return f"{said}; {judge(chosen, name, rows, clock.now())}"
+
+
+def _verifier(settings: Settings) -> str:
+    found = read_destination(settings.identity)
+    return "none" if found is None else f"{found.url}, {len(found.keys)} keys"
 
 
 def of_directory(states: Iterable[Mapping[str, Any]], settings: DirectorySettings) -> list[Row]:

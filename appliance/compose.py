@@ -578,6 +578,7 @@ class Appliance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.registrar.close()
+        await self.identity.close()
         await self.access.stop()
         try:
             if self._has_started:  # the last entry, after all that requests under way had to add

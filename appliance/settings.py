@@ -330,6 +330,17 @@ class IdentitySettings(_Section):
     proxy_rate: float = Field(50.0, gt=0, description="Requests per second of one proxy.")
     proxy_burst: int = Field(200, gt=0, description="Burst for proxy_rate.")
     appraisal_policy: Path | None = Field(None, description="Appraisal policy file; none = the built-in policy.")
+    verifier_url: str = Field(
+        "", max_length=300, description="https address of a verifier elsewhere; empty = evidence is appraised here."
+    )
+    verifier_anchors: Path | None = Field(
+        None, description="PEM file with the anchors that the verifier's TLS certificate is held to; with verifier_url."
+    )
+    verifier_keys: Path | None = Field(
+        None, description="PEM file with the public keys that may sign the verifier's results; with verifier_url."
+    )
+    verifier_seconds: float = Field(5.0, gt=0, le=20, description="Longest wait for the verifier's answer, seconds.")
+    verifier_concurrency: int = Field(16, gt=0, le=256, description="Calls to the verifier at the same time.")
     approvers: dict[str, Approvers] = Field(
         {},
         description="How many of an owner's keys must approve for an agent class, a table [identity.approvers] with "

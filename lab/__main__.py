@@ -49,6 +49,13 @@ def _run(options: argparse.Namespace) -> None:
             is_hasty=options.hasty,
         )
         asyncio.run(mock_masa.serve(options.dir, options.host, options.port, broken, _policy(options), how))
+    elif options.verb == "verifier":
+        import asyncio
+
+        from appliance.identity.assemble import load_policy
+        from lab import verifier
+
+        asyncio.run(verifier.serve(options.dir, options.host, options.port, load_policy(options.policy)))
     elif options.verb == "rogue":
         from lab import rogue
 
@@ -105,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     masa.add_argument("--hasty", action="store_true", help="commits outlive a kill, not a power cut; for load tests")
     masa.add_argument("--log-by-url", action="store_true", help="audit logs are offered at unguessable addresses")
     verbs.add_parser("break", help="list the knobs that make the MASA misbehave")
+    judge = verbs.add_parser("verifier", help="run a verifier that appraises evidence over HTTPS")
+    judge.add_argument("--dir", type=Path, required=True, help="its keys and certificate; made if missing",
+                       metavar="DIR")  # fmt: skip
+    judge.add_argument("--host", default="127.0.0.1", help="address to listen on; loopback by default")
+    judge.add_argument("--port", type=int, default=0, metavar="PORT", help="0 = pick one and say which")
+    judge.add_argument("--policy", type=Path, metavar="FILE", help="appraisal policy; the built-in one without")
     rogue = verbs.add_parser("rogue", help="an agent that cheats at the Agent API")
     rogue.add_argument("--socket", type=Path, required=True)
     rogue.add_argument("--trick", choices=("self-approval", "approval-for-other-key", "approval-replay"), required=True)

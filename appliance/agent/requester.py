@@ -25,7 +25,9 @@ from cryptography.x509.oid import NameOID
 from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
 from appliance.agent.credential import check_chain, check_wit
 from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven, AttemptUnfinished
-from appliance.binding import composite, jws, renewal, request
+from appliance.binding import composite, evidence, jws, renewal, request
+from appliance.binding.claims import members
+from appliance.binding.errors import Malformed
 from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Model
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.request import AgentRequest
@@ -34,7 +36,9 @@ from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
 from appliance.supplicant import supplicant_block
 from appliance.web.unix_path import short_path
 from est import csr
+from est.errors import EstError
 from est.signer import KeySigner, Signer
+from est.transfer import read_json
 
 POLL_SECONDS = 0.2
 KEY_FILE, CHAIN_FILE, ROOT_FILE = "agent.key.pem", "chain.pem", "root.pem"
@@ -53,6 +57,8 @@ class AgentOptions:
     profiles: tuple[str, ...] = ("x509", "wit")
     ttl_seconds: int = 8 * 3600
     label: str | None = None
+    claims: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What the agent says about itself, from `read_claims`; its proxy marks it so in the evidence."""
     txn: str | None = None
     call_seconds: float = 60.0
     """Deadline of one call to the Agent API."""
@@ -115,6 +121,17 @@ async def request_credential(
     A failed attempt takes its private key away again. Raises AgentError leaves, KeyFileExists, binding's and est's.
     """
     return await AgentRequester(options, clock or SystemClock(), pause, tell).run()
+
+
+def read_claims(path: Path | None) -> Mapping[str, object]:
+    """What an agent says about itself, from a JSON file; nothing without one. Raises Malformed, Claim... ."""
+    if path is None:
+        return {}
+    try:
+        value = read_json(path.read_bytes(), max_bytes=evidence.MAX_SELF_ASSERTED_BYTES)
+    except (OSError, EstError) as cause:
+        raise Malformed(f"{path} cannot be read as JSON", object="claims") from cause
+    return evidence.read_self_asserted(members(value, "claims"))
 
 
 async def resume_credential(
@@ -189,7 +206,7 @@ class AgentRequester:
         else:
             approval = await self._approval(token, request_file, csr_file)
             approvals = (approval,) if approval is not None else ()
-        body = composite.write(composite.Composite(token, csr_der, approvals))
+        body = composite.write(composite.Composite(token, csr_der, approvals, self_asserted=self._options.claims))
         self._write(COMPOSITE_FILE, body)
         return await self._hand_in(session, token, body, trust)
 

@@ -43,6 +43,8 @@ class TrustBundle:
     backdating_seconds: int
     owners: Mapping[str, OwnerRecord]
     made_at: datetime
+    verifier_keys: tuple[ec.EllipticCurvePublicKey, ...] = ()
+    """Keys of a verifier elsewhere that signs attestation results for this campus."""
 
 
 def write(bundle: TrustBundle) -> str:
@@ -59,6 +61,8 @@ def write(bundle: TrustBundle) -> str:
         "wit_keys": [{"kid": kid, "jwk": _jwk(key)} for kid, key in bundle.wit_keys.items()],
         "owners": [_write_owner(one) for one in bundle.owners.values()],
     }
+    if bundle.verifier_keys:
+        document["verifier_keys"] = [jws.jwk(key) for key in bundle.verifier_keys]
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -91,7 +95,16 @@ def read(text: str) -> TrustBundle:
         _number(document, "backdating_seconds"),
         owners,
         datetime.fromtimestamp(_number(document, "made_at"), UTC),
+        _verifier_keys(document),
     )
+
+
+def _verifier_keys(document: Mapping[str, Any]) -> tuple[ec.EllipticCurvePublicKey, ...]:
+    keys = [jws.read_jwk(one) for one in _list(document, "verifier_keys")] if "verifier_keys" in document else []
+    found = tuple(key for key in keys if isinstance(key, ec.EllipticCurvePublicKey))
+    if len(found) != len(keys):
+        raise Malformed("a verifier's key is no elliptic curve key", object="bundle")
+    return found
 
 
 def _write_owner(owner: OwnerRecord) -> dict[str, Any]:

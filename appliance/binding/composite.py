@@ -6,8 +6,8 @@ The parts are kept as the text that was signed; the proxy adds evidence and chan
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from appliance.binding import approval, evidence, jws
 from appliance.binding.claims import Claims, members
@@ -22,7 +22,7 @@ MAX_CSR_BYTES = 4096
 MAX_ORG = 4
 MAX_ORG_BYTES = 8192
 
-_MEMBERS = frozenset({"request", "csr", "approvals", "evidence", "org"})
+_MEMBERS = frozenset({"request", "csr", "approvals", "evidence", "org", "self_asserted"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class Composite:
     """Organisational material of the owner-mediated model, such as a signed credential in its compact form; stored and
     hashed, never interpreted (A-36)."""
 
+    self_asserted: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What the agent says about itself, for its proxy alone, which puts it into the evidence under that name (A-22)."""
+
     @property
     def org_s256(self) -> str | None:
         """Hash of the material as an approval names it, None where there is none; see `org_hash`."""
@@ -44,7 +47,7 @@ class Composite:
 
     def with_evidence(self, token: str) -> Composite:
         """The same composite with the proxy's evidence beside what the agent handed over."""
-        return replace(self, evidence=token)
+        return replace(self, evidence=token, self_asserted={})
 
 
 def read(body: bytes) -> Composite:
@@ -61,6 +64,7 @@ def read(body: bytes) -> Composite:
         approvals=_read_approvals(claims),
         evidence=evidence.read_cmw(claims.value("evidence")) if "evidence" in claims else None,
         org=_read_org(claims),
+        self_asserted=evidence.read_self_asserted(claims.inner("self_asserted")) if "self_asserted" in claims else {},
     )
 
 
@@ -74,6 +78,8 @@ def write(composite: Composite) -> bytes:
         value["evidence"] = evidence.write_cmw(composite.evidence)
     if composite.org:
         value["org"] = list(composite.org)
+    if composite.self_asserted:
+        value["self_asserted"] = dict(composite.self_asserted)
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 

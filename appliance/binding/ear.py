@@ -20,10 +20,12 @@ from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
     ClaimMissing,
     EarExpired,
+    EarForOtherEvidence,
     EarInconsistent,
     EarNonceMismatch,
     EarNotYetValid,
     EarProfileUnknown,
+    EarTooOld,
     EarWindowTooLong,
     EarWrongVerifier,
 )
@@ -85,6 +87,8 @@ class Ear:
     developer: str
     build: str
     submodules: Mapping[str, Submodule]
+    raw_evidence: str | None = None
+    """The evidence that was appraised, where the verifier says which."""
 
     @property
     def status(self) -> Tier:
@@ -124,11 +128,17 @@ def seal(
     build: str,
     submodules: Mapping[str, Submodule],
     kid: str | None = None,
+    raw_evidence: str | None = None,
 ) -> str:
-    """A result signed by the verifier's key; `kid` is that key's thumbprint, where it is at hand."""
+    """A result signed by the verifier's key; `kid` is that key's thumbprint, where it is at hand.
+
+    `raw_evidence` is the evidence as it was submitted; with it the result is about this evidence and no other.
+    """
     claims: dict[str, object] = {"eat_profile": PROFILE, "iat": iat, "exp": exp}
     claims["ear_verifier_id"] = {"developer": developer, "build": build}
     claims["eat_nonce"] = nonce
+    if raw_evidence is not None:
+        claims["ear_raw_evidence"] = jws.base64url(raw_evidence.encode("ascii"))
     claims["submods"] = {
         name: {
             "ear_status": str(part.status),
@@ -167,6 +177,7 @@ def unseal(token: str, key: ec.EllipticCurvePublicKey) -> Ear:
         developer=verifier.text("developer", max_length=256),
         build=verifier.text("build", max_length=256),
         submodules=MappingProxyType({name: read_submodule(parts, name) for name in SUBMODULES}),
+        raw_evidence=_raw_evidence(claims) if "ear_raw_evidence" in claims else None,
     )
 
 
@@ -203,6 +214,26 @@ def check(ear: Ear, *, nonce: str, now: datetime, developer: str | None = None, 
     )
     if ear.nonce != nonce:
         raise EarNonceMismatch("the attestation result is about another nonce")
+
+
+def check_answer(ear: Ear, *, evidence: str, asked_at: datetime, limits: Limits | None = None) -> None:
+    """Refuses a result that does not answer the question asked at that moment about exactly this evidence.
+
+    Beside `check`, for results of a verifier elsewhere: somebody may hand on what it once said.
+    """
+    limits = limits or Limits()
+    if ear.iat < seconds(asked_at) - limits.skew_seconds:
+        raise EarTooOld("the attestation result is older than the question")
+    if ear.raw_evidence != evidence:
+        raise EarForOtherEvidence("the attestation result is not about the evidence that was sent")
+
+
+def _raw_evidence(claims: Claims) -> str:
+    name = "ear_raw_evidence"
+    octets = jws.unbase64url(claims.text(name, max_length=jws.MAX_BYTES), name)
+    if not octets.isascii():
+        raise claims.malformed(name, "the evidence as text, base64url")
+    return octets.decode("ascii")
 
 
 def _policy_ids(part: Claims) -> tuple[str, ...]:

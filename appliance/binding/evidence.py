@@ -6,6 +6,7 @@ stand in one table here, because their draft still moves; all of them are the ag
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,10 +90,13 @@ AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
         "gid": _number,
         "pid": _number,
         "cgroup": _text,
+        "container": _text,
+        "boot_id": _text,
         # RFC 9711
         "swname": _text,
         "swversion": _words,
-        # EAT profile for AI agents
+        # EAT profile for AI agents; names in self_asserted are the agent's own word
+        "self_asserted": _words,
         "ai_model_id": _text,
         "ai_model_hash": _digest,
         "input_policy_digest": _digest,
@@ -104,6 +108,22 @@ AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
     }
 )
 """Claims of `submods.agent` beside `cnf`, all optional, each with the check of its shape."""
+
+SELF_ASSERTED = frozenset(
+    {
+        "swversion",
+        "ai_model_id",
+        "ai_model_hash",
+        "input_policy_digest",
+        "capabilities",
+        "allowed_apis",
+        "data_retention_policy",
+        "ai_sbom_ref",
+    }
+)
+"""Claims that an agent may make about itself; a proxy passes them on under the name `self_asserted`."""
+
+MAX_SELF_ASSERTED_BYTES = 4096
 
 _AGENT = frozenset({"cnf", *AGENT_CLAIMS})
 
@@ -222,6 +242,17 @@ def check(
         raise EvidenceForOtherOwner("the evidence names another owner than the request")
     if evidence.rqh != request.rqh:
         raise EvidenceForOtherRequest("the evidence was made for other request bytes")
+
+
+def read_self_asserted(claims: Claims) -> Mapping[str, object]:
+    """What an agent says about itself, each claim in its shape; raises Claim..., Malformed."""
+    claims.check_names(SELF_ASSERTED)
+    said = dict(claims.items())
+    for name in said:
+        AGENT_CLAIMS[name](claims, name)
+    if len(json.dumps(said, separators=(",", ":"))) > MAX_SELF_ASSERTED_BYTES:
+        raise Malformed(f"an agent says at most {MAX_SELF_ASSERTED_BYTES} bytes about itself", object="self_asserted")
+    return MappingProxyType(said)
 
 
 def write_cmw(token: str) -> list[object]:

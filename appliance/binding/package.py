@@ -170,10 +170,12 @@ def _check_evidence(
 
 
 def _check_result(files: Mapping[str, bytes], request: requests.AgentRequest, trusted: TrustBundle) -> str:
-    """The attestation result, by the key of the agents CA; that the certificate names it was seen already."""
+    """The attestation result, by the key of the agents CA or of a verifier elsewhere.
+
+    That the certificate names it was seen already.
+    """
     token = _text(files, EAR)
-    for anchor in trusted.domain.anchors:
-        key = anchor.public_key()
+    for key in (*(anchor.public_key() for anchor in trusted.domain.anchors), *trusted.verifier_keys):
         if isinstance(key, ec.EllipticCurvePublicKey) and jws.read(token).kid in (None, jws.jkt(key)):
             result = ear.unseal(token, key)
             if result.nonce != request.nonce:

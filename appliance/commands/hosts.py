@@ -333,6 +333,9 @@ def agent_request(
     ] = "",
     wait_approval: Annotated[Path | None, typer.Option(help="Wait for the approval in this file.")] = None,
     label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
+    claims: Annotated[
+        Path | None, typer.Option(help="JSON file with what the agent says of itself: model, policy, abilities.")
+    ] = None,
     ttl_seconds: Annotated[int, typer.Option(help="Life asked for, seconds.", min=60)] = 8 * 3600,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the approval.", min=1)] = 600.0,
     key: Annotated[Path | None, typer.Option(help="Key that `keygen` made; default: a new one in --out.")] = None,
@@ -341,6 +344,7 @@ def agent_request(
     from dataclasses import asdict
 
     from appliance.agent import AgentOptions, request_credential
+    from appliance.agent.requester import read_claims
 
     ways = bool(approval_command) + (wait_approval is not None)
     if model == "server-mediated" and ways:
@@ -356,6 +360,7 @@ def agent_request(
         model=model,
         ttl_seconds=ttl_seconds,
         label=label or None,
+        claims=read_claims(claims),
         wait_seconds=wait_seconds,
         approval_command=approval_command or None,
         wait_approval=wait_approval,

@@ -177,6 +177,9 @@ def agent_run(
         list[str] | None, typer.Option("--profile", help="x509, wit; may be repeated. Default: both.")
     ] = None,
     label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
+    claims: Annotated[
+        Path | None, typer.Option(help="JSON file with what the agent says of itself: model, policy, abilities.")
+    ] = None,
     ttl_seconds: Annotated[int, typer.Option(help="Life asked for, seconds.", min=60)] = 8 * 3600,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for an approval.", min=1)] = 600.0,
     on_renewed: Annotated[str, typer.Option(help="Command to run after each renewal; no shell.")] = "",
@@ -191,6 +194,7 @@ def agent_run(
 
     from appliance.agent import AgentOptions
     from appliance.agent.keeper import Keeper, Notice, check_standing
+    from appliance.agent.requester import read_claims
     from appliance.clock import SystemClock
     from appliance.signals import until_signalled
 
@@ -213,6 +217,7 @@ def agent_run(
         profiles=profiles,
         ttl_seconds=ttl_seconds,
         label=label or None,
+        claims=read_claims(claims),
         wait_seconds=wait_seconds,
         approval_command=approval_command or None,
     )

@@ -1,4 +1,4 @@
-"""The RATS verifier in this process (RFC 9334): a proxy's evidence in, an attestation result (EAR) out.
+"""The RATS verifier (RFC 9334): a proxy's evidence in, an attestation result (EAR) out; here the one in this process.
 
 Asked at first issue and at every renewal (A-21). Evidence counts only as this submitter's fresh word about exactly this
 request (A-23); what it says is then held against the appraisal policy. A contraindicated result is a refusal.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 from appliance.binding import ear, evidence, jws
 from appliance.binding.ear import Submodule, Tier, worst
@@ -44,8 +44,68 @@ class Appraisal:
         return sha256(self.ear.encode("ascii")).digest()
 
 
+class Appraiser(Protocol):
+    """A verifier as the identity server sees it, in this process or elsewhere."""
+
+    is_elsewhere: bool
+    """Whether an answer takes time in which the world goes on."""
+
+    async def appraise(
+        self, token: str | None, request: AgentRequest, submitter: Submitter, *, agent_class: str, now: datetime
+    ) -> Appraisal:
+        """The result for a request's evidence.
+
+        Raises what `open_evidence` raises, EvidenceContraindicated, and of a verifier elsewhere Verifier... .
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends connections."""
+        ...
+
+
+def open_evidence(
+    token: str | None, request: AgentRequest, submitter: Submitter, *, now: datetime, limits: Limits
+) -> Evidence:
+    """The evidence as this submitter's fresh word about exactly this request, whoever appraises it then (A-23).
+
+    Raises EvidenceMissing, what `evidence.unseal` and `evidence.check` raise.
+    """
+    if token is None:
+        raise EvidenceMissing("the proxy added no evidence")
+    seen = evidence.unseal(token, submitter.key, kid=submitter.jkt)
+    evidence.check(seen, request, proxy_id=submitter.proxy_id, now=now, limits=limits)
+    return seen
+
+
+def judge(seen: Evidence, method: str, policy: AppraisalPolicy, agent_class: str) -> dict[str, Submodule]:
+    """Both parts of a result by a policy; `method` is how the proxy came in."""
+    rules = policy.for_class(agent_class)
+    known = Tier.AFFIRMING if method in rules.methods else Tier.CONTRAINDICATED
+    return {
+        "platform": _part({"instance-identity": known}, policy),
+        "agent": _part(_judge_agent(seen, rules), policy),
+    }
+
+
+def check_tier(parts: Mapping[str, Submodule]) -> Tier:
+    """The tier of the whole; raises EvidenceContraindicated where it leads to no credential (A-24)."""
+    tier = worst(part.status for part in parts.values())
+    if tier in (Tier.AFFIRMING, Tier.WARNING):
+        return tier
+    bad = sorted(
+        f"{name}.{claim}"
+        for name, part in parts.items()
+        for claim, value in part.vector.items()
+        if ear.tier_of(value) is Tier.CONTRAINDICATED
+    )
+    raise EvidenceContraindicated("the appraisal policy refuses what the proxy saw", claims=bad)
+
+
 class Verifier:
     """Appraises evidence by one policy and signs the results."""
+
+    is_elsewhere = False
 
     def __init__(self, signer: Signer, policy: AppraisalPolicy, *, developer: str, limits: Limits) -> None:
         """`developer` names this verifier in its results: the server's identifier."""
@@ -54,28 +114,16 @@ class Verifier:
         self._developer = developer
         self._limits = limits
 
-    def appraise(
+    async def appraise(
         self, token: str | None, request: AgentRequest, submitter: Submitter, *, agent_class: str, now: datetime
     ) -> Appraisal:
-        """The result for a request's evidence.
+        """The result for a request's evidence; without a wait.
 
         Raises EvidenceMissing, what `evidence.unseal` and `evidence.check` raise, EvidenceContraindicated.
         """
-        if token is None:
-            raise EvidenceMissing("the proxy added no evidence")
-        seen = evidence.unseal(token, submitter.key, kid=submitter.jkt)
-        evidence.check(seen, request, proxy_id=submitter.proxy_id, now=now, limits=self._limits)
-        rules = self._policy.for_class(agent_class)
-        parts = {"platform": self._platform(submitter, rules), "agent": self._agent(seen, rules)}
-        tier = worst(part.status for part in parts.values())
-        if tier not in (Tier.AFFIRMING, Tier.WARNING):
-            bad = sorted(
-                f"{name}.{claim}"
-                for name, part in parts.items()
-                for claim, value in part.vector.items()
-                if ear.tier_of(value) is Tier.CONTRAINDICATED
-            )
-            raise EvidenceContraindicated("the appraisal policy refuses what the proxy saw", claims=bad)
+        seen = open_evidence(token, request, submitter, now=now, limits=self._limits)
+        parts = judge(seen, submitter.method, self._policy, agent_class)
+        tier = check_tier(parts)
         issued = int(now.timestamp())
         result = ear.seal(
             self._signer,
@@ -87,28 +135,30 @@ class Verifier:
             submodules=parts,
             kid=jws.jkt(self._signer.public_key()),
         )
-        return Appraisal(seen, result, tier, rules.warning_seconds if tier is Tier.WARNING else None)
+        longest = self._policy.for_class(agent_class).warning_seconds
+        return Appraisal(seen, result, tier, longest if tier is Tier.WARNING else None)
 
-    def _platform(self, submitter: Submitter, rules: ClassPolicy) -> Submodule:
-        known = Tier.AFFIRMING if submitter.method in rules.methods else Tier.CONTRAINDICATED
-        return self._part({"instance-identity": known})
+    async def close(self) -> None:
+        """Nothing is held."""
 
-    def _agent(self, seen: Evidence, rules: ClassPolicy) -> Submodule:
-        complete = Tier.AFFIRMING if rules.required <= seen.agent.keys() else Tier.CONTRAINDICATED
-        configuration = [Tier.AFFIRMING]
-        if seen.dbgstat == "enabled":
-            configuration.append(rules.debug)
-        if seen.agent.get("uid") == 0:
-            configuration.append(rules.root)
-        vector = {"instance-identity": complete, "configuration": worst(configuration)}
-        if rules.executables:
-            is_known = _sha256_of(seen.agent.get("executable_digest")) in rules.executables
-            vector["executables"] = Tier.AFFIRMING if is_known else rules.unknown_executable
-        return self._part(vector)
 
-    def _part(self, vector: Mapping[str, Tier]) -> Submodule:
-        values = {claim: _VALUE[tier] for claim, tier in vector.items()}
-        return Submodule(worst(vector.values()), values, (self._policy.identifier,))
+def _judge_agent(seen: Evidence, rules: ClassPolicy) -> dict[str, Tier]:
+    complete = Tier.AFFIRMING if rules.required <= seen.agent.keys() else Tier.CONTRAINDICATED
+    configuration = [Tier.AFFIRMING]
+    if seen.dbgstat == "enabled":
+        configuration.append(rules.debug)
+    if seen.agent.get("uid") == 0:
+        configuration.append(rules.root)
+    vector = {"instance-identity": complete, "configuration": worst(configuration)}
+    if rules.executables:
+        is_known = _sha256_of(seen.agent.get("executable_digest")) in rules.executables
+        vector["executables"] = Tier.AFFIRMING if is_known else rules.unknown_executable
+    return vector
+
+
+def _part(vector: Mapping[str, Tier], policy: AppraisalPolicy) -> Submodule:
+    values = {claim: _VALUE[tier] for claim, tier in vector.items()}
+    return Submodule(worst(vector.values()), values, (policy.identifier,))
 
 
 def _sha256_of(digest: Any) -> str:

@@ -10,7 +10,7 @@ from appliance.binding.facts import Limits, Model
 from appliance.ca import CertificateAuthority, RoleSigner
 from appliance.clock import Clock
 from appliance.identity.agent_mediated import AgentMediated
-from appliance.identity.appraisal import Verifier
+from appliance.identity.appraisal import Appraiser, Verifier
 from appliance.identity.appraisal_policy import (
     BUILT_IN,
     AppraisalPolicy,
@@ -22,6 +22,7 @@ from appliance.identity.issue import Issuer
 from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.owner_mediated import OwnerMediated
 from appliance.identity.records import Registry
+from appliance.identity.remote_verifier import RemoteVerifier, read_destination
 from appliance.identity.server_mediated import ServerMediated
 from appliance.identity.service import IdentityService
 from appliance.identity.submitter import Submitters
@@ -46,7 +47,7 @@ def build_identity(
     """The service; `origin` is scheme and trust domain, `server_id` the audience of requests and approvals.
 
     Results of the appraisal and WITs are signed with the agents CA's key unless there are keys of their own: `typ`
-    keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid.
+    keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid, VerifierSettingInvalid.
     """
     issuing_signer = RoleSigner(ca, "agents")
     verifier_signer, wit_signer = verifier_signer or issuing_signer, wit_signer or issuing_signer
@@ -57,12 +58,25 @@ def build_identity(
         software_owner_keys=settings.allow_software_owner_keys,
         standing_seconds=int(settings.standing_days * 86_400),
     )
+    elsewhere = read_destination(settings)
+    verifier_keys = () if elsewhere is None else elsewhere.keys
+    policy = load_policy(settings.appraisal_policy)
+    verifier: Appraiser = Verifier(verifier_signer, policy, developer=server_id, limits=limits)
+    if elsewhere is not None:
+        verifier = RemoteVerifier(
+            elsewhere,
+            policy,
+            clock=clock,
+            limits=limits,
+            seconds=settings.verifier_seconds,
+            concurrency=settings.verifier_concurrency,
+        )
 
     @lru_cache(maxsize=1)
     def keys_of(authorities: Authorities) -> frozenset[bytes]:
         certificates = (*authorities.roots, *(one.certificate for one in ca.generations))
-        found = {spki_sha256(one) for one in certificates}
-        return frozenset(found | {spki_sha256(one.public_key()) for one in (verifier_signer, wit_signer)})
+        keys = (*(one.public_key() for one in (verifier_signer, wit_signer)), *verifier_keys)
+        return frozenset(spki_sha256(one) for one in (*certificates, *keys))
 
     issuer = Issuer(
         ca=ca,
@@ -75,6 +89,7 @@ def build_identity(
         wit_issuer=f"urn:appliance:{origin.partition('://')[2]}",
         wit_seconds=int(settings.wit_minutes * 60),
         limits=limits,
+        verifier_keys=verifier_keys,
     )
     registry = Registry(lambda: keys_of(ca.authorities))
     challenges = OwnerChallenges(
@@ -94,7 +109,7 @@ def build_identity(
         clock=clock,
         submitters=Submitters(ca, store, clock, origin),
         registry=registry,
-        verifier=Verifier(verifier_signer, load_policy(settings.appraisal_policy), developer=server_id, limits=limits),
+        verifier=verifier,
         models={
             Model.AGENT_MEDIATED: AgentMediated(single_identity=single_identity),
             Model.OWNER_MEDIATED: OwnerMediated(),

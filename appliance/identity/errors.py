@@ -4,6 +4,8 @@ IdentityError (abstract)
 ├── SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive, ProxyNotActive      who submits (A-11)
 ├── AgentUnknown, AgentRevoked, AgentSuspended, ReservationsFull, KeyAlreadyAgent                   the registration
 ├── EvidenceContraindicated                                                                        the appraisal
+├── VerifierUnreachable, VerifierTimedOut, VerifierBusy, VerifierAnswerInvalid     a verifier elsewhere: try again later
+├── VerifierSettingInvalid                                                                         settings
 ├── SingleIdentityNotOffered, ApproversNotDistinct, ApproversTooFew, RequestReplayed, LifetimeNotPossible    decision
 ├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
 ├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
@@ -85,6 +87,36 @@ class EvidenceContraindicated(IdentityError):
     """The appraisal policy says no to this evidence; field `claims`."""
 
     reason: ClassVar[str] = "evidence-contraindicated"
+
+
+class VerifierUnreachable(IdentityError):
+    """No connection to the verifier, no trust in its TLS certificate, or it says that it is away."""
+
+    reason: ClassVar[str] = "verifier-unreachable"
+
+
+class VerifierTimedOut(IdentityError):
+    """The verifier did not answer in time."""
+
+    reason: ClassVar[str] = "verifier-timed-out"
+
+
+class VerifierBusy(IdentityError):
+    """As many requests wait for the verifier as may wait."""
+
+    reason: ClassVar[str] = "verifier-busy"
+
+
+class VerifierAnswerInvalid(IdentityError):
+    """What the verifier answered is no result for this question by a pinned key; field `because`."""
+
+    reason: ClassVar[str] = "verifier-answer-invalid"
+
+
+class VerifierSettingInvalid(IdentityError):
+    """The settings of the verifier elsewhere cannot be used; the detail says which."""
+
+    reason: ClassVar[str] = "verifier-setting-invalid"
 
 
 class SingleIdentityNotOffered(IdentityError):

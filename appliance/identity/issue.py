@@ -118,6 +118,8 @@ class Issuer:
     wit_issuer: str
     wit_seconds: int
     limits: Limits
+    verifier_keys: tuple[ec.EllipticCurvePublicKey, ...] = ()
+    """Keys of a verifier elsewhere, beside the agents CA's."""
 
     @property
     def domain(self) -> TrustDomain:
@@ -147,6 +149,7 @@ class Issuer:
             self.limits.backdating_seconds,
             {one.owner_id: one for one in owners},
             self.clock.now(),
+            self.verifier_keys,
         )
 
     async def issue(

@@ -24,6 +24,7 @@ from appliance.binding.errors import (
     ApprovalSpent,
     BindingError,
     ChallengeExpired,
+    Malformed,
     OrgMaterialNotExpected,
 )
 from appliance.binding.facts import Limits, Model
@@ -32,7 +33,7 @@ from appliance.binding.standing import StandingApproval
 from appliance.clock import Clock
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
-from appliance.identity.appraisal import Appraisal, Verifier
+from appliance.identity.appraisal import Appraisal, Appraiser
 from appliance.identity.challenge_states import ChallengeState, state_of
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.errors import (
@@ -107,7 +108,7 @@ class IdentityService:
         clock: Clock,
         submitters: Submitters,
         registry: Registry,
-        verifier: Verifier,
+        verifier: Appraiser,
         models: Mapping[Model, IssuanceModel],
         issuer: Issuer,
         challenges: OwnerChallenges,
@@ -137,6 +138,10 @@ class IdentityService:
     @property
     def _limits(self) -> Limits:
         return self._issuer.limits
+
+    async def close(self) -> None:
+        """Ends connections to a verifier elsewhere."""
+        await self._verifier.close()
 
     def is_gateway(self, peer: Peer) -> bool:
         """Whether an active owner's registered client key made this connection."""
@@ -193,6 +198,10 @@ class IdentityService:
         refuses.
         """
         asked = composite.read(body)
+        if asked.self_asserted:
+            raise Malformed(
+                "what an agent says about itself stands in its proxy's evidence", object="composite request"
+            )
         gateway = self._submitters.gateway(peer)
         submitter = None if gateway is not None else await self._submitters.check(peer)
         try:
@@ -252,7 +261,9 @@ class IdentityService:
             raise ChallengeOver("a newer request of this agent took its place", state=state.value)
         return Unfinished(parked.rqh, UNFINISHED_RETRY_SECONDS)
 
-    async def _decide(self, asked: Composite, submitter: Submitter, request_id: str) -> Finished | Unfinished:
+    async def _decide(
+        self, asked: Composite, submitter: Submitter, request_id: str, appraisal: Appraisal | None = None
+    ) -> Finished | Unfinished:
         request = requests.unseal(asked.request)
         sealed = [approvals.read(one) for one in asked.approvals]
         facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, sealed))
@@ -286,7 +297,13 @@ class IdentityService:
             live_key=facts.live_key,
         )
         agent = records.check_agent(facts.agent, submitter)
-        appraisal = self._verifier.appraise(asked.evidence, request, submitter, agent_class=agent.agent_class, now=now)
+        if appraisal is None:
+            appraisal = await self._verifier.appraise(
+                asked.evidence, request, submitter, agent_class=agent.agent_class, now=now
+            )
+            if self._verifier.is_elsewhere:
+                # Seconds may have gone by: owner, key, agent and nonce are looked at again before anything is spent.
+                return await self._decide(asked, submitter, request_id, appraisal)
         setting = Setting(
             self._server_id,
             submitter.proxy_id,

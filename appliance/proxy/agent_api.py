@@ -102,7 +102,7 @@ class AgentApi:
             self._callers.claim(caller.uid, request.jkt)
             seen: Measurement = await asyncio.to_thread(measure, caller)
             attester = self._attester()
-            token = attest(attester.device, attester.signer, self._clock, request, seen)
+            token = attest(attester.device, attester.signer, self._clock, request, seen, handed_in.self_asserted)
             body = composite.write(handed_in.with_evidence(token))
             reply = await self._hand_in(request, body)
             if not _is_for_gateway(request) and reply.status == 409 and _reason(reply) == "approval-spent":

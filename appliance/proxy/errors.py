@@ -148,6 +148,12 @@ class CallerGone(ProxyError):
     reason: ClassVar[str] = "caller-gone"
 
 
+class CallerChanged(ProxyError):
+    """The calling process became another program after it had connected."""
+
+    reason: ClassVar[str] = "caller-changed"
+
+
 class RequestNotYours(ProxyError):
     """Another local user has asked with this agent key."""
 

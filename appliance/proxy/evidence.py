@@ -1,11 +1,14 @@
 """The proxy's word about one agent: what the kernel shows of the calling process, signed with the LDevID key.
 
 An EAT (RFC 9711) bound to the server's nonce, the agent's key and the hash of its request. Everything in it was seen by
-this proxy; nothing was said by the agent. The key is in software, and the token's claims do not pretend otherwise.
+this proxy, but for the claims that `self_asserted` names: those are the agent's own word, passed on. The key is in
+software, and the token's claims do not pretend otherwise.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -20,6 +23,11 @@ from est.signer import Signer
 
 LIFE_SECONDS = 240
 _MAX_TEXT = 512
+_IN_CONTAINER = re.compile(
+    r"(?:/(?P<folder>docker|kubepods|lxc|libpod|machine)\b[^:]*)?/(?:(?P<runtime>docker|crio|cri-containerd|libpod)-)?"
+    r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?:/|$)",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,10 @@ class Device:
         return cls(identifier, bytes.fromhex(ueid_hex), oem, model)
 
 
-def attest(device: Device, signer: Signer, clock: Clock, request: AgentRequest, seen: Measurement) -> str:
-    """The evidence token about the process that handed in `request`."""
+def attest(
+    device: Device, signer: Signer, clock: Clock, request: AgentRequest, seen: Measurement, said: Mapping[str, object]
+) -> str:
+    """The evidence token about the process that handed in `request`; `said` is what the agent says of itself."""
     now = int(clock.now().timestamp())
     return evidence.seal(
         signer,
@@ -60,9 +70,14 @@ def attest(device: Device, signer: Signer, clock: Clock, request: AgentRequest, 
             "executable": _printable(seen.executable),
             "executable_digest": {"alg": "sha-256", "hash": jws.base64url(seen.executable_sha256)},
             "uid": seen.uid,
+            **({} if seen.gid is None else {"gid": seen.gid}),
             "pid": seen.pid,
             "cgroup": _printable(_own_cgroup(seen.cgroups)),
+            "container": _container(seen),
+            **({"boot_id": _printable(seen.boot_id)} if seen.boot_id else {}),
             "swname": _printable(PurePath(seen.executable).name),
+            **said,
+            **({"self_asserted": sorted(said)} if said else {}),
         },
     )
 
@@ -73,6 +88,16 @@ def _own_cgroup(lines: tuple[str, ...]) -> str:
         if line.startswith("0::") and line != "0::/":
             return line
     return next((line for line in lines if not line.endswith(":/")), lines[0] if lines else "none")
+
+
+def _container(seen: Measurement) -> str:
+    """A hint, no proof: runtime and identifier that the control group's name speaks of, `apart` for namespaces of its
+    own without such a name, else `none`."""
+    for line in seen.cgroups:
+        found = _IN_CONTAINER.search(line)
+        if found is not None:
+            return f"{found['runtime'] or found['folder'] or 'container'}:{found['id']}"
+    return "apart" if seen.is_apart else "none"
 
 
 def _printable(text: str) -> str:

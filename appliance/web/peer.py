@@ -7,6 +7,7 @@ certificate at TLS level, and path, purpose and revocation are the route's busin
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,12 +18,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from est.keys import spki_sha256
 
 
+def program_of(pid: int) -> tuple[int, int] | None:
+    """Device and inode of what a process runs, through the kernel's own link; None where that cannot be seen."""
+    try:
+        found = os.stat(f"/proc/{pid}/exe")  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @dataclass(frozen=True)
 class Peer:
     """One connection's other end; the same object for every request on it.
 
     `chain` is what the peer sent, its own certificate first, unverified. `connection_id` is unique while the process
-    lives. `uid` and `pid` are set on Unix sockets only.
+    lives. `uid`, `pid` and `program` (device and inode of what that process ran when it was accepted) are set on Unix
+    sockets only.
     """
 
     address: str = ""
@@ -34,6 +45,7 @@ class Peer:
     bind: Callable[[], tuple[bytes, ...]] | None = field(default=None, repr=False)
     uid: int | None = None
     pid: int | None = None
+    program: tuple[int, int] | None = None
 
     @cached_property
     def certificate_der(self) -> bytes | None:

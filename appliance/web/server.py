@@ -25,7 +25,7 @@ from appliance.errors import Conflict, HttpMalformed
 from appliance.settings import WebSettings
 from appliance.web.app import App
 from appliance.web.http import HttpConnection
-from appliance.web.peer import Peer
+from appliance.web.peer import Peer, program_of
 from appliance.web.tls import TlsFront
 from appliance.web.tls_transport import TlsTransport
 from appliance.web.unix_path import short_path
@@ -182,7 +182,7 @@ class Listener:
             return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.bindings)
         if isinstance(transport, Wire) and transport.socket.family == socket.AF_UNIX:
             pid, uid, _ = struct.unpack("3i", transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return Peer("unix", connection_id, uid=uid, pid=pid)
+            return Peer("unix", connection_id, uid=uid, pid=pid, program=program_of(pid))
         return Peer(address, connection_id)
 
     def _listen(self, listening: socket.socket) -> None:

@@ -111,3 +111,15 @@ class EarInconsistent(BindingError):
     """A status better than its own trustworthiness vector; field `submodule`."""
 
     reason = "ear-inconsistent"
+
+
+class EarTooOld(BindingError):
+    """The attestation result is older than the question that it should answer."""
+
+    reason = "ear-too-old"
+
+
+class EarForOtherEvidence(BindingError):
+    """The attestation result is not about the evidence that was sent."""
+
+    reason = "ear-for-other-evidence"

@@ -362,3 +362,38 @@ def test_nothing_of_the_requests_is_logged(server: Server, state: ProxyState, ca
     ask(make_api(server, state), "POST", "/v1/enroll", body)
     assert token.rpartition(".")[2] not in caplog.text
     assert "agent request uid=" in caplog.text
+
+
+@pytest.mark.req("A-22")
+def test_what_an_agent_says_about_itself_is_in_the_evidence_under_that_name_alone(
+    server: Server, state: ProxyState
+) -> None:
+    server.answers["/v1/agents/enroll"] = ISSUED
+    app = make_api(server, state)
+    digest = {"alg": "sha-256", "hash": jws.base64url(b"m" * 32)}
+    said = {"ai_model_id": "small-7", "ai_model_hash": digest, "input_policy_digest": digest, "allowed_apis": ["notes"]}
+    token, der = request_token()
+    body = composite.write(composite.Composite(token, der, ("header.payload.signature",), self_asserted=said))
+    assert ask(app, "POST", "/v1/enroll", body, media_type=composite.MEDIA_TYPE).status == 201
+    handed_on = composite.read(server.asked[-1].body)
+    assert handed_on.self_asserted == {} and handed_on.evidence is not None
+    agent = evidence.unseal(handed_on.evidence, key("ldevid").public_key()).agent
+    assert {name: agent[name] for name in said} == said
+    assert agent["self_asserted"] == sorted(said)
+    assert agent["uid"] == os.getuid() and {"boot_id", "container", "gid", "cgroup"} <= agent.keys()
+
+
+@pytest.mark.req("A-22")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"uid": 7}, {"executable_digest": {"alg": "sha-256", "hash": "A" * 43}}, {"owner_id": OWNER},
+        {"container": "x"}, {"self_asserted": []}, {"swname": "trusted"}, {"ai_model_id": 7}, {"ai_model_hash": "x"}, 7,
+        {"capabilities": ["x" * 250] * 20},
+    ],
+    ids=lambda said: str(said)[:40],
+)  # fmt: skip
+def test_an_agent_does_not_say_what_its_proxy_measures(server: Server, state: ProxyState, said: object) -> None:
+    body = json.loads(enroll_body()[0]) | {"self_asserted": said}
+    reply = ask(make_api(server, state), "POST", "/v1/enroll", body, media_type=composite.MEDIA_TYPE)
+    assert reply.status == 400 and server.asked == []

@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from appliance.proxy.caller import caller_of, check_credentials, measure, overflow_uid, start_ticks
+from appliance.proxy import evidence as told
+from appliance.proxy.caller import (
+    Measurement,
+    caller_of,
+    check_alive,
+    check_credentials,
+    measure,
+    overflow_uid,
+    start_ticks,
+)
 from appliance.proxy.callers import KEPT_SECONDS, MAX_KEYS_PER_USER, CallerBook
-from appliance.proxy.errors import CallerGone, CallerNotAllowed, RequestNotYours
+from appliance.proxy.errors import CallerChanged, CallerGone, CallerNotAllowed, RequestNotYours
 from appliance.proxy.state import ProxyState
-from appliance.web.peer import Peer
+from appliance.web.peer import Peer, program_of
 from tests.support import FixedClock
 
 ME = Peer(uid=os.getuid(), pid=os.getpid())
@@ -111,8 +120,6 @@ def test_a_process_that_ended_is_not_measured(sleeper: subprocess.Popen[bytes]) 
 def test_a_process_that_died_during_the_measurement_is_noticed_although_it_is_a_zombie(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
-    from appliance.proxy.caller import check_alive
-
     with caller_of(Peer(uid=os.getuid(), pid=sleeper.pid), allow_root=True) as caller:
         check_alive(caller)
         os.kill(sleeper.pid, signal.SIGKILL)
@@ -193,3 +200,76 @@ def test_a_user_who_floods_displaces_own_keys_only(state: ProxyState) -> None:
 def test_a_damaged_memory_is_begun_anew(state: ProxyState, body: bytes) -> None:
     state.write("callers.json", body)
     CallerBook(state, FixedClock()).claim(1000, "k")
+
+
+def _exec_on_line() -> subprocess.Popen[bytes]:
+    """A program that becomes another one, with the same pid and start time, when it is told to."""
+    code = "import os, sys; print(1, flush=True); sys.stdin.readline(); os.execv('/bin/sleep', ['sleep', '60'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def _become(process: subprocess.Popen[bytes]) -> None:
+    before = start_ticks(process.pid)
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    while program_of(process.pid) != program_of_file(Path("/bin/sleep")):
+        pass
+    assert start_ticks(process.pid) == before
+
+
+def program_of_file(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+@pytest.mark.req("A-12", "A-20")
+def test_a_process_that_becomes_a_trusted_program_after_it_connected_is_noticed() -> None:
+    """execve keeps pid, pidfd and start time: what runs is compared."""
+    with _exec_on_line() as process:
+        try:
+            peer = Peer(uid=os.getuid(), pid=process.pid, program=program_of(process.pid))
+            with caller_of(peer, allow_root=True) as caller:
+                measure(caller)
+                _become(process)
+                with pytest.raises(CallerChanged):
+                    measure(caller)
+                with pytest.raises(CallerChanged):
+                    check_alive(caller)
+            with pytest.raises(CallerChanged), caller_of(peer, allow_root=True):
+                pass
+        finally:
+            process.kill()
+
+
+@pytest.mark.req("A-20")
+def test_evidence_tells_group_boot_and_whether_the_process_lives_apart(sleeper: subprocess.Popen[bytes]) -> None:
+    with caller_of(Peer(uid=os.getuid(), pid=sleeper.pid), allow_root=True) as caller:
+        seen = measure(caller)
+    assert seen.gid == os.getegid()
+    assert seen.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert not seen.is_apart
+
+
+@pytest.mark.req("A-20")
+@pytest.mark.parametrize(
+    ("cgroup", "is_apart", "hint"),
+    [
+        ("0::/user.slice/user-1000.slice", False, "none"),
+        ("0::/", True, "apart"),
+        ("0::/system.slice/docker-%s.scope" % ("ab" * 32), True, "docker:" + "ab" * 32),
+        ("4:cpu:/docker/%s" % ("ab" * 32), True, "docker:" + "ab" * 32),
+        (
+            "0::/kubepods.slice/kubepods-burstable.slice/pod7.slice/cri-containerd-%s.scope" % ("cd" * 32),
+            True,
+            "cri-containerd:" + "cd" * 32,
+        ),
+        ("0::/machine.slice/libpod-%s.scope/container" % ("ef" * 32), True, "libpod:" + "ef" * 32),
+        ("0::/docker/%s" % ("AB" * 32), False, "none"),
+    ],
+)
+def test_the_container_is_a_hint_out_of_the_control_group(cgroup: str, is_apart: bool, hint: str) -> None:
+    assert told._container(Measurement(b"", "/a", 1, 1, (cgroup,), False, is_apart=is_apart)) == hint
