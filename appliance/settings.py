@@ -511,6 +511,14 @@ class ProxySettings(_Section):
     socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
     socket_mode: int = Field(0o660, description="File mode of the socket.")
     allow_root_agents: bool = Field(False, description="Serve callers with uid 0; only for laboratories.")
+    spiffe_workloads: Path | None = Field(
+        None,
+        description="File of the workloads that the SPIFFE Workload API serves, TOML; empty = no such API. Their keys "
+        "are made and held by the proxy.",
+    )
+    spiffe_socket: Path | None = Field(
+        None, description="Socket of the SPIFFE Workload API, with the mode of socket_mode; empty = STATE/spiffe.sock."
+    )
     voucher_format: Literal["cms", "jws"] = Field(
         "cms", description="Voucher format to ask in: JSON signed by CMS, or by JWS (method brski)."
     )

@@ -100,6 +100,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "est",
         "brski",
     ),
+    # an agent of its own inside the proxy, for callers that have none
+    "appliance.proxy.spiffe": (
+        "appliance.proxy",
+        "appliance.agent",
+        "appliance.binding",
+        "appliance.web",
+        "appliance.errors",
+        "appliance.clock",
+        "est",
+    ),
     "appliance.owner": (
         "appliance.owner",
         "appliance.failpoint",

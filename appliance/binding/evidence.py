@@ -47,6 +47,10 @@ DEBUG_STATES = (
     "disabled-fully-and-permanently",
 )
 
+BY_PROXY = "proxy"
+KEY_ORIGINS = (BY_PROXY,)
+"""Who made the agent's key, where it was not the agent: the proxy, for callers of the SPIFFE Workload API."""
+
 _CLAIMS = frozenset(
     {"iss", "iat", "exp", "eat_nonce", "eat_profile", "ueid", "oemid", "hwmodel", "dbgstat", "rqh", "submods"}
 )
@@ -81,6 +85,10 @@ def _text(claims: Claims, name: str) -> None:
     claims.text(name, max_length=512)
 
 
+def _origin(claims: Claims, name: str) -> None:
+    claims.choice(name, KEY_ORIGINS)
+
+
 AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
     {
         # measured by the proxy
@@ -92,6 +100,7 @@ AGENT_CLAIMS: Mapping[str, Callable[[Claims, str], None]] = MappingProxyType(
         "cgroup": _text,
         "container": _text,
         "boot_id": _text,
+        "key_origin": _origin,
         # RFC 9711
         "swname": _text,
         "swversion": _words,

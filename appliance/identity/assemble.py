@@ -75,8 +75,8 @@ def build_identity(
     @lru_cache(maxsize=1)
     def keys_of(authorities: Authorities) -> frozenset[bytes]:
         certificates = (*authorities.roots, *(one.certificate for one in ca.generations))
-        keys = (*(one.public_key() for one in (verifier_signer, wit_signer)), *verifier_keys)
-        return frozenset(spki_sha256(one) for one in (*certificates, *keys))
+        keys = (verifier_signer.public_key(), wit_signer.public_key(), *verifier_keys)
+        return frozenset([*map(spki_sha256, certificates), *map(spki_sha256, keys)])
 
     issuer = Issuer(
         ca=ca,

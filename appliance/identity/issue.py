@@ -65,6 +65,8 @@ class Grant:
     org: tuple[str, ...] = ()
     """Organisational material of the owner's gateway; kept, and hashed in the audit log."""
     tier: str = ""
+    key_origin: str = ""
+    """Who made the key, where the evidence says that it was not the agent."""
 
     @property
     def standing(self) -> tuple[StandingApproval, ...]:
@@ -91,6 +93,7 @@ class Grant:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
         told = {} if not self.org else {"org_s256": org_hash(self.org)}
+        told |= {"key_origin": self.key_origin} if self.key_origin else {}
         return told | {
             "txn": self.txn,
             "agent": request.sub,

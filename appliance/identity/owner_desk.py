@@ -172,6 +172,7 @@ def platform_of(evidence_token: str) -> Json:
         "ueid": _hex(claims.get("ueid")),
         "executable_sha256": _hex(digest["hash"]) if isinstance(digest, dict) and digest["alg"] == "sha-256" else None,
         "uid": agent.get("uid"),
+        **({"key_origin": str(agent["key_origin"])} if "key_origin" in agent else {}),
     }
 
 

@@ -375,6 +375,7 @@ class IdentityService:
             proxy_id=submitter.proxy_id,
             org=org,
             tier=str(appraisal.tier),
+            key_origin=str(appraisal.evidence.agent.get("key_origin", "")),
         )
 
     async def _issue(

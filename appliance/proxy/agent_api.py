@@ -92,9 +92,13 @@ class AgentApi:
         return _relayed(reply)
 
     async def enroll(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """The agent's composite request plus evidence, to the server or, in the owner-mediated model, to the owner's
-        gateway; the answer back, to this caller only."""
-        handed_in = composite.read(call.body)
+        """The agent's composite request, as `hand_in` does it."""
+        return await self.hand_in(call.body, peer)
+
+    async def hand_in(self, body: bytes, peer: Peer, *, key_by_proxy: bool = False) -> Reply:
+        """The composite request plus evidence, to the server or, in the owner-mediated model, to the owner's gateway;
+        the answer back, to this caller only. `key_by_proxy`: its key was made here, and the evidence says so."""
+        handed_in = composite.read(body)
         if handed_in.evidence is not None or handed_in.org:
             raise AgentCallMalformed("evidence and organisational material are not for the agent to add")
         request = agent_request.unseal(handed_in.request)
@@ -102,9 +106,17 @@ class AgentApi:
             self._callers.claim(caller.uid, request.jkt)
             seen: Measurement = await asyncio.to_thread(measure, caller)
             attester = self._attester()
-            token = attest(attester.device, attester.signer, self._clock, request, seen, handed_in.self_asserted)
+            token = attest(
+                attester.device,
+                attester.signer,
+                self._clock,
+                request,
+                seen,
+                handed_in.self_asserted,
+                key_by_proxy=key_by_proxy,
+            )
             body = composite.write(handed_in.with_evidence(token))
-            reply = await self._hand_in(request, body)
+            reply = await self._pass_on(request, body)
             if not _is_for_gateway(request) and reply.status == 409 and _reason(reply) == "approval-spent":
                 # it was issued, and the answer got lost on the way: ask for the same result again
                 path = f"/v1/agents/requests/{request.rqh}"
@@ -120,7 +132,7 @@ class AgentApi:
         )
         return _relayed(reply)
 
-    async def _hand_in(self, request: AgentRequest, body: bytes) -> Reply:
+    async def _pass_on(self, request: AgentRequest, body: bytes) -> Reply:
         """To whoever takes requests of this model; an approved one reaches the server by its gateway alone (A-50).
 
         Under a standing approval there is nothing for a gateway to approve.

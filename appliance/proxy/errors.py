@@ -26,7 +26,10 @@ ApplianceError
     ├── OwnerGatewayMissing       the owner has no gateway for this proxy
     ├── OwnerGatewayAway          no gateway of the owner answers, or what answers is another
     ├── JoinNotPossible           the join proxy's settings do not work here
-    └── SupplicantNotTold         the command of proxy.supplicant_command failed
+    ├── SupplicantNotTold         the command of proxy.supplicant_command failed
+    ├── WorkloadsMalformed        the file of proxy.spiffe_workloads does not read
+    ├── WorkloadUnknown           the caller is none of the workloads in it
+    └── SpiffeNotInstalled        the extra `spiffe` is missing
 """
 
 from __future__ import annotations
@@ -194,3 +197,21 @@ class SupplicantNotTold(ProxyError):
     """The command of `proxy.supplicant_command` failed; field `status`."""
 
     reason: ClassVar[str] = "supplicant-not-told"
+
+
+class WorkloadsMalformed(ProxyError):
+    """The file of `proxy.spiffe_workloads` cannot be read or does not say what it should."""
+
+    reason: ClassVar[str] = "workloads-malformed"
+
+
+class WorkloadUnknown(ProxyError):
+    """The caller's user and program are those of no workload of the SPIFFE Workload API."""
+
+    reason: ClassVar[str] = "workload-unknown"
+
+
+class SpiffeNotInstalled(ProxyError):
+    """The SPIFFE Workload API is wanted and its extra is not installed: pip install 'campus-appliance[spiffe]'."""
+
+    reason: ClassVar[str] = "spiffe-not-installed"

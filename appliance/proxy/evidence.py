@@ -50,9 +50,19 @@ class Device:
 
 
 def attest(
-    device: Device, signer: Signer, clock: Clock, request: AgentRequest, seen: Measurement, said: Mapping[str, object]
+    device: Device,
+    signer: Signer,
+    clock: Clock,
+    request: AgentRequest,
+    seen: Measurement,
+    said: Mapping[str, object],
+    *,
+    key_by_proxy: bool = False,
 ) -> str:
-    """The evidence token about the process that handed in `request`; `said` is what the agent says of itself."""
+    """The evidence token about the process that handed in `request`; `said` is what the agent says of itself.
+
+    `key_by_proxy`: the key was made here for that process, and the token says so.
+    """
     now = int(clock.now().timestamp())
     return evidence.seal(
         signer,
@@ -78,6 +88,7 @@ def attest(
             "swname": _printable(PurePath(seen.executable).name),
             **said,
             **({"self_asserted": sorted(said)} if said else {}),
+            **({"key_origin": evidence.BY_PROXY} if key_by_proxy else {}),
         },
     )
 

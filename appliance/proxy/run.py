@@ -2,7 +2,8 @@
 
 Events go to one listener, in order: a `step` for everything that happens during bootstrap, `ready` once agents are
 served, later `server-away`, `server-back`, `server-moved`, `ldevid-renewed`, `ldevid-renewal-failed`,
-`ldevid-expired`, `supplicant-told`, `supplicant-not-told`, `stopped`.
+`ldevid-expired`, `supplicant-told`, `supplicant-not-told`, `spiffe-ready`, `spiffe-svid-issued`,
+`spiffe-renewal-failed`, `stopped`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from appliance.proxy.bootstrap import Bootstrap
 from appliance.proxy.callers import CallerBook
 from appliance.proxy.connection import Target
 from appliance.proxy.enrol import EnrolPhase
-from appliance.proxy.errors import ProxyStateDamaged
+from appliance.proxy.errors import ProxyStateDamaged, SpiffeNotInstalled
 from appliance.proxy.evidence import Device
 from appliance.proxy.follow import Follower
 from appliance.proxy.gateways import Gateways
@@ -134,8 +135,10 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         timing=WebTiming(max_connections=256),
     )
     socket = settings.socket or state.path("agent.sock")
+    closing = contextlib.AsyncExitStack()
     await listener.open_unix(socket, settings.socket_mode)
     try:
+        closing.push_async_callback(await _open_spiffe(settings, state, api, limits, clock, tell))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(renewal.run())
             tasks.create_task(supplicant.run())
@@ -159,9 +162,40 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
     except ExceptionGroup as group:
         raise group.exceptions[0] from group  # one task's own failure; the others were cancelled for it
     finally:
+        await closing.aclose()
         await listener.close(_DRAIN_SECONDS)
         await gateways.close()
         await link.close()
+
+
+async def _open_spiffe(
+    settings: ProxySettings, state: ProxyState, api: AgentApi, limits: Limits, clock: Clock, tell: Listener
+) -> Callable[[], Awaitable[None]]:
+    """The SPIFFE Workload API, where it is wanted; answers what closes it.
+
+    Raises SpiffeNotInstalled, WorkloadsMalformed, Conflict.
+    """
+    if settings.spiffe_workloads is None:
+        return _nothing
+    try:
+        from appliance.proxy.spiffe.api import open_workload_api
+    except ImportError as cause:
+        raise SpiffeNotInstalled("the Workload API needs the package h2: install the extra spiffe") from cause
+    server = await open_workload_api(
+        settings.spiffe_workloads,
+        settings.spiffe_socket or state.path("spiffe.sock"),
+        settings.socket_mode,
+        api,
+        limits,
+        clock,
+        tell,
+        allow_root=settings.allow_root_agents,
+    )
+    return server.close
+
+
+async def _nothing() -> None:
+    """Nothing was opened."""
 
 
 def _ignore(_: datetime | None) -> None:

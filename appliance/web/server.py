@@ -109,7 +109,7 @@ class Listener:
 
     async def open_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen on a Unix socket with this file mode; Conflict if somebody answers there already."""
-        listening = _bind_unix(path, mode)
+        listening = bind_unix(path, mode)
         try:
             self._listen(listening)
         except BaseException:
@@ -278,7 +278,8 @@ class Listener:
                     self._stalled.pop(connection, None)
 
 
-def _bind_unix(path: Path, mode: int) -> socket.socket:
+def bind_unix(path: Path, mode: int) -> socket.socket:
+    """A Unix socket with this file mode, not yet listening; Conflict if somebody answers there already."""
     if path.exists():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1.0)

@@ -395,6 +395,9 @@ PROXY: dict[str, int] = {
     "identity-server-away": 503,
     "join-not-possible": 500,
     "supplicant-not-told": 502,
+    "workloads-malformed": 500,
+    "workload-unknown": 403,
+    "spiffe-not-installed": 500,
 }
 
 OWNER = {
