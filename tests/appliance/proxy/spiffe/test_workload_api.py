@@ -22,7 +22,6 @@ from est.keys import spki
 from tests.appliance.proxy.spiffe.scene import LABEL, Scene, run
 from tests.appliance.proxy.spiffe.wire import BUNDLES, EMPTY, FETCH, Client, fields, refused
 
-
 HUGE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff" + bytes(200_000)
 """The begin of a frame of 16 MiB."""
 
