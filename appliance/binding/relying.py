@@ -18,7 +18,7 @@ from cryptography import x509
 from appliance.binding import http_signature, jws, proof, token, verify
 from appliance.binding.bundle import TrustBundle
 from appliance.binding.claims import Claims
-from appliance.binding.errors import Malformed, OriginMismatch, ProofMissing, ProofReplayed
+from appliance.binding.errors import Malformed, OriginMismatch, ProofMissing, ProofReplayed, ProofWrongAudience
 from appliance.binding.facts import Limits, seconds
 from appliance.binding.http_signature import WIT_FIELD, Message
 from appliance.binding.identifier import read as read_identifier
@@ -27,6 +27,7 @@ from appliance.binding.verify import Report
 from est.keys import is_ec, public_key_of
 
 PROOF_FIELD = "workload-proof-token"
+_FOR_WHOM = frozenset({'"@authority"', '"@target-uri"'})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,8 @@ class RelyingParty:
             raise ProofMissing("not exactly one proof is beside the WIT")
         if not proofs:
             signed = http_signature.verify(message, wit.key, at=at, target=target, skew_seconds=self._skew_seconds)
+            if "wimse-aud" not in signed.params and _FOR_WHOM.isdisjoint(signed.components):
+                raise ProofWrongAudience("nothing in the signature says for whom it was made")
             self._spend_nonce(wit, signed, at)
             return Judged(report, wit.key, "http-signature")
         kind, _, access = (message.field("authorization") or "").partition(" ")

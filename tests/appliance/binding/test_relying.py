@@ -104,6 +104,8 @@ def test_a_request_is_believed_with_exactly_one_proof_and_once() -> None:
     assert ask(by_signature, here).proved_by == "http-signature"
     assert reason(lambda: ask(by_signature, here)) == "proof-replayed"
     assert reason(lambda: ask(signed(request(), nonce=""))) == "proof-missing"
+    for_nobody = signed(request(), target="")
+    assert reason(lambda: ask(for_nobody)) == "proof-wrong-audience", "anybody could relay it"
     twice = request(("Workload-Proof-Token", proof_of()), ("Workload-Proof-Token", proof_of()))
     assert reason(lambda: ask(twice)) == "proof-missing"
     two_wits = request(("Workload-Identity-Token", WIT), ("Workload-Proof-Token", proof_of()))
