@@ -71,7 +71,8 @@ async def send_order(
             until = loop.time() + first_seconds * 2**at * random.uniform(0.9, 1.1)  # noqa: S311
             while (left := until - loop.time()) > 0:
                 try:
-                    octets = await asyncio.wait_for(mailbox.answers.get(), left)
+                    async with asyncio.timeout(left):
+                        octets = await mailbox.answers.get()
                 except TimeoutError:
                     break
                 try:

@@ -240,7 +240,8 @@ async def follow(
     """Render again when something changed, and now and then in any case; reload when that gave something new."""
     while True:
         try:
-            await asyncio.wait_for(changed.wait(), every)
+            async with asyncio.timeout(every):  # wait_for() may lose a cancellation that meets the event
+                await changed.wait()
             await asyncio.sleep(settle)  # several NAS are often added one after the other
         except TimeoutError:
             pass

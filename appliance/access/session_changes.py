@@ -93,7 +93,8 @@ class ChangeRunner:
         pause = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._service.ordered.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for() may lose a cancellation that meets the event
+                    await self._service.ordered.wait()
             self._service.ordered.clear()
             try:
                 pause = await self._begin()
@@ -140,7 +141,8 @@ class ChangeRunner:
             change = replace(change, want=want, why=why)
         target = self._targets.target(session.nas_address, session.nas)
         if target is None:
-            await self._save(change, session, state=sessions.FAILED, result="the NAS is not known here any more")
+            await self._save(change, session, state=sessions.FAILED, result="the NAS is not known here any more",
+                             ended="nas-unknown")  # fmt: skip
             return
         gate = self._of_nas.setdefault(session.nas_address, asyncio.Semaphore(PER_NAS))
         async with gate, self._all:

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.2
 SWEEP_SECONDS = 30.0
+AGAIN_AFTER = timedelta(minutes=10)  # what a NAS has refused is not asked of it anew at every sweep
 MAX_QUEUED = 20_000
 _PAGE = 500
 _LOOK_PAGE = 200  # so many decisions are a few milliseconds, for which nobody else is served
@@ -140,6 +141,8 @@ class SessionService:
                 standing = sessions.get(tx, session.id)
                 if standing is None or not standing.is_live:
                     continue
+                if actor is APPLIANCE and _failed_lately(tx, session.id, why):
+                    continue
                 change = sessions.order_change(tx, session.id, want, why)
                 made.append(change)
                 told = {"want": want, "nas": session.nas, "mac": session.mac, "owner": session.owner_id}
@@ -247,6 +250,14 @@ class SessionService:
                 continue
             self._everything = True
             self._awake.set()
+
+
+def _failed_lately(tx: Tx, session_id: str, why: str) -> bool:
+    """Whether the newest change of a session was asked for the same reason and failed a short while ago."""
+    newest = max(sessions.changes_of(tx, session_id), key=lambda one: one.id, default=None)
+    if newest is None or newest.state != sessions.FAILED or newest.why != why:
+        return False
+    return tx.now - newest.updated_at < AGAIN_AFTER
 
 
 def _of_parties(tx: Tx, owners: set[str], agents: set[str]) -> list[Session]:

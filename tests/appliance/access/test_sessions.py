@@ -337,6 +337,39 @@ def test_a_nas_with_a_certificate_is_asked_with_its_own_secret_from_whatever_add
     play(tmp_path, story)
 
 
+def test_a_nas_that_refuses_is_not_asked_again_at_every_look(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode(), ["nak 406"] * 9) as nas:
+            await plug(world, nas.port, "hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+
+            async def failed() -> bool:
+                return "session-change-failed" in await world.events()
+
+            await world.until(failed)
+            for _ in range(3):
+                await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+                await asyncio.sleep(0.3)
+            assert await world.events() == ["session-change-asked", "session-change-failed"]
+            session = await world.one()
+            await world.sessions.order([session], "end", ADMIN)  # an administrator is another matter
+            assert (await world.events())[-1] == "session-change-asked"
+
+    play(tmp_path, story)
+
+
+def test_a_session_of_a_nas_that_was_removed_ends_with_its_first_change(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await plug(world, 9, "hostapd")
+        await world.nas.remove("switch-1", ADMIN)
+        await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+        await world.until(world.ended)
+        assert (await world.one()).cause == "nas-unknown"
+        assert (await world.events()).count("session-change-failed") == 1
+
+    play(tmp_path, story)
+
+
 # ---- changes
 
 

@@ -93,6 +93,7 @@ class Campus:
     # -- socket --------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Campus:
+        self._is_closed = False
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context())
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
