@@ -93,10 +93,14 @@ class Campus:
     # -- socket --------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Campus:
-        self._is_closed = False
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context())
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        await self.open(0)
         return self
+
+    async def open(self, port: int) -> None:
+        """Listen, also again after having gone."""
+        self._is_closed = False
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._context())
+        self.port: int = self._server.sockets[0].getsockname()[1]
 
     async def __aexit__(self, *_: object) -> None:
         self._is_closed = True

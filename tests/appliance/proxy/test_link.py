@@ -123,7 +123,7 @@ def test_away_and_back_are_told_once_each(world: World) -> None:
         for _ in range(3):
             with pytest.raises(IdentityServerAway):
                 await link.send(PING)
-        campus._server = await asyncio.start_server(campus._serve, "127.0.0.1", port, ssl=campus._context())
+        await campus.open(port)
         assert (await link.send(PING)).status == 200
         assert told == [(True, "peer-unreachable"), (False, "")]
         await link.close()
