@@ -105,6 +105,14 @@ class Site:
         finally:
             transport.close()
 
+    async def seen(self, count: int) -> list[dict[str, Any]]:
+        """Its live sessions as soon as there are so many: they are written in batches."""
+        for _ in range(50):
+            if len(found := self.sessions()) >= count:
+                break
+            await asyncio.sleep(0.1)
+        return found
+
     def sessions(self, *words: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.run("sessions", "list", *words)
         return found
@@ -155,7 +163,7 @@ def test_a_login_is_a_session_that_accounting_confirms_counts_and_ends(site: Sit
     async def story() -> None:
         outcome = await site.log_in()
         assert (outcome.code, outcome.vlan, outcome.role) == ("accept", "20", "researcher")
-        (one,) = site.sessions()
+        (one,) = await site.seen(1)
         assert (one["state"], one["vlan"], one["mac"], one["nas"]) == ("assumed", "20", MAC, "lab-switch")
         (class_,) = outcome.attributes[25]
         assert class_.decode() == one["txn"]
@@ -176,7 +184,7 @@ def test_a_suspended_owner_or_agent_and_an_administrator_reach_the_port(site: Si
         async with das(NAS_SECRET.encode()) as nas:
             site.run("nas", "set", "lab-switch", "--coa-port", str(nas.port), "--profile", "generic-disconnect")
             await site.log_in()
-            (one,) = site.sessions()
+            (one,) = await site.seen(1)
             site.run("sessions", "disconnect", one["id"])
             await until(lambda: nas.done)
             await until(lambda: not site.sessions())

@@ -51,7 +51,7 @@ pytestmark = [
     pytest.mark.interop,
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make another machine"),
 ]
-HERE, THERE = "192.0.2.1", "192.0.2.2"
+HERE, THERE = "203.0.113.1", "203.0.113.2"
 POLICY = """
 version = 1
 [vlans]
