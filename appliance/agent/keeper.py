@@ -72,7 +72,7 @@ class Keeper:
         standing: tuple[str, ...] = (),
         notice: Notice | None = None,
         pause: Pause = asyncio.sleep,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = random.random,  # spreads renewals out; no secret hangs on it
     ) -> None:
         """`options` say what to ask for; their `out` is the folder. `standing` are files or hashes."""
         self._options = options

@@ -93,7 +93,7 @@ class Holder:
         tell: Listener,
         *,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = random.random,  # spreads renewals out; no secret hangs on it
     ) -> None:
         self.workload = workload
         self._api = api
