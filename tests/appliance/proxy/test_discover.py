@@ -165,7 +165,7 @@ def test_announcements_that_fill_the_list_shut_nobody_out_for_good() -> None:
                 # as if it had been pushed out by a flood, or its answer had been lost
                 del ear.offers[true]
                 ear._postpone(true)
-                for number in range(MAX_KNOWN):
+                for number in range(MAX_KNOWN - len(ear.offers)):  # another test's registrar may be heard here too
                     name = f"spoof{number}.{REGISTRAR_SERVICE}"
                     ear.offers[name] = Offer(name, ("127.0.0.9",), 9)
                 assert not await until(discovery, port, 0)
