@@ -86,6 +86,8 @@ from appliance.identity.assemble import build_identity
 from appliance.identity.registry import AgentRegistry
 from appliance.identity.routes import TrustInfo
 from appliance.identity.routes import endpoints as identity_endpoints
+from appliance.identity_worker import FOLLOW_SECONDS
+from appliance.identity_workers import IdentityWorkers
 from appliance.initialise import need_passphrase
 from appliance.keys import SealingBox, read_key
 from appliance.log import set_up_logging
@@ -280,6 +282,8 @@ class Appliance:
             self.servers.follow("registrar", lambda own: masa.reload_identity())
         self.servers.follow("https", self._use_https)
         self.servers.follow("radius", lambda own: self._radius.use(self._radius_parts()))
+        self.servers.follow("registrar", lambda own: self.workers.renew())
+        self.workers = IdentityWorkers(settings, passphrase)
         self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = False
@@ -331,6 +335,7 @@ class Appliance:
             self.crls.look()
             await self.ocsp.follow()
             self._radius.use(self._radius_parts())
+            self.workers.renew()
 
     def _issuers_now(self) -> dict[str, x509.Certificate]:
         """Issuing CAs by role, and every other generation by its label."""
@@ -455,7 +460,8 @@ class Appliance:
         )
         pages = ConsolePages()
         health = {"health.healthz": self.health.healthz, "health.readyz": self.health.readyz}
-        trust = TrustInfo(settings.radius_server_name, settings.server_id, settings.domain.trust_domain)
+        identity_port = await self._bind_identity() if settings.identity.workers else None
+        trust = TrustInfo(settings.radius_server_name, settings.server_id, settings.domain.trust_domain, identity_port)
         pki = {
             **PkiRoutes(self.ca, self.crls, self.ocsp, self.clock).endpoints,
             **CheckpointRoutes(self.checkpoints).endpoints,
@@ -507,6 +513,10 @@ class Appliance:
                     near = Listener(name, build_app("decision", access(None)), timing=timing, tls=self._https)
                     self._decision_port = await _listen(near, _LOOPBACK, web.decision_port and found)
                     self._open.append(near)
+        if identity_port is not None:
+            await self.workers.start()
+            self._tasks.append(asyncio.create_task(self.store.follow(FOLLOW_SECONDS)))
+            self.listeners["identity"] = _address(web.host, identity_port)
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
@@ -545,12 +555,22 @@ class Appliance:
             return web.decision_host, web.decision_port, endpoints(None), self._https
         return web.decision_host, web.decision_port, endpoints(self.sites), self._https_for_clients
 
+    async def _bind_identity(self) -> int:
+        web = self.settings.web
+        try:
+            return await self.workers.bind()
+        except OSError as cause:
+            raise _unavailable("identity", web.host, web.identity_port, cause) from cause
+
     async def doctor(self) -> list[dict[str, Any]]:
         """What /readyz sees, and how long every certificate lives."""
         rows = [
             row(name, "ok" if seen["ok"] else "error", f"{seen['reason']} {seen['seen']}".strip())
             for name, seen in (await self.health.look()).items()
         ]
+        if self._has_started and (wanted := self.settings.identity.workers):
+            running = len(self.workers.pids)
+            rows.append(row("identity-workers", "ok" if running == wanted else "warning", f"{running} of {wanted}"))
         rows += of_access(self.access, self.settings.access.stale_seconds)
         rows += of_directory(await self.sync.status(), self.settings.directory)
         certificates = self.ca.certificates | {name: own.certificate for name, own in self.servers.items()}
@@ -570,7 +590,8 @@ class Appliance:
             await self._announcer.stop()
         self.identity.challenges.release()
         self.sync.stop()
-        await asyncio.gather(*(listener.close() for listener in self._open), return_exceptions=True)
+        listening = (listener.close() for listener in self._open)
+        await asyncio.gather(*listening, self.workers.stop(), return_exceptions=True)
         await self._radius.stop()
         await self._changes.stop()
         await self.sessions.stop()

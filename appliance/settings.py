@@ -66,6 +66,9 @@ class WebSettings(_Section):
     console_port: int = Field(9443, ge=0, le=65535, description="Console and manual.")
     decision_host: str = Field("127.0.0.1", description="Address of the decision port.")
     decision_port: int = Field(8444, ge=0, le=65535, description="Decision port for RADIUS servers.")
+    identity_port: int = Field(
+        8445, ge=0, le=65535, description="Agent and owner API of the processes of identity.workers, if there are any."
+    )
     pki_port: int = Field(8080, ge=0, le=65535, description="CRLs, OCSP and CA certificates over plain HTTP.")
     handshake_seconds: float = Field(10.0, gt=0, description="Deadline for a TLS handshake.")
     header_seconds: float = Field(5.0, gt=0, description="Deadline for the header block of a request.")
@@ -292,6 +295,13 @@ Approvers = Annotated[int, Field(ge=0, le=8)]
 class IdentitySettings(_Section):
     """[identity]"""
 
+    workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that serve the agent and owner API at web.identity_port, beside the device port, which "
+        "serves it as ever. Rates count in each process.",
+    )
     server_id: ServerId = Field(
         "", description="Audience of requests and approvals; empty = https://ids.<trust domain>/v1."
     )

@@ -46,11 +46,13 @@ class TrustInfo:
     radius_server_name: str
     server_id: str
     trust_domain: str
+    identity_port: int | None = None
+    """Where more processes serve the agent and owner API, at the same host; None: only the device port does."""
 
     def write(self, issuer: Issuer) -> bytes:
         """The JSON document."""
         authorities = issuer.ca.authorities
-        document = {
+        document: dict[str, Any] = {
             "root": _pem(issuer.ca.root),
             "links": "".join(_pem(one) for one in authorities.links),
             "radius_server_name": self.radius_server_name,
@@ -68,6 +70,8 @@ class TrustInfo:
                 ]
             },
         }
+        if self.identity_port is not None:
+            document["identity_port"] = self.identity_port
         return _write(document)
 
     def write_bundle(self, issuer: Issuer) -> bytes:

@@ -66,6 +66,8 @@ from est import csr
 from est.errors import EstError, Refusal
 
 UNFINISHED_RETRY_SECONDS = 2
+WORK_SECONDS = 10.0
+"""The deadline of a request: for so long another process may be at work on what it began."""
 RESERVATIONS_RETRY_SECONDS = 600
 NONCE_BYTES = 32
 
@@ -271,7 +273,7 @@ class IdentityService:
         if earlier is not None and earlier.proxy_id == submitter.proxy_id:
             if earlier.state == request_rows.ISSUED:
                 raise ApprovalSpent("this request got its credential; ask at its status URL", rqh=request.rqh)
-            if request.rqh in self._under_way:
+            if self._is_under_way(earlier):
                 return Unfinished(request.rqh, UNFINISHED_RETRY_SECONDS)
             facts = _without_own_spending(facts)
         if request.model is not Model.OWNER_MEDIATED or request.standing:
@@ -328,6 +330,13 @@ class IdentityService:
         txn = facts.parked.txn if facts.parked is not None else request.txn or str(uuid.uuid4())
         grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)
         return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
+
+    def _is_under_way(self, row: Request) -> bool:
+        """Whether somebody is at work on it: this process, or perhaps another one that touched it just now."""
+        if row.rqh in self._under_way:
+            return True
+        untouched = self._clock.now() - row.updated_at
+        return self._settings.workers > 0 and untouched < timedelta(seconds=WORK_SECONDS)
 
     def _approvers(self, agent_class: str) -> int:
         wanted = self._settings.approvers

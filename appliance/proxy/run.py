@@ -37,6 +37,7 @@ from appliance.proxy.report import Listener, Reporter
 from appliance.proxy.state import ProxyState
 from appliance.proxy.supplicant import SupplicantKeeper, read_command
 from appliance.proxy.timing import Timing
+from appliance.proxy.workers_line import WorkersLine
 from appliance.settings import ProxySettings
 from appliance.web.app import build_app
 from appliance.web.limits import Bucket, Limits
@@ -110,18 +111,23 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         learn=learn,
     )
 
+    def to_workers(target: Target) -> ServerLink:
+        return ServerLink(state, target, clock, timing, trust_clock=settings.trust_clock, learn=learn)
+
+    agents_line = WorkersLine(link, to_workers, clock)
     gateways = Gateways(link, state, clock, timing)
     supplicant = SupplicantKeeper(state, link, read_command(settings.supplicant_command), timing, tell)
 
     def renewed() -> None:
         link.renewed()
+        agents_line.renewed()
         gateways.renewed()
         attester.load()
         supplicant.renewed()
 
     renewal = Renewal(state, link, enrol, clock, timing, after=renewed, on_event=tell)
     api = AgentApi(
-        link,
+        agents_line,
         attester.current,
         CallerBook(state, clock),
         clock,
@@ -165,6 +171,7 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         await closing.aclose()
         await listener.close(_DRAIN_SECONDS)
         await gateways.close()
+        await agents_line.close()
         await link.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 
 from appliance.clock import Clock
 from appliance.errors import StoreMissing, StoreUnavailable
+from appliance.store import heard
 from appliance.store.columns import to_micros
 from appliance.store.engine import file_of, migration_engine, reader_engine, writer_engine
 from appliance.store.jobs import Job, Subscriber
@@ -21,9 +23,11 @@ from appliance.store.statements import Statements
 from appliance.store.transaction import OutboxRow, Tx, refusals
 from appliance.store.upgrade import upgrade
 from appliance.store.writer import Writer
+from est.errors import Refusal
 
 T = TypeVar("T")
 _READERS = 4
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -124,6 +128,19 @@ class Store:
             loop = None
         self._writer.subscribe(Subscriber(callback, loop))
 
+    async def follow(self, seconds: float) -> None:
+        """Look this often for events of other processes on this database, until cancelled; subscribers hear of them.
+
+        Without it they are heard of with this process's own next transaction.
+        """
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if self.read_sync(heard.head) > self._writer.heard:
+                    await self.write(_nothing, essential=True, quick=True)
+            except Refusal as refusal:  # busy, or a full disk: the next look may find it better
+                _log.warning("event=follow-failed reason=%s", refusal.reason)
+
     @property
     def waiting(self) -> int:
         """How many functions wait for the writer."""
@@ -141,6 +158,10 @@ class Store:
             with self._lock:
                 self._open_readers.append(reader)
         return reader
+
+
+def _nothing(tx: Tx) -> None:
+    """A transaction that only takes up what others wrote."""
 
 
 class _Reader:

@@ -9,6 +9,9 @@ There are two queues over the one connection. Ordinary functions run on the writ
 point statements each, run on the event loop itself and only their COMMIT, which waits for the disk, goes to another
 thread: two threads that work in turns hand the interpreter over at every statement, which costs more than the
 statements do. A lock, held from BEGIN to COMMIT, keeps the two apart.
+
+Another process may write to the same file. A group that finds so takes up what that one told the outbox before it
+adds its own, so every process hears of every event in the order of the commits.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from appliance.clock import Clock
 from appliance.errors import DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
 from appliance.store.columns import from_micros, to_micros
+from appliance.store.heard import Heard
 from appliance.store.jobs import Job, Subscriber, deliver
 from appliance.store.statements import Statements, plain
 from appliance.store.transaction import Chain, OutboxRow, Tx, Written, refusals
@@ -82,6 +86,7 @@ class Writer:
         self._dbapi: Any = dbapi
         self._cursor: Any = dbapi.cursor()
         self._statements = Statements(self._connection, self._cursor)
+        self._heard = Heard(self._statements)
         self._file = str(path)
         self._inode = _inode(self._file)
         self._version = -1
@@ -119,6 +124,11 @@ class Writer:
     def waiting(self) -> int:
         """How many functions wait for their transaction."""
         return self._jobs.qsize() + len(self._quick)
+
+    @property
+    def heard(self) -> int:
+        """Id of the newest event that subscribers were told of, or are being told of."""
+        return self._heard.id
 
     def stop(self) -> None:
         """Finish what is queued, then end the thread and close its connection."""
@@ -162,6 +172,7 @@ class Writer:
                     self._check_file()
                     if self._run_group(group, emitted):
                         self._end()
+                    self._heard.up_to(emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(group, emitted, head, error)
         self._call_turn()
@@ -204,6 +215,7 @@ class Writer:
         if is_open:
             self._commits.put(_Open(group, emitted, head, loop))
             return
+        self._heard.up_to(emitted)
         self._lock.release()
         self._answered(group, emitted, loop)
 
@@ -213,6 +225,7 @@ class Writer:
             try:
                 with refusals():
                     self._end()
+                self._heard.up_to(opened.emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(opened.group, opened.emitted, opened.head, error)
             self._lock.release()
@@ -261,6 +274,7 @@ class Writer:
             version = execute("PRAGMA data_version").fetchone()[0]
             if version != self._version:  # another process wrote: our head of the audit log is old
                 self._load_head()
+                emitted += self._heard.others()
                 self._version = version
             now = self._clock.now()
             micros = to_micros(now)

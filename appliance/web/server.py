@@ -91,21 +91,17 @@ class Listener:
 
     async def open_tcp(self, host: str, port: int) -> int:
         """Listen on an address; returns the port, which is picked if 0 was asked for. OSError if it is taken."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening = bind_tcp(host, port)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every accepted socket inherits it
-            # a client that reads nothing is noticed when this is full, and the kernel would let it grow to megabytes
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            listening.bind((host, port))
-            self._listen(listening)
+            await self.open_socket(listening)
         except BaseException:
             listening.close()
             raise
         return int(listening.getsockname()[1])
+
+    async def open_socket(self, listening: socket.socket) -> None:
+        """Listen on a socket that is bound, and that other processes may have too."""
+        self._listen(listening)
 
     async def open_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen on a Unix socket with this file mode; Conflict if somebody answers there already."""
@@ -318,3 +314,21 @@ class _Release:
         if not self._done:
             self._done = True
             self._listener.release(self._address)
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, port 0 for any; OSError if it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every accepted socket inherits it
+        # a client that reads nothing is noticed when this is full, and the kernel would let it grow to megabytes
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound

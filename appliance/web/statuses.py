@@ -434,6 +434,7 @@ AGENT = {
 APPLIANCE = {
     "settings-invalid": 500,
     "port-unavailable": 500,
+    "identity-worker-failed": 500,
     "home-exists": 409,
     "backup-malformed": 400,
     "freeradius-missing": 503,

@@ -1,8 +1,8 @@
 """r: one-time things spent from two processes on one database file, each exactly once; wall clock.
 
 A nonce, an approval's identifier and a challenge, in turn. Both processes go for the same 64 at the same moment, meet
-again, and go for the next. One home has one appliance (its lock sees to that), so this is the place where two
-writers can meet; the races over HTTP are in tests/endtoend/test_races.py.
+again, and go for the next. The races over HTTP, through two server processes, are in
+tests/endtoend/test_races.py.
 """
 
 from __future__ import annotations

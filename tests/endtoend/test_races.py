@@ -1,7 +1,7 @@
 """Sixty-four clients race for one thing: one approval, one nonce, one challenge; one gets a credential, always.
 
-One home has one appliance, so all of them meet there, and some of the races over a kill -9 and a new start. That two
-processes on one database file spend nothing twice is shown by tests/bench/races.py.
+Half of them ask the appliance, half a worker of its identity server: two processes on one database file. Some of the
+races go over a kill -9 of both and a new start. Ten thousand at the store alone: tests/bench/races.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from tests.campus import UNLIMITED, Answer, Ask, Campus, Client, OwnerHost, new_
 from tests.endtoend.test_server_mediated import Desk
 
 CLIENTS = 64
-NO_RATES = (*UNLIMITED, "web.identity_rate=100000", "web.identity_burst=1000000")
+CHOSEN = (
+    *UNLIMITED, "web.identity_rate=100000", "web.identity_burst=1000000", "identity.workers=1", "web.identity_port=0",
+)  # fmt: skip
+PROCESSES = ("device", "identity")
 
 
 class Field:
@@ -37,14 +40,15 @@ class Field:
         self.start()
 
     def start(self) -> None:
-        self.clients = [self.campus.as_proxy() for _ in range(CLIENTS)]
-        self.tools = [self.desk.client() for _ in range(CLIENTS)]
+        ldevid = self.campus.state / "ldevid.pem", self.campus.state / "ldevid.key.pem"
+        self.clients = [self.campus.client(PROCESSES[at % 2], *ldevid) for at in range(CLIENTS)]
+        self.tools = [self.desk.client(PROCESSES[at % 2]) for at in range(CLIENTS)]
 
     def restart(self) -> None:
         for one in (*self.clients, *self.tools):
             one.close()
         self.campus.kill()
-        self.campus.start(*NO_RATES)
+        self.campus.start(*CHOSEN)
         self.start()
 
     def race(self, do: Callable[[int], Answer]) -> list[Answer]:
@@ -132,7 +136,7 @@ RACES = (one_approval, one_nonce, one_challenge)
 
 
 def run_races(campus: Campus, count: int, restarts: int) -> None:
-    campus.start(*NO_RATES)
+    campus.start(*CHOSEN)
     field = Field(campus)
     for at in range(count):
         RACES[at % len(RACES)](field, restart=at < restarts)

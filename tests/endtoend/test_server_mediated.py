@@ -60,8 +60,8 @@ class Desk:
         campus.ask("owners.add_client_key", ref=ref, statement=files.statement_file.read_text().strip())
         return cls(campus, campus.owner(ref), files)
 
-    def client(self) -> Client:
-        return self.campus.client("device", self.files.certificate_file, self.files.key_file)
+    def client(self, listener: str = "device") -> Client:
+        return self.campus.client(listener, self.files.certificate_file, self.files.key_file)
 
     def asked(self) -> BindingChallenge:
         client = self.client()

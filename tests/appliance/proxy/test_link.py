@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from appliance.proxy.renew import Renewal, renewal_time
 from appliance.proxy.report import Reporter
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
+from appliance.proxy.workers_line import WorkersLine
 from est import EstServer, profiles
 from est.errors import EnrollmentRefused, ReplyNotAccepted
 from est.exchange import Call, Reply
@@ -309,3 +311,43 @@ def test_a_server_under_a_new_root_is_followed_if_the_old_root_vouches_for_it(wo
             await line.close()
 
     asyncio.run(run())
+
+
+def trust(port: object) -> Callable[[Call, object], Reply]:
+    body = json.dumps({"identity_port": port}).encode()
+    return lambda call, client: Reply(200, "application/json", body=body)
+
+
+def test_calls_for_the_workers_go_to_the_port_that_the_trust_document_names(world: World) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link, made = link_to(state), []
+
+        def make(target: Target) -> ServerLink:
+            made.append(target)
+            return link_to(state, target)
+
+        line = WorkersLine(link, make, SystemClock())
+        campus.routes["/v1/trust"] = trust(link.target.port)
+        for _ in range(3):
+            assert (await line.send(PING)).status == 200
+        assert made == [link.target]
+        assert [one.call.path for one in campus.seen] == ["/v1/trust", *["/v1/ping"] * 3]
+        await line.close()
+        await link.close()
+
+    with_proxy(world, scenario)
+
+
+@pytest.mark.parametrize("port", [None, 0, 65_536, True, "8445", 1])
+def test_without_workers_that_answer_the_server_itself_is_asked(world: World, port: object) -> None:
+    async def scenario(campus: Campus, state: ProxyState) -> None:
+        link = link_to(state)
+        line = WorkersLine(link, lambda target: link_to(state, target), SystemClock())
+        campus.routes["/v1/trust"] = trust(port)
+        for _ in range(3):
+            assert (await line.send(PING)).status == 200
+        assert [one.call.path for one in campus.seen].count("/v1/trust") == 1
+        await line.close()
+        await link.close()
+
+    with_proxy(world, scenario)

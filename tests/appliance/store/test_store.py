@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -425,3 +425,61 @@ def test_open_files_do_not_grow(store: Store) -> None:
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(asyncio.wait_for(store.read(lambda tx: tx.all(ALL)), 5))
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def emit(key: str) -> Callable[[Tx], None]:
+    """A transaction with an event and an audit entry."""
+
+    def write(tx: Tx) -> None:
+        tx.emit("test", key, {})
+        audit.append(tx, AuditEvent("appliance-started", APPLIANCE, object=key))
+
+    return write
+
+
+class Listener:
+    """One of two processes, as far as the store can tell: a store of its own on the same file."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.store = Store.open(url(tmp_path), FixedClock())
+        self.told: list[tuple[int, str]] = []
+        self.store.subscribe(lambda events: self.told.extend((one.id, one.key) for one in events))
+
+
+def test_each_of_two_stores_on_one_file_hears_every_event_once_in_the_order_of_commits(
+    store: Store, tmp_path: Path
+) -> None:
+    store.write_sync(emit("before"))
+    one, other = Listener(tmp_path), Listener(tmp_path)
+    for at in range(6):
+        (one if at % 3 else other).store.write_sync(emit(f"e{at}"))
+    with pytest.raises(NotFound):  # even by a transaction of which nothing stays
+        one.store.write_sync(refuse)
+    other.store.write_sync(lambda tx: None)
+    for each in (one, other):
+        assert each.told == [(at + 2, f"e{at}") for at in range(6)]
+        each.store.close()
+    assert store.read_sync(lambda tx: audit.verify(audit.rows(tx))).seq == 7
+
+
+def refuse(tx: Tx) -> None:
+    tx.emit("test", "never", {})
+    raise NotFound("no")
+
+
+def test_a_store_that_follows_hears_of_others_without_writing_anything_itself(store: Store, tmp_path: Path) -> None:
+    async def run() -> None:
+        mine = Listener(tmp_path)
+        following = asyncio.create_task(mine.store.follow(0.01))
+        store.write_sync(emit("a"))
+        async with asyncio.timeout(10):
+            while not mine.told:
+                await asyncio.sleep(0.01)
+        assert mine.told == [(1, "a")]
+        await asyncio.sleep(0.05)
+        assert mine.told == [(1, "a")]
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await asyncio.to_thread(mine.store.close)
+
+    asyncio.run(run())
