@@ -178,7 +178,7 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
 def settings_page() -> str:
     """One table per section, and what each setting takes."""
     parts = [
-        head("Settings", "the models in `appliance/settings.py`"),
+        head("Settings", "the models in `appliance/settings`"),
         "Precedence: `--set section.key=value`, environment `APPLIANCE_<SECTION>__<KEY>`, the file "
         "`HOME/appliance.toml`, default. Lists are written with commas on the command line and in the environment. An "
         "unknown key stops the start. `appliance settings` shows each value with its origin; `appliance check` "

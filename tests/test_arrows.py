@@ -70,7 +70,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "radius": ("radius", "est"),
     "appliance": ("appliance", "est", "brski", "radius"),
     "appliance.binding": ("appliance.binding", "est"),
-    "appliance.settings": ("appliance.setting_types", "est"),
+    "appliance.settings": ("appliance.settings", "appliance.setting_types", "est"),
     "appliance.setting_types": (),
     "appliance.errors": ("est",),
     "appliance.clock": ("appliance.errors", "est"),
