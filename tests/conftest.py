@@ -5,6 +5,7 @@ A test counts for an id only when it ran and passed. Ids travel in user_properti
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,7 +28,12 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return None
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-xdist has written each item's group into its id
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(f"{item.nodeid}: this pytest and pytest-xdist lose the groups of tests")
     if not config.getoption("--full"):
         later = pytest.mark.skip(reason="slow; runs with --full, as ./tests/run does")
         for item in items:
@@ -48,7 +54,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         for name, ids in report.user_properties:
             if name == "req":
                 for id_ in ids:
-                    _passed[id_].add(report.nodeid.split("[", 1)[0])
+                    _passed[id_].add(re.split(r"[\[@]", report.nodeid, maxsplit=1)[0])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
