@@ -7,6 +7,7 @@ import doctest
 import importlib
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,11 @@ def quoted_commands(text: str) -> list[str]:
     return found
 
 
+@cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
 def misfit(line: str) -> str:
     """What is wrong with a command line, or "". Bare verbs are mentions; `...`, `a | b` and `[a]` a synopsis."""
     try:
@@ -234,7 +240,7 @@ def misfit(line: str) -> str:
         return str(wrong)
     is_synopsis = any(word in ("...", "|") or word.startswith(("[", "(")) for word in words)
     rest = hoist(words[1:])[1]
-    command: Any = typer.main.get_command(app)
+    command: Any = program()
     while (inner := getattr(command, "commands", None)) is not None:
         if not rest or rest[0] not in inner:
             return "" if not rest or rest[0] in ("...", "|") else f"there is no {rest[0]}"
