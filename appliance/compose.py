@@ -160,7 +160,7 @@ class Appliance:
             self._https_for_clients = self._make_https_for_clients()
             sealing = SealingBox(read_key(key_file(home, SEALING), passphrase))
             self._build(sealing, passphrase, masa_transport)
-        except BaseException:
+        except BaseException:  # whatever it was, the database must not stay open
             self.store.close()
             raise
 

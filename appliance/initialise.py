@@ -80,7 +80,7 @@ def initialise(
         if home.exists():
             home.rmdir()
         fresh.rename(home)
-    except BaseException:
+    except BaseException:  # whatever it was, Ctrl-C too: no half of a home and no key of it stays
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     finally:

@@ -73,7 +73,7 @@ def token_new(
         made = ask("directory.new_token", name=name)
         if opened is not None:
             os.write(opened, made["token"].encode() + b"\n")
-    except BaseException:
+    except BaseException:  # whatever it was, Ctrl-C too: an empty file is not taken for a token
         if opened is not None and file is not None:
             file.unlink()
         raise

@@ -15,38 +15,9 @@ class CertificateOperations:
 
     def __init__(self, certificates: CertificateList, packages: EvidencePackages, actor: Actor) -> None:
         self._certificates = certificates
+        self.list_ = certificates.search
         self._packages = packages
         self._actor = actor
-
-    async def list_(
-        self,
-        agent: str = "",
-        owner: str = "",
-        department: str = "",
-        proxy: str = "",
-        serial: str = "",
-        key: str = "",
-        state: str = "",
-        expires_before: str = "",
-        expires_after: str = "",
-        before: int = 0,
-        limit: int = 50,
-        with_pem: bool = False,
-    ) -> Any:
-        return await self._certificates.search(
-            agent=agent,
-            owner=owner,
-            department=department,
-            proxy=proxy,
-            serial=serial,
-            key=key,
-            state=state,
-            expires_before=expires_before,
-            expires_after=expires_after,
-            before=before,
-            limit=limit,
-            with_pem=with_pem,
-        )
 
     async def evidence(self, serial: str) -> Any:
         return await self._packages.export(serial)

@@ -156,38 +156,11 @@ class AccessOperations:
 
     def __init__(self, reader: DecisionReader, explainer: Explainer) -> None:
         self._reader = reader
+        self.search = reader.search
         self._explainer = explainer
 
     async def log(self, limit: int = 50) -> list[dict[str, Any]]:
         return await self._reader.newest(limit)
-
-    async def search(
-        self,
-        agent: str = "",
-        owner: str = "",
-        nas: str = "",
-        mac: str = "",
-        verdict: str = "",
-        reason: str = "",
-        since: str = "",
-        until: str = "",
-        before: int = 0,
-        after: int = 0,
-        limit: int = 50,
-    ) -> dict[str, Any]:
-        return await self._reader.search(
-            agent=agent,
-            owner=owner,
-            nas=nas,
-            mac=mac,
-            verdict=verdict,
-            reason=reason,
-            since=since,
-            until=until,
-            before=before,
-            after=after,
-            limit=limit,
-        )
 
     async def show(self, key: int) -> dict[str, Any]:
         return await self._explainer.row(key)

@@ -7,7 +7,6 @@ mean nothing to anybody.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,8 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.binding import jws, possession
-from appliance.errors import KeyFileExists
-from appliance.owner.keys import STATEMENT_SECONDS, load, write_new
+from appliance.owner.keys import load, must_be_new, state_possession, write_new
 from est.signer import KeySigner
 
 KEY_FILE = "client.key.pem"
@@ -90,18 +88,7 @@ def gateway_statement(folder: Path, out: Path, *, ref: str, audience: str, now: 
 
 
 def _state(kind: _Kind, signer: KeySigner, ref: str, audience: str, now: datetime) -> str:
-    iat = int(now.timestamp())
-    statement = possession.seal(
-        signer,
-        sub=ref,
-        aud=audience,
-        iat=iat,
-        exp=iat + STATEMENT_SECONDS,
-        jti=jws.base64url(secrets.token_bytes(16)),
-        typ=kind.typ,
-    )
-    possession.unseal(statement, typ=kind.typ)
-    return statement
+    return state_possession(signer, ref=ref, audience=audience, now=now, typ=kind.typ)
 
 
 def _make(kind: _Kind, folder: Path, ref: str, audience: str, now: datetime) -> ClientKeyFiles:
@@ -123,9 +110,7 @@ def _make(kind: _Kind, folder: Path, ref: str, audience: str, now: datetime) -> 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key_file, certificate_file, statement_file = (folder / one for one in kind.files)
     files = ClientKeyFiles(key_file, certificate_file, statement_file, jws.jkt(key.public_key()))
-    for path in (files.key_file, files.certificate_file, files.statement_file):
-        if path.exists():
-            raise KeyFileExists(f"{path} exists already")
+    must_be_new(files.key_file, files.certificate_file, files.statement_file)
     write_new(files.key_file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
     write_new(files.certificate_file, certificate.public_bytes(Encoding.PEM), 0o644)
     write_new(files.statement_file, statement.encode("ascii") + b"\n", 0o644)

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from appliance.binding import jws, possession
+from appliance.binding.webauthn import Authenticator
 from appliance.errors import KeyFileExists, KeyFileExposed, KeyFileMissing, KeyMalformed, PassphraseWrong
-from est.signer import KeySigner
+from est.signer import KeySigner, Signer
 
 KEY_FILE = "owner.key.pem"
 STATEMENT_FILE = "owner-key.jwt"
@@ -64,23 +65,51 @@ def keygen(
     encryption: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     signer = KeySigner(key)
+    statement = state_possession(signer, ref=ref, audience=audience, now=now, seconds=statement_seconds)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_file, statement_file = folder / KEY_FILE, folder / STATEMENT_FILE
+    must_be_new(statement_file)
+    write_new(key_file, pem, 0o600)
+    write_new(statement_file, statement.encode("ascii") + b"\n", 0o644)
+    return OwnerKeyFiles(key_file, statement_file, jws.jkt(signer.public_key()), statement, bool(passphrase))
+
+
+def state_possession(
+    signer: Signer | Authenticator,
+    *,
+    ref: str,
+    audience: str,
+    now: datetime,
+    seconds: int = STATEMENT_SECONDS,
+    protection: str = "software",
+    typ: str = possession.TYP,
+    credential: str | None = None,
+) -> str:
+    """A statement of possession, good from `now` for so long and read once as the campus will read it.
+
+    `ref` and `audience` are as for keygen, the rest as for `possession.seal`. Raises what `possession.unseal` raises.
+    """
     iat = int(now.timestamp())
     statement = possession.seal(
         signer,
         sub=ref,
         aud=audience,
         iat=iat,
-        exp=iat + statement_seconds,
+        exp=iat + seconds,
         jti=jws.base64url(secrets.token_bytes(16)),
+        protection=protection,
+        typ=typ,
+        credential=credential,
     )
-    possession.unseal(statement)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key_file, statement_file = folder / KEY_FILE, folder / STATEMENT_FILE
-    if statement_file.exists():
-        raise KeyFileExists(f"{statement_file} exists already")
-    write_new(key_file, pem, 0o600)
-    write_new(statement_file, statement.encode("ascii") + b"\n", 0o644)
-    return OwnerKeyFiles(key_file, statement_file, jws.jkt(signer.public_key()), statement, bool(passphrase))
+    possession.unseal(statement, typ=typ)
+    return statement
+
+
+def must_be_new(*paths: Path) -> None:
+    """Raises KeyFileExists for a file that is there."""
+    for path in paths:
+        if path.exists():
+            raise KeyFileExists(f"{path} exists already")
 
 
 def load(key_file: Path, *, passphrase: bytes | None = None) -> KeySigner:

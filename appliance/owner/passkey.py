@@ -17,12 +17,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding import jws, possession
+from appliance.binding import jws
 from appliance.binding.errors import BindingError
 from appliance.binding.webauthn import Assertion, Passkey
-from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
+from appliance.errors import KeyFileMissing, KeyMalformed
 from appliance.owner.errors import PasskeyUnavailable
-from appliance.owner.keys import MAX_FILE, STATEMENT_FILE, STATEMENT_SECONDS, write_new
+from appliance.owner.keys import MAX_FILE, STATEMENT_FILE, STATEMENT_SECONDS, must_be_new, state_possession, write_new
 
 PASSKEY_FILE = "passkey.json"
 TIMEOUT_SECONDS = 60
@@ -88,9 +88,7 @@ def register(
     The second time is the statement of possession, signed by the new credential itself: whose key it is needs no
     attestation then. `ref` and `audience` as for keygen. Raises PasskeyUnavailable, KeyFileExists.
     """
-    for path in (folder / PASSKEY_FILE, folder / STATEMENT_FILE):
-        if path.exists():
-            raise KeyFileExists(f"{path} exists already")
+    must_be_new(folder / PASSKEY_FILE, folder / STATEMENT_FILE)
     client = _clients(find)
     webauthn = _fido2("webauthn")
     options = webauthn.PublicKeyCredentialCreationOptions(
@@ -112,17 +110,9 @@ def register(
         raise PasskeyUnavailable("the key made no credential")
     fido = FidoKey(_public_key(data.public_key), bytes(data.credential_id), passkey, client)
     credential = jws.base64url(fido.credential)
-    iat = int(now.timestamp())
-    statement = possession.seal(
-        fido,
-        sub=ref,
-        aud=audience,
-        iat=iat,
-        exp=iat + statement_seconds,
-        jti=jws.base64url(secrets.token_bytes(16)),
-        credential=credential,
+    statement = state_possession(
+        fido, ref=ref, audience=audience, now=now, seconds=statement_seconds, credential=credential
     )
-    possession.unseal(statement)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {
         "version": 1, "kind": "passkey", "rp_id": passkey.rp_id, "origin": passkey.origin, "credential": credential,

@@ -7,14 +7,21 @@ binding is the optional package python-pkcs11.
 from __future__ import annotations
 
 import json
-import secrets
 from datetime import datetime
 from pathlib import Path
 
-from appliance.binding import jws, possession
+from appliance.binding import jws
 from appliance.binding.errors import BindingError
-from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
-from appliance.owner.keys import MAX_FILE, STATEMENT_FILE, STATEMENT_SECONDS, OwnerKeyFiles, write_new
+from appliance.errors import KeyFileMissing, KeyMalformed
+from appliance.owner.keys import (
+    MAX_FILE,
+    STATEMENT_FILE,
+    STATEMENT_SECONDS,
+    OwnerKeyFiles,
+    must_be_new,
+    state_possession,
+    write_new,
+)
 from appliance.settings import HsmSettings
 from appliance.token import Token, TokenSigner
 
@@ -40,24 +47,14 @@ def keygen_in_token(
     Raises TokenUnavailable, KeyFileExists for a label or file that is taken, KeyFileMissing and KeyFileExposed for the
     file with the PIN.
     """
-    for path in (folder / KEY_FILE, folder / STATEMENT_FILE):
-        if path.exists():
-            raise KeyFileExists(f"{path} exists already")
+    must_be_new(folder / KEY_FILE, folder / STATEMENT_FILE)
     settings = HsmSettings(module=module.absolute(), token=token, pin_file=pin_file.absolute(), label=label)
     opened = Token(settings)
     try:
         signer = opened.generate(_NAME)
-        iat = int(now.timestamp())
-        statement = possession.seal(
-            signer,
-            sub=ref,
-            aud=audience,
-            iat=iat,
-            exp=iat + statement_seconds,
-            jti=jws.base64url(secrets.token_bytes(16)),
-            protection=KIND,
+        statement = state_possession(
+            signer, ref=ref, audience=audience, now=now, seconds=statement_seconds, protection=KIND
         )
-        possession.unseal(statement)
     finally:
         opened.close()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +18,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from appliance.binding import jws, possession
+from appliance.binding import jws
 from appliance.binding.errors import BindingError
-from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
+from appliance.errors import KeyFileMissing, KeyMalformed
 from appliance.owner.errors import TpmUnavailable
-from appliance.owner.keys import MAX_FILE, STATEMENT_FILE, STATEMENT_SECONDS, OwnerKeyFiles, write_new
+from appliance.owner.keys import (
+    MAX_FILE,
+    STATEMENT_FILE,
+    STATEMENT_SECONDS,
+    OwnerKeyFiles,
+    must_be_new,
+    state_possession,
+    write_new,
+)
 
 KEY_FILE = "tpm-key.json"
 KIND = "tpm"
@@ -87,22 +94,12 @@ def keygen_in_tpm(
     With a passphrase the TPM asks for it at every signature, and locks itself against guessing. Raises TpmUnavailable,
     KeyFileExists.
     """
-    for path in (folder / KEY_FILE, folder / STATEMENT_FILE):
-        if path.exists():
-            raise KeyFileExists(f"{path} exists already")
+    must_be_new(folder / KEY_FILE, folder / STATEMENT_FILE)
     private, public = _create(tcti, passphrase)
     signer = TpmSigner(tcti, public, private, passphrase)
-    iat = int(now.timestamp())
-    statement = possession.seal(
-        signer,
-        sub=ref,
-        aud=audience,
-        iat=iat,
-        exp=iat + statement_seconds,
-        jti=jws.base64url(secrets.token_bytes(16)),
-        protection=KIND,
+    statement = state_possession(
+        signer, ref=ref, audience=audience, now=now, seconds=statement_seconds, protection=KIND
     )
-    possession.unseal(statement)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {
         "version": 1, "kind": KIND, "tcti": tcti, "public": jws.base64url(public), "private": jws.base64url(private),

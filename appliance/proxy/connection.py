@@ -186,7 +186,7 @@ class Connection:
             except (OSError, ssl.SSLError) as cause:
                 await self.close()
                 raise ConnectionClosed(f"the connection broke: {_words(cause)}", answered=False) from cause
-            except BaseException:
+            except BaseException:  # cancelled or refused in the middle: what comes next on the line belongs to nobody
                 await self.close()
                 raise
             self.exchanges += 1

@@ -91,7 +91,7 @@ class VoucherPhase:
             )
             self._reporter.step("voucher-requested", server=target.authority)
             return await self._converse(line, target, call)
-        except BaseException:
+        except BaseException:  # whatever it was, no provisional connection outlives the attempt
             await line.connection.close()
             raise
 

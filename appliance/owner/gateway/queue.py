@@ -298,7 +298,7 @@ class Queue:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
-            except BaseException:
+            except BaseException:  # whatever it was, the transaction must not stay open
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
