@@ -13,12 +13,11 @@ from appliance.agent.errors import (
     CredentialNotOurs,
     IssuanceRefused,
 )
+from appliance.agent.key_file import load_key, new_key_file
 from appliance.agent.requester import (
     AgentOptions,
     AgentRequester,
     AgentResult,
-    load_key,
-    new_key_file,
     request_credential,
 )
 

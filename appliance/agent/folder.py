@@ -22,6 +22,7 @@ from typing import Any
 from cryptography import x509
 
 from appliance.agent.errors import CredentialFolderUnusable
+from appliance.agent.key_file import load_key
 from appliance.agent.requester import (
     CHAIN_FILE,
     COMPOSITE_FILE,
@@ -30,7 +31,6 @@ from appliance.agent.requester import (
     ROOT_FILE,
     SUPPLICANT_FILE,
     WIT_FILE,
-    load_key,
 )
 from appliance.binding import jws
 from appliance.binding.errors import BindingError

@@ -11,20 +11,21 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from appliance.agent.answers import MAX_ANSWER, Answer, read_answer, refusal_of, retry_after_seconds
+from appliance.agent import approvals
+from appliance.agent.answers import Answer, read_answer, refusal_of, retry_after_seconds
+from appliance.agent.api_calls import AgentApi, agent_api
 from appliance.agent.credential import check_chain, check_wit
-from appliance.agent.errors import AgentApiAnswerUnusable, AgentApiUnreachable, ApprovalNotGiven, AttemptUnfinished
+from appliance.agent.errors import AttemptUnfinished
+from appliance.agent.key_file import load_key
 from appliance.binding import composite, evidence, jws, renewal, request
 from appliance.binding.claims import members
 from appliance.binding.errors import Malformed
@@ -32,15 +33,13 @@ from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Model
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock, SystemClock
-from appliance.errors import KeyFileExists, KeyFileMissing, KeyMalformed
+from appliance.errors import KeyFileExists
 from appliance.supplicant import supplicant_block
-from appliance.web.unix_path import short_path
 from est import csr
 from est.errors import EstError
 from est.signer import KeySigner, Signer
 from est.transfer import read_json
 
-POLL_SECONDS = 0.2
 KEY_FILE, CHAIN_FILE, ROOT_FILE = "agent.key.pem", "chain.pem", "root.pem"
 WIT_FILE, SUPPLICANT_FILE, RESULT_FILE = "wit.txt", "wpa_supplicant.conf", "result.json"
 COMPOSITE_FILE = "composite.json"
@@ -160,11 +159,11 @@ class AgentRequester:
         options = self._options
         if options.owner is not None:
             read_kind(options.owner, Kind.OWNER)
-        _check_no_old_approval(options.wait_approval)
+        approvals.check_no_old_one(options.wait_approval)
         options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._undone_on_failure():
-            async with self._session() as session:
-                return await self._run(session)
+            async with agent_api(self._options.socket, call_seconds=self._options.call_seconds) as api:
+                return await self._run(api)
 
     async def resume(self) -> AgentResult:
         """Hands in once more what an earlier process had ready."""
@@ -174,44 +173,36 @@ class AgentRequester:
         handed_in = composite.read(body)
         for name in (ROOT_FILE, CHAIN_FILE, WIT_FILE, SUPPLICANT_FILE, RESULT_FILE):
             (self._options.out / name).unlink(missing_ok=True)
-        async with self._session() as session:
-            trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
-            return await self._hand_in(session, handed_in.request, body, trust)
+        async with agent_api(self._options.socket, call_seconds=self._options.call_seconds) as api:
+            trust = Answer(await api.call("GET", "/v1/trust"))
+            return await self._hand_in(api, handed_in.request, body, trust)
 
-    @contextlib.asynccontextmanager
-    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        timeout = aiohttp.ClientTimeout(total=self._options.call_seconds)
-        with short_path(self._options.socket) as socket:
-            connector = aiohttp.UnixConnector(path=socket)
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-                yield session
-
-    async def _run(self, session: aiohttp.ClientSession) -> AgentResult:
+    async def _run(self, api: AgentApi) -> AgentResult:
         key = self._key()
         signer = KeySigner(key)
         asked = {"jkt": jws.jkt(signer.public_key()), "purpose": self._purpose}
         if self._options.agent_id is not None:
             asked["sub"] = self._options.agent_id
-        granted = Answer(await self._call(session, "POST", "/v1/nonce", json.dumps(asked).encode(), 200))
+        granted = Answer(await api.call("POST", "/v1/nonce", json.dumps(asked).encode()))
         agent_id = granted.text("sub")
         read_kind(agent_id, Kind.AGENT)
-        trust = Answer(await self._call(session, "GET", "/v1/trust", None, 200))
+        trust = Answer(await api.call("GET", "/v1/trust"))
         # before anybody is asked to approve: an approval is good for one credential, and that must be usable
         self._supplicant_block(trust)
         csr_der, token = self._ask(signer, agent_id, granted)
         request_file = self._write("request.jws", token.encode("ascii"))
         csr_file = self._write("csr.der", csr_der) if csr_der is not None else None
         if self._options.standing:
-            approvals = tuple(one for one in self._options.standing if "." in one)
+            given = tuple(one for one in self._options.standing if "." in one)
         else:
             approval = await self._approval(token, request_file, csr_file)
-            approvals = (approval,) if approval is not None else ()
-        body = composite.write(composite.Composite(token, csr_der, approvals, self_asserted=self._options.claims))
+            given = (approval,) if approval is not None else ()
+        body = composite.write(composite.Composite(token, csr_der, given, self_asserted=self._options.claims))
         self._write(COMPOSITE_FILE, body)
-        return await self._hand_in(session, token, body, trust)
+        return await self._hand_in(api, token, body, trust)
 
-    async def _hand_in(self, session: aiohttp.ClientSession, token: str, body: bytes, trust: Answer) -> AgentResult:
-        issued = await self._enroll(session, body, request.short_code(jws.s256(token)))
+    async def _hand_in(self, api: AgentApi, token: str, body: bytes, trust: Answer) -> AgentResult:
+        issued = await self._enroll(api, body, request.short_code(jws.s256(token)))
         return self._keep(request.unseal(token), issued, trust.text("root"), self._supplicant_block(trust))
 
     @property
@@ -290,48 +281,23 @@ class AgentRequester:
     async def _approval(self, token: str, request_file: Path, csr_file: Path | None) -> str | None:
         options = self._options
         if options.approval_command is not None:
-            approval_file = options.out / "approval.jws"
-            await self._run_command(options.approval_command, request_file, csr_file, approval_file)
-        elif options.wait_approval is not None:
-            approval_file = options.wait_approval
-            code = request.short_code(jws.s256(token))
-            self._tell(f"waiting for the owner's approval of {request_file} in {approval_file}; code {code}")
-        else:
+            file = options.out / "approval.jws"
+            words = approvals.command_words(options.approval_command, request=request_file, csr=csr_file, approval=file)
+            # one of an earlier attempt must not pass for the one that the command is about to write
+            file.unlink(missing_ok=True)
+            self._written.append(file)
+            return await approvals.from_command(words, file, seconds=options.wait_seconds)
+        if options.wait_approval is None:
             return None
-        while not (text := _read_token(approval_file)):
-            if options.approval_command is not None:
-                raise ApprovalNotGiven(f"the approval command wrote no approval to {approval_file}")
-            if self._clock.monotonic() >= self._deadline:
-                raise ApprovalNotGiven(f"no approval came to {approval_file} within {options.wait_seconds:g} s")
-            await self._pause(POLL_SECONDS)
-        return text
-
-    async def _run_command(self, command: str, request_file: Path, csr_file: Path | None, approval_file: Path) -> None:
-        paths = {"{request}": request_file, "{csr}": csr_file or "", "{approval}": approval_file}
-        try:
-            words = shlex.split(command)
-        except ValueError as error:
-            raise ApprovalNotGiven("the approval command has an open quote") from error
-        for placeholder, path in paths.items():
-            words = [word.replace(placeholder, str(path)) for word in words]
-        if not words:
-            raise ApprovalNotGiven("the approval command is empty")
-        self._make_way(approval_file)
-        try:
-            # standard output belongs to our own result; the command's text goes beside it
-            process = await asyncio.create_subprocess_exec(*words, stdout=2)
-        except OSError as error:
-            raise ApprovalNotGiven(f"the approval command does not start: {error.strerror}") from error
-        try:
-            status = await asyncio.wait_for(process.wait(), self._options.wait_seconds)
-        except TimeoutError as error:
-            raise ApprovalNotGiven("the approval command took too long") from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if status != 0:
-            raise ApprovalNotGiven(f"the approval command ended with status {status}", status=status)
+        code = request.short_code(jws.s256(token))
+        self._tell(f"waiting for the owner's approval of {request_file} in {options.wait_approval}; code {code}")
+        return await approvals.from_file(
+            options.wait_approval,
+            clock=self._clock,
+            deadline=self._deadline,
+            seconds=options.wait_seconds,
+            pause=self._pause,
+        )
 
     @property
     def _who_asks(self) -> str:
@@ -344,10 +310,10 @@ class AgentRequester:
         """Whether the server asks the owner."""
         return self._options.model == Model.SERVER_MEDIATED
 
-    async def _enroll(self, session: aiohttp.ClientSession, body: bytes, code: str) -> Answer:
+    async def _enroll(self, api: AgentApi, body: bytes, code: str) -> Answer:
         told = False
         while True:
-            status, headers, answer = await self._send(session, "POST", "/v1/enroll", body)
+            status, headers, answer = await api.send("POST", "/v1/enroll", body)
             if status in (200, 201):  # 200: the answer to this very request was lost before, the proxy fetched it again
                 return Answer(read_answer(answer))
             if status not in (202, 429, 503):
@@ -393,36 +359,6 @@ class AgentRequester:
     def _as_named(self, path: Path) -> Path:
         return self._options.folder / path.name if path.parent == self._options.out else path.absolute()
 
-    async def _call(
-        self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None, due: int
-    ) -> dict[str, object]:
-        status, headers, answer = await self._send(session, method, path, body)
-        if status != due:
-            raise refusal_of(status, answer, headers)
-        return read_answer(answer)
-
-    async def _send(
-        self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        headers = {"content-type": composite.MEDIA_TYPE if path == "/v1/enroll" else "application/json"}
-        try:
-            async with session.request(
-                method, f"http://agent-api{path}", data=body, headers=headers if body else None, allow_redirects=False
-            ) as reply:
-                answer = await reply.content.read(MAX_ANSWER + 1)
-                while not reply.content.at_eof() and len(answer) <= MAX_ANSWER:
-                    answer += await reply.content.read(MAX_ANSWER + 1)
-                if len(answer) > MAX_ANSWER:
-                    raise AgentApiAnswerUnusable(f"{path}: more than {MAX_ANSWER} bytes")
-                return reply.status, reply.headers, answer
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise AgentApiUnreachable(f"{self._options.socket}: {str(error) or 'no answer in time'}") from error
-
-    def _make_way(self, path: Path) -> None:
-        """An approval of an earlier attempt must not pass for the one that the command is about to write."""
-        path.unlink(missing_ok=True)
-        self._written.append(path)
-
     def _write(self, name: str, content: bytes, *, mode: int = 0o644) -> Path:
         path = self._options.out / name
         try:
@@ -446,49 +382,8 @@ class AgentRequester:
                     path.unlink(missing_ok=True)
 
 
-def new_key_file(path: Path) -> str:
-    """Makes an agent's key in a new file that only its user may read; answers its thumbprint. Raises KeyFileExists."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError as error:
-        raise KeyFileExists(f"{path} exists already and is not written over") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return jws.jkt(key.public_key())
-
-
-def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """An agent's key out of its file; raises KeyFileMissing, KeyMalformed."""
-    try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise KeyFileMissing(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise KeyMalformed(f"{path} is not an unencrypted private key in PEM form") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise KeyMalformed(f"{path} does not hold a P-256 key")
-    return key
-
-
-def _check_no_old_approval(path: Path | None) -> None:
-    """A file that is there before the request is made cannot be its approval."""
-    if path is not None and path.exists():
-        raise ApprovalNotGiven(f"{path} exists already, from an earlier request: take it away first")
-
-
 def _read_file(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _read_token(path: Path) -> str | None:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    # a file that is still being written has not all its parts
-    by_passkey = text.count("~") == 3 and not text.endswith("~")
-    return text if by_passkey or (text.count(".") == 2 and not text.endswith(".")) else None
