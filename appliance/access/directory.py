@@ -14,15 +14,12 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
-
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from appliance import audit, cascade
 from appliance.access import owner_changes as changes
 from appliance.access import owner_views as views
 from appliance.access.owner_changes import OwnerOfOtherSource
+from appliance.access.owner_keys import KeyStatements, check_gateway_url, read_row, row_of
 from appliance.access.owner_rows import (
     Changed,
     ConfirmationNeeded,
@@ -35,13 +32,11 @@ from appliance.access.owner_rows import (
 )
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import dual_identity, possession
-from appliance.binding.errors import KeyReused, PasskeyOriginMismatch
-from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
-from appliance.binding.possession import KeyStatement
+from appliance.binding.facts import Limits, OwnerRecord
 from appliance.binding.webauthn import Passkey
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound, RequestMalformed
-from appliance.store import agents, certificates, nonces, owner_clients, owner_gateways, owners, proxies
+from appliance.store import owner_clients, owner_gateways, owners, proxies
 from appliance.store.owner_clients import ClientKey
 from appliance.store.owner_gateways import OwnerGateway
 from appliance.store.owners import Key, Owner
@@ -50,7 +45,6 @@ from appliance.store.transaction import Tx
 from est.keys import spki_sha256
 
 Json = Mapping[str, Any]
-_STATEMENT_KEPT = timedelta(days=62)
 
 
 class OwnerDirectory:
@@ -72,12 +66,13 @@ class OwnerDirectory:
         relying party and origin owners' passkeys are registered here, None: for the trust domain.
         """
         domain = origin.partition("://")[2]
-        self._passkeys = passkeys or Passkey(domain, f"https://{domain}")
         self._oid_arc = oid_arc
         self._origin = origin
         self._store = store
         self._clock = clock
-        self._limits = Limits(skew_seconds=skew_seconds)
+        self._statements = KeyStatements(
+            origin, passkeys or Passkey(domain, f"https://{domain}"), Limits(skew_seconds=skew_seconds)
+        )
 
     async def import_csv(self, text: str, *, actor: Actor, confirm: bool = False, dry_run: bool = False) -> Json:
         """Take in a file with the columns ref,name,kind,department; answers what it adds, changes and leaves.
@@ -142,7 +137,7 @@ class OwnerDirectory:
             keys = owners.all_keys(tx)
             return [
                 OwnerRecord(
-                    one.identifier, tuple(_read_key(key) for key in keys.get(one.identifier, ())), one.state, one.kind
+                    one.identifier, tuple(read_row(key) for key in keys.get(one.identifier, ())), one.state, one.kind
                 )
                 for one in owners.every(tx)
             ]
@@ -233,7 +228,7 @@ class OwnerDirectory:
         stated = possession.unseal(statement, typ=possession.CLIENT_TYP)
 
         def write(tx: Tx) -> Json:
-            owner = self._check_statement(tx, name, stated)
+            owner = self._statements.spend(tx, _find(tx, name), stated)
             key = ClientKey(
                 jkt=stated.jkt,
                 owner_id=owner.identifier,
@@ -272,7 +267,7 @@ class OwnerDirectory:
         address = check_gateway_url(url)
 
         def write(tx: Tx) -> Json:
-            owner = self._check_statement(tx, name, stated)
+            owner = self._statements.spend(tx, _find(tx, name), stated)
             gateway = OwnerGateway(
                 jkt=stated.jkt,
                 owner_id=owner.identifier,
@@ -375,81 +370,13 @@ class OwnerDirectory:
         statement = possession.unseal(text)
 
         def write(tx: Tx) -> Json:
-            owner = self._check_statement(tx, name, statement)
-            key = _key_of(tx, owner, statement)
+            owner = self._statements.spend(tx, _find(tx, name), statement)
+            key = row_of(owner, statement, tx.now)
             owners.add_key(tx, key)
             settle(tx, owner, key)
             return views.with_keys(tx, owner)
 
         return await self._store.write(write)
-
-    def _check_statement(self, tx: Tx, name: str, statement: KeyStatement) -> Owner:
-        """The owner whose new key this is, the statement spent."""
-        owner = _find(tx, name)
-        if owner.state == owners.REVOKED:
-            raise Conflict("the owner is revoked")
-        possession.check(
-            statement,
-            names=(owner.ref, owner.identifier),
-            audience=self._origin,
-            now=tx.now,
-            limits=self._limits,
-        )
-        if statement.passkey not in (None, self._passkeys):
-            raise PasskeyOriginMismatch("the passkey was made for another relying party or origin")
-        _check_unused(tx, statement)
-        if not nonces.spend_id(tx, "statement", statement.jti, tx.now + _STATEMENT_KEPT):
-            raise Conflict("this statement was taken in before")
-        return owner
-
-
-def _check_unused(tx: Tx, statement: KeyStatement) -> None:
-    """A key belongs to one party for ever: no owner, agent, device, server or CA has or had it (A-1)."""
-    if owners.key(tx, statement.jkt) is not None:
-        raise KeyReused("an owner has or had this key")
-    if owner_clients.get(tx, statement.jkt) is not None:
-        raise KeyReused("an owner's tool has or had this key")
-    if owner_gateways.get(tx, statement.jkt) is not None:
-        raise KeyReused("an owner's gateway has or had this key")
-    if certificates.of(tx, "spki_sha256", spki_sha256(statement.key).hex()):
-        raise KeyReused("a certificate was issued for this key")
-    if any(agent.state != agents.RESERVED for agent in agents.by_jkt(tx, statement.jkt)):
-        raise KeyReused("an agent has or had this key")
-
-
-def check_gateway_url(url: str) -> str:
-    """`https://HOST[:PORT]` and nothing more; raises RequestMalformed."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 443
-    except ValueError:
-        parts, port = urlsplit(""), 0
-    plain = url.isascii() and url.isprintable() and len(url) <= 255 and " " not in url
-    if not plain or parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
-        raise RequestMalformed("a gateway's address is https://HOST:PORT")
-    if parts.username or parts.query or parts.fragment:
-        raise RequestMalformed("a gateway's address is https://HOST:PORT and nothing more")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"https://{host}:{port}"
-
-
-def _key_of(tx: Tx, owner: Owner, statement: KeyStatement) -> Key:
-    return Key(
-        jkt=statement.jkt,
-        owner_id=owner.identifier,
-        spki=statement.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        protection=statement.protection,
-        state=owners.ACTIVE,
-        not_before=None,
-        not_after=None,
-        statement_sha256=hashlib.sha256(statement.token.encode("ascii")).hexdigest(),
-        created_at=tx.now,
-        rp_id=None if statement.passkey is None else statement.passkey.rp_id,
-        origin=None if statement.passkey is None else statement.passkey.origin,
-        credential=statement.credential,
-        sign_count=statement.sign_count,
-        counted_iat=None if statement.sign_count is None else statement.iat,
-    )
 
 
 def _tell_added(tx: Tx, owner: Owner, key: Key, *, actor: Actor) -> None:
@@ -496,10 +423,3 @@ def _find(tx: Tx, name: str) -> Owner:
 
 def _row_of(owner: Owner) -> OwnerRow:
     return OwnerRow(owner.ref, owner.name, owner.kind, owner.department)
-
-
-def _read_key(row: Key) -> OwnerKey:
-    public = load_der_public_key(row.spki)
-    assert isinstance(public, ec.EllipticCurvePublicKey)  # possession statements bring no others
-    passkey = None if row.rp_id is None or row.origin is None else Passkey(row.rp_id, row.origin)
-    return OwnerKey(row.jkt, public, row.state, row.protection, row.not_before, row.not_after, passkey)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from sqlalchemy import select
 
-from appliance.access.directory import check_gateway_url
+from appliance.access.owner_keys import check_gateway_url
 from appliance.binding import composite, jws, possession, verify
 from appliance.binding.composite import Composite
 from appliance.binding.errors import ClaimMalformed, KeyReused, TokenTypeWrong
