@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
-import secrets
-import socket
 import ssl
-import sys
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from appliance import cascade
-from appliance.access.directory import OwnerDirectory
-from appliance.access.directory_tokens import DirectoryTokens
+from appliance.access.assemble import assemble as assemble_access
 from appliance.access.engine import RadiusEngine, RadiusParts
-from appliance.access.explaining import Explainer
 from appliance.access.freeradius import FreeRadius, RadiusFiles
-from appliance.access.log_export import enterprise_of
-from appliance.access.log_reader import DecisionReader
-from appliance.access.nas import NasService
 from appliance.access.nas_certificates import NasCertificates
-from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes, decision_endpoints, est_endpoints
 from appliance.access.scim.routes import ScimRoutes
 from appliance.access.scim.service import ScimService
-from appliance.access.service import AccessService
-from appliance.access.session_changes import ChangeRunner
-from appliance.access.sessions import SessionService
 from appliance.access.sites import LABEL, RadiusSites
-from appliance.access.sources.ldap_source import LdapSource
-from appliance.access.sources.sync import DirectorySync
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
 from appliance.authorities import load_authorities
 from appliance.backup import write_backup
-from appliance.binding.webauthn import Passkey
 from appliance.ca import CertificateAuthority, read_weak_keys
 from appliance.certificate_list import CertificateList
 from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
@@ -81,25 +63,23 @@ from appliance.hierarchy import (
     read_audit_key,
     read_server,
 )
-from appliance.home import admin_socket, locked
+from appliance.home import admin_socket
 from appliance.identity.assemble import build_identity
 from appliance.identity.registry import AgentRegistry
 from appliance.identity.routes import TrustInfo
 from appliance.identity.routes import endpoints as identity_endpoints
 from appliance.identity_worker import FOLLOW_SECONDS
 from appliance.identity_workers import IdentityWorkers
-from appliance.initialise import need_passphrase
 from appliance.keys import SealingBox, read_key
-from appliance.log import set_up_logging
 from appliance.ocsp import OcspResponder
+from appliance.ports import address_text, is_loopback, listen, unavailable
 from appliance.registrar.announce import Announcer
 from appliance.registrar.assemble import assemble as assemble_registrar
 from appliance.registrar.assemble import registrar_policy
 from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.rollover import Rollovers
 from appliance.server_certificates import ServerCertificates
-from appliance.settings import LoadedSettings, Settings
-from appliance.signals import stop_signals
+from appliance.settings import Settings
 from appliance.store import rollovers
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
@@ -117,13 +97,6 @@ from radius import handshake
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
-SWITCH_SECONDS = 0.0005
-
-
-class PortUnavailable(ApplianceError):
-    """A port that the settings name cannot be opened: taken, or not allowed."""
-
-    reason: ClassVar[str] = "port-unavailable"
 
 
 class Appliance:
@@ -186,44 +159,15 @@ class Appliance:
             seconds=settings.audit.checkpoint_seconds,
             entries=settings.audit.checkpoint_entries,
         )
-        self.access = AccessService(settings.access, store, clock, ca.roles, settings.directory)
-        self.nas = NasService(store, sealing, clock.now)
-        self.sessions = SessionService(
-            store,
-            clock,
-            self.access.simulate,
-            stale_minutes=settings.access.session_stale_minutes,
-            keep_days=settings.access.session_days,
+        access = assemble_access(settings, store=store, clock=clock, roles=ca.roles, sealing=sealing)
+        self.access, self.nas, self.sessions, self._changes = (
+            access.service,
+            access.nas,
+            access.sessions,
+            access.changes,
         )
-        self._changes = ChangeRunner(store, clock, self.sessions, self.nas, self.access.simulate)
-        self.directory = OwnerDirectory(
-            origin=settings.origin,
-            store=store,
-            clock=clock,
-            skew_seconds=settings.identity.skew_seconds,
-            oid_arc=settings.identity.oid_arc,
-            passkeys=Passkey(*settings.passkey_place),
-        )
-        self.sync = DirectorySync(
-            settings.directory,
-            origin=settings.origin,
-            store=store,
-            clock=clock,
-            directory=self.directory,
-            source=LdapSource(settings.directory) if settings.directory.source == "ldap" else None,
-            chance=secrets.SystemRandom().random,
-        )
-        self.directory_tokens = DirectoryTokens(store)
-        self.policies = PolicyService(store, self.access)
-        self.explainer = Explainer(store, self.access, clock, owner_id_oid=owner_id_oid)
-        self.decisions = DecisionReader(
-            store,
-            self.access,
-            clock,
-            origin=settings.origin,
-            sender=socket.gethostname(),
-            pen=enterprise_of(settings.identity.oid_arc),
-        )
+        self.directory, self.sync, self.directory_tokens = access.directory, access.sync, access.directory_tokens
+        self.policies, self.explainer, self.decisions = access.policies, access.explainer, access.decisions
         self.identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
         )
@@ -355,15 +299,15 @@ class Appliance:
     def _decision_base(self) -> str:
         """Where FreeRADIUS finds us: a name that stands in the server certificate."""
         web = self.settings.web
-        here = web.decision_host if _is_loopback(web.decision_host) else _LOOPBACK
+        here = web.decision_host if is_loopback(web.decision_host) else _LOOPBACK
         host = here if here in web.names else web.names[0]
-        return f"https://{_address(host, self._decision_port)}"
+        return f"https://{address_text(host, self._decision_port)}"
 
     def _console_url(self) -> str:
         """Where SCIM clients find the console port."""
         web, chosen = self.settings.web, self.settings.directory.scim_base_url
         port = (self.listeners.get("console") or "").rpartition(":")[2] or web.console_port
-        return chosen.rstrip("/") or f"https://{_address(web.names[0], int(port))}"
+        return chosen.rstrip("/") or f"https://{address_text(web.names[0], int(port))}"
 
     def _operations(self) -> Operations:
         actor = Actor("administrator", "local")
@@ -504,19 +448,19 @@ class Appliance:
             listener = Listener(name, app, timing=timing, tls=tls)
             if tls is self._https_for_clients:
                 self._for_clients.append(listener)
-            found = await _listen(listener, host, port)
+            found = await listen(listener, host, port)
             self._open.append(listener)
-            self.listeners[name] = _address(host, found)
+            self.listeners[name] = address_text(host, found)
             if name == "decision":
                 self._decision_port = found
-                if not _is_loopback(web.decision_host):  # the FreeRADIUS on this machine asks as ever
+                if not is_loopback(web.decision_host):  # the FreeRADIUS on this machine asks as ever
                     near = Listener(name, build_app("decision", access(None)), timing=timing, tls=self._https)
-                    self._decision_port = await _listen(near, _LOOPBACK, web.decision_port and found)
+                    self._decision_port = await listen(near, _LOOPBACK, web.decision_port and found)
                     self._open.append(near)
         if identity_port is not None:
             await self.workers.start()
             self._tasks.append(asyncio.create_task(self.store.follow(FOLLOW_SECONDS)))
-            self.listeners["identity"] = _address(web.host, identity_port)
+            self.listeners["identity"] = address_text(web.host, identity_port)
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
@@ -526,10 +470,10 @@ class Appliance:
             answering = await self._radius.start()
         except OSError as cause:
             radius = settings.radius
-            raise _unavailable("radius", radius.host, radius.port, cause) from cause
-        self.listeners["radius"] = None if answering is None else _address(*answering)
+            raise unavailable("radius", radius.host, radius.port, cause) from cause
+        self.listeners["radius"] = None if answering is None else address_text(*answering)
         if self._radius.accounting_port:
-            self.listeners["accounting"] = _address(settings.radius.host, self._radius.accounting_port)
+            self.listeners["accounting"] = address_text(settings.radius.host, self._radius.accounting_port)
         keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync, self.servers)
         self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:
@@ -551,7 +495,7 @@ class Appliance:
     ) -> tuple[str, int, dict[str, Handler], ssl.SSLContext]:
         """Host, port, endpoints and TLS: other machines show a RADIUS server's certificate beside their token."""
         web = self.settings.web
-        if _is_loopback(web.decision_host):
+        if is_loopback(web.decision_host):
             return web.decision_host, web.decision_port, endpoints(None), self._https
         return web.decision_host, web.decision_port, endpoints(self.sites), self._https_for_clients
 
@@ -560,7 +504,7 @@ class Appliance:
         try:
             return await self.workers.bind()
         except OSError as cause:
-            raise _unavailable("identity", web.host, web.identity_port, cause) from cause
+            raise unavailable("identity", web.host, web.identity_port, cause) from cause
 
     async def doctor(self) -> list[dict[str, Any]]:
         """What /readyz sees, and how long every certificate lives."""
@@ -616,85 +560,14 @@ def create_appliance(
     return Appliance(settings, clock=clock or SystemClock(), passphrase=passphrase, masa_transport=masa_transport)
 
 
-async def run_appliance(
-    loaded: LoadedSettings, *, passphrase_file: Path | None, on_ready: Callable[[dict[str, Any]], None]
-) -> None:
-    """Everything in the foreground until SIGTERM or SIGINT, then drain."""
-    settings = loaded.settings
-    set_up_logging(settings.log)
-    with locked(settings.home):
-        appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
-        try:
-            with stop_signals() as stopped:
-                await appliance.prepare()
-                listeners = await appliance.start()
-                _settle_memory()
-                on_ready(
-                    {"event": "ready", "pid": os.getpid(), "home": str(settings.home), "listeners": dict(listeners)}
-                )
-                await stopped.wait()
-            _log.info("event=stopping")
-        finally:
-            await appliance.stop()
-
-
-def _settle_memory() -> None:
-    """What was built to start lives as long as the process: the garbage collector need not walk it ever again.
-
-    What requests make dies by its reference counts, so the collector may also look less often. Threads give way to the
-    one that answers sooner than Python would make them.
-    """
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(10_000, 20, 20)
-
-
-def ask_home(settings: Settings, operation: str, arguments: Mapping[str, Any], *, passphrase_file: Path | None) -> Any:
-    """Result of one operation on a home that nobody runs on; holds its lock meanwhile."""
-
-    async def ask() -> Any:
-        appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
-        try:
-            await appliance.prepare()
-            return await appliance.operations.call(operation, arguments)
-        finally:
-            await appliance.stop()
-
-    with locked(settings.home):
-        return asyncio.run(ask())
-
-
 def revoke_agents_behind(tx: Tx, row: ProxyRow, actor: Actor) -> None:
     """What ends with a proxy besides its own certificates: the agents that it alone vouched for (A-102)."""
     cascade.revoke_behind_proxy(tx, row.identifier, actor=actor)
 
 
-async def _listen(listener: Listener, host: str, port: int) -> int:
-    try:
-        return await listener.open_tcp(host, port)
-    except OSError as cause:
-        raise _unavailable(listener.name, host, port, cause) from cause
-
-
-def _unavailable(name: str, host: str, port: int, cause: OSError) -> PortUnavailable:
-    return PortUnavailable(f"cannot listen on {_address(host, port)} ({name}): {cause.strerror}")
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _tag(certificate: x509.Certificate) -> str:
     """Names this appliance among others on a link, also after a restart."""
     return spki_sha256(certificate).hex()[:8]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _pem(*certificates: x509.Certificate) -> str:

@@ -134,9 +134,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab": ("lab", "est", "brski", "radius", "appliance"),
 }
 # a module that no one but these may import
-GUARDED = {
-    "appliance.compose": ("appliance.cli", "appliance.compose", "appliance", "lab", "appliance.operations"),
-}
+_AT_THE_TOP = ("appliance.cli", "appliance.compose", "appliance.running", "appliance", "lab", "appliance.operations")
+GUARDED = {"appliance.compose": _AT_THE_TOP, "appliance.running": _AT_THE_TOP}
 SERVICES = ("appliance.registrar", "appliance.identity", "appliance.access")
 NOT_FROM = {
     **{one: tuple(other for other in SERVICES if other != one) for one in SERVICES},

@@ -106,7 +106,7 @@ def ask(operation: str, **arguments: Any) -> Any:
         from appliance.console.client import call
 
         return call(admin_socket(home), operation, arguments)
-    from appliance.compose import ask_home  # everything is imported only where the home is opened
+    from appliance.running import ask_home  # everything is imported only where the home is opened
 
     return ask_home(found.settings, operation, arguments, passphrase_file=invocation().passphrase_file)
 

@@ -38,7 +38,7 @@ def run_everything() -> None:
     """Everything in the foreground; SIGTERM drains."""
     import asyncio
 
-    from appliance.compose import run_appliance
+    from appliance.running import run_appliance
 
     def ready(line: dict[str, Any]) -> None:
         if invocation().output == "json":

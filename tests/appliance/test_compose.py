@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from appliance.clock import SystemClock
-from appliance.compose import PortUnavailable, ask_home, create_appliance
+from appliance.compose import create_appliance
 from appliance.errors import HomeLocked, PassphraseWrong
 from appliance.home import admin_socket, locked
 from appliance.initialise import initialise
+from appliance.ports import PortUnavailable
+from appliance.running import ask_home
 from appliance.settings import Settings, load_settings
 from appliance.web.routes import ROUTES
 from est.errors import Refusal

@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from appliance.access.raddb_folder import find_program
 from appliance.access.service import AccessService
 from appliance.clock import SystemClock
-from appliance.compose import SWITCH_SECONDS
 from appliance.hierarchy import key_file
 from appliance.keys import read_key
+from appliance.running import SWITCH_SECONDS
 from appliance.settings import AccessSettings
 from appliance.store import Store, Tx, certificates
 from est import profiles
