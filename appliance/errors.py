@@ -149,6 +149,12 @@ class PassphraseWrong(ApplianceError):
     reason: ClassVar[str] = "passphrase-wrong"
 
 
+class TpmUnavailable(ApplianceError):
+    """The TPM does not answer or refuses, the passphrase is wrong, or the package that talks to it is missing."""
+
+    reason: ClassVar[str] = "tpm-unavailable"
+
+
 class KeyFileMissing(ApplianceError):
     """A key or certificate file does not exist or cannot be read."""
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from appliance.binding import jws
+from appliance.binding import jws, tpm_quote
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
     EvidenceExpired,
@@ -32,6 +32,7 @@ from appliance.binding.errors import (
 from appliance.binding.facts import Limits, seconds
 from appliance.binding.identifier import Kind
 from appliance.binding.request import AgentRequest
+from appliance.binding.tpm_quote import TpmQuote
 from est.signer import Signer
 
 TYP = "eat+jwt"
@@ -54,7 +55,7 @@ KEY_ORIGINS = (BY_PROXY,)
 _CLAIMS = frozenset(
     {"iss", "iat", "exp", "eat_nonce", "eat_profile", "ueid", "oemid", "hwmodel", "dbgstat", "rqh", "submods"}
 )
-_PARTS = frozenset({"agent"})
+_PARTS = frozenset({"agent", "tpm"})
 _DIGEST = frozenset({"alg", "hash"})
 
 
@@ -155,6 +156,8 @@ class Evidence:
     hwmodel: str | None
     agent: Mapping[str, object]
     """The claims of `AGENT_CLAIMS` that are there."""
+    quote: TpmQuote | None = None
+    """What the proxy's TPM says of its machine, if there is one."""
 
 
 def seal(
@@ -171,13 +174,17 @@ def seal(
     hwmodel: str | None = None,
     dbgstat: str = "disabled-since-boot",
     agent: Mapping[str, object] | None = None,
+    quote: TpmQuote | None = None,
 ) -> str:
     """Evidence signed by the proxy's attestation key."""
     claims: dict[str, object] = {"iss": iss, "iat": iat, "exp": exp, "eat_nonce": nonce, "eat_profile": PROFILE}
     if ueid is not None:
         claims["ueid"] = jws.base64url(ueid)
     claims |= {name: value for name, value in (("oemid", oemid), ("hwmodel", hwmodel)) if value is not None}
-    claims |= {"dbgstat": dbgstat, "rqh": rqh, "submods": {"agent": {"cnf": {"jkt": jkt}, **(agent or {})}}}
+    parts: dict[str, object] = {"agent": {"cnf": {"jkt": jkt}, **(agent or {})}}
+    if quote is not None:
+        parts["tpm"] = quote.write()
+    claims |= {"dbgstat": dbgstat, "rqh": rqh, "submods": parts}
     return jws.seal(claims, typ=TYP, signer=signer, header={"kid": jws.jkt(signer.public_key())})
 
 
@@ -215,6 +222,7 @@ def unseal(token: str, key: ec.EllipticCurvePublicKey, *, kid: str | None = None
         oemid=claims.text("oemid", max_length=64) if "oemid" in claims else None,
         hwmodel=claims.text("hwmodel", max_length=64) if "hwmodel" in claims else None,
         agent=MappingProxyType(present),
+        quote=tpm_quote.read(submodules.inner("tpm")) if "tpm" in submodules else None,
     )
 
 
@@ -251,6 +259,8 @@ def check(
         raise EvidenceForOtherOwner("the evidence names another owner than the request")
     if evidence.rqh != request.rqh:
         raise EvidenceForOtherRequest("the evidence was made for other request bytes")
+    if evidence.quote is not None:
+        tpm_quote.check(evidence.quote, nonce=evidence.nonce, rqh=evidence.rqh)
 
 
 def read_self_asserted(claims: Claims) -> Mapping[str, object]:

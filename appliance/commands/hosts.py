@@ -106,6 +106,22 @@ async def _proxy_with_gateway(settings: ProxySettings, state: Path, config: Path
             task.result()
 
 
+@proxy.command("attestation-key")
+def proxy_attestation_key(
+    tcti: Annotated[str, typer.Option("--tpm", help="TCTI of the TPM.")] = "device:/dev/tpmrm0",
+    pcrs: Annotated[str, typer.Option(help="Registers to show, separated by commas.")] = "0,2,4,7",
+) -> None:
+    """Show what an appraisal policy wants to know of this machine: its TPM's quoting key, and its registers now."""
+    import secrets
+
+    from appliance import tpm
+    from est.keys import spki_sha256
+
+    made = tpm.quote(tcti, [int(one) for one in pcrs.split(",") if one.strip().isdecimal()], secrets.token_bytes(32))
+    registers = {str(number): value.hex() for number, value in made.pcrs.items()}
+    show({"attestation_key": spki_sha256(made.key).hex(), "pcrs": registers})
+
+
 @proxy.command("join")
 def proxy_join(
     settings_file: Annotated[

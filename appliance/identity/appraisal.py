@@ -83,7 +83,7 @@ def judge(seen: Evidence, method: str, policy: AppraisalPolicy, agent_class: str
     rules = policy.for_class(agent_class)
     known = Tier.AFFIRMING if method in rules.methods else Tier.CONTRAINDICATED
     return {
-        "platform": _part({"instance-identity": known}, policy),
+        "platform": _part({"instance-identity": known, **_judge_machine(seen, rules, policy)}, policy),
         "agent": _part(_judge_agent(seen, rules), policy),
     }
 
@@ -140,6 +140,23 @@ class Verifier:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _judge_machine(seen: Evidence, rules: ClassPolicy, policy: AppraisalPolicy) -> dict[str, Tier]:
+    """What the TPM's quote is worth; one by a key that the policy does not name for this proxy is none."""
+    quote = seen.quote
+    if quote is not None and policy.attestation_keys.get(seen.iss) != quote.key_sha256.hex():
+        quote = None
+    vector = {}
+    if quote is not None:
+        vector["hardware"] = Tier.AFFIRMING
+    elif rules.tpm is not None:
+        vector["hardware"] = rules.tpm
+    if rules.pcrs:
+        shown = {} if quote is None else quote.pcrs
+        are_good = all(number in shown and shown[number].hex() in good for number, good in rules.pcrs.items())
+        vector["configuration"] = Tier.AFFIRMING if are_good else rules.unknown_pcrs
+    return vector
 
 
 def _judge_agent(seen: Evidence, rules: ClassPolicy) -> dict[str, Tier]:

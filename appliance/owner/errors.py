@@ -5,7 +5,6 @@ ApplianceError
     ├── LifeTooLong           more than 24 h, and the settings do not allow it
     ├── ShortCodeMismatch     the code typed in is not that of the request on the screen
     ├── CardNotReviewed       what is to be signed is not what a review has read out of the request's bytes
-    ├── TpmUnavailable        the TPM does not answer, refuses, or wants another passphrase
     ├── PasskeyUnavailable    no FIDO2 key at hand, or it gave no signature
     ├── AnswerPolicyInvalid   the file with the rules cannot be used
     ├── GatewayConfigInvalid, GatewayQueueUnusable                  the gateway's file and queue
@@ -40,12 +39,6 @@ class CardNotReviewed(OwnerError):
     """The fields to be signed differ from those in the request's own bytes."""
 
     reason: ClassVar[str] = "card-not-reviewed"
-
-
-class TpmUnavailable(OwnerError):
-    """The TPM does not answer or refuses, the passphrase is wrong, or the package that talks to it is missing."""
-
-    reason: ClassVar[str] = "tpm-unavailable"
 
 
 class PasskeyUnavailable(OwnerError):

@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from appliance.binding import jws
 from appliance.binding.errors import BindingError
-from appliance.errors import KeyFileMissing, KeyMalformed
-from appliance.owner.errors import TpmUnavailable
+from appliance.errors import KeyFileMissing, KeyMalformed, TpmUnavailable
 from appliance.owner.keys import (
     MAX_FILE,
     STATEMENT_FILE,
@@ -31,6 +30,7 @@ from appliance.owner.keys import (
     state_possession,
     write_new,
 )
+from appliance.tpm import binding, flushed, primary
 
 KEY_FILE = "tpm-key.json"
 KIND = "tpm"
@@ -44,7 +44,7 @@ class TpmSigner:
         """Raises TpmUnavailable where the binding is missing, KeyMalformed for what is no P-256 key."""
         self._tcti = tcti
         self._passphrase = passphrase
-        tpm = _pytss()
+        tpm = binding()
         try:
             self._public = tpm.TPM2B_PUBLIC.unmarshal(public)[0]
             self._private = tpm.TPM2B_PRIVATE.unmarshal(private)[0]
@@ -60,11 +60,11 @@ class TpmSigner:
 
     def sign(self, data: bytes) -> bytes:
         """Raises TpmUnavailable, also for a wrong passphrase and for a key of another TPM."""
-        tpm = _pytss()
+        tpm = binding()
         try:
-            with tpm.ESAPI(self._tcti) as esapi, _primary(tpm, esapi) as parent:
+            with tpm.ESAPI(self._tcti) as esapi, _storage(tpm, esapi) as parent:
                 handle = esapi.load(parent, self._private, self._public)
-                with _flushed(esapi, handle):
+                with flushed(esapi, handle):
                     if self._passphrase is not None:
                         esapi.tr_set_auth(handle, self._passphrase)
                     made = esapi.sign(
@@ -138,13 +138,13 @@ def load_tpm_key(path: Path, *, passphrase: bytes | None = None) -> TpmSigner:
 
 def _create(tcti: str, passphrase: bytes | None) -> tuple[bytes, bytes]:
     """A new key, wrapped: private and public part. It may sign, and be moved nowhere."""
-    tpm = _pytss()
+    tpm = binding()
     marks = tpm.TPMA_OBJECT
     fixed = marks.FIXEDTPM | marks.FIXEDPARENT | marks.SENSITIVEDATAORIGIN | marks.USERWITHAUTH
     wanted = tpm.TPM2B_PUBLIC.parse("ecc256:ecdsa-sha256", objectAttributes=fixed | marks.SIGN_ENCRYPT)
     secret = tpm.TPM2B_SENSITIVE_CREATE(tpm.TPMS_SENSITIVE_CREATE(userAuth=passphrase or b""))
     try:
-        with tpm.ESAPI(tcti) as esapi, _primary(tpm, esapi) as parent:
+        with tpm.ESAPI(tcti) as esapi, _storage(tpm, esapi) as parent:
             private, public, *_ = esapi.create(parent, secret, wanted)
     except tpm.TSS2_Exception as error:
         raise TpmUnavailable(f"the TPM makes no key: {error}") from error
@@ -152,31 +152,8 @@ def _create(tcti: str, passphrase: bytes | None) -> tuple[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def _primary(tpm: Any, esapi: Any) -> Iterator[Any]:
-    """The storage key of the owner hierarchy, which the TPM derives from its seed: the same each time."""
-    marks = tpm.TPMA_OBJECT
-    fixed = marks.FIXEDTPM | marks.FIXEDPARENT | marks.SENSITIVEDATAORIGIN | marks.USERWITHAUTH
-    template = tpm.TPM2B_PUBLIC.parse(
-        "ecc256:aes128cfb", objectAttributes=fixed | marks.RESTRICTED | marks.DECRYPT | marks.NODA
-    )
-    handle, *_ = esapi.create_primary(tpm.TPM2B_SENSITIVE_CREATE(), template, tpm.ESYS_TR.OWNER)
-    with _flushed(esapi, handle):
+def _storage(tpm: Any, esapi: Any) -> Iterator[Any]:
+    """The storage key of the owner hierarchy."""
+    bits = tpm.TPMA_OBJECT
+    with primary(tpm, esapi, "ecc256:aes128cfb", bits.RESTRICTED | bits.DECRYPT | bits.NODA) as (handle, _):
         yield handle
-
-
-@contextlib.contextmanager
-def _flushed(esapi: Any, handle: Any) -> Iterator[None]:
-    """A TPM has room for three objects: whatever happens, ours are gone afterwards."""
-    try:
-        yield
-    finally:
-        esapi.flush_context(handle)
-
-
-def _pytss() -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module("tpm2_pytss")
-    except (ImportError, OSError) as error:  # the binding is there and the libraries of tpm2-tss are not
-        raise TpmUnavailable("keys in a TPM need the package tpm2-pytss: install the extra tpm") from error

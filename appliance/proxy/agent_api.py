@@ -24,6 +24,7 @@ from appliance.proxy.errors import AgentCallMalformed, IdentityServerAway
 from appliance.proxy.evidence import Device, attest
 from appliance.proxy.gateways import Gateways
 from appliance.proxy.link import Sender
+from appliance.proxy.tpm_quotes import TpmQuotes
 from appliance.web.peer import Peer
 from appliance.web.routes import Handler, Route
 from est.errors import EstError
@@ -69,8 +70,13 @@ class AgentApi:
         *,
         allow_root: bool = False,
         gateways: Gateways | None = None,
+        quotes: TpmQuotes | None = None,
     ) -> None:
-        """`gateways`: the way to owners' gateways; None: the owner-mediated model is not offered here."""
+        """`gateways`: the way to owners' gateways; None: the owner-mediated model is not offered here.
+
+        `quotes`: this machine's TPM, if evidence is to have its word.
+        """
+        self._quotes = quotes
         self._gateways = gateways
         self._server = server
         self._attester = attester
@@ -105,6 +111,7 @@ class AgentApi:
         with caller_of(peer, allow_root=self._allow_root) as caller:
             self._callers.claim(caller.uid, request.jkt)
             seen: Measurement = await asyncio.to_thread(measure, caller)
+            quote = None if self._quotes is None else await self._quotes.about(request)
             attester = self._attester()
             token = attest(
                 attester.device,
@@ -114,6 +121,7 @@ class AgentApi:
                 seen,
                 handed_in.self_asserted,
                 key_by_proxy=key_by_proxy,
+                quote=quote,
             )
             body = composite.write(handed_in.with_evidence(token))
             reply = await self._pass_on(request, body)

@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from appliance.binding import evidence, jws
 from appliance.binding.request import AgentRequest
+from appliance.binding.tpm_quote import TpmQuote
 from appliance.clock import Clock
 from appliance.proxy.caller import Measurement
 from est.signer import Signer
@@ -58,10 +59,11 @@ def attest(
     said: Mapping[str, object],
     *,
     key_by_proxy: bool = False,
+    quote: TpmQuote | None = None,
 ) -> str:
     """The evidence token about the process that handed in `request`; `said` is what the agent says of itself.
 
-    `key_by_proxy`: the key was made here for that process, and the token says so.
+    `key_by_proxy`: the key was made here for that process, and the token says so. `quote` is the machine's own word.
     """
     now = int(clock.now().timestamp())
     return evidence.seal(
@@ -90,6 +92,7 @@ def attest(
             **({"self_asserted": sorted(said)} if said else {}),
             **({"key_origin": evidence.BY_PROXY} if key_by_proxy else {}),
         },
+        quote=quote,
     )
 
 

@@ -37,6 +37,7 @@ from appliance.proxy.report import Listener, Reporter
 from appliance.proxy.state import ProxyState
 from appliance.proxy.supplicant import SupplicantKeeper, read_command
 from appliance.proxy.timing import Timing
+from appliance.proxy.tpm_quotes import TpmQuotes
 from appliance.proxy.workers_line import WorkersLine
 from appliance.settings import ProxySettings
 from appliance.web.app import build_app
@@ -133,6 +134,7 @@ async def _run(settings: ProxySettings, state: ProxyState, own: Clock, tell: Lis
         clock,
         allow_root=settings.allow_root_agents,
         gateways=gateways,
+        quotes=TpmQuotes(settings.tpm, settings.tpm_pcrs) if settings.tpm else None,
     )
     limits = Limits(clock, AGENT_RATE, AGENT_RATE)
     listener = WebListener(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,15 @@ class ProxySettings(Section):
     socket: Path | None = Field(None, description="Agent API socket; empty = STATE/agent.sock.")
     socket_mode: int = Field(0o660, description="File mode of the socket.")
     allow_root_agents: bool = Field(False, description="Serve callers with uid 0; only for laboratories.")
+    tpm: str = Field(
+        "",
+        max_length=200,
+        description="TCTI of this machine's TPM, as device:/dev/tpmrm0; its quote goes into all evidence (extra tpm); "
+        "empty = no quote.",
+    )
+    tpm_pcrs: tuple[Annotated[int, Field(ge=0, le=23)], ...] = Field(
+        (0, 2, 4, 7), min_length=1, description="Registers (SHA-256 bank) that the quote speaks of."
+    )
     spiffe_workloads: Path | None = Field(
         None,
         description="File of the workloads that the SPIFFE Workload API serves, TOML; empty = no such API. Their keys "

@@ -204,6 +204,7 @@ BINDING = {
     "evidence-for-other-request": 403,
     "evidence-for-other-key": 403,
     "evidence-for-other-owner": 403,
+    "tpm-quote-invalid": 403,
     "ear-profile-unknown": 403,
     "ear-wrong-verifier": 403,
     "ear-expired": 403,

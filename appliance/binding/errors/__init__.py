@@ -92,6 +92,7 @@ from appliance.binding.errors.attestation import (
     EvidenceTooOld,
     EvidenceWindowTooLong,
     EvidenceWrongProxy,
+    TpmQuoteInvalid,
 )
 from appliance.binding.errors.base import (
     AlgorithmNotAllowed,
@@ -316,6 +317,7 @@ __all__ = [
     "StatementWrongAudience",
     "TokenIdTooShort",
     "TokenTypeWrong",
+    "TpmQuoteInvalid",
     "WitExpired",
     "WitHasAudience",
     "WitKeyWithoutAlgorithm",

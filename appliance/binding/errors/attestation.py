@@ -71,6 +71,12 @@ class EvidenceForOtherOwner(BindingError):
     reason = "evidence-for-other-owner"
 
 
+class TpmQuoteInvalid(BindingError):
+    """The TPM's quote in the evidence is not that, or not about this request or these registers."""
+
+    reason = "tpm-quote-invalid"
+
+
 class EarProfileUnknown(BindingError):
     """The attestation result's profile is not the pinned one."""
 

@@ -18,6 +18,8 @@ executables = ["%s"]
 unknown_executable = "warning"
 """ % ("ab" * 32)
 
+PROXY = "spiffe://campus.example/proxy/11111111-1111-4111-8111-111111111111"
+
 
 def test_a_class_says_only_what_differs_from_the_default() -> None:
     policy = read_appraisal_policy(GOOD)
@@ -55,6 +57,14 @@ def test_the_built_in_policy_asks_for_nothing_special() -> None:
         "version = 1\nid = 'x'\n[default]\nrequired = ['colour']",
         "version = 1\nid = 'x'\n[default]\nwarning_seconds = 0",
         "version = 1\nid = 'x'\n[default]\nwarning_seconds = true",
+        "version = 1\nid = 'x'\n[default]\ntpm = 'perhaps'",
+        "version = 1\nid = 'x'\n[default]\npcrs = ['ab']",
+        "version = 1\nid = 'x'\n[default.pcrs]\n24 = []",
+        "version = 1\nid = 'x'\n[default.pcrs]\n7 = ['ab']",
+        "version = 1\nid = 'x'\n[default]\nunknown_pcrs = 1",
+        "version = 1\nid = 'x'\nattestation_keys = 1",
+        "version = 1\nid = 'x'\n[attestation_keys]\n'spiffe://campus.example/agent/x' = '%s'" % ("ab" * 32),
+        "version = 1\nid = 'x'\n[attestation_keys]\n'" + PROXY + "' = 'ab'",
         "version = 1\nversion = 1",
         "a = " + "[" * 5000,
         "x" * 300_000,

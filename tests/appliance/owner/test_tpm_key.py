@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.binding import jws, possession
 from appliance.cli import run
-from appliance.errors import KeyFileExists, KeyMalformed
-from appliance.owner.errors import TpmUnavailable
+from appliance.errors import KeyFileExists, KeyMalformed, TpmUnavailable
 from appliance.owner.tpm_key import is_tpm_file, keygen_in_tpm, load_tpm_key
 from tests.support import NOW
 
