@@ -22,6 +22,7 @@ from appliance.store import Store
 from appliance.web.routes import Handler
 from est import profiles
 from est.profiles import Shape
+from tests.stores import open_store
 from tests.support import NOW, FixedClock, key
 
 PASSPHRASE = b"correct horse"
@@ -50,7 +51,7 @@ def issuing() -> tuple[x509.Certificate, dict[Role, IssuingCa]]:
 def authority(folder: Path, clock: FixedClock | None = None) -> Iterator[tuple[CertificateAuthority, Store]]:
     """The CA over a new store in `folder`."""
     clock = clock or FixedClock()
-    store = Store.open(f"sqlite:///{folder / 'appliance.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{folder / 'appliance.db'}", clock)
     root, cas = issuing()
     try:
         yield CertificateAuthority(root=root, issuing=cas, store=store, clock=clock), store

@@ -16,6 +16,7 @@ from appliance import audit
 from appliance.audit import Actor, AuditEvent, AuditRow, Head
 from appliance.errors import AuditBroken
 from appliance.store import Store, Tx
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ ADMIN = Actor("administrator", "uid 0", address="unix")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+    opened = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
     for number in range(6):
         event = AuditEvent("owner-added", ADMIN, object=f"owner {number} é", fields={"number": number})
         opened.write_sync(lambda tx, e=event: audit.append(tx, e))

@@ -40,6 +40,7 @@ from est.profiles import Shape
 from est.signer import KeySigner
 from tests.appliance.authority import ACTOR, PASSPHRASE, authority, issue_ldevid, issuing, ldevid_shape
 from tests.est.test_weak import DEBIAN, DEBIAN_LINE, roca
+from tests.stores import open_store
 from tests.support import NOW, FixedClock, key
 
 
@@ -338,7 +339,7 @@ def test_killed_at_every_point_every_answered_certificate_has_its_row_and_its_au
     settings = Settings(home=tmp_path)
     hierarchy = create_hierarchy(tmp_path, settings, PASSPHRASE, clock.now(), key_cost=1024)
     url = f"sqlite:///{tmp_path / 'appliance.db'}"
-    store = Store.open(url, clock, create=True)
+    store = open_store(url, clock)
     store.write_sync(lambda tx: record_hierarchy(tx, hierarchy, ACTOR))
     store.close()
     answered: list[str] = []
@@ -374,7 +375,7 @@ def test_a_weak_key_is_never_certified_and_lists_of_them_are_read_at_the_start(t
     file.write_text(f"# from Debian\n{DEBIAN_LINE}\n")
     root, cas = issuing()
     weak_keys = read_weak_keys(Settings(ca=CaSettings(weak_keys=(file,))))
-    store = Store.open(f"sqlite:///{tmp_path / 'appliance.db'}", FixedClock(), create=True)
+    store = open_store(f"sqlite:///{tmp_path / 'appliance.db'}", FixedClock())
     ca = CertificateAuthority(root=root, issuing=cas, store=store, clock=FixedClock(), weak_keys=weak_keys)
     try:
         for public, weakness in ((listed, "listed"), (roca().public_key(), "roca")):

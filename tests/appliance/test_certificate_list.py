@@ -19,6 +19,7 @@ from appliance.store import Store, certificate_search, certificates
 from appliance.store.owners import ACTIVE, Owner
 from appliance.store.owners import add as add_owner
 from tests.appliance.authority import authority, issue_ldevid, issuing
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 ORIGIN = "spiffe://campus.example"
@@ -34,7 +35,7 @@ def clock() -> FixedClock:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: FixedClock) -> Iterator[Store]:
-    made = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
+    made = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
     yield made
     made.close()
 

@@ -19,9 +19,9 @@ from appliance.binding import jws
 from appliance.binding.errors import BindingError
 from appliance.checkpoint_keeper import CheckpointKeeper, LogRolledBack, read_tokens
 from appliance.errors import AuditBroken, NotFound
-from appliance.store import Store
 from est.errors import Refusal
 from est.signer import KeySigner
+from tests.stores import open_store
 from tests.support import FixedClock, key
 
 ADMIN = Actor("administrator", "uid 0")
@@ -39,9 +39,7 @@ class Log:
         self.open()
 
     def open(self) -> None:
-        self.store = Store.open(
-            f"sqlite:///{self.folder / 'a.db'}", self.clock, create=not (self.folder / "a.db").exists()
-        )
+        self.store = open_store(f"sqlite:///{self.folder / 'a.db'}", self.clock)
         self.keeper = self.keep()
 
     def keep(self, name: str = "audit", **more: Any) -> CheckpointKeeper:

@@ -56,6 +56,7 @@ from est.keys import spki
 from est.server import EstServer
 from radius.request import AccessRequest, CredentialRef
 from tests.appliance import authority
+from tests.stores import open_store
 from tests.support import FixedClock
 
 ADMIN = Actor("administrator", "local")
@@ -103,7 +104,7 @@ async def world(folder: Path, clock: FixedClock | None = None, home: Path | None
         shutil.copytree(authority.home(), home)
     settings = authority.SETTINGS.model_copy(update={"home": home})
     database = home / "appliance.db"
-    store = Store.open(f"sqlite:///{database}", clock, create=not database.exists())
+    store = open_store(f"sqlite:///{database}", clock)
     try:
         now = load_authorities(home, settings, authority.PASSPHRASE, store.read_sync(rollovers.every))
         ca = CertificateAuthority(root=now.root, issuing=now.issuing, store=store, clock=clock)
@@ -693,7 +694,7 @@ def test_the_decision_port_towards_other_machines_believes_the_cas_that_count(tm
 @pytest.mark.req("E-103")
 def test_what_a_retired_ca_issued_gets_nobody_in(tmp_path: Path) -> None:
     clock = FixedClock()
-    store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
     try:
         roles = {"aa": "agents"}
         access = AccessService(AccessSettings(), store, clock, roles)

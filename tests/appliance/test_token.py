@@ -41,6 +41,7 @@ from lab.factory import Domain
 from tests.appliance.authority import ACTOR, PASSPHRASE, issue_ldevid
 from tests.appliance.test_ocsp import request
 from tests.brski.trio import Trio
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 LIBRARY = next(
@@ -146,7 +147,7 @@ def test_ca_crl_and_ocsp_sign_with_keys_of_the_token(hsm: HsmSettings, tmp_path:
         assert isinstance(found, TokenSigner)
         return found
 
-    store = Store.open(f"sqlite:///{tmp_path / 'appliance.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{tmp_path / 'appliance.db'}", clock)
     try:
         root, issuing = read_issuing(tmp_path, settings, PASSPHRASE)
         assert all(isinstance(one.signer, TokenSigner) for one in issuing.values())
@@ -358,7 +359,7 @@ def test_an_issuing_ca_in_a_token_gives_way_to_a_new_key_of_the_token(hsm: HsmSe
         (await issue_ldevid(ca)).certificate.verify_directly_issued_by(ca.issuing("devices").certificate)
         ca.issuing("devices").certificate.verify_directly_issued_by(ca.root)
 
-    store = Store.open(f"sqlite:///{home / 'appliance.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{home / 'appliance.db'}", clock)
     try:
         root, issuing = read_issuing(home, settings, PASSPHRASE)
         asyncio.run(act(CertificateAuthority(root=root, issuing=issuing, store=store, clock=clock), store))

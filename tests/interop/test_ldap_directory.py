@@ -33,8 +33,8 @@ from appliance.audit import APPLIANCE, Actor
 from appliance.settings import DirectorySettings
 from appliance.store import owners
 from appliance.store.owners import Owner
-from appliance.store.store import Store
 from tests.interop.slapd import BASE, WHY_NOT, Rogue, Slapd, make_ca, person, relay
+from tests.stores import open_store
 from tests.support import FixedClock
 
 pytest.importorskip("ldap3", reason="ldap3 is not installed: pip install campus-appliance[ldap]")
@@ -54,7 +54,7 @@ class Site:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.clock = FixedClock()
-        self.store = Store.open(f"sqlite:///{folder / 'appliance.db'}", self.clock, create=True)
+        self.store = open_store(f"sqlite:///{folder / 'appliance.db'}", self.clock)
         self.directory = OwnerDirectory(origin=ORIGIN, store=self.store, clock=self.clock)
         self.tell(**settings)
 

@@ -34,6 +34,7 @@ from lab.supplicant import authenticate
 from tests.appliance.authority import checkpoint_endpoints
 from tests.interop.radius_tools import decision_service, free_udp_port, freeradius, need_freeradius, raddb_values
 from tests.radius.world import SECRET, Desk, Issued, campus, login
+from tests.stores import open_store
 
 pytestmark = pytest.mark.interop
 ADMINISTRATOR = Actor("administrator", "local")
@@ -59,7 +60,7 @@ class Pki:
 @asynccontextmanager
 async def pki(folder: Path) -> AsyncIterator[Pki]:
     clock = SystemClock()
-    store = Store.open(f"sqlite:///{folder / 'appliance.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{folder / 'appliance.db'}", clock)
     issuing = {
         role: IssuingCa(role, campus().cas[role].certificate, KeySigner(campus().cas[role].key)) for role in ROLES
     }

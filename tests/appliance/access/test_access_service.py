@@ -20,7 +20,6 @@ from appliance.errors import NotFound, RequestMalformed, TokenRequired
 from appliance.settings import AccessSettings, DirectorySettings
 from appliance.store import directory_sources, nas, schema
 from appliance.store.directory_sources import DONE, SourceRow
-from appliance.store.store import Store
 from appliance.web.peer import Peer
 from est.errors import EstError
 from est.exchange import Call
@@ -28,6 +27,7 @@ from radius import AccessRequest, CredentialRef
 from radius.clients import Nas
 from radius.decide import refuse
 from radius.errors import HookMalformed
+from tests.stores import open_store
 from tests.support import FixedClock
 
 ADMIN = Actor("administrator", "test")
@@ -66,7 +66,7 @@ class Box:
 @asynccontextmanager
 async def access(tmp_path, clock=None, issuers=None, directory=None, **settings):
     clock = clock or FixedClock()
-    store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
     service = AccessService(AccessSettings(**settings), store, clock, issuers, directory)
     try:
         await service.start()
@@ -471,7 +471,7 @@ def test_a_token_that_is_replaced_while_everything_is_read_anew_counts(tmp_path)
             return found
 
     async def story():
-        store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
         slow, box = Slow(store), NasService(store, Box())
         service = AccessService(AccessSettings(), slow, FixedClock())
         try:

@@ -17,7 +17,6 @@ from appliance.access.policies import PolicyService
 from appliance.access.repeats import BURST, MAX_KINDS, WINDOW_SECONDS, Repeats
 from appliance.errors import NotFound, RequestMalformed, TokenRequired
 from appliance.store import decisions
-from appliance.store.store import Store
 from appliance.web.peer import Peer
 from radius import AccessRequest
 from radius.decide import refuse
@@ -38,6 +37,7 @@ from tests.appliance.access.test_access_service import (
 )  # fmt: skip
 from tests.radius.failures import RECORDED
 from tests.radius.test_decide import POLICY_2, ask, with_owner
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 ORIGIN = "spiffe://campus.example"
@@ -164,7 +164,7 @@ def test_logins_without_a_verified_certificate_are_bounded_too(tmp_path):
 def test_old_rows_and_too_many_rows_go(tmp_path):
     async def story():
         clock = FixedClock()
-        store = Store.open(f"sqlite:///{tmp_path / 'a.db'}", clock, create=True)
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
         log = DecisionLog(store, clock, keep_days=30, keep_rows=50)
         for _ in range(40):
             log.put(ask())

@@ -20,11 +20,11 @@ from appliance.audit import Actor
 from appliance.errors import Conflict, NotFound
 from appliance.store import owners
 from appliance.store.owners import Owner
-from appliance.store.store import Store
 from appliance.web.app import build_app
 from appliance.web.peer import Peer
 from appliance.web.routes import ROUTES
 from est.exchange import Call, Reply
+from tests.stores import open_store
 from tests.support import FixedClock
 
 ADMIN = Actor("administrator", "ada")
@@ -59,7 +59,7 @@ class Provider:
 
     def __init__(self, folder: Path, departments_from: Literal["attribute", "groups", "both"]) -> None:
         clock = FixedClock()
-        self.store = Store.open(f"sqlite:///{folder / 'appliance.db'}", clock, create=True)
+        self.store = open_store(f"sqlite:///{folder / 'appliance.db'}", clock)
         self.directory = OwnerDirectory(origin=ORIGIN, store=self.store, clock=clock)
         self.tokens = DirectoryTokens(self.store)
         service = ScimService(self.store, origin=ORIGIN, departments_from=departments_from, max_owners=50)

@@ -42,6 +42,7 @@ from tests.appliance.access.test_access_service import (
     with_port,
 )  # fmt: skip
 from tests.radius.das import das
+from tests.stores import open_store
 
 SECRET = "shared-secret-of-the-switch-0001"
 MAC = "02-00-00-00-00-01"
@@ -93,7 +94,7 @@ async def world(folder: Path, *, runs: bool = True, **options: Any) -> AsyncIter
     clock = SystemClock()
     file = folder / "a.db"
     fresh = not file.exists()
-    store = Store.open(f"sqlite:///{file}", clock, create=fresh)
+    store = open_store(f"sqlite:///{file}", clock)
     access = AccessService(AccessSettings(), store, clock)
     nas = NasService(store, Box())
     service = SessionService(store, clock, access.simulate, **({"stale_minutes": 60, "keep_days": 1} | options))

@@ -37,6 +37,7 @@ from appliance.web.routes import ROUTES
 from est import csr, profiles
 from est.exchange import Call, Reply
 from est.signer import KeySigner, Signer
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 ADMIN = Actor("administrator", "ada")
@@ -112,7 +113,7 @@ class Campus:
         clock = reopen.clock if reopen else FixedClock()
         hierarchy, root, issuing = campus_keys()
         url = f"sqlite:///{folder / 'appliance.db'}"
-        store = Store.open(url, clock, create=reopen is None)
+        store = open_store(url, clock)
         if reopen is None:
             store.write_sync(lambda tx: record_hierarchy(tx, hierarchy, ADMIN))
         verifier = issuing["agents"].signer

@@ -28,6 +28,7 @@ from tests.appliance.identity.campus import ADMIN, ORIGIN, SERVER_ID, Ask, Campu
 from tests.appliance.identity.test_enroll import credentials, play
 from tests.appliance.identity.test_owner_mediated import Gateway
 from tests.appliance.identity.test_server_mediated import Desk, registered, yes
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 DIGEST = sha256(b"the agent's program").digest()
@@ -544,7 +545,7 @@ def _count(url: str, s256: str, times: int, told: Any) -> None:
 @pytest.mark.req("A-107")
 def test_two_processes_never_count_beyond_the_bound(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    store = Store.open(url, FixedClock(), create=True)
+    store = open_store(url, FixedClock())
     row = StandingRow("s" * 43, "o", "a", "j", "k", "t", LIVE, 0, 100, datetime(2027, 1, 1, tzinfo=UTC), NOW)
     store.write_sync(lambda tx: standing_approvals.add(tx, row))
     store.close()

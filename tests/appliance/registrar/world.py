@@ -45,6 +45,7 @@ from est.exchange import Call, Reply
 from est.signer import KeySigner, Signer
 from lab.factory import Factory, Identity
 from lab.mock_masa import STATUS
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 ADMIN = Actor("administrator", "ada")
@@ -162,7 +163,7 @@ class World:
         url = f"sqlite:///{folder / 'appliance.db'}"
         hierarchy, root, issuing, server = campus_keys(born)
         if reopen is None:
-            store = Store.open(url, clock, create=True)
+            store = open_store(url, clock)
             store.write_sync(lambda tx: record_hierarchy(tx, hierarchy, ADMIN))
         else:
             store = Store.open(url, clock)

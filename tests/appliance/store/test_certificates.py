@@ -12,6 +12,7 @@ import pytest
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import Store, Tx, certificates, crls
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 AKI = b"\xaa" * 20
@@ -19,7 +20,7 @@ AKI = b"\xaa" * 20
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+    opened = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
     yield opened
     opened.close()
 

@@ -13,6 +13,7 @@ from appliance.store import Store, Tx, agents, certificates, deciding, nonces, o
 from appliance.store.agents import Agent
 from appliance.store.deciding import ApproverRow, RequestRow
 from appliance.store.nonces import Nonce
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 SUB, OTHER, PROXY, OWNER = "spiffe://c.example/agent/1", "spiffe://c.example/agent/2", "proxy", "owner"
@@ -22,7 +23,7 @@ NOTHING = RequestRow(None, None, False, False, False, False)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+    opened = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
     yield opened
     opened.close()
 

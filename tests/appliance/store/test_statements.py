@@ -18,6 +18,7 @@ from appliance.store import Store, Tx, schema
 from appliance.store.columns import from_micros, to_micros
 from appliance.store.json_text import encoder_of
 from appliance.store.statements import plain
+from tests.stores import open_store
 from tests.support import NOW, FixedClock
 
 OWNER = {
@@ -37,7 +38,7 @@ BY_ID = select(schema.owners).where(schema.owners.c.id == bindparam("id"))
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path / 'a.db'}", FixedClock(), create=True)
+    opened = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
     opened.write_sync(lambda tx: tx.execute(ADD, OWNER))
     yield opened
     opened.close()

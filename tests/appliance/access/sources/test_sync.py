@@ -31,7 +31,7 @@ from appliance.checks import of_directory
 from appliance.errors import Conflict, RequestMalformed
 from appliance.settings import DirectorySettings
 from appliance.store import owners
-from appliance.store.store import Store
+from tests.stores import open_store
 from tests.support import FixedClock
 
 ADMIN = Actor("administrator", "ada")
@@ -74,7 +74,7 @@ class Site:
         self.folder = folder
         self.clock = FixedClock()
         self.settings = DirectorySettings(**settings)
-        self.store = Store.open(f"sqlite:///{folder / 'appliance.db'}", self.clock, create=True)
+        self.store = open_store(f"sqlite:///{folder / 'appliance.db'}", self.clock)
         self.directory = OwnerDirectory(origin="spiffe://campus.example", store=self.store, clock=self.clock)
         self.sync = DirectorySync(
             self.settings, origin="spiffe://campus.example", store=self.store, clock=self.clock,
