@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from cryptography import x509
-
-from appliance.errors import Conflict, HttpMalformed
+from appliance.errors import Conflict
 from appliance.settings import WebSettings
+from appliance.web import tls_peer
 from appliance.web.app import App
 from appliance.web.http import HttpConnection
 from appliance.web.peer import Peer, program_of
@@ -169,13 +168,7 @@ class Listener:
         if transport is None:
             return Peer(address, connection_id)
         if isinstance(transport, TlsTransport):
-            side = transport.side
-            try:
-                chain = side.peer_certificates()
-            except (ValueError, x509.InvalidVersion) as error:
-                raise HttpMalformed("the certificate presented in the handshake cannot be read") from error
-            own = chain[0] if chain else None
-            return Peer(address, connection_id, own, chain, side.version(), side.server_certificate, side.bindings)
+            return tls_peer.peer_of(transport.side, address, connection_id)
         if isinstance(transport, Wire) and transport.socket.family == socket.AF_UNIX:
             pid, uid, _ = struct.unpack("3i", transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return Peer("unix", connection_id, uid=uid, pid=pid, program=program_of(pid))

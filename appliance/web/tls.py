@@ -19,13 +19,18 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 EXPORTER_BYTES = 32
 """RFC 9266, section 2."""
 _RECORD = 16_384
-_READ = 65_536
+_FLIGHT = 8_192
+"""Bytes that a handshake or an alert has to say at once, as a rule; more is taken in turns."""
+_OVERHEAD = 1_024
+"""Bytes that TLS adds to four full records, and some to spare."""
+_OWN_ONLY = -2
+"""A chain depth (-1 would be the library's own) with which it looks at the client's own certificate and no further."""
 
 
 class TlsFront:
@@ -68,7 +73,9 @@ def _context(
     context.check_privatekey()
     # No list of acceptable CAs is sent, so that picky clients offer their IDevID too.
     context.set_verify(SSL.VERIFY_PEER, _accept)
-    context.set_verify_depth(8)
+    # Whatever it found would be accepted, and the path is looked for per route; so it verifies no signatures of the
+    # chain, and a stranger's keys of any size cost nothing here.
+    context.set_verify_depth(_OWN_ONLY)
     return context
 
 
@@ -82,37 +89,39 @@ class TlsSide:
     Whatever fails raises ssl.SSLError with words in it; the alert about it can then still be taken.
     """
 
-    __slots__ = ("_connection", "server_certificate")
+    __slots__ = ("_connection", "server_certificate", "version")
 
     def __init__(self, connection: SSL.Connection, server_certificate: x509.Certificate) -> None:
         self._connection = connection
         self.server_certificate: x509.Certificate | None = server_certificate
+        self.version = ""
         connection.set_accept_state()
 
     def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
         self._connection.bio_write(data)
 
-    def take(self) -> bytes:
-        """What is to be sent to the peer; empty if there is nothing."""
+    def take(self, expected: int = _FLIGHT) -> bytes:
+        """What is to be sent to the peer, hardly more than `expected` bytes; empty if there is nothing."""
         data = b""
         try:
             while True:
-                more = self._connection.bio_read(_READ)
+                more = self._connection.bio_read(expected)
                 data = data + more if data else more
-                if len(more) < _READ:
+                if len(more) < expected:
                     return data
         except SSL.WantReadError:
             return data
 
     def handshake(self) -> bool:
-        """Advance the handshake; True when it is done."""
+        """Advance the handshake; True when it is done, and `version` is known."""
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return False
         except SSL.Error as error:
             raise _mapped(error) from None
+        self.version = self._connection.get_protocol_version_name()
         return True
 
     def read(self) -> bytes | None:
@@ -126,14 +135,15 @@ class TlsSide:
         except SSL.Error as error:
             raise _mapped(error) from None
 
-    def write(self, data: memoryview) -> None:
-        """Encrypt all of it; pyOpenSSL's partial writes take one record at a time."""
+    def seal(self, data: bytes | bytearray | memoryview) -> bytes:
+        """All of it as the peer is to be sent it; pyOpenSSL's partial writes take one record at a time."""
         done, size = 0, len(data)
         try:
             while done < size:
-                done += self._connection.send(data[done : done + _RECORD])
+                done += self._connection.send(data if size <= _RECORD else data[done : done + _RECORD])
         except SSL.Error as error:
             raise _mapped(error) from None
+        return self.take(size + _OVERHEAD)
 
     def goodbye(self) -> None:
         """close_notify; the peer's own is not waited for."""
@@ -142,16 +152,14 @@ class TlsSide:
         except SSL.Error as error:
             raise _mapped(error) from None
 
-    def version(self) -> str:
-        return self._connection.get_protocol_version_name()
+    def peer_certificate(self) -> bytes | None:
+        """The client's own certificate as DER, if it has shown one."""
+        own = self._connection.get_peer_certificate()
+        return None if own is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, own)
 
-    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
-        """What the client sent, its own certificate first; ValueError if the bytes are no certificate to us."""
-        own = self._connection.get_peer_certificate(as_cryptography=True)
-        if own is None:
-            return ()
-        rest = self._connection.get_peer_cert_chain(as_cryptography=True) or []
-        return own, *(one for one in rest if one != own)
+    def peer_chain(self) -> list[x509.Certificate]:
+        """What came with the client's certificate, which may stand in it; ValueError for what we cannot read."""
+        return self._connection.get_peer_cert_chain(as_cryptography=True) or []
 
     def bindings(self) -> tuple[bytes, ...]:
         """This session's channel bindings: tls-exporter, on TLS 1.2 also tls-unique (RFC 9266; RFC 5929, section 3).
@@ -160,9 +168,9 @@ class TlsSide:
         comes with an empty context and without one, because peers differ in which they take for "zero-length"; on TLS
         1.3 they are the same. Nothing is resumed or renegotiated here, so the first Finished is the client's.
         """
-        if self.version() == "TLSv1.3":
+        if self.version == "TLSv1.3":
             return (self._connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES),)
-        if self.version() != "TLSv1.2" or not has_extended_master_secret(self._connection):
+        if self.version != "TLSv1.2" or not has_extended_master_secret(self._connection):
             return ()
         exported = (
             self._connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, context) for context in (b"", None)
@@ -174,7 +182,7 @@ class TlsSide:
 class StandardSide:
     """The standard library's side, with the same verbs; it verifies client certificates itself or asks for none."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing")
+    __slots__ = ("_incoming", "_object", "_outgoing", "version")
 
     server_certificate: x509.Certificate | None = None
     bindings: Callable[[], tuple[bytes, ...]] | None = None
@@ -182,6 +190,7 @@ class StandardSide:
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.version = ""
 
     def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
@@ -192,11 +201,12 @@ class StandardSide:
         return self._outgoing.read()
 
     def handshake(self) -> bool:
-        """Advance the handshake; True when it is done."""
+        """Advance the handshake; True when it is done, and `version` is known."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        self.version = self._object.version() or ""
         return True
 
     def read(self) -> bytes | None:
@@ -208,24 +218,25 @@ class StandardSide:
         except ssl.SSLZeroReturnError:
             return b""
 
-    def write(self, data: memoryview) -> None:
-        """Encrypt all of it."""
-        done, size = 0, len(data)
+    def seal(self, data: bytes | bytearray | memoryview) -> bytes:
+        """All of it as the peer is to be sent it."""
+        done, size = self._object.write(data), len(data)
         while done < size:
             done += self._object.write(data[done:])
+        return self._outgoing.read()
 
     def goodbye(self) -> None:
         """close_notify; the peer's own is not waited for."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self._object.unwrap()
 
-    def version(self) -> str:
-        return self._object.version() or ""
+    def peer_certificate(self) -> bytes | None:
+        """The client's certificate as DER, verified by the context."""
+        return self._object.getpeercert(True)
 
-    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
-        """The client's certificate, verified by the context; ValueError if the bytes are no certificate to us."""
-        der = self._object.getpeercert(True)
-        return (x509.load_der_x509_certificate(der),) if der else ()
+    def peer_chain(self) -> list[x509.Certificate]:
+        """Nothing: the context has verified it."""
+        return []
 
 
 def has_extended_master_secret(connection: SSL.Connection) -> bool:

@@ -55,7 +55,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._released = released
         self._below: Any = None
         self._above: HttpConnection | None = None
-        self._backlog: deque[memoryview] = deque()
+        self._backlog: deque[bytes | bytearray | memoryview] = deque()
         self._refusal = ""
         self._has_spoken = False
         self._over = False  # nothing more goes up or down
@@ -139,7 +139,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if data and not self.is_closing():
-            self._backlog.append(memoryview(data))
+            self._backlog.append(data)
             self._flush()
 
     def can_write_eof(self) -> bool:
@@ -173,7 +173,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         """Advance the handshake; True when there is somebody above who reads."""
         done = self.side.handshake()
         # What is left of TLS 1.3 by then is session tickets, which nobody waits for: they go with the first answer.
-        if not done or self.side.version() != "TLSv1.3":
+        if not done or self.side.version != "TLSv1.3":
             data = self.side.take()
             if data:
                 self._below.write(data)
@@ -208,9 +208,10 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
             while self._backlog and not self._below_paused and not self._over:
                 first = self._backlog.popleft()
                 if len(first) > _AT_ONCE:
+                    first = memoryview(first)
                     self._backlog.appendleft(first[_AT_ONCE:])
-                self.side.write(first[:_AT_ONCE])
-                self._below.write(self.side.take())
+                    first = first[:_AT_ONCE]
+                self._below.write(self.side.seal(first))
             if self._backlog:
                 self._hold_above()
             elif self._closing:

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
+from appliance.ca import Issued
+from appliance.errors import HttpMalformed
+from appliance.web import tls
 from appliance.web.peer import Peer
 from appliance.web.server import Listener, Timing
 from appliance.web.tls import demand_client_certificate, https_context
 from est.chains import REGISTRAR, SERVER, TrustAnchors, check, check_pin
-from tests.appliance.authority import PASSPHRASE, home, issuing
+from tests.appliance.authority import PASSPHRASE, authority, home, issue_ldevid, issuing
 from tests.appliance.web.front import (
     Client,
     Seen,
@@ -124,28 +127,60 @@ def test_a_weak_rsa_certificate_is_seen(tmp_path: Path) -> None:
     context = client_context()
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     pem = own[0].public_bytes(Encoding.PEM)
-    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
-
     pem += own[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (tmp_path / "weak.pem").write_bytes(pem)
     context.load_cert_chain(tmp_path / "weak.pem")
     assert ask(context).certificate == own[0]
 
 
+def ldevid_with_chain(folder: Path) -> tuple[Issued, ssl.SSLContext]:
+    """A device certificate of our CA, and a client that shows it with all its issuers."""
+    with authority(folder) as (ca, _):
+        issued = asyncio.run(issue_ldevid(ca, "device"))
+    return issued, showing(folder, [one.public_bytes(Encoding.DER) for one in (issued.certificate, *issued.chain)])
+
+
+def showing(folder: Path, chain: list[bytes]) -> ssl.SSLContext:
+    """A client that shows these certificates with the key "device"."""
+    pem = "".join(ssl.DER_cert_to_PEM_cert(one) for one in chain).encode()
+    pem += key("device").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "chain.pem").write_bytes(pem)
+    context = client_context()
+    context.load_cert_chain(folder / "chain.pem")
+    return context
+
+
 @pytest.mark.req("E-40")
 def test_the_chain_that_the_client_sent_is_given_leaf_first(tmp_path: Path) -> None:
-    from tests.appliance.authority import authority, issue_ldevid
-
-    with authority(tmp_path) as (ca, _):
-        issued = asyncio.run(issue_ldevid(ca, "device"))
-    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
-
-    pem = b"".join(one.public_bytes(Encoding.PEM) for one in (issued.certificate, *issued.chain))
-    pem += key("device").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (tmp_path / "chain.pem").write_bytes(pem)
-    context = client_context()
-    context.load_cert_chain(tmp_path / "chain.pem")
+    issued, context = ldevid_with_chain(tmp_path)
     assert ask(context).chain == (issued.certificate, *issued.chain)
+
+
+def test_the_handshake_itself_looks_at_the_clients_own_certificate_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depths = set()
+
+    def accept(connection: SSL.Connection, certificate: SSL.X509, error: int, depth: int, ok: int) -> bool:
+        depths.add(depth)
+        return True
+
+    monkeypatch.setattr(tls, "_accept", accept)
+    issued, context = ldevid_with_chain(tmp_path)
+    assert ask(context).certificate == issued.certificate
+    assert depths == {0}
+
+
+def test_an_issuer_that_cannot_be_read_is_refused_where_somebody_asks_for_it(tmp_path: Path) -> None:
+    own = certify("device")
+    version = bytes.fromhex("a003020102")
+    der = own[0].public_bytes(Encoding.DER)
+    odd_issuer = der.replace(version, version[:-1] + b"\x07", 1)
+    context = showing(tmp_path, [der, odd_issuer])
+    peer = ask(context)
+    assert peer.certificate == own[0]
+    with pytest.raises(HttpMalformed):
+        _ = peer.chain
 
 
 @cache
