@@ -58,6 +58,7 @@ class _Request:
     payload: StreamReader
     headers: dict[str, str] = field(default_factory=dict)
     match: Match | None = None
+    media_type: str = ""
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
 
@@ -137,6 +138,7 @@ class HttpConnection(BaseProtocol):
         # Until then it keeps its deadline and its place in the caps, or hanging up would be a way around both.
         self._waiting.clear()
         super().connection_lost(exc)
+        self._parser = None  # it holds this object too, which would leave both to the garbage collector
         if self._task is None:
             self._request = None
             self._end()
@@ -249,7 +251,7 @@ class HttpConnection(BaseProtocol):
             route = match.entry.route
             self.deadline = self._loop.time() + route.seconds
             length = headers.get("content-length")
-            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            media_type = request.media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             self._owner.app.admit(match, media_type, self._who(), int(length) if length is not None else None)
         except Refusal as error:
             self._refuse(error)
@@ -280,10 +282,9 @@ class HttpConnection(BaseProtocol):
     def _dispatch(self, request: _Request, match: Match) -> None:
         headers = request.headers
         headers["x-request-id"] = request.id
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         chunks = request.chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        call = Call(request.method, request.path, media_type, headers, body, request.query)
+        call = Call(request.method, request.path, request.media_type, headers, body, request.query)
         self.deadline = self._loop.time() + match.entry.route.seconds
         try:
             reply = match.entry.handler(call, self._who(), match.params)

@@ -28,7 +28,7 @@ from appliance.web.peer import Peer, program_of
 from appliance.web.tls import TlsFront
 from appliance.web.tls_transport import TlsTransport
 from appliance.web.unix_path import short_path
-from appliance.web.wire import Wire
+from appliance.web.wire import Wire, new_scratch
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 1024
@@ -79,6 +79,7 @@ class Listener:
         self._connections: set[HttpConnection] = set()
         self._watched: set[TlsTransport] = set()
         self._per_address: Counter[str] = Counter()
+        self._scratch = new_scratch()
         self._open = 0
         self._stalled: dict[HttpConnection, float] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -225,7 +226,7 @@ class Listener:
         """Put TLS or HTTP above the socket."""
         released = _Release(self, address)
         try:
-            Wire(accepted, self._protocol(address, released))
+            Wire(accepted, self._protocol(address, released), self._scratch)
         except Exception:  # noqa: BLE001 - one connection that cannot be made is no reason to accept no others
             _log.exception("event=connection-failed listener=%s address=%s", self.name, address)
             released()

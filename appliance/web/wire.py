@@ -36,10 +36,11 @@ class Above(Protocol):
 class Wire(asyncio.Transport):
     """A connected, non-blocking stream socket; it belongs to the wire from now on."""
 
-    def __init__(self, accepted: socket.socket, above: Above) -> None:
-        """Tell `above` of the connection and begin to read."""
+    def __init__(self, accepted: socket.socket, above: Above, scratch: memoryview | None = None) -> None:
+        """Tell `above` of the connection and begin to read, into `scratch`, which all wires of one loop may share."""
         super().__init__()
         self.socket = accepted
+        self._scratch = scratch or new_scratch()
         self._loop = asyncio.get_running_loop()
         self._descriptor = accepted.fileno()
         self._above = above
@@ -121,7 +122,7 @@ class Wire(asyncio.Transport):
 
     def _readable(self) -> None:
         try:
-            data = self.socket.recv(_READ)
+            size = self.socket.recv_into(self._scratch)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -129,8 +130,8 @@ class Wire(asyncio.Transport):
             return
         self._in_reader = True
         try:
-            if data:
-                self._above.data_received(data)
+            if size:
+                self._above.data_received(bytes(self._scratch[:size]))
             else:
                 self.pause_reading()
                 if not self._above.eof_received():
@@ -181,7 +182,15 @@ class Wire(asyncio.Transport):
             self._loop.call_soon(self._tell, error)
 
     def _tell(self, error: Exception | None) -> None:
+        above = self._above
+        # Each holds the other: let go, and what a connection was made of is freed now, not by the garbage collector.
+        del self._above
         try:
-            self._above.connection_lost(error)
+            above.connection_lost(error)
         finally:
             self.socket.close()
+
+
+def new_scratch() -> memoryview:
+    """Room for what a socket gives at once. A buffer of this size per read costs the allocator more than the copy."""
+    return memoryview(bytearray(_READ))

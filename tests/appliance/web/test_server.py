@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -19,7 +20,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from appliance.web.http import HttpConnection
 from appliance.web.server import Timing
+from appliance.web.tls_transport import TlsTransport
+from appliance.web.wire import Wire
 from est import der as tlv
 from est import profiles
 from tests.appliance.web.front import Client, client_context, get, listening
@@ -47,6 +51,31 @@ def test_hanging_up_frees_neither_deadline_nor_place_of_what_is_under_way(caplog
 
     asyncio.run(run())
     assert caplog.text.count("reason=answer-too-slow") == 2
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(tls: bool) -> None:
+    def parts() -> int:
+        return sum(type(one) in (HttpConnection, TlsTransport, Wire) for one in gc.get_objects())
+
+    async def run() -> None:
+        async with listening(tls=tls) as (listener, port):
+            for _ in range(3):
+                client = await Client.connect(port, client_context() if tls else None)
+                assert (await client.ask(get("/who"))).status == 200
+                await client.close()
+            async with asyncio.timeout(5):
+                while listener.connections:
+                    await asyncio.sleep(0.02)
+            assert parts() == before
+
+    gc.collect()
+    before = parts()
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
