@@ -20,7 +20,7 @@ from appliance.store.columns import to_micros
 from appliance.store.engine import file_of, migration_engine, reader_engine, writer_engine
 from appliance.store.jobs import Job, Subscriber
 from appliance.store.statements import Statements
-from appliance.store.transaction import OutboxRow, Tx, refusals
+from appliance.store.transaction import DRIVER_ERRORS, OutboxRow, Tx, raise_refusal, refusals
 from appliance.store.upgrade import upgrade
 from appliance.store.writer import Writer
 from est.errors import Refusal
@@ -109,13 +109,15 @@ class Store:
         if self._closed:
             raise StoreUnavailable("the store is closed", retry_after_seconds=5)
         reader = self._reader()
-        with refusals():
+        try:
             reader.begin()
             try:
                 now = self._clock.now()
                 return function(Tx(reader.statements, now, to_micros(now), None))
             finally:
                 reader.end()
+        except DRIVER_ERRORS as error:
+            raise_refusal(error)
 
     def subscribe(self, callback: Callable[[list[OutboxRow]], None]) -> None:
         """Call back with every committed group's outbox rows, in order, before its writers are answered.

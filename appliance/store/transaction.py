@@ -25,6 +25,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 _DUPLICATE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 _FULL = frozenset({sqlite3.SQLITE_FULL})
+DRIVER_ERRORS = (sqlite3.Error, DBAPIError)
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
@@ -230,6 +231,16 @@ def raise_refusal(error: BaseException) -> NoReturn:
     if isinstance(cause, sqlite3.Error):
         raise StoreUnavailable("the database cannot be used", retry_after_seconds=30) from cause
     raise cause
+
+
+def meant_by(error: BaseException) -> BaseException:
+    """The refusal that a driver's error means; any other error is itself."""
+    if isinstance(error, DRIVER_ERRORS):
+        try:
+            raise_refusal(error)
+        except BaseException as meant:  # noqa: BLE001 - it is handed back, not handled
+            return meant
+    return error
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from appliance.store.columns import from_micros, to_micros
 from appliance.store.heard import Heard
 from appliance.store.jobs import Job, Subscriber, deliver
 from appliance.store.statements import Statements, plain
-from appliance.store.transaction import Chain, OutboxRow, Tx, Written, refusals
+from appliance.store.transaction import Chain, OutboxRow, Tx, Written, meant_by
 
 _log = logging.getLogger(__name__)
 _HEAD = plain(
@@ -168,11 +168,10 @@ class Writer:
         with self._lock:
             head = (chain.seq, chain.hash, chain.time)
             try:
-                with refusals():
-                    self._check_file()
-                    if self._run_group(group, emitted):
-                        self._end()
-                    self._heard.up_to(emitted)
+                self._check_file()
+                if self._run_group(group, emitted):
+                    self._end()
+                self._heard.up_to(emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(group, emitted, head, error)
         self._call_turn()
@@ -206,9 +205,8 @@ class Writer:
         chain = self._chain
         head = (chain.seq, chain.hash, chain.time)
         try:
-            with refusals():
-                self._check_file()
-                is_open = self._run_group(group, emitted)
+            self._check_file()
+            is_open = self._run_group(group, emitted)
         except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
             self._fail(group, emitted, head, error)
             is_open = False
@@ -223,8 +221,7 @@ class Writer:
         """On its own thread: the COMMIT of quick groups."""
         while (opened := self._commits.get()) is not None:
             try:
-                with refusals():
-                    self._end()
+                self._end()
                 self._heard.up_to(opened.emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(opened.group, opened.emitted, opened.head, error)
@@ -254,6 +251,7 @@ class Writer:
     def _fail(
         self, group: list[Job], emitted: list[OutboxRow], head: tuple[int, bytes, Any], error: BaseException
     ) -> None:
+        error = meant_by(error)
         chain = self._chain
         chain.seq, chain.hash, chain.time = head
         self._version = -1
