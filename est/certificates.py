@@ -58,15 +58,29 @@ def read_certificate(der: bytes) -> x509.Certificate:
 
 def load_certificate(der: bytes) -> x509.Certificate:
     """Like `read_certificate`, but only the outline is looked at: `check_readable` has still to follow."""
+    _check_size(der)
+    return _load(der)
+
+
+def load_own(der: bytes) -> x509.Certificate:
+    """`load_certificate` for what we wrote ourselves: its serial number is known, and nobody will ask for it again."""
+    _check_size(der)
+    return _parse(der)
+
+
+def _check_size(der: bytes) -> None:
     if len(der) > MAX_CERTIFICATE:
         raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
-    return _load(der)
 
 
 @lru_cache(maxsize=_KEPT)
 def _load(der: bytes) -> x509.Certificate:
     if read_serial(der) <= 0:
         raise CertificateMalformed("a certificate's serial number is not positive")
+    return _parse(der)
+
+
+def _parse(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
@@ -87,8 +101,7 @@ def check_readable(certificate: x509.Certificate) -> None:
 @lru_cache(maxsize=_KEPT)
 def facts_of(certificate: x509.Certificate) -> Facts:
     """What path validation asks of a certificate; raises CertificateMalformed unless all of it can be read."""
-    if len(certificate.public_bytes(Encoding.DER)) > MAX_CERTIFICATE:
-        raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
+    _check_size(certificate.public_bytes(Encoding.DER))
     try:
         _ = (
             certificate.serial_number,
@@ -116,6 +129,7 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     return Facts(usage, purposes, basic, issuer_key, own_key)
 
 
+@lru_cache(maxsize=_KEPT)
 def parts(certificate: x509.Certificate) -> Parts:
     """The certificate's names and extensions byte for byte; raises CertificateMalformed."""
     tbs = certificate.tbs_certificate_bytes

@@ -7,7 +7,7 @@ digest and signature algorithms from a short list. Paths to an anchor are the ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -43,6 +43,8 @@ _CONTENT_TYPE = tlv.oid("1.2.840.113549.1.9.3")
 _MESSAGE_DIGEST = tlv.oid("1.2.840.113549.1.9.4")
 _SIGNING_TIME = tlv.oid("1.2.840.113549.1.9.5")
 _NULL = b"\x05\x00"
+_EMPTY_SET = tlv.tlv(tlv.SET, b"")
+_NOTHING_SIGNED = tlv.integer(1) + _EMPTY_SET + tlv.sequence(_DATA)
 
 _HASHES: dict[str, type[hashes.SHA256] | type[hashes.SHA384] | type[hashes.SHA512]] = {
     "sha256": hashes.SHA256,
@@ -201,20 +203,13 @@ def unseal(
 
 def write_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
     """DER certs-only SignedData: version 1, no digest algorithms, content or signers (RFC 7030, section 4.1.3)."""
-    ders = {*map(der_of, certificates)}
-    return tlv.sequence(
-        _SIGNED_DATA,
-        tlv.tlv(
-            0xA0,
-            tlv.sequence(
-                tlv.integer(1),
-                tlv.tlv(tlv.SET, b""),
-                tlv.sequence(_DATA),
-                tlv.tlv(0xA0, b"".join(sorted(ders))),
-                tlv.tlv(tlv.SET, b""),
-            ),
-        ),
-    )
+    return enclose({*map(der_of, certificates)})
+
+
+def enclose(ders: Iterable[bytes]) -> bytes:
+    """`write_certs_only` of certificates that are DER already, each of them once."""
+    inside = b"".join((_NOTHING_SIGNED, tlv.tlv(0xA0, b"".join(sorted(ders))), _EMPTY_SET))
+    return tlv.tlv(tlv.SEQUENCE, _SIGNED_DATA + tlv.tlv(0xA0, tlv.tlv(tlv.SEQUENCE, inside)))
 
 
 def read_certs_only(der: bytes, *, max_bytes: int = MAX_CMS) -> tuple[x509.Certificate, ...]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,7 +23,7 @@ from est.errors import (
     KeyNotAccepted,
     ProofOfPossessionFailed,
 )
-from est.keys import PublicKey, check_key, spki, spki_sha256
+from est.keys import PublicKey, check_key, is_ec, spki, spki_of_point, spki_sha256
 from est.signer import KeySigner, Signer
 from est.transfer import check_der
 
@@ -34,6 +37,7 @@ _ECDSA = {"secp256r1": "1.2.840.10045.4.3.2", "secp384r1": "1.2.840.10045.4.3.3"
 _READ_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _SAN = x509.SubjectAlternativeName.oid
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_HASH_NAMES = frozenset(one.name for one in _HASHES)
 _ECDSA_WITH = {
     "sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256,
     "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384,
@@ -41,6 +45,14 @@ _ECDSA_WITH = {
 }
 _ECDSA_OVER = {one.name: ec.ECDSA(one()) for one in _HASHES}
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
+_KEPT = 1024
+_MAX_KEPT = 2048
+_FRAME = (
+    tlv.integer(0),
+    spki_of_point("secp256r1", b"\x04" + bytes(64)),
+    tlv.sequence(tlv.oid(_ECDSA["secp256r1"])) + b"\x03\x01\x00",
+)
+"""What a request has beside subject and attributes, for a reader who looks at those alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +85,19 @@ def read(der: bytes) -> Csr:
         request = x509.load_der_x509_csr(der)
         public_key = check_key(request.public_key())
         digest = request.signature_hash_algorithm
-        verified = _is_signed(request, public_key, digest)
-        subject, extensions = request.subject, request.extensions
+        digest_name = "" if digest is None else digest.name
+        verified = _is_signed(request, public_key, digest_name)
+        if not verified:
+            _ = request.subject, request.extensions  # what cannot be read at all is malformed, signed or not
     except UnsupportedAlgorithm as error:
         raise KeyNotAccepted("the key or signature algorithm of the request is not supported") from error
     except _READ_ERRORS as error:
         raise CsrMalformed("the certification request cannot be read") from error
     if not verified:
         raise ProofOfPossessionFailed("the request is not signed by its own key")
-    if not isinstance(digest, _HASHES):
+    if digest_name not in _HASH_NAMES:
         raise KeyNotAccepted("the request is not signed with SHA-256 or stronger")
-    try:
-        subject_der, attributes = _read_parts(der)
-        san, san_der = _read_san(extensions, attributes)
-        challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))
-    except BodyMalformed as error:
-        raise CsrMalformed(error.detail) from error
-    return Csr(
-        der=der,
-        public_key=public_key,
-        subject=subject,
-        subject_der=subject_der,
-        san=san,
-        san_der=san_der,
-        extensions=extensions,
-        attributes=attributes,
-        challenge_password=challenge,
-        key_sha256=spki_sha256(public_key),
-    )
+    return Csr(der, public_key, *_asked(der), spki_sha256(public_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +140,10 @@ def read_unproven(der: bytes) -> UnprovenCsr:
     """
     check_der(der, max_bytes=MAX_CSR)
     try:
-        request = x509.load_der_x509_csr(der)
-        subject, extensions = request.subject, request.extensions
-        subject_der, attributes = _read_parts(der)
-        san, san_der = _read_san(extensions, attributes)
-        challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))
-        placeholder = hashlib.sha256(_read_spki(der)).digest()
-    except BodyMalformed as error:
-        raise CsrMalformed(error.detail) from error
+        x509.load_der_x509_csr(der)
     except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
         raise CsrMalformed("the certification request cannot be read") from error
-    return UnprovenCsr(der, subject, subject_der, san, san_der, extensions, attributes, challenge, placeholder)
+    return UnprovenCsr(der, *_asked(der), hashlib.sha256(_outline(der).spki).digest())
 
 
 def build(
@@ -192,29 +182,84 @@ def build(
     return der
 
 
-def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey, digest: hashes.HashAlgorithm | None) -> bool:
+def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey, digest: str) -> bool:
     """Whether the key in the request made its signature; the library's own answer reads the key a second time."""
-    name = "" if digest is None else digest.name
-    if not isinstance(key, ec.EllipticCurvePublicKey) or _ECDSA_WITH.get(name) != request.signature_algorithm_oid:
+    if not is_ec(key) or _ECDSA_WITH.get(digest) != request.signature_algorithm_oid:
         return request.is_signature_valid
     try:
-        key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA_OVER[name])
+        key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA_OVER[digest])
     except InvalidSignature:
         return False
     return True
 
 
-def _read_parts(der: bytes) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
-    """Subject Name and attribute values, byte for byte."""
-    at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
-    at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
-    _, subject_at = tlv.expect(der, at, end, tlv.INTEGER)
-    _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
-    _, at = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
+class _Outline(NamedTuple):
+    """Pieces of a request as they stand in it: Name, SubjectPublicKeyInfo, and the attributes with their tag or b""."""
+
+    subject: bytes
+    spki: bytes
+    attributes: bytes
+
+
+class _Asked(NamedTuple):
+    """What a request says beside its key, in the order of the fields of Csr."""
+
+    subject: x509.Name
+    subject_der: bytes
+    san: x509.SubjectAlternativeName | None
+    san_der: bytes | None
+    extensions: x509.Extensions
+    attributes: Mapping[str, tuple[bytes, ...]]
+    challenge_password: bytes | None
+
+
+def _asked(der: bytes) -> _Asked:
+    """What a request asks for; raises CsrMalformed."""
+    subject, _, attributes = _outline(der)
+    if len(subject) + len(attributes) > _MAX_KEPT:
+        return _read_asked.__wrapped__(subject, attributes)
+    return _read_asked(subject, attributes)
+
+
+@lru_cache(maxsize=_KEPT)
+def _read_asked(subject_der: bytes, attributes_der: bytes) -> _Asked:
+    """What one client sends again and again, for key after key, is read once."""
+    version, key, rest = _FRAME
+    request = tlv.sequence(tlv.sequence(version, subject_der, key, attributes_der), rest)
+    try:
+        read = x509.load_der_x509_csr(request)
+        subject, extensions = read.subject, read.extensions
+        attributes = _read_attributes(attributes_der)
+        san, san_der = _read_san(extensions, attributes)
+        challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))
+    except BodyMalformed as error:
+        raise CsrMalformed(error.detail) from error
+    except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
+        raise CsrMalformed("the certification request cannot be read") from error
+    return _Asked(subject, subject_der, san, san_der, extensions, MappingProxyType(attributes), challenge)
+
+
+def _outline(der: bytes) -> _Outline:
+    """Where the parts of a request stand; raises CsrMalformed."""
+    try:
+        at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
+        at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
+        _, subject_at = tlv.expect(der, at, end, tlv.INTEGER)
+        _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
+        _, key_end = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
+        if key_end != end:
+            tlv.only(der, key_end, end, 0xA0)
+    except BodyMalformed as error:
+        raise CsrMalformed(error.detail) from error
+    return _Outline(der[subject_at:subject_end], der[subject_end:key_end], der[key_end:end])
+
+
+def _read_attributes(der: bytes) -> dict[str, tuple[bytes, ...]]:
+    """Attribute values by kind, byte for byte."""
     attributes: dict[str, tuple[bytes, ...]] = {}
-    if at != end:
-        at, end = tlv.only(der, at, end, 0xA0)
-    for tag, _, start, stop in tlv.elements(der, at, end):
+    if not der:
+        return attributes
+    for tag, _, start, stop in tlv.elements(der, *tlv.only(der, 0, len(der), 0xA0)):
         if tag != tlv.SEQUENCE:
             raise CsrMalformed("an attribute of the request is not a SEQUENCE")
         name_at, name_end = tlv.expect(der, start, stop, tlv.OID)
@@ -223,22 +268,13 @@ def _read_parts(der: bytes) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
         if kind in attributes:
             raise CsrMalformed("an attribute of the request occurs twice")
         attributes[kind] = tuple(der[first:last] for _, first, _, last in tlv.elements(der, *values))
-    return der[subject_at:subject_end], attributes
-
-
-def _read_spki(der: bytes) -> bytes:
-    at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
-    at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
-    _, at = tlv.expect(der, at, end, tlv.INTEGER)
-    _, at = tlv.expect(der, at, end, tlv.SEQUENCE)
-    _, stop = tlv.expect(der, at, end, tlv.SEQUENCE)
-    return der[at:stop]
+    return attributes
 
 
 def _read_san(
     extensions: x509.Extensions, attributes: Mapping[str, tuple[bytes, ...]]
 ) -> tuple[x509.SubjectAlternativeName | None, bytes | None]:
-    san = next((one.value for one in extensions if isinstance(one.value, x509.SubjectAlternativeName)), None)
+    san = next((one.value for one in extensions if type(one.value) is x509.SubjectAlternativeName), None)
     if san is None:
         return None, None
     if not 0 < len(list(san)) <= MAX_SANS:

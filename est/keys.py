@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeGuard
+from functools import lru_cache, wraps
+from typing import Any, TypeGuard, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,6 +25,9 @@ MAX_EXPONENT = 1 << 256
 """RSA exponents stay below it (FIPS 186-5, section 5.4): each bit of a longer one is work for who verifies."""
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+_K = TypeVar("_K")
+_T = TypeVar("_T")
+_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,25 @@ SUBJECT_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1"}), (2048, 4096))
 
 ISSUER_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1", "secp521r1"}), (2048, 8192))
 """Keys of other people's CAs."""
+
+
+def kept_by_identity(make: Callable[[_K], _T]) -> Callable[[_K], _T]:
+    """`make` for keys, which never change and cannot be hashed: what it returned is kept by the key object.
+
+    The object is kept beside its result, so that its identity does not become another one's.
+    """
+    kept: dict[int, tuple[object, _T]] = {}
+
+    @wraps(make)
+    def find(key: _K) -> _T:
+        found = kept.get(id(key))
+        if found is None:
+            if len(kept) >= _KEPT:
+                kept.clear()
+            found = kept[id(key)] = key, make(key)
+        return found[1]
+
+    return find
 
 
 def is_ec(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
@@ -97,6 +120,7 @@ def _spki_of(certificate: x509.Certificate) -> bytes:
         raise CertificateMalformed("the public key cannot be read") from error
 
 
+@kept_by_identity
 def _write_spki(key: object) -> bytes:
     try:
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
@@ -107,6 +131,14 @@ def _write_spki(key: object) -> bytes:
 def spki_of_point(curve: str, point: bytes) -> bytes:
     """DER SubjectPublicKeyInfo of an uncompressed point on P-256 or P-384 (curve by name; RFC 5480, section 2)."""
     return _BEFORE_POINT[curve] + point
+
+
+def point_in(key: ec.EllipticCurvePublicKey) -> bytes:
+    """The uncompressed point of a key on P-256 or P-384, for other curves as the library writes it."""
+    before = _BEFORE_POINT.get(key.curve.name)
+    if before is None:
+        return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return spki(key)[len(before) :]
 
 
 def spki_sha256(key: x509.Certificate | PublicKey) -> bytes:

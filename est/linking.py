@@ -20,7 +20,7 @@ from est.errors import BodyMalformed, LinkingFailed
 MAX_VALUE = 255
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
 _LINKS = {CHALLENGE_PASSWORD: "challengePassword", IDENTITY_LINKING: "estIdentityLinking"}
-_EVERY = (*_LINKS, OTP_CHALLENGE, REVOCATION_CHALLENGE)
+_EVERY = frozenset((*_LINKS, OTP_CHALLENGE, REVOCATION_CHALLENGE))
 
 
 def binding_text(channel_binding: bytes) -> bytes:
@@ -63,7 +63,7 @@ def check(
 
 def is_bound(csr: Csr) -> bool:
     """Whether the request carries something that belongs to one session only."""
-    return any(kind in csr.attributes for kind in _EVERY)
+    return not _EVERY.isdisjoint(csr.attributes)
 
 
 def asked_sha256(csr: Csr) -> str:

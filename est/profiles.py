@@ -10,13 +10,11 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from est.certificates import ski_of
 from est.errors import ShapeNotPossible
-from est.keys import PublicKey
+from est.keys import PublicKey, is_ec, point_in
 from est.revocation import Revoked, crl_to_be_signed
 from est.shapes import Extension, Shape, assemble, check, check_der, settle, to_be_signed
 
@@ -75,6 +73,10 @@ _END_ENTITY = (
 )
 
 
+_OWN_KEY = settle(x509.SubjectKeyIdentifier(bytes(20))).settled[:-20]
+"""SubjectKeyIdentifier up to the 20 octets of the digest, which are all that differs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the issuer puts into every certificate: its name and key identifier, a serial number, dates, addresses."""
@@ -123,10 +125,14 @@ def name(common_name: str, organization: str | None = None, *, serial_number: st
 
 def key_identifier(key: PublicKey) -> bytes:
     """The subject key identifier that we give to a key (RFC 5280, section 4.2.1.2, method 1)."""
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        return hashlib.sha1(point, usedforsecurity=False).digest()
+    if is_ec(key):
+        return hashlib.sha1(point_in(key), usedforsecurity=False).digest()
     return x509.SubjectKeyIdentifier.from_public_key(key).digest
+
+
+def _own_key(key: PublicKey) -> Extension:
+    identifier = key_identifier(key)
+    return Extension(x509.SubjectKeyIdentifier(identifier), False, _OWN_KEY + identifier)
 
 
 def root_ca(
@@ -136,7 +142,7 @@ def root_ca(
     extensions = (
         Extension(x509.BasicConstraints(ca=True, path_length=path_length), True),
         _CA_USAGE,
-        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        _own_key(key),
     )
     return Shape(subject, subject, serial, not_before, not_after, key, extensions)
 
@@ -155,7 +161,7 @@ def root_link(
     extensions = (
         Extension(x509.BasicConstraints(ca=True, path_length=path_length), True),
         _CA_USAGE,
-        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        _own_key(key),
         settle(x509.AuthorityKeyIdentifier(key_identifier(issuer_key), None, None)),
     )
     return Shape(subject, subject, serial, not_before, not_after, key, extensions)
@@ -166,7 +172,7 @@ def issuing_ca(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:
     own = (
         Extension(x509.BasicConstraints(ca=True, path_length=0), True),
         _CA_USAGE,
-        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        _own_key(key),
     )
     return _under(terms, subject, key, own)
 
@@ -228,7 +234,7 @@ def ocsp_signer(terms: Terms, subject: x509.Name, key: PublicKey) -> Shape:
     own: tuple[Extension, ...] = (
         *_END_ENTITY,
         _purposes((OCSP_SIGNING,)),
-        Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),
+        _own_key(key),
     )
     return _under(terms, subject, key, own, (settle(x509.OCSPNoCheck()),))
 
@@ -282,7 +288,7 @@ def _end_entity(
 ) -> Shape:
     own: tuple[Extension, ...] = (*_END_ENTITY, _purposes(purposes), Extension(san, not len(subject.rdns)))
     if not small:
-        own += (Extension(x509.SubjectKeyIdentifier(key_identifier(key)), False),)
+        own += (_own_key(key),)
     return _under(terms, subject, key, own, extra)
 
 

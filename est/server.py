@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from urllib.parse import unquote
 
@@ -71,6 +72,12 @@ class EstServer:
                 raise LabelNotUsable(f"{label!r} cannot be an EST label", label=label)
         self._labels = frozenset(labels)
         self._keygen = frozenset(keygen)
+        self._usual = {
+            (method, paths.path(name, label)): Operation(name, label)
+            for name, method in paths.METHODS.items()
+            for label in (None, *labels)
+            if name != paths.SERVERKEYGEN or label in self._keygen
+        }
         self._never = frozenset(never)
         self._max_body = max_body
 
@@ -80,6 +87,9 @@ class EstServer:
         fullcmc is unknown here, and serverkeygen where no keys are made, so that nothing can fall through to the
         issuing code.
         """
+        usual = self._usual.get((call.method, call.path))
+        if usual is not None:
+            return usual
         prefix = paths.WELL_KNOWN + "/"
         segments = call.path[len(prefix) :].split("/") if call.path.startswith(prefix) else []
         if len(segments) not in (1, 2):
@@ -104,8 +114,7 @@ class EstServer:
         Raises MediaTypeNotAccepted, BodyTooLarge, BodyMalformed, CsrMalformed, KeyNotAccepted,
         ProofOfPossessionFailed, and ExtensionNotGranted when authority is asked for, or the opposite of what we give.
         """
-        if paths.essence(call.media_type) != paths.PKCS10:
-            raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
+        _check_media_type(call)
         request = csr.read(transfer.decode_base64(call.body, max_bytes=self._max_body))
         _check_requested(request.extensions, self._never)
         return EnrollAsk(request, transfer.is_wrapped(call.body))
@@ -115,8 +124,7 @@ class EstServer:
 
         Raises MediaTypeNotAccepted, BodyTooLarge, BodyMalformed, CsrMalformed, KeyNotAccepted, ExtensionNotGranted.
         """
-        if paths.essence(call.media_type) != paths.PKCS10:
-            raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
+        _check_media_type(call)
         ask = serverkeygen.read(call.body, max_bytes=self._max_body)
         _check_requested(ask.csr.extensions, self._never)
         return ask
@@ -126,12 +134,8 @@ class EstServer:
 
         Both absent counts as equal. Raises NamesChanged or CertificateMalformed.
         """
-        old = certificates.parts(old_certificate)
-        try:
-            san = None if old.extensions is None else certificates.extension_value(old.extensions, _SAN)
-        except BodyMalformed as error:
-            raise CertificateMalformed("the certificate being renewed cannot be read") from error
-        if request.subject_der != old.subject:
+        subject, san = _names_of(old_certificate)
+        if request.subject_der != subject:
             raise NamesChanged("the subject is not that of the certificate being renewed", field="subject")
         if request.san_der != san:
             raise NamesChanged(_what_changed(request.san_der, san), field="subjectAltName")
@@ -139,11 +143,12 @@ class EstServer:
     def cacerts_reply(self, ca_certificates: Sequence[x509.Certificate], call: Call) -> Reply:
         """The CA certificates; wrapped only for libest, which cannot read long lines, while others need them."""
         wrapped = call.headers.get("user-agent", "").startswith("libest")
-        return _certs_only(ca_certificates, wrapped=wrapped)
+        return _certs_only({*map(certificates.der_of, ca_certificates)}, wrapped=wrapped)
 
-    def enroll_reply(self, certificate: x509.Certificate, ask: EnrollAsk) -> Reply:
-        """The issued certificate and nothing else (RFC 7030, section 4.2.3)."""
-        return _certs_only((certificate,), wrapped=ask.wrapped)
+    def enroll_reply(self, certificate: x509.Certificate | bytes, ask: EnrollAsk) -> Reply:
+        """The issued certificate, read or DER, and nothing else (RFC 7030, section 4.2.3)."""
+        der = certificate if isinstance(certificate, bytes) else certificates.der_of(certificate)
+        return _certs_only((der,), wrapped=ask.wrapped)
 
     def csrattrs_reply(self, wanted: CsrAttrs | None = None) -> Reply:
         """What a CSR must have, in both encodings; 204 where nothing is demanded (RFC 7030, section 4.5.2)."""
@@ -157,9 +162,25 @@ class EstServer:
         return Reply(202, headers={paths.RETRY_AFTER: str(max(1, ceil(retry_after_seconds)))})
 
 
-def _certs_only(ones: Sequence[x509.Certificate], *, wrapped: bool) -> Reply:
-    body = transfer.write_base64(cms.write_certs_only(ones), wrapped=wrapped)
+def _check_media_type(call: Call) -> None:
+    if call.media_type != paths.PKCS10 and paths.essence(call.media_type) != paths.PKCS10:
+        raise MediaTypeNotAccepted(f"the media type must be {paths.PKCS10}", expected=paths.PKCS10)
+
+
+def _certs_only(ders: Collection[bytes], *, wrapped: bool) -> Reply:
+    body = transfer.write_base64(cms.enclose(ders), wrapped=wrapped)
     return Reply(200, paths.CERTS_ONLY, _ENCODED, body)
+
+
+@lru_cache(maxsize=1024)
+def _names_of(certificate: x509.Certificate) -> tuple[bytes, bytes | None]:
+    """Subject, and the value of subjectAltName, as they stand in a certificate; raises CertificateMalformed."""
+    found = certificates.parts(certificate)
+    try:
+        san = None if found.extensions is None else certificates.extension_value(found.extensions, _SAN)
+    except BodyMalformed as error:
+        raise CertificateMalformed("the certificate being renewed cannot be read") from error
+    return found.subject, san
 
 
 def _what_changed(asked: bytes | None, old: bytes | None) -> str:
@@ -184,10 +205,11 @@ def _check_requested(extensions: x509.Extensions, never: Collection[str]) -> Non
     Certificates here are for clients that sign.
     """
     for extension in extensions:
-        value, kind = extension.value, extension.oid.dotted_string
-        if isinstance(value, x509.BasicConstraints) and value.ca:
+        value, name = extension.value, extension.oid.dotted_string
+        kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
+        if kind is x509.BasicConstraints and value.ca:
             raise ExtensionNotGranted("a CA certificate is not given on request", extension="basicConstraints")
-        if isinstance(value, x509.KeyUsage):
+        if kind is x509.KeyUsage:
             if value.key_cert_sign or value.crl_sign:
                 raise ExtensionNotGranted("a CA's key usage is not given on request", extension="keyUsage")
             if not value.digital_signature:
@@ -195,7 +217,7 @@ def _check_requested(extensions: x509.Extensions, never: Collection[str]) -> Non
                     "certificates here are for digital signatures, which the requested keyUsage leaves out",
                     extension="keyUsage",
                 )
-        if isinstance(value, x509.ExtendedKeyUsage):
+        if kind is x509.ExtendedKeyUsage:
             purposes = {one.dotted_string for one in value}
             if CMC_RA in purposes:
                 raise ExtensionNotGranted("the cmcRA purpose is not given on request", extension="extendedKeyUsage")
@@ -204,7 +226,7 @@ def _check_requested(extensions: x509.Extensions, never: Collection[str]) -> Non
                     "certificates here are for TLS clients, which the requested extendedKeyUsage leaves out",
                     extension="extendedKeyUsage",
                 )
-        if kind in never:
-            raise ExtensionNotGranted("the binding to an owner is not given on request", extension=kind)
-        if isinstance(value, x509.UnrecognizedExtension) and extension.critical:
-            raise ExtensionNotGranted("a critical extension is requested that is unknown here", extension=kind)
+        if name in never:
+            raise ExtensionNotGranted("the binding to an owner is not given on request", extension=name)
+        if extension.critical and kind is x509.UnrecognizedExtension:
+            raise ExtensionNotGranted("a critical extension is requested that is unknown here", extension=name)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography import x509
@@ -17,7 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from est import der as tlv
-from est.certificates import extensions_of, load_certificate
+from est.certificates import extensions_of, load_certificate, load_own
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, spki
 from est.signer import signed_form
@@ -88,19 +89,25 @@ def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> byte
     """
     _check_possible(shape)
     algorithm = _algorithm(issuer_key)
+    issuer, subject = shape.issuer.public_bytes(), shape.subject.public_bytes()
+    extensions = [one.settled or one.encode() for one in shape.extensions]
     tbs = tlv.sequence(
         _VERSION_3,
         tlv.integer(shape.serial),
         algorithm,
-        shape.issuer.public_bytes(),
+        issuer,
         tlv.sequence(tlv.write_time(shape.not_before), tlv.write_time(shape.not_after)),
-        shape.subject.public_bytes(),
+        subject,
         spki(shape.public_key),
-        tlv.tlv(0xA3, tlv.sequence(*[one.encode() for one in shape.extensions])),
+        tlv.tlv(0xA3, tlv.sequence(*extensions)),
     )
     try:
-        _check_written(load_certificate(tlv.sequence(tbs, algorithm, _NO_SIGNATURE)), shape)
-    except CertificateMalformed as error:
+        certificate = load_own(tlv.sequence(tbs, algorithm, _NO_SIGNATURE))
+        _check_dates(certificate, shape)
+        if _name_in(subject) != shape.subject:
+            raise CertificateNotAsShaped("the certificate's subject is not the one shaped")
+        _check_extensions(certificate, shape, extensions)
+    except (CertificateMalformed, ValueError, TypeError) as error:
         raise ShapeNotPossible("the certificate cannot be encoded") from error
     return tbs
 
@@ -140,23 +147,19 @@ def check(certificate: x509.Certificate, shape: Shape) -> None:
 def _check_own(certificate: x509.Certificate, shape: Shape) -> None:
     """The fields that are of this certificate alone."""
     try:
-        found = (
-            certificate.serial_number,
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-            certificate.subject,
-        )
+        _check_dates(certificate, shape)
+        found = certificate.subject
     except (ValueError, TypeError) as error:
         raise CertificateNotAsShaped("the finished certificate cannot be read") from error
+    _compare(("subject",), (found,), (shape.subject,))
+
+
+def _check_dates(certificate: x509.Certificate, shape: Shape) -> None:
+    """Serial number and dates."""
     _compare(
-        ("serial number", "notBefore", "notAfter", "subject"),
-        found,
-        (
-            shape.serial,
-            shape.not_before.astimezone(UTC).replace(microsecond=0),
-            shape.not_after.astimezone(UTC).replace(microsecond=0),
-            shape.subject,
-        ),
+        ("serial number", "notBefore", "notAfter"),
+        (certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc),
+        (shape.serial, shape.not_before.replace(microsecond=0), shape.not_after.replace(microsecond=0)),
     )
 
 
@@ -166,21 +169,41 @@ def _compare(names: Sequence[str], found: Sequence[object], wanted: Sequence[obj
             raise CertificateNotAsShaped(f"the certificate's {what} is not the one shaped")
 
 
-def _check_written(certificate: x509.Certificate, shape: Shape) -> None:
-    """`check` for what `to_be_signed` has just put together.
+_MAX_KNOWN = 1024
+_known: dict[bytes, tuple[x509.ExtensionType, bool]] = {}
+"""Extensions as cryptography read them out of certificates that were written before, by their octets: the names of one
+subject come again with each renewal."""
 
-    Every extension is read again; of the settled ones only the name is compared, because the octets that stand here
-    were read and compared when they were settled. Issuer and key are cryptography's own encodings, copied.
+
+def _check_extensions(certificate: x509.Certificate, shape: Shape, written: Sequence[bytes]) -> None:
+    """Compare what was written with the shape, value by value.
+
+    Octets that were read before, the settled ones among them, say again what they said then.
     """
-    _check_own(certificate, shape)
+    wanted = shape.extensions
+    if len({one.value.oid for one in wanted}) != len(wanted):
+        raise ShapeNotPossible("an extension occurs twice")
+    for one, der in zip(wanted, written, strict=True):
+        if not one.settled and _known.get(der) != (one.value, one.critical):
+            break
+    else:
+        return
     found = list(extensions_of(certificate))
-    if len(found) != len(shape.extensions):
+    if len(found) != len(wanted):
         raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
-    for one, wanted in zip(found, shape.extensions, strict=True):
-        if one.critical != wanted.critical or (
-            one.oid != wanted.value.oid if wanted.settled else one.value != wanted.value
-        ):
+    for read, one, der in zip(found, wanted, written, strict=True):
+        if read.critical != one.critical or (read.oid != one.value.oid if one.settled else read.value != one.value):
             raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
+        if not one.settled and type(one.value) is x509.SubjectAlternativeName:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[der] = read.value, read.critical
+
+
+@lru_cache(maxsize=_MAX_KNOWN)
+def _name_in(der: bytes) -> x509.Name:
+    """A name as cryptography reads it."""
+    return x509.Name.from_bytes(der)
 
 
 def check_der(der: bytes, shape: Shape) -> x509.Certificate:

@@ -14,7 +14,7 @@ from math import isqrt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from est.errors import KeyWeak
-from est.keys import PublicKey
+from est.keys import PublicKey, is_ec
 
 FERMAT_ROUNDS = 100
 """Primes that differ in their lower half alone fall in the first round, and close ones soon after."""
@@ -28,7 +28,7 @@ _LISTED_DIGITS = 20
 
 def check(key: PublicKey) -> None:
     """Raises KeyWeak, whose field `weakness` says which."""
-    if not isinstance(key, rsa.RSAPublicKey):
+    if is_ec(key) or not isinstance(key, rsa.RSAPublicKey):
         return
     modulus = key.public_numbers().n
     if any(modulus % prime == 0 for prime in _primes(_SMALL)):
