@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import bindparam, func, select
 
@@ -137,8 +137,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
 """Every event, with one sentence: the documented contract of the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """Who acted: kind (administrator, pledge, proxy, agent, owner, radius-server, directory, appliance), identifier,
     certificate SHA-256 as hex, network address; empty where unknown."""
 
@@ -152,8 +151,7 @@ APPLIANCE = Actor("appliance")
 """The appliance acting on its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
+class AuditEvent(NamedTuple):
     """One thing that happened: a past-tense name of EVENTS, who did it, to what, how it ended."""
 
     event: str
@@ -162,7 +160,7 @@ class AuditEvent:
     outcome: Literal["done", "refused", "failed"] = "done"
     reason: str = ""
     request_id: str = ""
-    fields: Mapping[str, Any] = field(default_factory=lambda: _NO_FIELDS)
+    fields: Mapping[str, Any] = _NO_FIELDS
 
 
 _PAGE = (

@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -36,8 +35,9 @@ from appliance.hierarchy import IssuingCa, Role, new_serial, read_issuing
 from appliance.settings import Settings, SettingsInvalid
 from appliance.store import Row, Store, Tx, certificates
 from appliance.store.columns import to_micros
+from est import der as tlv
 from est import profiles, weak
-from est.certificates import load_certificate
+from est.certificates import load_own
 from est.chains import TrustAnchors, aki_of
 from est.errors import CertificateMalformed, CertificateNotAsShaped
 from est.keys import spki_sha256
@@ -52,8 +52,7 @@ TOPIC = "certificate"
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """The place that a certificate will have, for the function that makes its shape.
 
     `log_index` is the sequence of the audit entry that this transaction writes (spec A-112).
@@ -68,23 +67,22 @@ class Slot:
     def terms(self, lifetime: timedelta, *, addresses: bool = True) -> Terms:
         """Terms for a certificate that lives this long from now; CaExpired if the issuing CA does not live as long."""
         not_after = (self.now + lifetime).replace(microsecond=0)
-        issuer = self.issuing.certificate
-        if not_after > issuer.not_valid_after_utc:
+        issuing = self.issuing
+        if not_after > issuing.not_after:
             raise CaExpired("the issuing CA expires before this certificate would", retry_after_seconds=3600)
         return Terms(
-            issuer.subject,
-            self.issuing.key_identifier,
+            issuing.subject,
+            issuing.key_identifier,
             self.serial,
-            max(self.not_before, issuer.not_valid_before_utc),
+            max(self.not_before, issuing.not_before),
             not_after,
-            self.issuing.crl_url if addresses and self.issuing.crl_url else None,
-            self.issuing.issuer_url if addresses and self.issuing.issuer_url else None,
-            self.issuing.ocsp_url if addresses and self.issuing.ocsp_url else None,
+            issuing.crl_url if addresses and issuing.crl_url else None,
+            issuing.issuer_url if addresses and issuing.issuer_url else None,
+            issuing.ocsp_url if addresses and issuing.ocsp_url else None,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PendingRow:
+class PendingRow(NamedTuple):
     """What on_pending is told: the row, the serial, the shape, and the audit sequence of the pending entry."""
 
     id: int
@@ -95,8 +93,7 @@ class PendingRow:
     log_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedRow:
+class IssuedRow(NamedTuple):
     """What on_issued is told: the row, the certificate and its DER, and the audit sequence of the pending entry."""
 
     id: int
@@ -107,8 +104,7 @@ class IssuedRow:
     log_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(NamedTuple):
     """A finished certificate; `chain` is its issuing CA and the root, `pending_seq` the log index."""
 
     certificate: x509.Certificate
@@ -118,8 +114,7 @@ class Issued:
     pending_seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     row: PendingRow
     tbs: bytes
 
@@ -349,7 +344,7 @@ class CertificateAuthority:
             tx,
             certificates.Pending(
                 issuing.role,
-                issuing.key_identifier,
+                issuing.aki,
                 shape.serial,
                 digest,
                 spki_sha256(shape.public_key),
@@ -401,14 +396,14 @@ class CertificateAuthority:
         shape = prepared.row.shape
         body = {
             "issuer_role": issuing.role,
-            "issuer_aki": issuing.key_identifier.hex(),
+            "issuer_aki": issuing.aki,
             "serial": serial,
             "state": certificates.ISSUED,
             "not_before": to_micros(shape.not_before),
             "not_after": to_micros(shape.not_after),
             **{name: row.get(name) for name in _EVENT_COLUMNS},
         }
-        tx.emit(TOPIC, f"{body['issuer_aki']}:{serial}", body)
+        tx.emit(TOPIC, f"{issuing.aki}:{serial}", body)
         if on_issued is not None:
             on_issued(tx, issued)
 
@@ -487,23 +482,23 @@ def revoke(
 
 def _check_shape(shape: Shape, slot: Slot) -> None:
     """Our own mistakes: a shape that is not for this slot is an error, not a refusal."""
-    issuer = slot.issuing.certificate
-    if shape.serial != slot.serial or shape.issuer != issuer.subject:
+    issuing = slot.issuing
+    if shape.serial != slot.serial or shape.issuer != issuing.subject:
         raise ValueError("the shape is for another slot")
-    if shape.not_after > issuer.not_valid_after_utc or shape.not_before < issuer.not_valid_before_utc:
+    if shape.not_after > issuing.not_after or shape.not_before < issuing.not_before:
         raise CaExpired("the certificate would be valid when its issuer is not", retry_after_seconds=3600)
 
 
 def _finish(prepared: _Prepared, signature: bytes, issuing: IssuingCa) -> tuple[x509.Certificate, bytes]:
-    """Put the signature on, verify it, and re-read.
+    """Put the signature on, verify it, and have the library parse the whole.
 
     The signed part is byte for byte the one that `to_be_signed` had read back and compared with the shape, field by
     field, so comparing it again is enough.
     """
     try:
         der = profiles.assemble(prepared.tbs, signature, issuing.signer.public_key())
-        certificate = load_certificate(der)
-        if certificate.tbs_certificate_bytes != prepared.tbs:
+        certificate = load_own(der)
+        if not der.startswith(prepared.tbs, tlv.expect(der, 0, len(der), tlv.SEQUENCE)[0]):
             raise IssuanceFailed("the finished certificate is not what was checked")
     except (CertificateNotAsShaped, CertificateMalformed) as error:
         raise IssuanceFailed("the finished certificate failed its own check") from error

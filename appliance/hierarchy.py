@@ -77,6 +77,26 @@ class IssuingCa:
         """The subject key identifier: the AKI of everything it issues."""
         return ski_of(self.certificate) or b""
 
+    @cached_property
+    def aki(self) -> str:
+        """`key_identifier` as stored: lower-case hex."""
+        return self.key_identifier.hex()
+
+    @cached_property
+    def subject(self) -> x509.Name:
+        """The issuer of everything it issues."""
+        return self.certificate.subject
+
+    @cached_property
+    def not_before(self) -> datetime:
+        """When its life begins; what it issues does not live earlier."""
+        return self.certificate.not_valid_before_utc
+
+    @cached_property
+    def not_after(self) -> datetime:
+        """When its life ends; what it issues does not live longer."""
+        return self.certificate.not_valid_after_utc
+
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
@@ -316,7 +336,7 @@ def addresses(settings: Settings, role: str) -> tuple[str, str, str]:
 
 def new_serial() -> int:
     """127 random bits: positive, at most 16 octets."""
-    return secrets.randbits(127) or 1
+    return int.from_bytes(secrets.token_bytes(16), "big") >> 1 or 1
 
 
 def check_ca(

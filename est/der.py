@@ -135,7 +135,7 @@ def check(der: bytes, *, max_depth: int = 32) -> None:
         if count > MAX_ELEMENTS:
             raise BodyMalformed("DER has too many elements")
         if tag & 0x20:
-            if tag < 0x40:
+            if tag < 0x40 and tag != SEQUENCE and tag != SET:
                 _check_constructed(tag)
             if len(open_ends) + 1 >= max_depth:
                 raise BodyMalformed("DER is nested too deeply")

@@ -208,24 +208,24 @@ def https_server(
 
 def ldevid(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """A proxy's domain certificate: clientAuth only, never cmcRA; the one URI name is its identifier."""
-    return _end_entity(terms, subject, key, (CLIENT_AUTH,), _uri(identifier))
+    return _end_entity(terms, subject, key, (CLIENT_AUTH,), identifier)
 
 
 def infrastructure_client(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """NAS over RadSec, or a remote decision client: clientAuth only; the one URI name is its identifier."""
-    return _end_entity(terms, subject, key, (CLIENT_AUTH,), _uri(identifier))
+    return _end_entity(terms, subject, key, (CLIENT_AUTH,), identifier)
 
 
 def registration_authority(terms: Terms, subject: x509.Name, key: PublicKey, *, identifier: str) -> Shape:
     """A client that asks for others (RFC 7030, section 3.7): clientAuth and cmcRA, never serverAuth."""
-    return _end_entity(terms, subject, key, (CLIENT_AUTH, CMC_RA), _uri(identifier))
+    return _end_entity(terms, subject, key, (CLIENT_AUTH, CMC_RA), identifier)
 
 
 def radius_site(
     terms: Terms, subject: x509.Name, key: PublicKey, *, dns_names: Sequence[str], identifier: str
 ) -> Shape:
     """A RADIUS server on another machine: serverAuth with the name that supplicants pin, and clientAuth towards us."""
-    names: list[x509.GeneralName] = [*_hosts(dns_names, ()), *_uri(identifier)]
+    names: list[x509.GeneralName] = [*_hosts(dns_names, ()), _uri_name(identifier)]
     return _end_entity(terms, subject, key, (SERVER_AUTH, CLIENT_AUTH), x509.SubjectAlternativeName(names))
 
 
@@ -255,12 +255,18 @@ def agent(
     extra = tuple(Extension(value, critical) for value, critical in extra_extensions)
     if any(one.critical for one in extra):
         raise ShapeNotPossible("private extensions of an agent's certificate must not be critical")
-    return _end_entity(terms, subject, key, (CLIENT_AUTH, SERVER_AUTH), _uri(identifier), extra=extra, small=True)
+    return _end_entity(terms, subject, key, (CLIENT_AUTH, SERVER_AUTH), identifier, extra=extra, small=True)
 
 
-def _uri(identifier: str) -> x509.SubjectAlternativeName:
+@lru_cache(maxsize=1024)
+def _uri(identifier: str, *, is_critical: bool) -> Extension:
+    """The one name of a client, which comes again with each renewal."""
+    return Extension(x509.SubjectAlternativeName([_uri_name(identifier)]), is_critical)
+
+
+def _uri_name(identifier: str) -> x509.UniformResourceIdentifier:
     try:
-        return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identifier)])
+        return x509.UniformResourceIdentifier(identifier)
     except ValueError as error:
         raise ShapeNotPossible("an identifier in a certificate is ASCII") from error
 
@@ -281,12 +287,14 @@ def _end_entity(
     subject: x509.Name,
     key: PublicKey,
     purposes: tuple[x509.ObjectIdentifier, ...],
-    san: x509.SubjectAlternativeName,
+    san: x509.SubjectAlternativeName | str,
     *,
     extra: tuple[Extension, ...] = (),
     small: bool = False,
 ) -> Shape:
-    own: tuple[Extension, ...] = (*_END_ENTITY, _purposes(purposes), Extension(san, not len(subject.rdns)))
+    is_critical = not len(subject.rdns)
+    names = _uri(san, is_critical=is_critical) if isinstance(san, str) else Extension(san, is_critical)
+    own: tuple[Extension, ...] = (*_END_ENTITY, _purposes(purposes), names)
     if not small:
         own += (_own_key(key),)
     return _under(terms, subject, key, own, extra)

@@ -8,10 +8,8 @@ and compared once, when they are made. Serial numbers, times and keys are argume
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
-from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from est import der as tlv
 from est.certificates import extensions_of, load_certificate, load_own
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
-from est.keys import PublicKey, check_key, spki
+from est.keys import PublicKey, check_key, kept_by_identity, spki
 from est.signer import signed_form
 
 _ECDSA = {
@@ -33,12 +31,13 @@ _CRITICAL = b"\x01\x01\xff"
 _WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
 
 
-class Extension(NamedTuple):
-    """An extension of a shape. `settled` is its DER if that was encoded and read back before, else empty."""
+@dataclass(slots=True)
+class Extension:
+    """An extension of a shape. `settled` is its DER once that was encoded and read back, else empty."""
 
     value: x509.ExtensionType
     critical: bool
-    settled: bytes = b""
+    settled: bytes = field(default=b"", compare=False)
 
     def encode(self) -> bytes:
         """DER Extension."""
@@ -89,23 +88,20 @@ def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> byte
     """
     _check_possible(shape)
     algorithm = _algorithm(issuer_key)
-    issuer, subject = shape.issuer.public_bytes(), shape.subject.public_bytes()
     extensions = [one.settled or one.encode() for one in shape.extensions]
     tbs = tlv.sequence(
         _VERSION_3,
         tlv.integer(shape.serial),
         algorithm,
-        issuer,
+        _name(shape.issuer),
         tlv.sequence(tlv.write_time(shape.not_before), tlv.write_time(shape.not_after)),
-        subject,
+        _name(shape.subject),
         spki(shape.public_key),
         tlv.tlv(0xA3, tlv.sequence(*extensions)),
     )
     try:
         certificate = load_own(tlv.sequence(tbs, algorithm, _NO_SIGNATURE))
         _check_dates(certificate, shape)
-        if _name_in(subject) != shape.subject:
-            raise CertificateNotAsShaped("the certificate's subject is not the one shaped")
         _check_extensions(certificate, shape, extensions)
     except (CertificateMalformed, ValueError, TypeError) as error:
         raise ShapeNotPossible("the certificate cannot be encoded") from error
@@ -169,41 +165,34 @@ def _compare(names: Sequence[str], found: Sequence[object], wanted: Sequence[obj
             raise CertificateNotAsShaped(f"the certificate's {what} is not the one shaped")
 
 
-_MAX_KNOWN = 1024
-_known: dict[bytes, tuple[x509.ExtensionType, bool]] = {}
-"""Extensions as cryptography read them out of certificates that were written before, by their octets: the names of one
-subject come again with each renewal."""
-
-
 def _check_extensions(certificate: x509.Certificate, shape: Shape, written: Sequence[bytes]) -> None:
-    """Compare what was written with the shape, value by value.
-
-    Octets that were read before, the settled ones among them, say again what they said then.
-    """
+    """Compare what was written with the shape, value by value, where it is not settled; then it is."""
     wanted = shape.extensions
     if len({one.value.oid for one in wanted}) != len(wanted):
         raise ShapeNotPossible("an extension occurs twice")
-    for one, der in zip(wanted, written, strict=True):
-        if not one.settled and _known.get(der) != (one.value, one.critical):
-            break
-    else:
+    if all([one.settled for one in wanted]):
         return
     found = list(extensions_of(certificate))
     if len(found) != len(wanted):
         raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
-    for read, one, der in zip(found, wanted, written, strict=True):
+    for read, one in zip(found, wanted, strict=True):
         if read.critical != one.critical or (read.oid != one.value.oid if one.settled else read.value != one.value):
             raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
-        if not one.settled and type(one.value) is x509.SubjectAlternativeName:
-            if len(_known) >= _MAX_KNOWN:
-                _known.clear()
-            _known[der] = read.value, read.critical
+    for one, der in zip(wanted, written, strict=True):
+        one.settled = der
 
 
-@lru_cache(maxsize=_MAX_KNOWN)
-def _name_in(der: bytes) -> x509.Name:
-    """A name as cryptography reads it."""
-    return x509.Name.from_bytes(der)
+@kept_by_identity
+def _name(name: x509.Name) -> bytes:
+    """DER of a name, read back and compared; raises ShapeNotPossible."""
+    try:
+        der = name.public_bytes()
+        found = x509.Name.from_bytes(der)
+    except (ValueError, TypeError) as error:
+        raise ShapeNotPossible("a name cannot be encoded") from error
+    if found != name:
+        raise ShapeNotPossible("a name reads back as another one")
+    return der
 
 
 def check_der(der: bytes, shape: Shape) -> x509.Certificate:

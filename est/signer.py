@@ -24,6 +24,9 @@ class Signer(Protocol):
         ...
 
 
+_OVER_DATA = {one.name: ec.ECDSA(one) for one in (hashes.SHA256(), hashes.SHA384())}
+
+
 def hash_for(key: ec.EllipticCurvePublicKey) -> hashes.SHA256 | hashes.SHA384:
     """The hash that goes with the curve (RFC 5480, section 4)."""
     return hashes.SHA384() if key.curve.name == "secp384r1" else hashes.SHA256()
@@ -36,7 +39,7 @@ def signed_form(data: bytes, key: ec.EllipticCurvePublicKey) -> tuple[bytes, ec.
     """
     algorithm = hash_for(key)
     if len(data) < _LONG:
-        return data, ec.ECDSA(algorithm)
+        return data, _OVER_DATA[algorithm.name]
     return hashlib.new(algorithm.name, data).digest(), ec.ECDSA(Prehashed(algorithm))
 
 

@@ -283,7 +283,7 @@ class RenewalApplicant:
     @property
     def subject(self) -> x509.Name:
         """As it was: a common name that was given on request stays (RFC 7030, section 4.2.2)."""
-        return self.live.certificate.subject
+        return self.live.subject
 
     def is_password(self, offered: bytes) -> bool:
         return False

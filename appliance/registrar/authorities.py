@@ -35,7 +35,7 @@ from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from appliance.web.peer import Peer
 from est import chains, csr, profiles, transfer
-from est.certificates import read_certificate
+from est.certificates import load_certificate, read_certificate
 from est.csr import Csr
 from est.errors import EstError
 from est.linking import key_and_names_sha256
@@ -112,9 +112,9 @@ class Authorities:
 
         Raises LdevidNotAccepted for one that is expired or revoked.
         """
-        certificate = peer.certificate
+        certificate, der = peer.certificate, peer.certificate_der
         # the purpose first: it costs no signature, and all others have another
-        if certificate is None or not _is_authority(certificate) or self._ca.issuer_of(certificate) != ROLE:
+        if certificate is None or der is None or not _is_authority(der) or self._ca.issuer_of(certificate) != ROLE:
             return None
         try:
             chains.check(
@@ -268,10 +268,10 @@ def _require(certificate: x509.Certificate, tx: Tx) -> Authority:
 
 
 @lru_cache(maxsize=4096)
-def _is_authority(certificate: x509.Certificate) -> bool:
+def _is_authority(der: bytes) -> bool:
     """An authority's, and not the registrar's own: that one serves TLS, too."""
     try:
-        for extension in chains.extensions_of(certificate):
+        for extension in chains.extensions_of(load_certificate(der)):
             if isinstance(extension.value, x509.ExtendedKeyUsage):
                 found = set(extension.value)
                 return profiles.CMC_RA in found and profiles.SERVER_AUTH not in found

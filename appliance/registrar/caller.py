@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from appliance import audit
 from appliance.audit import Actor
@@ -11,8 +10,7 @@ from appliance.web.peer import Peer
 from est.exchange import Call
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The TLS client of one request: fingerprint of its certificate ("" without one), address, request id."""
 
     fingerprint: str
@@ -32,9 +30,5 @@ APPLIANCE = Caller("", "", "")
 
 def caller_of(call: Call, peer: Peer) -> Caller:
     """The caller behind a call."""
-    der = peer.certificate_der
-    return Caller(
-        fingerprint="" if der is None else hashlib.sha256(der).hexdigest(),
-        address=peer.address,
-        request_id=call.headers.get("x-request-id", ""),
-    )
+    fingerprint = peer.certificate_sha256
+    return Caller("" if fingerprint is None else fingerprint.hex(), peer.address, call.headers.get("x-request-id", ""))

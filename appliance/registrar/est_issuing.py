@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 
@@ -23,7 +23,7 @@ from appliance.registrar.errors import KeyInUse
 from appliance.registrar.est_callers import REPEAT_WINDOW
 from appliance.registrar.est_policy import EstPolicy
 from appliance.registrar.ldevids import ROLE
-from appliance.store import certificates, proxies
+from appliance.store import proxies
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from est import profiles
@@ -65,6 +65,13 @@ class Wish:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Ldevid(NamedTuple):
+    """An issued certificate and its DER."""
+
+    certificate: x509.Certificate
+    der: bytes
+
+
 class LdevidIssuer:
     """Issues, or puts on the list of those who wait."""
 
@@ -72,7 +79,7 @@ class LdevidIssuer:
         self._store = store
         self._ca = ca
 
-    async def issue(self, applicant: Applicant, wish: Wish) -> x509.Certificate | None:
+    async def issue(self, applicant: Applicant, wish: Wish) -> Ldevid | None:
         """The certificate; None where a person has to say yes first, and then it waits.
 
         One at a time for each proxy: the caller sees to it. Raises what the applicant and the CA raise, KeyInUse,
@@ -81,7 +88,7 @@ class LdevidIssuer:
         try:
             return await self._issue(applicant, wish)
         except _IssuedBefore as before:
-            return read_certificate(before.der)
+            return Ldevid(read_certificate(before.der), before.der)
         except _NotApproved:
             who = f"{applicant.actor.kind} {applicant.actor.identifier}"
             waiting = partial(
@@ -90,19 +97,31 @@ class LdevidIssuer:
             await self._store.write(waiting)
             return None
 
-    async def _issue(self, applicant: Applicant, wish: Wish) -> x509.Certificate:
-        asked = asked_sha256(wish.csr) if wish.is_repeatable else None
-        policy, operation, is_manual = wish.policy, wish.operation, wish.policy.rules.approval == "manual"
+    async def _issue(self, applicant: Applicant, wish: Wish) -> Ldevid:
+        csr, policy, operation, caller = wish.csr, wish.policy, wish.operation, wish.caller
+        asked = asked_sha256(csr) if wish.is_repeatable else None
+        is_manual = policy.rules.approval == "manual"
+        proxy_id, identifier, event = applicant.proxy_id, applicant.identifier, applicant.event
+
+        def shape(slot: Slot) -> profiles.Shape:
+            terms, subject = slot.terms(policy.lifetime), wish.subject or applicant.subject
+            return profiles.ldevid(terms, subject, csr.public_key, identifier=identifier)
 
         def begin(tx: Tx, pending: PendingRow) -> None:
-            if asked is not None:
-                since = tx.now - REPEAT_WINDOW
-                before = proxies.ldevid_for(tx, proxy_id=applicant.proxy_id, csr_sha256=asked, since=since)
-                if before is not None and applicant.is_served(tx):
-                    raise _IssuedBefore(before)
-            applicant.check_names(wish.csr)
-            _check_key(tx, wish.csr, applicant)
-            applicant.begin(tx, wish.csr, pending.id)
+            before = proxies.before(
+                tx,
+                proxy_id=proxy_id,
+                csr_sha256=asked,
+                since=tx.now - REPEAT_WINDOW,
+                spki_sha256=csr.key_sha256,
+                identifier=identifier,
+            )
+            if before.der is not None and applicant.is_served(tx):
+                raise _IssuedBefore(before.der)
+            applicant.check_names(csr)
+            if before.is_key_of_another:  # one key, one subject (E-204)
+                raise KeyInUse("the key of this request belongs to another certificate")
+            applicant.begin(tx, csr, pending.id)
             # last, so that only what would get a certificate waits; nothing of this transaction stays then
             if is_manual and not approvals.is_approved(tx, applicant, wish.known, policy, operation):
                 raise _NotApproved
@@ -114,36 +133,25 @@ class LdevidIssuer:
 
         issued = await self._ca.issue(
             ROLE,
-            partial(_shape, wish, applicant),
+            shape,
             row={
                 "profile": LDEVID,
-                "subject_id": applicant.identifier,
-                "proxy_id": applicant.proxy_id,
+                "subject_id": identifier,
+                "proxy_id": proxy_id,
                 "pledge_id": applicant.pledge_id,
                 "csr_sha256": asked,
             },
             actor=applicant.actor,
-            event=applicant.event,
-            request_id=wish.caller.request_id,
+            event=event,
+            request_id=caller.request_id,
             fields={
-                "proxy": applicant.identifier,
+                "proxy": identifier,
                 "label": policy.label,
-                "csr_sha256": hashlib.sha256(wish.csr.der).hexdigest(),
+                "csr_sha256": hashlib.sha256(csr.der).hexdigest(),
                 **wish.facts,
             },
             on_pending=begin,
             on_issued=finish,
         )
-        log.info("%s proxy=%s serial=%x", applicant.event, applicant.identifier, issued.serial)
-        return issued.certificate
-
-
-def _shape(wish: Wish, applicant: Applicant, slot: Slot) -> profiles.Shape:
-    terms, subject = slot.terms(wish.policy.lifetime), wish.subject or applicant.subject
-    return profiles.ldevid(terms, subject, wish.csr.public_key, identifier=applicant.identifier)
-
-
-def _check_key(tx: Tx, csr: Csr, applicant: Applicant) -> None:
-    """One key, one subject (E-204)."""
-    if not certificates.holders(tx, csr.key_sha256) <= {applicant.identifier}:
-        raise KeyInUse("the key of this request belongs to another certificate")
+        log.info("%s proxy=%s serial=%x", event, identifier, issued.serial)
+        return Ldevid(issued.certificate, issued.der)

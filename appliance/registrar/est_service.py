@@ -169,10 +169,10 @@ class EstService:
         subject = policy.renamed(ask.csr, applicant.identifier)
         wish = Wish(ask.csr, policy, operation, caller, ask.csr, subject, facts={"linked": linked})
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issuer.issue(applicant, wish)
-        if certificate is None:
+            issued = await self._issuer.issue(applicant, wish)
+        if issued is None:
             return self._est.pending_reply(policy.rules.approval_retry_seconds)
-        return self._est.enroll_reply(certificate, ask)
+        return self._est.enroll_reply(issued.der, ask)
 
     async def _make_key(
         self, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, known: list[Applicant | Authority]
@@ -205,10 +205,10 @@ class EstService:
             facts={"linked": False, "made_key": returned},
         )
         async with self._turns.of(applicant.proxy_id):
-            certificate = await self._issuer.issue(applicant, wish)
-        if certificate is None:
+            issued = await self._issuer.issue(applicant, wish)
+        if issued is None:
             return self._est.pending_reply(policy.rules.approval_retry_seconds)
-        return self._server_keys.reply(key, certificate, recipient, wrapped=ask.wrapped)
+        return self._server_keys.reply(key, issued.certificate, recipient, wrapped=ask.wrapped)
 
     async def _applicant(self, call: Call, peer: Peer, caller: Caller, policy: EstPolicy, *, renews: bool) -> Applicant:
         """Who asks for itself."""

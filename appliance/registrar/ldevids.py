@@ -39,6 +39,7 @@ class LiveLdevid:
     serial: str
     proxy: ProxyRow
     pledge_id: str | None
+    subject: x509.Name
 
     @property
     def identifier(self) -> str:
@@ -126,7 +127,7 @@ def require_live(certificate: x509.Certificate, tx: Tx) -> LiveLdevid:
     proxy = proxies.get(tx, row.proxy_id)
     if proxy is None or not proxy.is_active:
         raise ProxyRevoked("this identity proxy is revoked or suspended")
-    return LiveLdevid(certificate, digest, row.issuer_aki, row.serial, proxy, row.pledge_id)
+    return LiveLdevid(certificate, digest, row.issuer_aki, row.serial, proxy, row.pledge_id, certificate.subject)
 
 
 def require_still_live(live: LiveLdevid, tx: Tx) -> None:

@@ -7,15 +7,14 @@ other, and is on the CRL then.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
-from appliance.store.columns import to_micros
+from appliance.store.columns import stored_hex, to_micros
 from appliance.store.statements import Plain, Row, plain
 from appliance.store.transaction import Tx
 
@@ -59,7 +58,6 @@ _ALL = {
     column: select(_t).where(_c[column] == bindparam("value")).order_by(_c.id)
     for column in ("agent_id", "owner_id", "proxy_id", "pledge_id", "subject_id", "spki_sha256", "csr_sha256")
 }
-_HOLDERS = plain(select(_c.subject_id).where(_c.spki_sha256 == bindparam("spki")), "spki")
 _SOME_OF_PROXY = Plain(
     "SELECT 1 FROM certificates WHERE proxy_id = ? AND profile = ? AND state != ? AND not_after > ? LIMIT ?"
 )
@@ -72,12 +70,14 @@ _UNEXPIRED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A certificate about to be signed; `columns` are the caller's own (profile, agent_id, owner_id, ...)."""
+class Pending(NamedTuple):
+    """A certificate about to be signed; `columns` are the caller's own (profile, agent_id, owner_id, ...).
+
+    `issuer_aki` is octets, or hex as stored.
+    """
 
     issuer_role: str
-    issuer_aki: bytes
+    issuer_aki: bytes | str
     serial: int
     tbs_sha256: bytes
     spki_sha256: bytes
@@ -101,7 +101,7 @@ def add(tx: Tx, row: Pending) -> int:
         _ADD,
         (
             row.issuer_role,
-            row.issuer_aki.hex(),
+            stored_hex(row.issuer_aki),
             serial_text(row.serial),
             columns["profile"],
             get("subject_id"),
@@ -176,11 +176,6 @@ def live(tx: Tx, column: str, value: str, at: datetime) -> list[Row]:
 def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
     """Every certificate by one of the columns of live(), or by spki_sha256 or csr_sha256, oldest first."""
     return tx.all(_ALL[column], {"value": value})
-
-
-def holders(tx: Tx, spki_sha256: bytes) -> set[str | None]:
-    """The subject_id of every certificate that was ever begun for a key."""
-    return {row[0] for row in tx.rows(_HOLDERS, (spki_sha256.hex(),))}
 
 
 def count_live_of_proxy(tx: Tx, proxy_id: str, profile: str, *, limit: int) -> int:

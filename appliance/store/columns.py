@@ -35,8 +35,13 @@ def _read_time(value: int | None) -> datetime | None:
     return None if value is None else _EPOCH + timedelta(microseconds=value)
 
 
-def _stored_hex(value: str | bytes | None) -> str | None:
+def stored_hex(value: str | bytes) -> str:
+    """Octets as stored; what is hex already stays."""
     return value.hex() if isinstance(value, bytes) else value
+
+
+def _stored_hex(value: str | bytes | None) -> str | None:
+    return None if value is None else stored_hex(value)
 
 
 def _stored_json(value: Any) -> str | None:

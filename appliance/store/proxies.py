@@ -12,7 +12,7 @@ from appliance.errors import Conflict
 from appliance.store.columns import to_micros
 from appliance.store.schema import certificates
 from appliance.store.schema import proxies as table
-from appliance.store.statements import plain
+from appliance.store.statements import Plain, plain
 from appliance.store.transaction import Tx
 
 ACTIVE = "active"
@@ -25,13 +25,11 @@ _INSERT = insert(table)
 _BY_ID = select(table).where(table.c.id == bindparam("id"))
 _BY_IDENTIFIER = select(table).where(table.c.identifier == bindparam("identifier"))
 _ALL = select(table).order_by(table.c.created_at.desc(), table.c.id).limit(bindparam("limit"))
-_LDEVID_FOR = plain(
-    select(certificates.c.der)
-    .where(certificates.c.proxy_id == bindparam("proxy_id"), certificates.c.csr_sha256 == bindparam("csr_sha256"))
-    .where(certificates.c.profile == bindparam("kind"), certificates.c.state == bindparam("is"))
-    .where(certificates.c.created_at > bindparam("since"), certificates.c.not_after > bindparam("now")),
-    "proxy_id", "csr_sha256", "kind", "is", "since", "now",
-)  # fmt: skip
+_BEFORE = Plain(
+    "SELECT (SELECT der FROM certificates WHERE proxy_id = ? AND csr_sha256 = ? AND profile = 'ldevid' "
+    "AND state = 'issued' AND created_at > ? AND not_after > ?), "
+    "EXISTS (SELECT 1 FROM certificates WHERE spki_sha256 = ? AND subject_id IS NOT ?)"
+)
 _STANDING = plain(
     select(certificates.c.state, certificates.c.cert_sha256, certificates.c.profile, table.c.state)
     .join_from(certificates, table, table.c.id == certificates.c.proxy_id, isouter=True)
@@ -107,10 +105,22 @@ def every(tx: Tx, *, limit: int = 1000) -> list[ProxyRow]:
     return [_read(row) for row in tx.all(_ALL, {"limit": limit})]
 
 
-def ldevid_for(tx: Tx, *, proxy_id: str, csr_sha256: str, since: datetime) -> bytes | None:
-    """DER of the live LDevID that this proxy got for this CSR after `since`, or None."""
-    row = tx.row(_LDEVID_FOR, (proxy_id, csr_sha256, "ldevid", "issued", to_micros(since), tx.micros))
-    return None if row is None else row[0]
+class Before(NamedTuple):
+    """What was issued for a request and its key before: the live LDevID of this proxy, DER, for the same request, and
+    whether a certificate was ever begun for the key of another subject."""
+
+    der: bytes | None
+    is_key_of_another: int
+
+
+def before(
+    tx: Tx, *, proxy_id: str, csr_sha256: str | None, since: datetime, spki_sha256: bytes, identifier: str
+) -> Before:
+    """What was issued before; `csr_sha256` None finds no LDevID, `since` is when one counts from."""
+    values = (proxy_id, csr_sha256, to_micros(since), tx.micros, spki_sha256.hex(), identifier)
+    row = tx.row(_BEFORE, values)
+    assert row is not None  # it has no FROM
+    return Before(*row)
 
 
 class LdevidStanding(NamedTuple):

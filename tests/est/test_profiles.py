@@ -162,8 +162,8 @@ def test_what_is_signed_is_byte_for_byte_what_another_builder_would_sign() -> No
             shape.not_before.replace(tzinfo=None),
             shape.not_after.replace(tzinfo=None),
         )
-        for value, critical, _ in shape.extensions:
-            builder = builder.add_extension(value, critical)
+        for one in shape.extensions:
+            builder = builder.add_extension(one.value, one.critical)
         other = builder.sign(key("campus ca"), hashes.SHA256())
         tbs = profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key())
         assert tbs == other.tbs_certificate_bytes
