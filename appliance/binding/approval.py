@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -134,7 +135,7 @@ def kid_of(token: str) -> str:
 
 def read(token: str) -> Sealed:
     """An approval taken apart and not believed: its `kid` names the key to look up. Raises Malformed."""
-    return webauthn.read(token, max_bytes=MAX_BYTES)
+    return _take_apart(token)
 
 
 def unseal(
@@ -149,12 +150,24 @@ def unseal(
     """
     kid = kid or jws.jkt(key)
     sealed = read(token) if isinstance(token, str) else token
-    opened = sealed.unseal(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid, passkey=passkey)
-    claims = Claims(opened.claims, "approval")
+    sealed.check(typ=TYP, key=key, algorithms=jws.OWNER_ALGORITHMS, kid=kid, passkey=passkey)
+    return _read_claims(sealed.token, sealed.payload, kid, sealed.sign_count)
+
+
+# An approval is opened when it comes, and again in the credential that holds it: its signature is verified each time,
+# its text is read once.
+@lru_cache(maxsize=128)
+def _take_apart(token: str) -> Sealed:
+    return webauthn.read(token, max_bytes=MAX_BYTES)
+
+
+@lru_cache(maxsize=128)
+def _read_claims(token: str, payload: bytes, kid: str, sign_count: int | None) -> OwnerApproval:
+    claims = Claims(jws.read_object(payload, "payload"), "approval")
     claims.check_names(_CLAIMS)
     iat, exp = claims.window()
     return OwnerApproval(
-        token=sealed.token,
+        token=token,
         kid=kid,
         iss=claims.identifier("iss", Kind.OWNER),
         sub=claims.identifier("sub", Kind.AGENT),
@@ -172,7 +185,7 @@ def unseal(
         profiles=claims.choices("profiles", PROFILES),
         ttl=claims.whole("ttl", low=1, high=MAX_TTL_SECONDS),
         org=claims.hash("org") if "org" in claims else None,
-        sign_count=sealed.sign_count,
+        sign_count=sign_count,
     )
 
 

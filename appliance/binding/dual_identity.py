@@ -22,7 +22,7 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance.binding.approval import MAX_BYTES as MAX_APPROVAL
 from appliance.binding.errors import Malformed, OwnerIdsDiffer
@@ -31,7 +31,7 @@ from appliance.binding.identifier import Kind, read_kind
 from est import der as tlv
 from est.chains import extensions_of
 from est.errors import BodyMalformed, CertificateMalformed
-from est.keys import is_ec
+from est.keys import is_ec, spki
 
 ARC = "1.3.6.1.4.1.32473.2026.1"
 """Example arc under the documentation enterprise number; a real deployment configures its own."""
@@ -78,7 +78,7 @@ def write(dual: DualIdentity) -> bytes:
     approval = dual.approval if isinstance(dual.approval, bytes) else dual.approval.encode("ascii")
     parts = [
         tlv.tlv(tlv.IA5_STRING, _owner_octets(dual.owner_id)),
-        dual.owner_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        spki(dual.owner_key),
         tlv.tlv(ENUMERATED, bytes((_MODELS.index(dual.model),))),
         tlv.tlv(tlv.OCTET_STRING, approval),
     ]
@@ -153,6 +153,7 @@ def of_certificate(certificate: x509.Certificate, arc: str = ARC) -> DualIdentit
     return identity
 
 
+@lru_cache(maxsize=64)
 def _read(der: bytes) -> DualIdentity:
     at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
     # version v1 is the default and DER does not encode defaults: an INTEGER here is another version or not DER
@@ -192,14 +193,14 @@ def _read(der: bytes) -> DualIdentity:
 
 
 @lru_cache(maxsize=1024)
-def _read_key(spki: bytes) -> ec.EllipticCurvePublicKey:
+def _read_key(der: bytes) -> ec.EllipticCurvePublicKey:
     try:
-        key = load_der_public_key(spki)
+        key = load_der_public_key(der)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _malformed("ownerKey cannot be read") from error
     if not is_ec(key) or key.curve.name not in _CURVES:
         raise _malformed("ownerKey is not on P-256 or P-384")
-    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+    if spki(key) != der:
         raise _malformed("ownerKey is not in its one canonical form")
     return key
 

@@ -33,7 +33,7 @@ from appliance.binding.errors import (
 from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
-from est.keys import is_ec, spki_of_point
+from est.keys import is_ec, kept_by_identity, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
 
@@ -119,13 +119,21 @@ class Sealed:
         Raises SignatureInvalid, Malformed, AlgorithmNotAllowed, CriticalHeaderUnknown, TokenTypeWrong, KeyIdMismatch,
         SignatureFormWrong.
         """
-        if passkey is not None:
-            raise SignatureFormWrong("a passkey does not sign in this form")
-        self.check(typ=typ, key=key, algorithms=algorithms, kid=kid)
+        self.check(typ=typ, key=key, algorithms=algorithms, kid=kid, passkey=passkey)
         return Jws(self.token, self.header, read_object(self.payload, "payload"))
 
-    def check(self, *, typ: str, key: PublicKey, algorithms: Collection[str] = ES256, kid: str | None = None) -> None:
+    def check(
+        self,
+        *,
+        typ: str,
+        key: PublicKey,
+        algorithms: Collection[str] = ES256,
+        kid: str | None = None,
+        passkey: Any = None,
+    ) -> None:
         """`unseal` for a payload that is not read here; raises the same."""
+        if passkey is not None:
+            raise SignatureFormWrong("a passkey does not sign in this form")
         algorithm = algorithm_of(key)
         if algorithm not in algorithms:
             raise AlgorithmNotAllowed(f"{algorithm} is not allowed here", allowed=sorted(algorithms))
@@ -212,10 +220,10 @@ def algorithm_of(key: object) -> str:
 
 def jwk(key: ec.EllipticCurvePublicKey, *, algorithm: bool = False) -> dict[str, str]:
     """The public key as JWK (RFC 7518, section 6.2.1), on request with its `alg`."""
-    members = _members(key)
-    return {**members, "alg": algorithm_of(key)} if algorithm else members
+    return {**_members(key), "alg": algorithm_of(key)} if algorithm else {**_members(key)}
 
 
+@kept_by_identity
 def jkt(key: ec.EllipticCurvePublicKey) -> str:
     """The key's thumbprint (RFC 7638): base64url SHA-256 of the JWK's required members, in order of their names."""
     return jkt_of(_members(key))
@@ -324,7 +332,8 @@ def _coordinate(text: object, name: str, size: int) -> bytes:
     return octets
 
 
-def _members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+@kept_by_identity
+def _members(key: ec.EllipticCurvePublicKey) -> Mapping[str, str]:
     if key.curve.name not in _CURVES:
         raise AlgorithmNotAllowed("only P-256 and P-384 keys sign here")
     name, size, _, _ = _CURVES[key.curve.name]

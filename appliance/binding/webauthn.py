@@ -29,7 +29,7 @@ from appliance.binding.errors import (
     SignatureFormWrong,
     SignatureInvalid,
 )
-from appliance.binding.jws import Jws, PublicKey, Sealed
+from appliance.binding.jws import PublicKey, Sealed
 from est.keys import is_ec
 from est.signer import Signer
 
@@ -85,7 +85,7 @@ class SealedByPasskey(Sealed):
         """The authenticator's signature counter; 0 where it has none."""
         return int.from_bytes(self.authenticator_data[33:37], "big")
 
-    def unseal(
+    def check(
         self,
         *,
         typ: str,
@@ -93,17 +93,16 @@ class SealedByPasskey(Sealed):
         algorithms: Collection[str] = jws.ES256,
         kid: str | None = None,
         passkey: Passkey | None = None,
-    ) -> Jws:
-        """As Sealed.unseal; `passkey` says where the key was registered.
+    ) -> None:
+        """As Sealed.check; `passkey` says where the key was registered.
 
-        Raises SignatureFormWrong for a key that is no passkey, Passkey..., and what Sealed.unseal raises.
+        Raises SignatureFormWrong for a key that is no passkey, Passkey..., and what Sealed.check raises.
         """
         if passkey is None:
             raise SignatureFormWrong("a passkey's signature by a key that is registered as none")
         self._check_signature(key)
         self._check_ceremony(passkey)
         self._check_header(typ, "ES256", kid)
-        return Jws(self.token, self.header, jws.read_object(self.payload, "payload"))
 
     def _check_signature(self, key: PublicKey) -> None:
         if not is_ec(key) or key.curve.name != "secp256r1":

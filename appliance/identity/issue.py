@@ -68,7 +68,7 @@ class Grant:
     key_origin: str = ""
     """Who made the key, where the evidence says that it was not the agent."""
 
-    @property
+    @cached_property
     def standing(self) -> tuple[StandingApproval, ...]:
         """The standing approvals under which this is a renewal; none where the owner was asked."""
         return tuple(one for one in self.approvals if isinstance(one, StandingApproval))
