@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -229,7 +229,7 @@ class Issuer:
             return dict(result)
         # a result that was kept may be of the CA before this one
         issuing = self.ca.of_key(aki_of(read_certificate(der))) or self.ca.issuing("agents")
-        return {**result, "certificate": _pem(der) + issuing.certificate.public_bytes(Encoding.PEM).decode("ascii")}
+        return {**result, "certificate": _pem(der) + _pem_of(issuing.certificate)}
 
     async def _issue_wit_alone(
         self,
@@ -387,6 +387,11 @@ def _inside(approval: OwnerApproval | StandingApproval, *, is_hash: bool) -> str
 def timestamp(at: datetime) -> str:
     """RFC 3339, whole seconds, UTC."""
     return at.replace(microsecond=0).isoformat().replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=16)
+def _pem_of(issuing: x509.Certificate) -> str:
+    return issuing.public_bytes(Encoding.PEM).decode("ascii")
 
 
 def _pem(der: bytes) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, exists, insert, literal_column, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.dialects import sqlite
 
 from appliance.store import schema
 from appliance.store.columns import to_micros
@@ -28,27 +29,7 @@ _SPEND = plain(
     .values(spent_at=bindparam("at")),
     "at", "value", "at",
 )  # fmt: skip
-_SPEND_ID = plain(
-    insert(_s).from_select(
-        ["kind", "value", "expires_at"],
-        select(
-            bindparam("kind", type_=_s.c.kind.type),
-            bindparam("value", type_=_s.c.value.type),
-            bindparam("expires_at", type_=_s.c.expires_at.type),
-        ).where(
-            ~exists(
-                select(literal_column("1"))
-                .select_from(_s)
-                .where(_s.c.kind == bindparam("kind"), _s.c.value == bindparam("value"))
-            )
-        ),
-    ),
-    "kind",
-    "value",
-    "expires_at",
-    "kind",
-    "value",
-)
+_SPEND_ID = plain(sqlite.insert(_s).on_conflict_do_nothing(), "kind", "value", "expires_at")
 _FORGET_NONCES = delete(_n).where(_n.c.expires_at < bindparam("before"))
 _FORGET_IDS = delete(_s).where(_s.c.expires_at < bindparam("before"))
 
@@ -95,7 +76,7 @@ def spend(tx: Tx, value: str) -> bool:
 
 def spend_id(tx: Tx, kind: str, value: str, expires_at: datetime) -> bool:
     """Spend a token identifier, to be remembered until `expires_at` at least; False if it was spent before."""
-    return tx.change(_SPEND_ID, (kind, value, to_micros(expires_at), kind, value)) == 1
+    return tx.change(_SPEND_ID, (kind, value, to_micros(expires_at))) == 1
 
 
 def forget(tx: Tx, *, before: datetime) -> None:
