@@ -255,7 +255,8 @@ def verify_wit(
         opened = None
         if whole is not None:
             opened = _unseal(whole, wit.owner.model, registered)
-            registered.check(opened.iat, software_allowed=limits.software_owner_keys)
+        # the approval came before the WIT, so where it is not at hand, a key that is revoked is refused all the same
+        registered.check(opened.iat if opened else wit.iat, software_allowed=limits.software_owner_keys)
         steps.end(opened.jti if opened else "by digest, not resolved")
         steps.begin("binding")
         if opened is not None:

@@ -166,6 +166,8 @@ def _judge_agent(seen: Evidence, rules: ClassPolicy) -> dict[str, Tier]:
         configuration.append(rules.debug)
     if seen.agent.get("uid") == 0:
         configuration.append(rules.root)
+    if seen.agent.get("key_origin") == evidence.BY_PROXY:
+        configuration.append(rules.key_by_proxy)
     vector = {"instance-identity": complete, "configuration": worst(configuration)}
     if rules.executables:
         is_known = _sha256_of(seen.agent.get("executable_digest")) in rules.executables

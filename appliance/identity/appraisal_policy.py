@@ -8,6 +8,7 @@
     methods = ["brski"]                  # how the vouching proxy may have come in; another: contraindicated
     debug = "warning"                    # tier of an agent that is being debugged
     root = "warning"                     # tier of an agent that runs as uid 0
+    key_by_proxy = "affirming"           # tier of a key that the proxy made for its agent (key_origin)
     executables = ["<sha256, hex>"]      # known executables; empty: not looked at
     unknown_executable = "contraindicated"
     warning_seconds = 3600               # longest life of a credential whose evidence got a warning
@@ -57,6 +58,7 @@ class ClassPolicy:
     methods: frozenset[str] = frozenset({"brski", "est"})
     debug: Tier = Tier.WARNING
     root: Tier = Tier.WARNING
+    key_by_proxy: Tier = Tier.AFFIRMING
     executables: frozenset[str] = frozenset()
     unknown_executable: Tier = Tier.CONTRAINDICATED
     warning_seconds: int = 3600
@@ -88,6 +90,7 @@ _KEYS = frozenset(
         "methods",
         "debug",
         "root",
+        "key_by_proxy",
         "executables",
         "unknown_executable",
         "warning_seconds",
@@ -152,6 +155,8 @@ def _rules(table: object, where: str, base: ClassPolicy) -> ClassPolicy:
         rules = replace(rules, debug=_tier(table["debug"], f"{where}.debug"))
     if "root" in table:
         rules = replace(rules, root=_tier(table["root"], f"{where}.root"))
+    if "key_by_proxy" in table:
+        rules = replace(rules, key_by_proxy=_tier(table["key_by_proxy"], f"{where}.key_by_proxy"))
     if "unknown_executable" in table:
         rules = replace(rules, unknown_executable=_tier(table["unknown_executable"], f"{where}.unknown_executable"))
     if "tpm" in table:

@@ -9,7 +9,8 @@ IdentityError (abstract)
 ├── SingleIdentityNotOffered, ApproversNotDistinct, ApproversTooFew, RequestReplayed, LifetimeNotPossible    decision
 ├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
 ├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
-└── RequestAbandoned                                                                               after a crash
+├── RequestAbandoned                                                                               after a crash
+└── CredentialWithdrawn                                                                            after a revocation
 """
 
 from __future__ import annotations
@@ -153,6 +154,12 @@ class RequestAbandoned(IdentityError):
     """The credential could not be finished after an interruption; a new request and approval are needed."""
 
     reason: ClassVar[str] = "request-abandoned"
+
+
+class CredentialWithdrawn(IdentityError):
+    """The credential was issued and counts no more: its agent, owner, approving key or certificate is revoked."""
+
+    reason: ClassVar[str] = "credential-withdrawn"
 
 
 class AgentNotRegistered(IdentityError):

@@ -51,6 +51,7 @@ from appliance.identity.errors import (
 from appliance.identity.issue import Grant
 from appliance.identity.models import Approver
 from appliance.identity.submitter import Submitter
+from appliance.identity.withdrawn import is_withdrawn
 from appliance.store import (
     agents,
     certificates,
@@ -352,7 +353,8 @@ def _live_wit_key(tx: Tx, agent_id: str, named: str | None) -> ec.EllipticCurveP
     newest = None
     for row in requests.issued_to(tx, agent_id):
         result = row.result or {}
-        if result.get("serial") is None and datetime.fromisoformat(str(result["not_after"])) > tx.now:
+        is_live = result.get("serial") is None and datetime.fromisoformat(str(result["not_after"])) > tx.now
+        if is_live and not is_withdrawn(tx, row):
             asked = unseal_request(row.request)
             if named in (None, asked.jkt):
                 return asked.key

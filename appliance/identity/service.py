@@ -38,6 +38,7 @@ from appliance.identity.challenge_states import ChallengeState, state_of
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.errors import (
     ChallengeOver,
+    CredentialWithdrawn,
     IdentityError,
     LifetimeNotPossible,
     RequestAbandoned,
@@ -50,6 +51,7 @@ from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.records import Registry, RequestFacts
 from appliance.identity.standing import bind_standing
 from appliance.identity.submitter import Submitter, Submitters
+from appliance.identity.withdrawn import is_withdrawn
 from appliance.settings import IdentitySettings
 from appliance.store import agents, certificates, nonces, owner_gateways, owners
 from appliance.store import challenges as parked_rows
@@ -221,10 +223,10 @@ class IdentityService:
     async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
         """How a request of this proxy, or of this owner's gateway, stands.
 
-        A finished one gives the same result as often as it is asked.
+        A finished one gives the same result as often as it is asked, until it is withdrawn.
 
-        Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, and for a parked request
-        ApprovalDenied, ChallengeExpired, ChallengeOver.
+        Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, CredentialWithdrawn, and for a
+        parked request ApprovalDenied, ChallengeExpired, ChallengeOver.
         """
         gateway = self._submitters.gateway(peer)
         if gateway is None:
@@ -239,6 +241,8 @@ class IdentityService:
                 return parked, None
             if row is None or (row.proxy_id if gateway is None else row.owner_id) != asking:
                 raise NotFound("you handed in no such request")
+            if row.result is not None and is_withdrawn(tx, row):
+                raise CredentialWithdrawn("what was issued for this request is revoked")
             serial = row.result.get("serial") if row.result else None
             found = certificates.by_role_and_serial(tx, "agents", int(serial, 16)) if serial else None
             return row, None if found is None else found.der

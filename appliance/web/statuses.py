@@ -315,6 +315,7 @@ IDENTITY = {
     "request-replayed": 409,
     "lifetime-not-possible": 403,
     "request-abandoned": 409,
+    "credential-withdrawn": 403,
     "agent-not-registered": 403,
     "agent-muted": 403,
     "challenges-full": 429,

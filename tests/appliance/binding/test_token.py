@@ -143,6 +143,15 @@ def test_owner_who_is_not_active_counts_for_nothing(state: str) -> None:
     assert _reason(FULL, owners=lookup) == "owner-not-active"
 
 
+@pytest.mark.req("A-110")
+@pytest.mark.parametrize("text", [FULL, DIGEST])
+def test_a_revoked_owner_key_is_refused_whether_the_approval_is_at_hand_or_not(text: str) -> None:
+    revoked = replace(OWNER_RECORD, keys=[replace(key, state="revoked") for key in OWNER_RECORD.keys])
+    assert _reason(text, owners=lambda _: revoked) == "owner-key-not-valid"
+    ended = replace(OWNER_RECORD, keys=[replace(key, not_after=AT - timedelta(days=1)) for key in OWNER_RECORD.keys])
+    assert _reason(text, owners=lambda _: ended) == "owner-key-not-valid"
+
+
 def test_type_and_algorithm_are_exact() -> None:
     for header, reason in (({"typ": "wimse-id+jwt"}, "token-type-wrong"), ({"typ": "jwt"}, "token-type-wrong")):
         assert _reason(resign(FULL, "ca", header=header)) == reason

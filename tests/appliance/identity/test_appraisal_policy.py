@@ -14,6 +14,7 @@ methods = ["brski"]
 debug = "warning"
 [class.robot]
 root = "contraindicated"
+key_by_proxy = "contraindicated"
 executables = ["%s"]
 unknown_executable = "warning"
 """ % ("ab" * 32)
@@ -29,6 +30,7 @@ def test_a_class_says_only_what_differs_from_the_default() -> None:
     assert robot.methods == {"brski"}
     assert (robot.debug, robot.root, robot.unknown_executable) == (Tier.WARNING, Tier.CONTRAINDICATED, Tier.WARNING)
     assert policy.for_class("other").root is Tier.WARNING
+    assert (robot.key_by_proxy, policy.for_class("other").key_by_proxy) == (Tier.CONTRAINDICATED, Tier.AFFIRMING)
     assert policy.for_class("other").executables == frozenset()
 
 
@@ -54,6 +56,7 @@ def test_the_built_in_policy_asks_for_nothing_special() -> None:
         "version = 1\nid = 'x'\n[default]\nexecutables = ['AB']",
         "version = 1\nid = 'x'\n[default]\nroot = 'none'",
         "version = 1\nid = 'x'\n[default]\nroot = 2",
+        "version = 1\nid = 'x'\n[default]\nkey_by_proxy = 'never'",
         "version = 1\nid = 'x'\n[default]\nrequired = ['colour']",
         "version = 1\nid = 'x'\n[default]\nwarning_seconds = 0",
         "version = 1\nid = 'x'\n[default]\nwarning_seconds = true",

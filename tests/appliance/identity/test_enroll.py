@@ -603,6 +603,44 @@ def test_a_renewal_needs_the_live_key_and_a_new_one(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-110", "A-106")
+def test_a_wit_alone_is_not_given_again_and_vouches_for_nothing_once_its_owner_s_key_is_revoked(tmp_path: Path) -> None:
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        second, key = KeySigner(new_key()), new_key()
+        await campus.directory.add_key("alice", owner.statement(second), actor=ADMIN)
+        wit = (await proxy.ask(owner, key, profiles=("wit",))).approved()
+        assert (await wit.submit())[0] == 201
+
+        async def renewed() -> tuple[int, dict[str, Any]]:
+            renew = {"purpose": "renew", "nonce_sub": wit.sub, "profiles": ("wit",), "previous": KeySigner(key)}
+            ask = await proxy.ask(owner, **renew)
+            return await replace(ask, approvals=(owner.approve(ask.token, second),)).submit()
+
+        assert (await proxy.status(wit.request.rqh))[0] == 200
+        await campus.directory.revoke_key("alice", owner.jkt, actor=ADMIN)
+        status, answer = await proxy.status(wit.request.rqh)
+        assert (status, answer["reason"]) == (403, "credential-withdrawn")
+        status, answer = await renewed()
+        assert (status, answer["reason"]) == (400, "renewal-proof-missing")
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-110")
+@pytest.mark.parametrize("profiles", [("x509", "wit"), ("wit",)])
+def test_nothing_is_given_again_once_its_owner_is_revoked(tmp_path: Path, profiles: tuple[str, ...]) -> None:
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        ask = (await proxy.ask(owner, profiles=profiles)).approved()
+        assert (await ask.submit())[0] == 201
+        await campus.directory.suspend("alice", actor=ADMIN)
+        assert (await proxy.status(ask.request.rqh))[0] == 200, "a suspension revokes nothing"
+        await campus.directory.revoke("alice", actor=ADMIN)
+        status, answer = await proxy.status(ask.request.rqh)
+        assert (status, answer["reason"]) == (403, "credential-withdrawn")
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-41")
 def test_software_keys_of_owners_count_only_where_the_site_says_so(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
@@ -648,6 +686,32 @@ def test_the_appraisal_policy_of_the_site_decides_what_evidence_is_worth(tmp_pat
         jkt = jws.jkt(key.public_key())
         await campus.registry.add("alice", proxy.identifier, jkt, "lax", actor=ADMIN)
         status, answer = await submit((await proxy.ask(owner, key)).approved(), "cd" * 32)
+        assert (status, answer["not_after"]) == (201, "2026-01-01T12:01:00Z")
+
+    play(tmp_path, story, appraisal_policy=policy)
+
+
+@pytest.mark.req("A-21", "A-24")
+def test_a_policy_may_refuse_keys_that_the_proxy_made(tmp_path: Path) -> None:
+    policy = tmp_path / "appraisal.toml"
+    policy.write_text(
+        'version = 1\nid = "urn:x:1"\n[default]\nkey_by_proxy = "contraindicated"\n'
+        '[class.workload]\nkey_by_proxy = "warning"\nwarning_seconds = 60\n'
+    )
+
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        async def submit(ask: Ask) -> tuple[int, dict[str, Any]]:
+            return await ask.submit(evidence=proxy.evidence(ask.token, agent={"key_origin": "proxy"}))
+
+        ask = (await proxy.ask(owner)).approved()
+        status, answer = await submit(ask)
+        assert (status, answer["reason"], answer["claims"]) == (
+            403, "evidence-contraindicated", ["agent.configuration"],
+        )  # fmt: skip
+        assert (await ask.submit())[0] == 201, "the agent's own key"
+        key = new_key()
+        await campus.registry.add("alice", proxy.identifier, jws.jkt(key.public_key()), "workload", actor=ADMIN)
+        status, answer = await submit((await proxy.ask(owner, key)).approved())
         assert (status, answer["not_after"]) == (201, "2026-01-01T12:01:00Z")
 
     play(tmp_path, story, appraisal_policy=policy)
