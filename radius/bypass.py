@@ -57,5 +57,5 @@ def decide_bypass(request: AccessRequest, facts: Facts, policy: Policy | None) -
     return Decision(
         ruling.verdict, ruling.vlan, ruling.vlan_name, ruling.code, "", (tls, held, owned, ruled),
         hint(ruling.code, request, "", ""), revision, request,
-        session_timeout=ruling.session_timeout, asked=asked,
+        session_timeout=ruling.session_timeout, asked=asked, generation=facts.generation,
     )  # fmt: skip

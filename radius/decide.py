@@ -110,6 +110,7 @@ def decide(request: AccessRequest, credential: Credential | None, facts: Facts, 
         None if policy.version == 1 else _life(ruling.session_timeout, credential.not_after, facts.now),
         "",
         asked,
+        facts.generation,
     )
 
 

@@ -62,6 +62,8 @@ class Facts:
     stale_after_seconds: float = 30.0
     agent_class: str = ""
     site: str = ""
+    generation: int = 0
+    """Which facts these are: another number after each change that a decision may feel."""
 
 
 class Step(NamedTuple):
@@ -99,6 +101,8 @@ class Decision(NamedTuple):
     session_timeout: int | None = None
     note: str = ""
     asked: Asked | None = None
+    generation: int = 0
+    """That of the facts it rests on, 0 where nobody counted; a decision that lets nobody in has none."""
 
     @property
     def reason(self) -> str:

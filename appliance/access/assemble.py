@@ -52,8 +52,9 @@ def assemble(
     sessions = SessionService(
         store,
         clock,
-        access.simulate,
+        access,
         stale_minutes=settings.access.session_stale_minutes,
+        assumed_hours=settings.access.session_assumed_hours,
         keep_days=settings.access.session_days,
     )
     changes = ChangeRunner(store, clock, sessions, nas, access.simulate)

@@ -24,7 +24,7 @@ from radius.rules import ssid_of
 def row_of(decision: Decision, time: datetime, times: int | None = None) -> tuple[Any, ...]:
     """A decision as a row in stored form, in the order of decisions.COLUMNS; `times` says how many it stands for."""
     request = decision.request
-    station = request.calling_station
+    station = _mac(request.calling_station)
     return (
         to_micros(time),
         decision.verdict,
@@ -32,14 +32,14 @@ def row_of(decision: Decision, time: datetime, times: int | None = None) -> tupl
         decision.reason_code,
         request.nas or request.nas_address,
         request.nas_port,
-        _mac(station),
+        station,
         request.session,
         decision.agent_id or None,
         decision.owner_id or None,
         decision.department,
         None if request.credential is None else f"{request.credential.serial:x}",
         decision.policy_revision,
-        _trace(decision),
+        _trace(decision, station or ""),
         times,
     )
 
@@ -51,7 +51,7 @@ def _mac(station: str) -> str | None:
     return canonical_mac(station) or station or None
 
 
-def _trace(decision: Decision) -> str:
+def _trace(decision: Decision, station: str) -> str:
     """The reason chain as JSON text, by hand: a general encoder takes longer over it than the decision took."""
     request, asked = decision.request, decision.asked
     (_, tls, why_tls), (_, held, why_held), (_, owned, why_owned), (_, ruled, why_ruled) = decision.steps
@@ -65,6 +65,8 @@ def _trace(decision: Decision) -> str:
         f'"vlan_name":{_quoted(decision.vlan_name)},"address":{_quoted(request.nas_address)},'
         f'"called":{_quoted(request.called_station)}'
     ]
+    if request.credential is not None:
+        parts.append(f',"aki":{_quoted(request.credential.aki)}')
     if asked is not None:
         departments = ",".join([_quoted(one) for one in asked.departments])
         parts.append(
@@ -80,6 +82,10 @@ def _trace(decision: Decision) -> str:
         parts.append(f',"session_timeout":{decision.session_timeout}')
     if request.method != EAP_TLS:
         parts.append(f',"method":{_quoted(request.method)},"transport":{_quoted(request.transport)}')
+    if station != request.calling_station:
+        parts.append(f',"station":{_quoted(request.calling_station)}')
+    if request.nas_identifier not in ("", request.nas):
+        parts.append(f',"nas_identifier":{_quoted(request.nas_identifier)}')
     parts.append("}")
     return "".join(parts)
 
@@ -90,12 +96,12 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
     by_stage = {step["stage"]: step for step in trace.get("steps", ())}
     tls, held, owned, ruled = (_step(stage, by_stage.get(stage)) for stage in STAGES)
     vlan = row["vlan"]
-    ref = CredentialRef("", int(row["serial"], 16)) if row["serial"] else None
+    ref = CredentialRef(trace.get("aki", ""), int(row["serial"], 16)) if row["serial"] else None
     request = AccessRequest(
         nas=row["nas"] or "",
         nas_address=trace.get("address", ""),
         nas_port=row["port"] or "",
-        calling_station=row["mac"] or "",
+        calling_station=trace.get("station", row["mac"] or ""),
         called_station=trace.get("called", ""),
         user_name=trace.get("user_name", ""),
         session=row["session"] or "",
@@ -103,6 +109,7 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         credential=ref,
         method=trace.get("method", "eap-tls"),
         transport=trace.get("transport", ""),
+        nas_identifier=trace.get("nas_identifier", ""),
     )
     return Decision(
         verdict=cast(Verdict, row["verdict"]),

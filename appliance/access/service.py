@@ -68,6 +68,11 @@ class AccessService:
         return self._snapshot
 
     @property
+    def generation(self) -> int:
+        """That of the snapshot."""
+        return self._snapshot.generation
+
+    @property
     def snapshot_age_seconds(self) -> float:
         """How long ago the store last confirmed the snapshot."""
         return self._clock.monotonic() - self._snapshot.checked_at
@@ -110,7 +115,8 @@ class AccessService:
         self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
         self._take_tokens(missed)
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
-        old, self._snapshot = self._snapshot, with_events(loaded, missed)
+        old = self._snapshot
+        self._snapshot = replace(with_events(loaded, missed), generation=old.generation + 1)
         for _ in let_go(old):
             await asyncio.sleep(0)
 
@@ -184,6 +190,7 @@ class AccessService:
             issuer_role=issuer_role,
             snapshot_age_seconds=max(0.0, self._clock.monotonic() - snapshot.checked_at),
             stale_after_seconds=self._settings.stale_seconds,
+            generation=snapshot.generation,
         )
 
     def _source_age(self, snapshot: Snapshot, owner_id: str, now: datetime) -> float | None:

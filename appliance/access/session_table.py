@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from appliance.store import sessions
+from appliance.store.columns import from_micros
 from appliance.store.sessions import ASSUMED, ENDED, OPEN, Session
 from appliance.store.transaction import Tx
 from radius import AccessRequest, CredentialRef, Decision, to_attributes
@@ -20,7 +21,9 @@ from radius.accounting import AccountingRecord, mac_key
 
 # names, words, and a time that runs and what comes after it: they change nothing at the port
 _NOT_THE_OUTCOME = frozenset({1, 18, 25, 27, 29})
-_FIELDS = frozenset(field.name for field in fields(AccessRequest))
+_NAMES = tuple(field.name for field in fields(AccessRequest))
+_FIELDS = frozenset(_NAMES)
+_IDS = uuid.UUID("5d0e4a52-3a5c-4b0f-8b5e-6a1f1f0c9c11")
 
 
 def granted(decision: Decision) -> str:
@@ -37,7 +40,7 @@ def granted(decision: Decision) -> str:
 def write_login(request: AccessRequest) -> dict[str, Any]:
     """What was decided upon, so that it can be decided again."""
     ref = request.credential
-    found = {name: value for name, value in asdict(request).items() if value not in ("", None)}
+    found = {name: value for name in _NAMES if (value := getattr(request, name)) not in ("", None)}
     if ref is not None:
         found["credential"] = {"aki": ref.aki, "serial": f"{ref.serial:x}"}
     return found
@@ -51,8 +54,23 @@ def read_login(stored: Mapping[str, Any]) -> AccessRequest:
     return AccessRequest(**values)
 
 
-def accept(tx: Tx, decision: Decision) -> Session:
-    """An Access-Accept was sent: the station's session at this NAS is this one, whatever was there before."""
+def session_of(decision: Decision, began: int, at: int) -> Session:
+    """The session that an accept begins, times in microseconds. Its id follows from station, agent and beginning."""
+    request = decision.request
+    key = station_key(request.calling_station, request.nas_port)
+    return Session(
+        id=str(uuid.uuid5(_IDS, f"{request.nas_address} {key} {decision.agent_id} {began}")),
+        state=ASSUMED, nas=request.nas, nas_address=request.nas_address, mac_key=key,
+        acct_session=request.session, agent_id=decision.agent_id, octets_in=0, octets_out=0,
+        began_at=from_micros(began), **_shown(decision, at),
+    )  # fmt: skip
+
+
+def accept(tx: Tx, decision: Decision, began: int, at: int) -> Session:
+    """An Access-Accept was sent: the station's session at this NAS is this one, whatever was there before.
+
+    It was sent `at`, and begins a session of the time `began` where it does not go on with one that is there.
+    """
     request = decision.request
     key = station_key(request.calling_station, request.nas_port)
     known = sessions.live_at(tx, request.nas_address, key)
@@ -60,7 +78,23 @@ def accept(tx: Tx, decision: Decision) -> Session:
     for other in known:
         if other is not same:
             end(tx, other, "superseded")
-    shown: dict[str, Any] = {
+    if same is not None:
+        name = request.session or same.acct_session
+        session = replace(same, acct_session=name, **_shown(decision, at))
+        sessions.save(tx, session)
+        waiting = sessions.waiting_for(tx, session.id)
+        if waiting is not None and (waiting.want != "end" or waiting.why != "administrator"):
+            sessions.save_change(tx, settled(waiting, "logged in anew"))
+        return session
+    session = session_of(decision, began, at)
+    sessions.add(tx, session)
+    return session
+
+
+def _shown(decision: Decision, at: int) -> dict[str, Any]:
+    """What every accept says anew."""
+    request = decision.request
+    return {
         "port": request.nas_port,
         "mac": request.calling_station,
         "department": decision.department,
@@ -72,21 +106,8 @@ def accept(tx: Tx, decision: Decision) -> Session:
         "granted": granted(decision),
         "request": write_login(request),
         "policy_revision": decision.policy_revision,
-        "updated_at": tx.now,
+        "updated_at": from_micros(at),
     }
-    if same is not None:
-        session = replace(same, acct_session=request.session or same.acct_session, **shown)
-        sessions.save(tx, session)
-        waiting = sessions.waiting_for(tx, session.id)
-        if waiting is not None and (waiting.want != "end" or waiting.why != "administrator"):
-            sessions.save_change(tx, settled(waiting, "logged in anew"))
-        return session
-    session = Session(
-        id=str(uuid.uuid4()), state=ASSUMED, nas=request.nas, nas_address=request.nas_address, mac_key=key,
-        acct_session=request.session, agent_id=decision.agent_id, octets_in=0, octets_out=0, began_at=tx.now, **shown,
-    )  # fmt: skip
-    sessions.add(tx, session)
-    return session
 
 
 def _goes_on(session: Session, decision: Decision) -> bool:

@@ -5,6 +5,9 @@ another department, another policy. The sessions that it may concern are decided
 the port; where the outcome differs a change is ordered, durably, in the transaction of its audit entry. What time
 alone changes (a credential that expires) is found by a sweep. A stale snapshot orders nothing: it knows too little to
 take anybody off.
+
+An accept whose station is not in the table waits in memory (access.assumed); a station that has got into the table is
+written from then on.
 """
 
 from __future__ import annotations
@@ -12,15 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Protocol
 
 from appliance.access import session_table
+from appliance.access.assumed import MAX_ASSUMED, Accepted, Assumed, Key, key_of
+from appliance.access.decision_rows import decision_of
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, RequestMalformed
-from appliance.store import nas, policies, proxies, sessions
+from appliance.store import decisions, nas, policies, proxies, sessions
+from appliance.store.columns import to_micros
 from appliance.store.sessions import Change, Session
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow, Tx
@@ -35,10 +41,12 @@ SWEEP_SECONDS = 30.0
 AGAIN_AFTER = timedelta(minutes=10)  # what a NAS has refused is not asked of it anew at every sweep
 MAX_QUEUED = 20_000
 _PAGE = 500
-_LOOK_PAGE = 200  # so many decisions are a few milliseconds, for which nobody else is served
+_LOOK_PAGE = 200
+_AT_ONCE = 20  # so many decisions take less than a millisecond, for which nobody else is served
 _LOOK_SHARE = 50  # looking at everything takes at most a fiftieth of the time
 _KNOWS_TOO_LITTLE = frozenset({"snapshot-stale", "policy-missing"})
 _CERTIFICATE, _OWNER, _AGENT = "certificate", "owner", "agent"
+_SHOWN_AS = {"session_id": "id", "owner": "owner_id", "agent": "agent_id"}
 
 
 class SessionUnknown(ApplianceError):
@@ -47,15 +55,32 @@ class SessionUnknown(ApplianceError):
     reason: ClassVar[str] = "session-unknown"
 
 
+class Decides(Protocol):
+    """What is asked of AccessService."""
+
+    def simulate(self, request: AccessRequest) -> Decision:
+        """What a login would get now, without logging it."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """That of the facts which the next decision rests on."""
+        ...
+
+
 def wanted(session: Session, decision: Decision) -> tuple[Want, str] | None:
     """(what the NAS must do, why), or None while the session may go on as it is."""
     if not session.request.get("credential") and session.verdict == "unknown":
         return None  # not decided by us
+    return _wanted(session.granted, decision)
+
+
+def _wanted(granted: str, decision: Decision) -> tuple[Want, str] | None:
     if decision.reason_code in _KNOWS_TOO_LITTLE:
         return None
     if decision.verdict == "reject":
         return "end", decision.reason_code
-    return None if session_table.granted(decision) == session.granted else ("change", decision.reason_code)
+    return None if session_table.granted(decision) == granted else ("change", decision.reason_code)
 
 
 class SessionService:
@@ -65,18 +90,23 @@ class SessionService:
         self,
         store: Store,
         clock: Clock,
-        simulate: Callable[[AccessRequest], Decision],
+        decides: Decides,
         *,
         stale_minutes: float,
+        assumed_hours: float,
         keep_days: int,
     ) -> None:
-        """`simulate` says what a login would get now, without logging it."""
         self._store = store
         self._clock = clock
-        self._simulate = simulate
+        self._decides = decides
         self._stale = timedelta(minutes=stale_minutes)
+        self._assumed_for = timedelta(hours=assumed_hours)
         self._keep = timedelta(days=keep_days)
-        self._accepted: deque[Decision] = deque(maxlen=MAX_QUEUED)
+        self._assumed = Assumed()
+        self._in_table: set[Key] = set()
+        self._added: set[Key] = set()
+        self._table_bound = MAX_ASSUMED
+        self._accepted: deque[Accepted] = deque(maxlen=MAX_QUEUED)
         self._owners: set[str] = set()
         self._agents: set[str] = set()
         self._everything = True
@@ -89,6 +119,7 @@ class SessionService:
     async def start(self) -> None:
         """Follow the store, and look at every live session once: what happened while we were away counts."""
         self._store.subscribe(self._on_events)
+        await self._restore()
         self._awake.set()
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
 
@@ -105,20 +136,97 @@ class SessionService:
 
     def accepted(self, decision: Decision) -> None:
         """An Access-Accept goes out; never blocks, never fails."""
-        if decision.verdict != "reject":
-            self._accepted.append(decision)
-            self._awake.set()
+        if decision.verdict == "reject":
+            return
+        at = to_micros(self._clock.now())
+        self._take(decision, at, is_outdated=decision.generation != self._decides.generation)
+
+    def _take(self, decision: Decision, at: int, *, is_outdated: bool = False) -> None:
+        key = key_of(decision.request)
+        if key not in self._in_table and not is_outdated:
+            self._assumed.put(key, decision, at)
+            if (surplus := self._assumed.surplus()) is not None:
+                self._write_down([surplus])
+            return
+        self._write_down([key])  # the one before, if it is another
+        self._accepted.append(Accepted(decision, at, at, is_outdated))
+        self._awake.set()
+
+    def _write_down(self, keys: Iterable[Key], *, is_outdated: bool = False) -> None:
+        """Queue what is assumed of these stations for the table."""
+        for key in keys:
+            self._into_table(key)
+            if (found := self._assumed.pop(key)) is not None:
+                self._accepted.append(found._replace(is_outdated=is_outdated))
+                self._awake.set()
+
+    def _into_table(self, key: Key) -> None:
+        self._in_table.add(key)
+        self._added.add(key)
+
+    async def _recount(self) -> None:
+        """Stations come and go; those whose sessions have all ended need not be known any more."""
+        if len(self._in_table) <= self._table_bound:
+            self._added.clear()
+            return
+        added = self._added = {key_of(one.decision.request) for one in self._accepted}
+        live = await self._store.read(sessions.live_stations)
+        self._in_table = live | added
+        self._table_bound = max(MAX_ASSUMED, 2 * len(live))
 
     async def account(self, record: AccountingRecord) -> None:
         """Take an accounting message in; when this returns it is stored and may be acknowledged."""
+        if record.status in ("on", "off"):
+            self._write_down(self._assumed.of_nas(record.nas_address))
         await self._flush()  # the accept that it belongs to comes first
-        await self._store.write(lambda tx: session_table.account(tx, record))
+        key = record.nas_address, session_table.station_key(record.calling_station, record.nas_port)
+        self._into_table(key)
+        assumed = self._assumed.pop(key)
+
+        def store(tx: Tx) -> None:
+            if assumed is not None:
+                session_table.accept(tx, *assumed[:3])
+            session_table.account(tx, record)
+
+        try:
+            await self._store.write(store)
+        except BaseException:
+            if assumed is not None:
+                self._accepted.append(assumed)
+                self._awake.set()
+            raise
+
+    async def _restore(self) -> None:
+        """What the decision log tells of sessions that were assumed when the appliance ended."""
+        since = self._clock.now() - self._assumed_for
+
+        def read(tx: Tx) -> tuple[dict[Key, tuple[datetime, bool]], list[tuple[Decision, datetime]]]:
+            rows = decisions.accepted(tx, since=since, count=2 * MAX_ASSUMED)
+            return sessions.heard(tx, since), [(decision_of(row), row["time"]) for row in rows]
+
+        heard, accepted = await self._store.read(read)
+        self._in_table = {key for key, (_, is_live) in heard.items() if is_live}
+        for at, (decision, time) in enumerate(accepted):
+            if time > heard.get(key_of(decision.request), (since, False))[0]:
+                self._take(decision, to_micros(time))
+            if not at % _PAGE:
+                await asyncio.sleep(0)
 
     async def search(self, *, everything: bool = False, mac: str = "", limit: int = 1000, **by: str) -> list[Session]:
         """Sessions by owner, agent, nas, mac, vlan or session_id; `everything` takes the ended ones too."""
         await self._flush()
         key = mac_key(mac) if mac else ""
-        return await self._store.read(lambda tx: sessions.search(tx, mac_key=key, ended=everything, limit=limit, **by))
+        wishes = {_SHOWN_AS.get(name, name): value for name, value in (by | {"mac_key": key}).items() if value}
+        assumed = {
+            one.id: one
+            for one in self._assumed.sessions()
+            if all(getattr(one, name) == value for name, value in wishes.items())
+        }
+        found = await self._store.read(lambda tx: sessions.search(tx, mac_key=key, ended=everything, limit=limit, **by))
+        if not assumed:
+            return found
+        both = assumed | {one.id: one for one in found}  # what went into the table meanwhile is in it
+        return sorted(both.values(), key=lambda one: one.began_at, reverse=True)[:limit]
 
     async def changes(self, session_id: str) -> list[Change]:
         """What a session's NAS was asked for."""
@@ -130,6 +238,8 @@ class SessionService:
             raise SessionUnknown("there is no live session of this kind")
         if len(found) > 100_000:
             raise RequestMalformed("too many sessions at once")
+        self._write_down([(one.nas_address, one.mac_key) for one in found])
+        await self._flush()
         return await self._order([(one, want, "administrator") for one in found], actor)
 
     async def _order(self, orders: Iterable[tuple[Session, Want, str]], actor: Actor = APPLIANCE) -> list[Change]:
@@ -188,19 +298,19 @@ class SessionService:
             await asyncio.sleep(FLUSH_SECONDS / 2)
 
     async def _flush(self) -> None:
-        """Write what was accepted; a decision that is outdated by now is changed like any other."""
+        """Write what is queued; a decision that was outdated when it came is changed like any other."""
         while self._accepted:
             batch = [self._accepted.popleft() for _ in range(min(len(self._accepted), _PAGE))]
 
             def store(tx: Tx) -> list[Session]:
-                return [session_table.accept(tx, decision) for decision in batch]  # noqa: B023
+                return [session_table.accept(tx, *one[:3]) for one in batch]  # noqa: B023
 
             try:
                 written = await self._store.write(store)
             except ApplianceError:
                 self._accepted.extendleft(reversed(batch))
                 raise
-            await self._decide(written)
+            await self._decide([one for one, told in zip(written, batch, strict=True) if told.is_outdated])
 
     async def _look(self) -> None:
         """Decide anew on every session that what happened may concern."""
@@ -210,6 +320,8 @@ class SessionService:
             if everything:
                 await self._look_at_all()
             elif owners or agents:
+                await self._look_at_assumed(self._assumed.of_parties(owners, agents))
+                await self._store.write(lambda tx: None)  # behind this is whatever somebody else is writing just now
                 await self._decide(await self._store.read(lambda tx: _of_parties(tx, owners, agents)))
         except BaseException:
             self._everything |= everything
@@ -219,17 +331,34 @@ class SessionService:
 
     async def _look_at_all(self) -> None:
         after, begun = "", self._clock.monotonic()
+        await self._look_at_assumed(self._assumed.keys())
+        await self._store.write(lambda tx: None)
         while page := await self._store.read(lambda tx: sessions.page(tx, after=after, count=_LOOK_PAGE)):  # noqa: B023
             await self._decide(page)
             after = page[-1].id
         self._look_seconds = self._clock.monotonic() - begun
 
-    async def _decide(self, found: Iterable[Session]) -> None:
+    async def _look_at_assumed(self, keys: Sequence[Key]) -> None:
+        """Those that would get something else now go into the table, and their change with them."""
+        for at, key in enumerate(keys):
+            found = self._assumed.get(key)
+            if found is None:
+                continue
+            now = self._decides.simulate(found.decision.request)
+            if _wanted(session_table.granted(found.decision), now) is not None:
+                self._write_down([key], is_outdated=True)
+            if not at % _AT_ONCE:
+                await asyncio.sleep(0)
+        await self._flush()
+
+    async def _decide(self, found: Sequence[Session]) -> None:
         orders = []
-        for session in found:
-            order = wanted(session, self._simulate(session_table.read_login(session.request)))
+        for at, session in enumerate(found):
+            order = wanted(session, self._decides.simulate(session_table.read_login(session.request)))
             if order is not None:
                 orders.append((session, *order))
+            if at % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
         if orders:
             await self._order(orders)
 
@@ -238,13 +367,16 @@ class SessionService:
         while True:
             await asyncio.sleep(max(SWEEP_SECONDS, _LOOK_SHARE * self._look_seconds))
             now = self._clock.now()
+            self._assumed.forget(to_micros(now - self._assumed_for))
 
             def store(tx: Tx) -> None:
                 sessions.mark_stale(tx, now - self._stale)  # noqa: B023
+                sessions.give_up(tx, now - self._assumed_for)  # noqa: B023
                 sessions.prune(tx, now - self._keep)  # noqa: B023
 
             try:
                 await self._store.write(store)
+                await self._recount()
             except ApplianceError as refused:
                 _log.warning("event=sessions-not-swept detail=%r", refused.detail)
                 continue

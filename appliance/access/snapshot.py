@@ -49,6 +49,8 @@ class Snapshot:
     """Where each owner comes from, by identifier."""
     confirmed: Mapping[str, datetime] = field(default_factory=dict)
     """When each source was last read whole."""
+    generation: int = 1
+    """Another number after each change."""
 
     def credential(self, aki: str, serial: int) -> Credential | None:
         return self.credentials.get((aki, serial))
@@ -181,6 +183,7 @@ def with_events(snapshot: Snapshot, events: Iterable[OutboxRow]) -> Snapshot:
         sources=snapshot.sources if sources is None else sources,
         confirmed=confirmed,
         sites=snapshot.sites if sites is None else sites,
+        generation=snapshot.generation + 1,
     )
 
 

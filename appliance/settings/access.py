@@ -25,6 +25,9 @@ class AccessSettings(Section):
     session_stale_minutes: float = Field(
         60.0, gt=0, description="A session that its NAS accounted for and then fell silent about is shown as stale."
     )
+    session_assumed_hours: float = Field(
+        24.0, gt=0, description="A session that only its Access-Accept told of is taken to be over after so long."
+    )
     session_days: int = Field(30, gt=0, description="How long ended sessions are kept, days.")
 
 

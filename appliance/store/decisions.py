@@ -36,6 +36,12 @@ _PAGE = (
     .order_by(_c.id)
     .limit(bindparam("count"))
 )
+_ACCEPTED = (
+    select(table)
+    .where(_c.id >= bindparam("down_to"), _c.time >= bindparam("since", type_=Time()), _c.verdict != "reject")
+    .order_by(_c.id.desc())
+    .limit(bindparam("count"))
+)
 _OLD = select(_c.id).where(_c.time < bindparam("before", type_=Time())).order_by(_c.time).limit(bindparam("count"))
 _SURPLUS = select(_c.id).where(_c.id <= bindparam("last")).order_by(_c.id).limit(bindparam("count"))
 _PRUNE_OLD = delete(table).where(_c.id.in_(_OLD.scalar_subquery()))
@@ -103,6 +109,12 @@ def _search(names: frozenset[str]) -> Select[Any]:
 def page(tx: Tx, *, after: int, since: datetime, count: int) -> list[dict[str, Any]]:
     """Rows not older than `since` with ids above `after`, in the order of their ids."""
     return [dict(row._mapping) for row in tx.all(_PAGE, {"after": after, "since": since, "count": count})]
+
+
+def accepted(tx: Tx, *, since: datetime, count: int) -> list[dict[str, Any]]:
+    """The newest rows that let somebody in, oldest of them first."""
+    given = {"down_to": last(tx) - WALK, "since": since, "count": count}
+    return [dict(row._mapping) for row in tx.all(_ACCEPTED, given)][::-1]
 
 
 def first_since(tx: Tx, since: datetime) -> int:

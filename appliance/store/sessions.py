@@ -9,25 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, update
 
+from appliance.store.columns import Json, Time
 from appliance.store.schema import session_changes as changes_table
 from appliance.store.schema import sessions as table
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
 ASSUMED, OPEN, STALE, ENDED = "assumed", "open", "stale", "ended"
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 
 _LIVE = table.c.ended_at.is_(None)
-_INSERT = insert(table)
 _COLUMNS = tuple(column.name for column in table.c)
-_SAVE = (
+_INSERT = plain(insert(table), *_COLUMNS)
+_SAVE = plain(
     update(table)
     .where(table.c.id == bindparam("key"))
-    .values({name: bindparam(f"new_{name}", type_=table.c[name].type) for name in _COLUMNS if name != "id"})
-)
+    .values({name: bindparam(f"new_{name}") for name in _COLUMNS[1:]}),
+    *(f"new_{name}" for name in _COLUMNS[1:]), "key",
+)  # fmt: skip
+_values = attrgetter(*_COLUMNS)
+_KEPT_AS = tuple((at, column.type.stored) for at, column in enumerate(table.c) if isinstance(column.type, Time | Json))
+"""Columns that the database keeps in another form."""
 _BY_ID = select(table).where(table.c.id == bindparam("key"))
 _AT = (
     select(table)
@@ -53,6 +60,17 @@ _MARK_STALE = (
     update(table)
     .where(_LIVE, table.c.state == OPEN, table.c.updated_at < bindparam("before", type_=table.c.updated_at.type))
     .values(state=STALE)
+)
+_GIVE_UP = (
+    update(table)
+    .where(_LIVE, table.c.state == ASSUMED, table.c.updated_at < bindparam("before", type_=table.c.updated_at.type))
+    .values(state=ENDED, ended_at=bindparam("now", type_=table.c.updated_at.type), cause="never-accounted")
+)
+_STATIONS = select(table.c.nas_address, table.c.mac_key).where(_LIVE)
+_HEARD = (
+    select(table.c.nas_address, table.c.mac_key, func.max(table.c.updated_at), func.max(table.c.ended_at.is_(None)))
+    .where(or_(_LIVE, table.c.ended_at >= bindparam("since", type_=table.c.updated_at.type)))
+    .group_by(table.c.nas_address, table.c.mac_key)
 )
 _PRUNE = delete(table).where(table.c.ended_at < bindparam("before"))
 _PRUNE_CHANGES = delete(changes_table).where(
@@ -143,14 +161,20 @@ class Change:
 
 def add(tx: Tx, session: Session) -> None:
     """Insert."""
-    tx.execute(_INSERT, {name: getattr(session, name) for name in _COLUMNS})
+    tx.insert(_INSERT, tuple(_stored(session)))
 
 
 def save(tx: Tx, session: Session) -> None:
     """Write every column of a session that is there."""
-    tx.execute(
-        _SAVE, {"key": session.id} | {f"new_{name}": getattr(session, name) for name in _COLUMNS if name != "id"}
-    )
+    key, *others = _stored(session)
+    tx.change(_SAVE, (*others, key))
+
+
+def _stored(session: Session) -> list[Any]:
+    values = list(_values(session))
+    for at, stored in _KEPT_AS:
+        values[at] = stored(values[at])
+    return values
 
 
 def get(tx: Tx, session_id: str) -> Session | None:
@@ -213,6 +237,21 @@ def search(
 def mark_stale(tx: Tx, before: datetime) -> int:
     """Open sessions that were not heard of since `before` become stale; answers how many."""
     return tx.execute(_MARK_STALE, {"before": before}).rowcount
+
+
+def give_up(tx: Tx, before: datetime) -> int:
+    """Sessions that only an accept told of, before then, are taken to be over; answers how many."""
+    return tx.execute(_GIVE_UP, {"before": before, "now": tx.now}).rowcount
+
+
+def heard(tx: Tx, since: datetime) -> dict[tuple[str, str], tuple[datetime, bool]]:
+    """Stations with a session that is live or ended `since`: when they were last heard of, whether one is live."""
+    return {(row[0], row[1]): (row[2], bool(row[3])) for row in tx.all(_HEARD, {"since": since})}
+
+
+def live_stations(tx: Tx) -> set[tuple[str, str]]:
+    """NAS address and MAC address, or port, of every live session."""
+    return {(row[0], row[1]) for row in tx.all(_STATIONS)}
 
 
 def prune(tx: Tx, before: datetime) -> int:

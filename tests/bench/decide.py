@@ -75,7 +75,7 @@ class Population:
             "NAS-Port-Type": "Ethernet",
             "Service-Type": "Framed-User",
             "Framed-MTU": "1400",
-            "Calling-Station-Id": "02-00-00-00-00-01",
+            "Calling-Station-Id": "-".join(["02", *(f"{octet:02X}" for octet in serial.to_bytes(16, "big")[-5:])]),
             "Called-Station-Id": "02-00-00-00-00-FF:campus",
             "Acct-Session-Id": secrets.token_hex(8),
             "EAP-Type": "TLS",

@@ -97,7 +97,9 @@ async def world(folder: Path, *, runs: bool = True, **options: Any) -> AsyncIter
     store = open_store(f"sqlite:///{file}", clock)
     access = AccessService(AccessSettings(), store, clock)
     nas = NasService(store, Box())
-    service = SessionService(store, clock, access.simulate, **({"stale_minutes": 60, "keep_days": 1} | options))
+    service = SessionService(
+        store, clock, access, **({"stale_minutes": 60, "assumed_hours": 24, "keep_days": 1} | options)
+    )
     runner = ChangeRunner(store, clock, service, nas, access.simulate)
     try:
         await access.start()
@@ -192,10 +194,20 @@ def test_a_newer_session_of_the_same_station_ends_the_one_whose_stop_got_lost(tm
     play(tmp_path, story)
 
 
+def test_an_accept_at_another_port_takes_the_place_of_one_that_nobody_accounted_for(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in(session="A1")
+        world.log_in(session="A2", nas_port="swp2")
+        session = await world.one()
+        assert (session.port, session.state, session.acct_session) == ("swp2", "assumed", "A2")
+
+    play(tmp_path, story)
+
+
 def test_an_accept_at_another_port_moves_the_station(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.log_in(session="A1")
-        await world.one()
+        await world.account("start")
         world.log_in(session="A2", nas_port="swp2")
         newer, older = await world.all()
         assert (older.port, older.cause, newer.port, newer.state) == ("swp1", "superseded", "swp2", "assumed")
@@ -268,7 +280,7 @@ def test_a_session_without_interim_becomes_stale_and_comes_back(tmp_path: Path) 
 
 def test_freeradius_accounts_by_json_with_the_same_token(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        routes = await with_port(world.access, world.store)
+        routes = await with_port(world.access, world.store, world.sessions)
         body = {
             "Acct-Status-Type": {"type": "integer", "value": ["Start"]},
             "Acct-Session-Id": {"type": "string", "value": ["A1"]},
@@ -307,7 +319,7 @@ def test_a_port_that_asked_by_mac_address_in_vain_gets_the_reason_whoever_refuse
     """FreeRADIUS does not ask for a decision where the policy has no bypass; the embedded server does."""
 
     async def story(world: World) -> None:
-        routes = await with_port(world.access, world.store)
+        routes = await with_port(world.access, world.store, world.sessions)
         body = {
             "Service-Type": {"type": "integer", "value": ["Call-Check"]},
             "Calling-Station-Id": {"type": "string", "value": [MAC]},
