@@ -131,10 +131,13 @@ def read_accounting_json(document: object) -> AccountingRecord:
     )
 
 
+_WITHOUT_SEPARATORS: Final = {ord(char): None for char in "-:. "}
+
+
 def mac_key(text: str) -> str:
     """A MAC address in any of the usual spellings as twelve lower-case hex digits; other names as they are."""
-    plain = "".join(char for char in text if char not in "-:. ").lower()
-    return plain if len(plain) == 12 and all(char in "0123456789abcdef" for char in plain) else text
+    plain = text.translate(_WITHOUT_SEPARATORS).lower()
+    return plain if len(plain) == 12 and not plain.strip("0123456789abcdef") else text
 
 
 def _class(text: str) -> str:

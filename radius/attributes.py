@@ -9,6 +9,7 @@ all that.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from radius.decide import Decision
@@ -17,6 +18,8 @@ from radius.request import clean_text
 TUNNEL_TYPE_VLAN: Final = 13
 TUNNEL_MEDIUM_IEEE_802: Final = 6
 MAX_VALUE_BYTES: Final = 253
+
+Vlan = int | str
 
 
 class Attribute(NamedTuple):
@@ -43,24 +46,44 @@ def to_attributes(decision: Decision, *, reply_message: bool = True) -> tuple[At
     Accept and guest: VLAN, User-Name (the agent, so that accounting follows the certificate and not the outer EAP
     identity), Class (the issuing transaction), and what the rule adds. `reply_message` adds the reason in words.
     """
-    found: list[Attribute] = []
+    found = of_outcome(*outcome_of(decision)) + of_login(decision)
+    return (*found, _text("Reply-Message", 18, message(decision))) if reply_message else found
+
+
+def outcome_of(decision: Decision) -> tuple[Vlan | None, str, str, bool]:
+    """(VLAN, Filter-Id, role, whether the port asks again): what many logins have in common; no VLAN, no rest."""
     vlan = decision.vlan
-    if decision.verdict != "reject" and vlan is not None and (vlan if isinstance(vlan, str) else 1 <= vlan <= 4094):
-        found += _VLAN
-        found.append(_text("Tunnel-Private-Group-Id", 81, str(vlan)))
-        if 0 < len(decision.agent_id) <= MAX_VALUE_BYTES and decision.agent_id.isascii():
-            found.append(_text("User-Name", 1, decision.agent_id))
-        if decision.txn:
-            found.append(_text("Class", 25, decision.txn))
-        if decision.filter_id:
-            found.append(_text("Filter-Id", 11, decision.filter_id))
-        if decision.role:
-            found.append(_text("Aruba-User-Role", 1, decision.role)._replace(vendor=ARUBA))
-        if (seconds := decision.session_timeout) is not None:
-            found.append(Attribute("Session-Timeout", 27, str(seconds), seconds.to_bytes(4, "big")))
-            found.append(_AGAIN)
-    if reply_message:
-        found.append(_text("Reply-Message", 18, message(decision)))
+    if decision.verdict == "reject" or vlan is None or not (isinstance(vlan, str) or 1 <= vlan <= 4094):
+        return None, "", "", False
+    return vlan, decision.filter_id, decision.role, decision.session_timeout is not None
+
+
+@lru_cache(maxsize=4096)
+def of_outcome(vlan: Vlan | None, filter_id: str, role: str, is_asked_again: bool) -> tuple[Attribute, ...]:
+    """The attributes of what outcome_of() found."""
+    if vlan is None:
+        return ()
+    found = [*_VLAN, _text("Tunnel-Private-Group-Id", 81, str(vlan))]
+    if filter_id:
+        found.append(_text("Filter-Id", 11, filter_id))
+    if role:
+        found.append(_text("Aruba-User-Role", 1, role)._replace(vendor=ARUBA))
+    if is_asked_again:
+        found.append(_AGAIN)
+    return tuple(found)
+
+
+def of_login(decision: Decision) -> tuple[Attribute, ...]:
+    """The attributes of this one login: agent, transaction, how long it lasts."""
+    if outcome_of(decision)[0] is None:
+        return ()
+    found = []
+    if 0 < len(decision.agent_id) <= MAX_VALUE_BYTES and decision.agent_id.isascii():
+        found.append(_text("User-Name", 1, decision.agent_id))
+    if decision.txn:
+        found.append(_text("Class", 25, decision.txn))
+    if (seconds := decision.session_timeout) is not None:
+        found.append(Attribute("Session-Timeout", 27, str(seconds), seconds.to_bytes(4, "big")))
     return tuple(found)
 
 
@@ -68,6 +91,11 @@ def message(decision: Decision) -> str:
     """One line for the user: verdict, reason code, meaning. No department, owner or agent: switches log it."""
     head = "rejected" if decision.vlan is None else f"VLAN {decision.vlan}"
     return f"{head}: {decision.reason_code}: {decision.note or decision.reason}"
+
+
+def as_text(value: str) -> str:
+    """A value as it fits into an attribute."""
+    return _text("", 0, value).text
 
 
 def _text(name: str, code: int, value: str) -> Attribute:

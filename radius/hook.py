@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Final
 
-from radius.attributes import to_attributes
+from radius.attributes import Vlan, as_text, message, of_login, of_outcome, outcome_of
 from radius.decide import Decision
 from radius.errors import HookMalformed
 from radius.request import (
@@ -94,23 +94,27 @@ def write_answer(decision: Decision, *, reply_message: bool = True) -> bytes:
 
     It is put together by hand, because a general encoder takes longer over it than the decision took.
     """
-    members = [_REJECT if decision.verdict == "reject" else _ACCEPT]
-    for name, _, text, octets, _ in to_attributes(decision, reply_message=reply_message):
-        if name == "Class":  # octets: FreeRADIUS reads hex without a chance of interpretation
-            members.append(_member("reply:Class", f"0x{octets.hex()}"))
-        elif name in _OF_ONE_LOGIN:
-            members.append(_member(f"reply:{name}", text))
-        else:
-            members.append(_kept_member(f"reply:{name}", text))
+    said = message(decision) if reply_message else ""
+    members = [_of_outcome(decision.verdict == "reject", *outcome_of(decision), said)]
+    for name, _, text, octets, _ in of_login(decision):
+        # octets: FreeRADIUS reads hex without a chance of interpretation
+        members.append(_member(f"reply:{name}", f"0x{octets.hex()}" if name == "Class" else text))
     return f"{{{', '.join(members)}}}".encode()
+
+
+@lru_cache(maxsize=4096)
+def _of_outcome(is_reject: bool, vlan: Vlan | None, filter_id: str, role: str, is_asked_again: bool, said: str) -> str:
+    """The members that many logins have in common, as text."""
+    members = [_REJECT if is_reject else _ACCEPT]
+    members += [_member(f"reply:{one.name}", one.text) for one in of_outcome(vlan, filter_id, role, is_asked_again)]
+    if said:
+        members.append(_member("reply:Reply-Message", as_text(said)))
+    return ", ".join(members)
 
 
 def _member(name: str, text: str) -> str:
     return f'"{name}": {{"op": ":=", "value": [{_quoted(text)}], "do_xlat": false}}'
 
-
-_OF_ONE_LOGIN: Final = frozenset({"User-Name", "Session-Timeout"})
-_kept_member = lru_cache(maxsize=4096)(_member)  # of attributes whose values come out of the policy
 
 _ACCEPT, _REJECT = (_member("control:Auth-Type", verdict) for verdict in ("Accept", "Reject"))
 

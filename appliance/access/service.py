@@ -56,6 +56,8 @@ class AccessService:
         self._clock = clock
         self._snapshot = Snapshot(checked_at=float("-inf"))
         self._tokens: dict[str, bytes] = {}
+        self._presented: dict[str, str] = {}
+        """Holders of tokens that were found right, by the token: each login shows one of a few."""
         self._log = DecisionLog(
             store, clock, keep_days=settings.decision_log_days, keep_rows=settings.decision_log_rows
         )
@@ -113,6 +115,7 @@ class AccessService:
             if collects:
                 gc.enable()
         self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
+        self._presented.clear()
         self._take_tokens(missed)
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
         old = self._snapshot
@@ -163,6 +166,8 @@ class AccessService:
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
+        if (holder := self._presented.get(presented)) is not None:
+            return holder
         digest = sha256(presented.encode("utf-8", "replace")).digest()
         found = ""
         for name, known in self._tokens.items():
@@ -170,6 +175,7 @@ class AccessService:
                 found = name
         if not found:
             raise TokenRequired("the bearer token is not that of a RADIUS server known here")
+        self._presented[presented] = found
         return found
 
     def _facts(self, snapshot: Snapshot, request: AccessRequest, credential: Credential | None) -> Facts:
@@ -210,6 +216,7 @@ class AccessService:
         for event in events:
             if event.topic == "radius-server":
                 self._tokens[event.key] = bytes.fromhex(event.body["token_sha256"])
+                self._presented.clear()
 
     async def _keep_fresh(self) -> None:
         """Ask the store whether it is still there; now and then read everything anew."""
