@@ -436,6 +436,7 @@ class Appliance:
             "console.openapi": pages.openapi,
             **scim.endpoints,
         }
+        await self.sessions.start()  # before the first login
         timing = Timing.of(web)
         plan: list[tuple[str, str, int, Mapping[str, Any], Any, Limits | None]] = [
             ("device", web.host, web.device_port, device, self._device_tls, limits),
@@ -445,7 +446,7 @@ class Appliance:
         ]
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
-            listener = Listener(name, app, timing=timing, tls=tls)
+            listener = Listener(name, app, timing=timing, tls=tls, sheds=name == "decision")
             if tls is self._https_for_clients:
                 self._for_clients.append(listener)
             found = await listen(listener, host, port)
@@ -454,7 +455,8 @@ class Appliance:
             if name == "decision":
                 self._decision_port = found
                 if not is_loopback(web.decision_host):  # the FreeRADIUS on this machine asks as ever
-                    near = Listener(name, build_app("decision", access(None)), timing=timing, tls=self._https)
+                    near_app = build_app("decision", access(None))
+                    near = Listener(name, near_app, timing=timing, tls=self._https, sheds=True)
                     self._decision_port = await listen(near, _LOOPBACK, web.decision_port and found)
                     self._open.append(near)
         if identity_port is not None:
@@ -464,7 +466,6 @@ class Appliance:
         admin = Listener("admin", build_app("admin", {"console.operation": AdminRoutes(self.operations).operation}))
         await admin.open_unix(admin_socket(settings.home), 0o600)
         self._open.append(admin)
-        await self.sessions.start()
         await self._changes.start()
         try:
             answering = await self._radius.start()

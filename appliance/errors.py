@@ -4,7 +4,7 @@ Refusal
 └── ApplianceError          (abstract; never raised bare)
     ├── NotFound  Conflict  NotPermitted  RequestMalformed
     ├── CertificateRequired  TokenRequired
-    ├── RateLimited  QueueFull  StoreBusy  DiskFull  StoreUnavailable   (carry retry_after_seconds)
+    ├── RateLimited  QueueFull  Overloaded  StoreBusy  DiskFull  StoreUnavailable   (carry retry_after_seconds)
     ├── RouteUnknown  HttpMalformed  RequestTooSlow  AnswerTooSlow  ExpectationRefused
     │                       (the web front also raises est's MethodNotAllowed, BodyTooLarge, MediaTypeNotAccepted)
     ├── HomeMissing  HomeLocked  StoreMissing  StoreForeign
@@ -69,6 +69,12 @@ class QueueFull(ApplianceError):
     """A bounded queue has no room; fields: retry_after_seconds."""
 
     reason: ClassVar[str] = "queue-full"
+
+
+class Overloaded(ApplianceError):
+    """More is asked than can be answered in time; fields: retry_after_seconds."""
+
+    reason: ClassVar[str] = "overloaded"
 
 
 class StoreBusy(ApplianceError):

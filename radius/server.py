@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cryptography import x509
 
 from radius import packets
 from radius.attributes import Attribute, to_attributes
+from radius.backlog import Backlog
 from radius.clients import Nas, plain_address
 from radius.decide import Decision, Verdict, refuse
 from radius.duplicates import Duplicates, Key
@@ -28,6 +30,7 @@ from radius.login import Ask, Challenge, Login
 from radius.login import Verdict as LoginVerdict
 from radius.packets import Request
 from radius.request import MAC_BYPASS, AccessRequest
+from radius.wire import MAX_BYTES
 
 __all__ = ["Address", "Authorize", "Counters", "Nas", "RadiusServer", "write_outcome"]
 
@@ -36,6 +39,7 @@ Authorize = Callable[[AccessRequest], Decision]
 Later = Callable[[AccessRequest, Callable[[Decision], None]], None]
 """Takes a request and calls back with the decision, once, now or later."""
 STATE_BYTES: Final = 16
+_AT_ONCE: Final = 64
 _EAP_FAILURE: Final = 4
 
 
@@ -53,6 +57,8 @@ class Counters:
     accepts: int = 0
     rejects: int = 0
     elsewhere: int = 0
+    dropped_new: int = 0
+    """Requests for a new login that nobody had time to look at."""
 
 
 @dataclass(slots=True)
@@ -117,6 +123,9 @@ class RadiusServer(asyncio.DatagramProtocol):
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._duplicates = Duplicates(2 * max_sessions + 64)
         self._transport: asyncio.DatagramTransport | None = None
+        self._socket: socket.socket | None = None
+        self._backlog = Backlog()
+        self._is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._now: Callable[[], float] = lambda: 0.0
         self.counters = Counters()
@@ -141,9 +150,9 @@ class RadiusServer(asyncio.DatagramProtocol):
         """
         loop = asyncio.get_running_loop()
         self._now = loop.time
-        self._transport, _ = await loop.create_datagram_endpoint(
-            lambda: self, local_addr=(host, port), reuse_port=shared or None
-        )
+        (family, *_, address), *_ = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        self._socket = _bind(family, address, shared=shared)
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._socket)
         self._sweep_again()
         chosen: int = self._transport.get_extra_info("sockname")[1]
         return chosen
@@ -154,6 +163,7 @@ class RadiusServer(asyncio.DatagramProtocol):
             self._timer.cancel()
         if self._transport is not None:
             self._transport.close()
+            self._socket = None
         self._sessions.clear()
         self._duplicates.clear()
 
@@ -163,8 +173,34 @@ class RadiusServer(asyncio.DatagramProtocol):
         return len(self._sessions)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        """One RADIUS packet (called by asyncio)."""
-        self.receive(data, addr)
+        """One RADIUS packet (called by asyncio), and whatever waits behind it."""
+        now, backlog = self._now(), self._backlog
+        backlog.put(data, addr, now)
+        if self._socket is not None:
+            for _ in range(_AT_ONCE):
+                try:
+                    backlog.put(*self._socket.recvfrom(MAX_BYTES + 1), now)
+                except OSError:  # nothing there, or an ICMP error of somebody who is gone
+                    break
+        self._work_off()
+
+    def _work_off(self) -> None:
+        """Everything of logins under way, then one that begins; the loop looks for more before the next."""
+        backlog = self._backlog
+        while (packet := backlog.going_on()) is not None:
+            self.receive(*packet)
+        if (packet := backlog.new(self._now())) is not None:
+            self.receive(*packet)
+        if backlog.dropped != self.counters.dropped_new:
+            more, self.counters.dropped_new = backlog.dropped - self.counters.dropped_new, backlog.dropped
+            self._dropped("", "", "radius-overloaded", f"{more} that would have begun a login")
+        if backlog and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_due = False
+        self._work_off()
 
     def receive(self, data: bytes, addr: Address, *, handed_over: bool = False) -> None:
         """One RADIUS packet; one that was handed over by another server is not handed on again."""
@@ -316,6 +352,19 @@ def write_outcome(
     if verdict == "reject":
         return packets.write_reply(request, packets.ACCESS_REJECT, eap=eap, attributes=attributes)
     return packets.write_reply(request, packets.ACCESS_ACCEPT, eap=eap, attributes=attributes, msk=msk)
+
+
+def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        made.setblocking(False)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _at_once(authorize: Authorize | None) -> Later:

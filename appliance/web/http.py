@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,10 +23,10 @@ from aiohttp import EMPTY_PAYLOAD, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
 
-from appliance.errors import ExpectationRefused, HttpMalformed, RequestTooSlow
+from appliance.errors import ExpectationRefused, HttpMalformed, Overloaded, RequestTooSlow
 from appliance.web.app import Match, refuse, too_slow
 from appliance.web.peer import Peer
-from appliance.web.problems import one_line
+from appliance.web.problems import one_line, problem
 from appliance.web.transports import abort, half_close
 from est.errors import BodyTooLarge, MediaTypeNotAccepted, Refusal
 from est.exchange import Call, Reply
@@ -44,6 +45,8 @@ _WITHOUT_BODY = frozenset({204, 304})
 _ONCE = frozenset({"host", "content-type", "content-length", "authorization", "content-encoding", "transfer-encoding"})
 _NEVER_FROM_HANDLERS = frozenset({"content-length", "connection", "date", "transfer-encoding"})
 _NEVER = float("inf")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*(?=\r\n|\Z)")
+_NOT_PLAIN = (b"\r\ntransfer-encoding", b"\r\nexpect", b"\r\nupgrade", b"\r\nconnection:", b"http/1.0")
 
 
 @dataclass(slots=True)
@@ -89,6 +92,24 @@ def serialise(reply: Reply, request_id: str, *, head_only: bool, keep_alive: boo
         raise ValueError("a header has a line break in it")
     data = head.encode("latin-1", "replace")
     return data if head_only or status in _WITHOUT_BODY else data + reply.body
+
+
+def is_whole_post(data: bytes) -> bool:
+    """Whether these bytes are one POST as programs write it: Content-Length once, and its body to the last byte."""
+    head, found, body = data.partition(b"\r\n\r\n")
+    if not found or not head.startswith(b"POST /") or len(head) > MAX_HEAD_BYTES:
+        return False
+    head = head.lower()
+    lengths = _LENGTH.findall(head)
+    return len(lengths) == 1 and int(lengths[0]) == len(body) and not any(word in head for word in _NOT_PLAIN)
+
+
+@lru_cache(maxsize=1)
+def _crowded(second: int) -> bytes:
+    """The refusal of everybody who is turned away in one second."""
+    request_id = f"crowded-{second:x}"
+    error = Overloaded("more is asked than can be answered in time", retry_after_seconds=1)
+    return serialise(problem(error, path="/", request_id=request_id), request_id, head_only=False, keep_alive=True)
 
 
 class HttpConnection(BaseProtocol):
@@ -161,6 +182,9 @@ class HttpConnection(BaseProtocol):
             if self._discarded > _MAX_DISCARDED:
                 self.abort()
             return
+        if (admission := self._owner.admission) is not None and admission.is_refusing and self._turn_away(data):
+            admission.refused += 1
+            return
         if self._request is None and data:
             if not self._head_bytes:
                 self.deadline = self._loop.time() + self._owner.timing.header_seconds
@@ -171,6 +195,16 @@ class HttpConnection(BaseProtocol):
         self._advance()
         if self._request is None and self._head_bytes > MAX_HEAD_BYTES and not self._waiting:
             self._refuse_early(HttpMalformed("the header block is too long"))
+
+    def _turn_away(self, data: bytes) -> bool:
+        """Refuse one whole POST without a look at its body; False if it is anything but that."""
+        if self._request is not None or self._head_bytes or self._waiting or self._paused or self.transport is None:
+            return False
+        if not is_whole_post(data):
+            return False
+        self.transport.write(_crowded(int(time.time())))
+        self.deadline = self._loop.time() + self._owner.timing.keepalive_seconds
+        return True
 
     def _parse(self, data: bytes) -> bool:
         assert self._parser is not None

@@ -22,6 +22,7 @@ from pathlib import Path
 from appliance.errors import Conflict
 from appliance.settings import WebSettings
 from appliance.web import tls_peer
+from appliance.web.admission import Admission
 from appliance.web.app import App
 from appliance.web.http import HttpConnection
 from appliance.web.peer import Peer, program_of
@@ -67,11 +68,19 @@ class Listener:
     """One port, or one Unix socket, with one app behind it."""
 
     def __init__(
-        self, name: str, app: App, *, timing: Timing | None = None, tls: TlsFront | ssl.SSLContext | None = None
+        self,
+        name: str,
+        app: App,
+        *,
+        timing: Timing | None = None,
+        tls: TlsFront | ssl.SSLContext | None = None,
+        sheds: bool = False,
     ) -> None:
+        """`sheds`: POSTs are refused where there are more than can be answered in time."""
         self.name = name
         self.app = app
         self.timing = timing or Timing()
+        self.admission = Admission(name) if sheds else None
         self._tls = tls
         self._ids = count(1)
         self._sockets: list[socket.socket] = []
@@ -185,7 +194,8 @@ class Listener:
         self._sockets.append(listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
+        is_crowded = self.admission is not None and self.admission.is_crowded
+        for _ in range(1 if is_crowded else _ACCEPT_AT_ONCE):
             try:
                 accepted, where = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -226,7 +236,7 @@ class Listener:
         """Put TLS or HTTP above the socket."""
         released = _Release(self, address)
         try:
-            Wire(accepted, self._protocol(address, released), self._scratch)
+            Wire(accepted, self._protocol(address, released), self._scratch, self.admission)
         except Exception:  # noqa: BLE001 - one connection that cannot be made is no reason to accept no others
             _log.exception("event=connection-failed listener=%s address=%s", self.name, address)
             released()

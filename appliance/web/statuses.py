@@ -453,6 +453,7 @@ APPLIANCE = {
     "token-required": 401,
     "rate-limited": 429,
     "queue-full": 429,
+    "overloaded": 503,
     "store-busy": 503,
     "store-unavailable": 503,
     "disk-full": 503,

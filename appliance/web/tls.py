@@ -211,6 +211,8 @@ class StandardSide:
 
     def read(self) -> bytes | None:
         """The next plain bytes: None when more must be fed first, empty at the peer's close_notify."""
+        if not self._incoming.pending and not self._object.pending():  # cheaper to see than to be told
+            return None
         try:
             return self._object.read(_RECORD)
         except ssl.SSLWantReadError:

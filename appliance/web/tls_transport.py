@@ -85,6 +85,11 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
             self._tell("the peer went away")
         self._released()
 
+    @property
+    def is_greeting(self) -> bool:
+        """Whether the handshake is not done."""
+        return self._above is None
+
     def data_received(self, data: bytes) -> None:
         if self._over:
             return

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from appliance.web.admission import Admission
 
 _log = logging.getLogger(__name__)
 _READ = 65_536
@@ -33,17 +35,35 @@ class Above(Protocol):
     def resume_writing(self) -> None: ...
 
 
+@runtime_checkable
+class Greets(Protocol):
+    """What is above may begin with a handshake."""
+
+    @property
+    def is_greeting(self) -> bool: ...
+
+
 class Wire(asyncio.Transport):
     """A connected, non-blocking stream socket; it belongs to the wire from now on."""
 
-    def __init__(self, accepted: socket.socket, above: Above, scratch: memoryview | None = None) -> None:
-        """Tell `above` of the connection and begin to read, into `scratch`, which all wires of one loop may share."""
+    def __init__(
+        self,
+        accepted: socket.socket,
+        above: Above,
+        scratch: memoryview | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        """Tell `above` of the connection and begin to read, into `scratch`, which all wires of one loop may share.
+
+        What comes may have to wait for `admission`.
+        """
         super().__init__()
         self.socket = accepted
         self._scratch = scratch or new_scratch()
         self._loop = asyncio.get_running_loop()
         self._descriptor = accepted.fileno()
         self._above = above
+        self._admission = admission
         self._unsent = bytearray()
         self._reading = False
         self._held = False  # above was asked to write no more
@@ -122,16 +142,32 @@ class Wire(asyncio.Transport):
 
     def _readable(self) -> None:
         try:
-            size = self.socket.recv_into(self._scratch)
+            data = bytes(self._scratch[: self.socket.recv_into(self._scratch)])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
+        if (admission := self._admission) is not None:
+            if not data:
+                admission.gone(self)
+            elif (admission.is_crowded or not admission.is_watching) and admission.holds(self, data):
+                return
+        self.deliver(data)
+
+    @property
+    def is_greeting(self) -> bool:
+        """Whether TLS is above, and in its handshake."""
+        return isinstance(self._above, Greets) and self._above.is_greeting
+
+    def deliver(self, data: bytes) -> None:
+        """Pass on what was read; empty at the peer's end."""
+        if self._gone:
+            return
         self._in_reader = True
         try:
-            if size:
-                self._above.data_received(bytes(self._scratch[:size]))
+            if data:
+                self._above.data_received(data)
             else:
                 self.pause_reading()
                 if not self._above.eof_received():
@@ -172,6 +208,8 @@ class Wire(asyncio.Transport):
         if self._gone:
             return
         self._gone = self._closing = True
+        if self._admission is not None:
+            self._admission.gone(self)
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._descriptor)

@@ -1,4 +1,4 @@
-"""d3: what the decision costs FreeRADIUS; and the decision port's tail, its pauses and its storm with a large campus.
+"""d3: what the decision costs FreeRADIUS; and the decision port's tail and its pauses with a large campus.
 
 F is FreeRADIUS' own CPU time per EAP-TLS login without the hook. The campus has ten agents for every one of the plan,
 all in memory, and as many revoked credentials.
@@ -17,8 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -45,7 +44,7 @@ from tests.bench.decide import DEPARTMENTS, LIFE, Population, policy
 from tests.bench.measure import Bench, cpu_seconds, percentile
 from tests.bench.plan import Plan
 
-IDS = ("d3", "d3v2", "d3h", "d1p", "d1s", "d1v", "i")
+IDS = ("d3", "d3v2", "d3h", "d1p", "d1s", "d1v")
 SECRET = "secret-of-the-bench-0123456789"
 AT_ONCE = 8
 _NO_HOOK = """server check-eap-tls {
@@ -150,8 +149,6 @@ def run(plan: Plan, folder: Path) -> list[Bench]:
         campus.operation("policy.publish", text=policy())
         campus.operation("nas.add", name="bench", address="127.0.0.1", secret=SECRET)
         found += _logins(campus, plan, people, folder / "logins", port)
-        if plan.wants("i"):
-            found.append(_storm(campus, plan, people))
         return found
     finally:
         campus.stop()
@@ -329,71 +326,3 @@ async def _changes(store: Store, people: People) -> None:
             "agent_id": "a", "owner_id": None, "model": "", "txn": "",
         }  # fmt: skip
         await store.write(lambda tx, body=body: tx.emit("certificate", body["serial"], body))
-
-
-def _storm(campus: Campus, plan: Plan, people: People) -> Bench:
-    """i: twice what the decision port can do, from a fixed clock: what is admitted stays quick, the rest hears 503."""
-    aki = (ski_of(campus.ca("agents")) or b"").hex()
-    serials = list(people.vlan_of)
-
-    def connect(count: int) -> list[wire.Connection]:
-        return [wire.Connection(campus.address("decision"), campus.anonymous) for _ in range(count)]
-
-    def call() -> bytes:
-        return people.call(secrets.choice(serials), aki)
-
-    alone = connect(1)
-    quiet = [alone[0].exchange(call()).seconds for _ in range(1000)]
-    crowd = connect(16)
-    calls = [[call() for _ in range(400)] for _ in crowd]
-    begun = time.perf_counter()
-    wire.exchange_all(crowd, calls)
-    capacity = 16 * 400 / (time.perf_counter() - begun)
-    for one in (*alone, *crowd):
-        one.close()
-    bench = Bench(
-        "i", "admitted decisions in a storm of twice the capacity, 99th percentile", "4 p50", 1.0, at_least=False
-    )
-    answers = _open_loop(campus, call, 2 * capacity, min(plan.seconds, 5.0))
-    admitted = [one.seconds for one in answers if one.status == 200]
-    turned_away = [one for one in answers if one.status in (429, 503)]
-    assert len(admitted) + len(turned_away) == len(answers)
-    bench.add(cpu=percentile(admitted, 0.99) * 1e6, reference=4 * percentile(quiet, 0.5) * 1e6, operations=len(answers))
-    bench.notes |= {
-        "capacity_per_s": round(capacity), "admitted": len(admitted), "turned_away": len(turned_away),
-        "quiet_p50_us": round(percentile(quiet, 0.5) * 1e6), "storm_p50_us": round(percentile(admitted, 0.5) * 1e6),
-        "books": "checked",
-    }  # fmt: skip
-    return bench
-
-
-def _open_loop(campus: Campus, call: object, rate: float, seconds: float) -> Sequence[wire.Answer]:
-    """Requests sent by the clock over 64 connections; the time of one runs from when it was due."""
-    lanes = 64
-    found: list[wire.Answer] = []
-    lock = threading.Lock()
-
-    def lane(at: int) -> None:
-        connection = wire.Connection(campus.address("decision"), campus.anonymous)
-        calls = [call() for _ in range(64)]  # type: ignore[operator]
-        begun, mine, sent = time.perf_counter() + 0.2, [], 0
-        while True:
-            due = begun + (sent * lanes + at) / rate
-            now = time.perf_counter()
-            if due - begun > seconds:
-                break
-            if due > now:
-                time.sleep(due - now)
-            answer = connection.exchange(calls[sent % 64])
-            mine.append(replace(answer, seconds=time.perf_counter() - max(due, now)))
-            sent += 1
-        connection.close()
-        with lock:
-            found.extend(mine)
-
-    threads = [threading.Thread(target=lane, args=(at,)) for at in range(lanes)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    return found

@@ -63,6 +63,10 @@ class Connection:
         self._rest = data[end + 4 + length :]
         return Answer(int(head[9:12]), data[end + 4 : end + 4 + length], time.perf_counter() - begun)
 
+    def detach(self) -> socket.socket:
+        """The socket, for somebody who waits otherwise."""
+        return self._socket
+
     def close(self) -> None:
         self._socket.close()
 

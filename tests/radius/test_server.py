@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -476,3 +477,20 @@ def test_many_logins_at_once_each_get_their_own_answer() -> None:
         assert (server.counters.accepts, server.counters.rejects, server.sessions) == (16, 16, 0)
 
     run(desk, act)
+
+
+def test_packets_of_logins_under_way_are_looked_at_before_new_ones_that_came_earlier() -> None:
+    looked_at: list[bytes] = []
+
+    async def act(server: RadiusServer, port: int) -> None:
+        server.receive = lambda data, addr, **_: looked_at.append(data)  # type: ignore[method-assign]
+        new = [request_octets(attribute(1, b"new%d" % at), authenticator=secrets.token_bytes(16)) for at in range(9)]
+        later = request_octets(attribute(24, b"state"), authenticator=secrets.token_bytes(16))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for one in (*new, later):
+                sender.sendto(one, ("127.0.0.1", port))
+        while len(looked_at) < 10:
+            await asyncio.sleep(0.01)
+        assert looked_at == [later, *new]
+
+    run(Desk(), act)

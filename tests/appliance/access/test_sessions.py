@@ -140,6 +140,100 @@ def test_an_accept_alone_makes_a_session_that_is_assumed(tmp_path: Path) -> None
     play(tmp_path, story)
 
 
+def test_an_accept_costs_no_row_of_the_table_until_there_is_more_to_keep(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async def rows() -> list[Session]:
+            return await world.store.read(lambda tx: sessions.search(tx, ended=True))
+
+        world.log_in()
+        shown = await world.one()
+        assert await rows() == []
+        await world.account("start", "")
+        (row,) = await rows()
+        assert (row.id, row.began_at, row.granted, row.request) == (
+            shown.id, shown.began_at, shown.granted, shown.request,
+        )  # fmt: skip
+        assert (row.state, shown.state) == ("open", "assumed")
+
+    play(tmp_path, story)
+
+
+def test_after_a_restart_the_decision_log_tells_which_sessions_are_assumed(tmp_path: Path) -> None:
+    station = "02:00:00:00:00:09"
+    shown: list[Session] = []
+
+    async def before(world: World) -> None:
+        world.log_in(nas_identifier="sw1")
+        world.log_in(calling_station=station)
+        world.log_in(calling_station="02-00-00-00-00-03")
+        world.log_in(calling_station="02-00-00-00-00-04")
+        await world.account("start", calling_station="02-00-00-00-00-03")
+        await world.account("start", "A4", calling_station="02-00-00-00-00-04")
+        await world.account("stop", "A4", calling_station="02-00-00-00-00-04")
+        shown.extend(await world.all())
+
+    async def after(world: World) -> None:
+        found = {one.mac: one for one in await world.all()}
+        assert {one.mac: (one.state, one.port, one.granted, one.txn) for one in shown} == {
+            mac: (one.state, one.port, one.granted, one.txn) for mac, one in found.items()
+        }
+        assert {one.state for one in shown} == {"assumed", "open", "ended"}
+        assert found[station].state == "assumed"  # in the very spelling of its NAS
+        assert found[MAC].request["nas_identifier"] == "sw1"
+        assert found[MAC].request["credential"] == shown[-1].request["credential"]
+        async with das(SECRET.encode()) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            await world.until(world.ended)
+            assert len(nas.done) == 3
+
+    play(tmp_path, before)
+    play(tmp_path, after)
+
+
+def test_what_was_revoked_while_the_appliance_was_down_is_off_its_port_after_the_start(tmp_path: Path) -> None:
+    async def before(world: World) -> None:
+        world.log_in()
+
+    async def after(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            await world.until(world.ended)
+            assert len(nas.done) == 1
+
+    play(tmp_path, before)
+    play(tmp_path, after)
+
+
+def test_a_session_that_nobody_ever_accounted_for_is_forgotten(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        await world.store.write(lambda tx: set_owner(tx, state="active"))
+        (session,) = await world.all()
+        await world.sessions.order([session], "reauthenticate", ADMIN)  # writes it down
+        later = SystemClock().now() + timedelta(hours=25)
+        await world.store.write(lambda tx: sessions.give_up(tx, later))
+        assert (await world.one()).cause == "never-accounted"
+
+    play(tmp_path, story, runs=False)
+
+
+def test_of_too_many_assumed_sessions_the_oldest_go_into_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.access.assumed.MAX_ASSUMED", 3)
+
+    async def story(world: World) -> None:
+        for at in range(5):
+            world.log_in(calling_station=f"02-00-00-00-01-{at:02X}")
+        assert len(await world.all()) == 5
+        rows = await world.store.read(lambda tx: sessions.search(tx))
+        assert {row.mac[-2:] for row in rows} == {"00", "01"}
+
+    play(tmp_path, story)
+
+
 def test_a_reject_makes_none(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.store.write(lambda tx: set_owner(tx, state="suspended"))

@@ -118,9 +118,14 @@ def front() -> TlsFront:
 
 @asynccontextmanager
 async def listening(
-    *, tls: bool = False, seen: Seen | None = None, timing: Timing | None = None, limits: Limits | None = None
+    *,
+    tls: bool = False,
+    seen: Seen | None = None,
+    timing: Timing | None = None,
+    limits: Limits | None = None,
+    sheds: bool = False,
 ) -> AsyncIterator[tuple[Listener, int]]:
-    listener = Listener("device", app(seen, limits), timing=timing, tls=front() if tls else None)
+    listener = Listener("device", app(seen, limits), timing=timing, tls=front() if tls else None, sheds=sheds)
     port = await listener.open_tcp("127.0.0.1", 0)
     try:
         yield listener, port

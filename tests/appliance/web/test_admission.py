@@ -1,0 +1,180 @@
+"""A port that is asked for more than it can do: the newest are served, those who waited too long hear 503 at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from appliance.web import admission as rules
+from appliance.web.admission import Admission
+from appliance.web.http import is_whole_post
+from tests.appliance.web.front import Client, Seen, client_context, get, listening, post
+
+
+class Hand:
+    """A connection that notes what it was given, and how."""
+
+    def __init__(self, gate: Admission, *, is_greeting: bool = False) -> None:
+        self.gate, self.is_greeting = gate, is_greeting
+        self.got: list[tuple[bytes, bool]] = []
+
+    def deliver(self, data: bytes) -> None:
+        self.got.append((data, self.gate.is_refusing))
+
+
+def play(story: Callable[[Admission, list[float]], None]) -> None:
+    async def act() -> None:
+        now = [0.0]
+        story(Admission("test", lambda: now[0]), now)
+
+    asyncio.run(act())
+
+
+def crowd(gate: Admission, count: int) -> list[Hand]:
+    gate.is_crowded = True
+    hands = [Hand(gate) for _ in range(count)]
+    for hand in hands:
+        assert gate.holds(hand, b"x")
+    return hands
+
+
+def test_nobody_waits_while_the_loop_is_on_time() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        assert not gate.holds(Hand(gate), b"x")
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            gate._beat(loop, loop.time())
+        assert not gate.is_crowded and not gate.is_watching
+
+    play(story)
+
+
+def test_a_loop_that_is_late_once_is_a_burst_and_twice_a_crowd_until_it_has_been_calm() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        loop = asyncio.get_running_loop()
+        late = rules.LATE_SECONDS + 0.001
+        gate._beat(loop, loop.time() - late)
+        gate._beat(loop, loop.time())
+        gate._beat(loop, loop.time() - late)
+        assert not gate.is_crowded
+        gate._beat(loop, loop.time() - late)
+        assert gate.is_crowded
+        for _ in range(rules.CALM_BEATS):
+            assert gate.is_crowded
+            gate._beat(loop, loop.time())
+        assert not gate.is_crowded
+
+    play(story)
+
+
+def test_fresh_requests_are_served_newest_first() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        order: list[Hand] = []
+        hands = crowd(gate, 20)
+        for hand in hands:
+            hand.deliver = lambda data, hand=hand: order.append(hand)  # type: ignore[method-assign, misc]
+        gate._turn()
+        assert order == hands[::-1]
+
+    play(story)
+
+
+def test_who_waited_past_the_time_is_refused_the_oldest_first_but_for_a_few() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        hands = crowd(gate, 20)
+        now[0] = 1.0
+        gate._turn()
+        assert [hand.got for hand in hands] == [[(b"x", True)]] * 12 + [[]] * 8
+        gate._turn()
+        assert [hand.got for hand in hands[12:]] == [[(b"x", False)]] * 8
+
+    play(story)
+
+
+def test_what_comes_in_pieces_stays_in_order_and_who_is_gone_is_not_served() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        one, other = crowd(gate, 2)
+        assert gate.holds(one, b"y")
+        gate.gone(other)
+        gate._turn()
+        assert (one.got, other.got) == ([(b"xy", False)], [])
+
+    play(story)
+
+
+def test_handshakes_are_never_refused_and_few_at_a_time() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        gate.is_crowded = True
+        hands = [Hand(gate, is_greeting=True) for _ in range(5)]
+        for hand in hands:
+            gate.holds(hand, b"hello")
+        now[0] = 1.0
+        for served in (2, 4, 5):
+            gate._turn()
+            assert [hand.got for hand in hands] == [[(b"hello", False)]] * served + [[]] * (5 - served)
+
+    play(story)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_refusal_is_503_with_retry_after_and_the_connection_goes_on(tls: bool) -> None:
+    async def run() -> None:
+        seen = Seen()
+        async with listening(seen=seen, sheds=True, tls=tls) as (listener, port):
+            assert listener.admission is not None
+            client = await Client.connect(port, client_context() if tls else None)
+            assert (await client.ask(post("/echo", b"1"))).status == 200
+            listener.admission.is_refusing = True
+            answer = await client.ask(post("/echo", b"2"))
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert b'"reason": "overloaded"' in answer.body
+            assert (await client.ask(get("/who"))).status == 200
+            listener.admission.is_refusing = False
+            assert (await client.ask(post("/echo", b"3"))).body == b"3"
+            assert listener.admission.refused == 1
+            assert [call.body for call in seen.calls] == [b"1", b"", b"3"]
+            await client.close()
+
+    asyncio.run(run())
+
+
+def test_in_a_crowd_everybody_is_answered() -> None:
+    async def run() -> None:
+        async with listening(sheds=True) as (listener, port):
+            assert listener.admission is not None
+            clients = [await Client.connect(port) for _ in range(40)]
+            listener.admission.is_crowded = True
+            answers = await asyncio.gather(*(client.ask(post("/echo", b"x")) for client in clients))
+            assert {answer.status for answer in answers} <= {200, 503}
+            for client in clients:
+                await client.close()
+
+    asyncio.run(run())
+
+
+HEAD = b"POST /v1/decide HTTP/1.1\r\nHost: h\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_whole"),
+    [
+        (HEAD + b"Content-Length: 2\r\n\r\n{}", True),
+        (HEAD + b"content-length:2\r\nX: y\r\n\r\n{}", True),
+        (HEAD + b"Content-Length: 2\r\n\r\n{", False),
+        (HEAD + b"Content-Length: 2\r\n\r\n{}POST", False),
+        (HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", False),
+        (HEAD + b"Content-Length: 2x\r\n\r\n{}", False),
+        (HEAD + b"X-Content-Length: 2\r\n\r\n{}", False),
+        (HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", False),
+        (HEAD + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n{}", False),
+        (HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}", False),
+        (b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}", False),
+        (b"GET / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", False),
+        (HEAD, False),
+        (b"", False),
+    ],
+)
+def test_only_a_whole_plain_post_is_refused_unread(data: bytes, is_whole: bool) -> None:
+    assert is_whole_post(data) is is_whole

@@ -1,0 +1,145 @@
+"""i: twice what the decision port can do, from a fixed clock: what is admitted stays quick, the rest hears 503 at once.
+
+One thread drives all connections, and costs less per request than the server does. A request is due by the clock, and
+sent when a connection is free; none is ever given up, so one that stays unanswered fails the bench.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from est.chains import ski_of
+from tests.bench import wire
+from tests.bench.campus import Campus
+from tests.bench.decide import Population, policy
+from tests.bench.measure import Bench, percentile
+from tests.bench.plan import Plan
+
+LANES = 64
+SATURATING = 8
+PATIENCE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Seconds of those that were decided, and of those that were turned away."""
+
+    admitted: list[float] = field(default_factory=list)
+    turned_away: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.admitted) / self.seconds
+
+
+class Crowd:
+    """Connections that are asked over one by one, as many at once as there are."""
+
+    def __init__(self, campus: Campus, lanes: int) -> None:
+        self._lanes = {}
+        self._poll = select.epoll()
+        for _ in range(lanes):
+            one = wire.Connection(campus.address("decision"), campus.anonymous).detach()
+            one.setblocking(False)
+            self._lanes[one.fileno()] = one
+            self._poll.register(one.fileno(), select.EPOLLIN)
+
+    def ask(self, calls: Sequence[bytes], *, seconds: float, rate: float = float("inf")) -> Outcome:
+        """Send by the clock for so long, then wait for what is under way; AssertionError if an answer stays out."""
+        found = Outcome()
+        idle, begun_at, parts = list(self._lanes), dict.fromkeys(self._lanes, 0.0), dict.fromkeys(self._lanes, b"")
+        begun = time.perf_counter()
+        end, sent, under_way = begun + seconds, 0, 0
+        while under_way or time.perf_counter() < end:
+            now = time.perf_counter()
+            assert now < end + PATIENCE_SECONDS, f"{under_way} requests were never answered"
+            while idle and now < end and begun + sent / rate <= now:
+                lane = idle.pop()
+                begun_at[lane] = time.perf_counter()
+                self._lanes[lane].sendall(calls[sent % len(calls)])
+                sent, under_way = sent + 1, under_way + 1
+            for lane, _ in self._poll.poll(0.0 if idle and now < end else 0.01):
+                data = parts[lane] = parts[lane] + self._lanes[lane].recv(65_536)
+                head, _, body = data.partition(b"\r\n\r\n")
+                if len(body) < int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0] or b"1"):
+                    continue
+                taken = time.perf_counter() - begun_at[lane]
+                status, parts[lane] = head[9:12], b""
+                assert status == b"200" or (status == b"503" and b"retry-after: 1" in head.lower()), head
+                (found.admitted if status == b"200" else found.turned_away).append(taken)
+                idle.append(lane)
+                under_way -= 1
+        found.seconds = time.perf_counter() - begun
+        return found
+
+    def close(self) -> None:
+        self._poll.close()
+        for one in self._lanes.values():
+            one.close()
+
+
+def run(plan: Plan, folder: Path) -> list[Bench]:
+    """i, where it is asked for by name."""
+    if "i" not in plan.only:
+        return []
+    population = Population(plan.agents, plan.owners, secrets.token_urlsafe(32))
+    campus = Campus(
+        folder / "i", core=plan.server_core, program=plan.program,
+        fill=lambda campus, tx: population.write(tx, ski_of(campus.ca("agents")) or b""),
+    )  # fmt: skip
+    try:
+        campus.operation("policy.publish", text=policy())
+        aki = (ski_of(campus.ca("agents")) or b"").hex()
+        calls = [population.call(serial, aki) for serial in list(population.vlan_of)[:4000]]
+        return [_storm(campus, plan, calls)]
+    finally:
+        campus.stop()
+        if not plan.keep:
+            shutil.rmtree(folder / "i")
+
+
+def _storm(campus: Campus, plan: Plan, calls: Sequence[bytes]) -> Bench:
+    bench = Bench(
+        "i", "admitted decisions in a storm of twice the capacity, 99th percentile", "4 p50", 1.0, at_least=False
+    )
+    alone, few, many = Crowd(campus, 1), Crowd(campus, SATURATING), Crowd(campus, LANES)
+    seconds = min(plan.seconds, 4.0)
+    alone.ask(calls, seconds=0.5)
+    grown = []
+    for _ in range(plan.repetitions):
+        quiet = percentile(alone.ask(calls, seconds=1.0).admitted, 0.5)
+        capacity = few.ask(calls, seconds=1.0).rate
+        before = _resident(campus.pid)
+        storm = many.ask(calls, seconds=seconds, rate=2 * capacity)
+        grown.append(_resident(campus.pid) - before)
+        asked = len(storm.admitted) + len(storm.turned_away)
+        p99 = percentile(storm.admitted, 0.99)
+        bench.add(cpu=p99 * 1e6, reference=4 * quiet * 1e6, operations=asked)
+        time.sleep(0.5)  # the crowd is over
+    bench.notes |= {
+        "capacity_per_s": round(capacity),
+        "asked_per_s": round(asked / storm.seconds),
+        "admitted_per_s": round(storm.rate),
+        "turned_away": len(storm.turned_away),
+        "quiet_p50_us": round(quiet * 1e6),
+        "admitted_p50_us": round(percentile(storm.admitted, 0.5) * 1e6),
+        "turned_away_p99_us": round(percentile(storm.turned_away or [0.0], 0.99) * 1e6),
+        "grown_kb": max(grown),
+        "books": "checked",
+    }
+    for one in (alone, few, many):
+        one.close()
+    return bench
+
+
+def _resident(pid: int) -> int:
+    """Kilobytes in memory."""
+    fields = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()
+    return int(fields[0])
