@@ -231,8 +231,14 @@ class CrlKeeper:
     async def _write_apart(self, issuing: IssuingCa, plan: _Plan, file: Path) -> int:
         """The entries of a long list, written by a process of its own; answers how many."""
         role = issuing.label
-        sql, values = crls.entries_query(issuing.role, issuing.key_identifier, plan.since)
-        order = {"database": str(self._store.path), "sql": sql, "values": dict(values), "file": str(file)}
+        sql, values = crls.entries_query(issuing.role, plan.since)
+        order = {
+            "database": str(self._store.path),
+            "sql": sql,
+            "values": dict(values),
+            "aki": issuing.key_identifier.hex(),
+            "file": str(file),
+        }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

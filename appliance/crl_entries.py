@@ -1,8 +1,9 @@
 """A process of its own that reads the entries of a large CRL from the store and writes them as DER.
 
 A million entries are a second of Python, which must not hold up the appliance: not on its event loop, nor in a thread,
-which would share its interpreter. It reads one JSON object from standard input (`database`, `sql`, `values`, `file`),
-writes the entries to `file`, and their number to standard output. It gets no key: the appliance signs.
+which would share its interpreter. It reads one JSON object from standard input (`database`, `sql`, `values`,
+`aki` in hex, `file`), writes the entries to `file`, and their number to standard output. It gets no key: the appliance
+signs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _encoded(order: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
     write = EntryWriter().write
     uri = f"{Path(order['database']).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
-        cursor = connection.execute(order["sql"], order["values"])
+        cursor = connection.execute(order["sql"], {**order["values"], "aki": bytes.fromhex(order["aki"])})
         while rows := cursor.fetchmany(_BATCH):
             yield (
                 len(rows),

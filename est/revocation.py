@@ -55,17 +55,16 @@ class EntryWriter:
         self._minutes: dict[int, bytes] = {}
         self._reasons = {name: _reason_extension(code) for name, code in REASONS.items()}
 
-    def write(self, serial: str, at_seconds: int, reason: str) -> bytes:
-        """DER entry for a serial number in hexadecimal and a moment in seconds since 1970.
+    def write(self, number: bytes, at_seconds: int, reason: str) -> bytes:
+        """DER entry for a serial number, its octets without leading zeros, and a moment in seconds since 1970.
 
         Raises ShapeNotPossible for a reason or a serial number that cannot be.
         """
         try:
-            number = bytes.fromhex(serial if not len(serial) & 1 else "0" + serial)
             extension = self._reasons[reason]
             if number[0] & 0x80:
                 number = b"\x00" + number
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, IndexError) as error:
             raise ShapeNotPossible("a CRL entry needs a known reason and a positive serial number") from error
         if len(number) > 21 or not number.strip(b"\x00"):
             raise ShapeNotPossible("a CRL entry needs a positive serial number of at most 20 octets")
@@ -101,7 +100,7 @@ def crl_to_be_signed(
     if not isinstance(entries, bytes):
         writer = EntryWriter()
         entries = b"".join(
-            writer.write(_hex(entry.serial), int(entry.at.timestamp()), entry.reason) for entry in entries
+            writer.write(_octets(entry.serial), int(entry.at.timestamp()), entry.reason) for entry in entries
         )
     extensions = tlv.sequence(
         tlv.sequence(
@@ -124,10 +123,10 @@ def crl_to_be_signed(
     return b"".join((tlv.header(tlv.SEQUENCE, sum(map(len, parts))), *parts))
 
 
-def _hex(serial: int) -> str:
+def _octets(serial: int) -> bytes:
     if serial <= 0:
         raise ShapeNotPossible("a CRL entry needs a positive serial number")
-    return format(serial, "x")
+    return serial.to_bytes((serial.bit_length() + 7) // 8, "big")
 
 
 def _reason_extension(code: int) -> bytes:

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import CertificateUnknown, Conflict
 from appliance.store import schema
-from appliance.store.columns import stored_hex, to_micros
+from appliance.store.columns import to_micros
 from appliance.store.statements import Plain, Row, plain
 from appliance.store.transaction import Tx
 
@@ -87,8 +87,13 @@ class Pending(NamedTuple):
 
 
 def serial_text(serial: int) -> str:
-    """A serial number as stored: lower-case hex without leading zeros."""
+    """A serial number as rows show it: lower-case hex without leading zeros."""
     return format(serial, "x")
+
+
+def serial_octets(serial: int) -> bytes:
+    """A serial number as the column keeps it: for plain statements."""
+    return serial.to_bytes((serial.bit_length() + 7) // 8, "big")
 
 
 def add(tx: Tx, row: Pending) -> int:
@@ -97,12 +102,13 @@ def add(tx: Tx, row: Pending) -> int:
     if not _KNOWN.issuperset(columns):
         raise TypeError(f"callers give {_CALLERS}, not {tuple(columns)}")
     get = columns.get
+    asked = get("csr_sha256")
     return tx.insert(
         _ADD,
         (
             row.issuer_role,
-            stored_hex(row.issuer_aki),
-            serial_text(row.serial),
+            row.issuer_aki,
+            serial_octets(row.serial),
             columns["profile"],
             get("subject_id"),
             get("agent_id"),
@@ -110,9 +116,9 @@ def add(tx: Tx, row: Pending) -> int:
             get("proxy_id"),
             get("pledge_id"),
             PENDING,
-            row.tbs_sha256.hex(),
-            row.spki_sha256.hex(),
-            get("csr_sha256"),
+            row.tbs_sha256,
+            row.spki_sha256,
+            None if asked is None else bytes.fromhex(asked),
             to_micros(row.not_before),
             to_micros(row.not_after),
             get("txn"),
@@ -125,7 +131,7 @@ def add(tx: Tx, row: Pending) -> int:
 
 def issue(tx: Tx, row_id: int, der: bytes, sha256: bytes) -> None:
     """Make a pending row issued; Conflict if it is not pending any more (it was revoked meanwhile)."""
-    if tx.change(_ISSUE, (ISSUED, sha256.hex(), der, row_id, PENDING)) != 1:
+    if tx.change(_ISSUE, (ISSUED, sha256, der, row_id, PENDING)) != 1:
         raise Conflict("the certificate was revoked before it was signed")
 
 
@@ -135,7 +141,7 @@ def by_serial(tx: Tx, issuer_aki: bytes | str, serial: int) -> Row | None:
 
 
 def by_number(tx: Tx, serial: str) -> list[Row]:
-    """Every certificate with this serial number as stored, whoever issued it."""
+    """Every certificate with this serial number as rows show it, whoever issued it."""
     return tx.all(_BY_NUMBER, {"number": serial})
 
 

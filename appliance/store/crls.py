@@ -95,6 +95,9 @@ def entries(tx: Tx, role: str, issuer_aki: bytes, since: datetime, *, count: int
     return tx.all(_ENTRIES, {"role": role, "aki": issuer_aki, "since": since, "count": count})
 
 
-def entries_query(role: str, issuer_aki: bytes, since: datetime) -> tuple[str, Mapping[str, Any]]:
-    """entries() without a limit as SQL text and values, for a process of its own; times are microseconds there."""
-    return _ENTRIES_TEXT, {"role": role, "aki": issuer_aki.hex(), "since": to_micros(since)}
+def entries_query(role: str, since: datetime) -> tuple[str, Mapping[str, Any]]:
+    """entries() without a limit as SQL text and values, for a process of its own, which adds the key's octets as `aki`.
+
+    Rows there are as stored: a serial number is its octets, a time microseconds.
+    """
+    return _ENTRIES_TEXT, {"role": role, "since": to_micros(since)}

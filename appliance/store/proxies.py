@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict
-from appliance.store.columns import to_micros
+from appliance.store.columns import Octets, Serial, to_micros
 from appliance.store.schema import certificates
 from appliance.store.schema import proxies as table
 from appliance.store.statements import Plain, plain
@@ -117,7 +117,8 @@ def before(
     tx: Tx, *, proxy_id: str, csr_sha256: str | None, since: datetime, spki_sha256: bytes, identifier: str
 ) -> Before:
     """What was issued before; `csr_sha256` None finds no LDevID, `since` is when one counts from."""
-    values = (proxy_id, csr_sha256, to_micros(since), tx.micros, spki_sha256.hex(), identifier)
+    asked = None if csr_sha256 is None else bytes.fromhex(csr_sha256)
+    values = (proxy_id, asked, to_micros(since), tx.micros, spki_sha256, identifier)
     row = tx.row(_BEFORE, values)
     assert row is not None  # it has no FROM
     return Before(*row)
@@ -133,9 +134,12 @@ class LdevidStanding(NamedTuple):
 
 
 def standing(tx: Tx, issuer_aki: str, serial: str) -> LdevidStanding | None:
-    """How a certificate stands; `issuer_aki` and `serial` are as stored."""
-    row = tx.row(_STANDING, (serial, issuer_aki))
-    return None if row is None else LdevidStanding(*row)
+    """How a certificate stands; `issuer_aki` and `serial` are as rows show them."""
+    row = tx.row(_STANDING, (Serial.stored(serial), bytes.fromhex(issuer_aki)))
+    if row is None:
+        return None
+    state, digest, profile, proxy_state = row
+    return LdevidStanding(state, Octets.read(digest), profile, proxy_state)
 
 
 def revoke(tx: Tx, row: ProxyRow) -> None:

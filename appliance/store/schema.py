@@ -1,8 +1,9 @@
 """Every table of the appliance; the migrations make them, the repositories beside this file use them.
 
-Ids are UUIDs as text unless said otherwise. Digests are lower-case hex, times integer microseconds (columns.py).
-There are no foreign keys on purpose: deferred ones fail at COMMIT and would take a whole commit group down. There are
-no Python-side defaults either: statements run as compiled text (statements.py) and every value is given by its caller.
+Ids are UUIDs as text unless said otherwise. Digests are lower-case hex (in certificates, octets), times integer
+microseconds (columns.py). There are no foreign keys on purpose: deferred ones fail at COMMIT and would take a whole
+commit group down. There are no Python-side defaults either: statements run as compiled text (statements.py) and every
+value is given by its caller.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from appliance.store.columns import Hex, Json, Time
+from appliance.store.columns import Hex, Json, Octets, Serial, Time
 
 metadata = MetaData()
 
@@ -32,6 +33,10 @@ def _text(name: str, *, null: bool = False) -> Column[str]:
 
 def _hex(name: str, *, null: bool = True) -> Column[str]:
     return Column(name, Hex, nullable=null)
+
+
+def _octets(name: str, *, null: bool = True) -> Column[str]:
+    return Column(name, Octets, nullable=null)
 
 
 def _time(name: str, *, null: bool = False) -> Column[object]:
@@ -103,8 +108,8 @@ certificates = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     _text("issuer_role"),
-    _hex("issuer_aki", null=False),
-    _text("serial"),
+    _octets("issuer_aki", null=False),
+    Column("serial", Serial, nullable=False),
     _text("profile"),
     _text("subject_id", null=True),
     _text("agent_id", null=True),
@@ -112,11 +117,11 @@ certificates = Table(
     _text("proxy_id", null=True),
     _text("pledge_id", null=True),
     _text("state"),
-    _hex("tbs_sha256", null=False),
-    _hex("cert_sha256"),
+    _octets("tbs_sha256", null=False),
+    _octets("cert_sha256"),
     Column("der", LargeBinary, nullable=True),
-    _hex("spki_sha256", null=False),
-    _hex("csr_sha256"),
+    _octets("spki_sha256", null=False),
+    _octets("csr_sha256"),
     _time("not_before"),
     _time("not_after"),
     _text("txn", null=True),

@@ -87,8 +87,8 @@ def standing(
 ) -> Standing:
     """How a submitter, an agent behind it and the agent's key stand now."""
     values = (
-        issuer_aki.hex(), certificate_rows.serial_text(serial), proxy_id, agent_id, proxy_id, jkt,
-        spki_sha256.hex(), agent_id, certificate_rows.REVOKED, to_micros(at),
+        issuer_aki, certificate_rows.serial_octets(serial), proxy_id, agent_id, proxy_id, jkt,
+        spki_sha256, agent_id, certificate_rows.REVOKED, to_micros(at),
     )  # fmt: skip
     row = tx.row(_STANDING, values)
     if row is None:

@@ -22,7 +22,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import Executable
 
-from appliance.store.columns import Hex, Json, Time
+from appliance.store.columns import Hex, Json, Octets, Serial, Time
 
 Row: TypeAlias = Any
 """One result row: a named tuple, columns as attributes; `_mapping` is the same as a dict."""
@@ -218,7 +218,7 @@ def _prepare(statement: Executable, names: tuple[str, ...], dialect: Dialect) ->
 
 def _own(kind: Any, direction: str, otherwise: _Processor | None) -> _Processor | None:
     """The conversion of one of our column types without SQLAlchemy's calls around it."""
-    return getattr(kind, direction) if isinstance(kind, Time | Hex | Json) else otherwise
+    return getattr(kind, direction) if isinstance(kind, Time | Hex | Octets | Serial | Json) else otherwise
 
 
 def _callable(processor: Any) -> _Processor | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.store.certificates import serial_octets
 from tests.campus import UNLIMITED, Campus, Client, Crowd, environment, leaf_of, new_ask, run_here
 
 QUESTIONS: tuple[tuple[str, ...], ...] = (
@@ -146,7 +147,7 @@ def test_sigterm_under_load_loses_no_answer(own_campus: Callable[[], Campus], re
     with closing(sqlite3.connect(campus.home / "appliance.db")) as database:
         states = dict(database.execute("SELECT serial, state FROM certificates").fetchall())
         last = database.execute("SELECT event FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-    assert {states[f"{one.serial_number:x}"] for one in told} == {"issued"}
+    assert {states[serial_octets(one.serial_number)] for one in told} == {"issued"}
     assert last == ("appliance-stopped",), "its last word came before its last act"
     assert campus.cli("audit", "verify").json["ok"]
     assert "Traceback" not in campus.log()

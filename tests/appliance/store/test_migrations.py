@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert
 
 from appliance.errors import Conflict
-from appliance.store import Store, crls, meta, owners, schema
+from appliance.store import Store, certificates, crls, meta, owners, schema
 from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
 from tests.support import NOW, FixedClock
@@ -128,3 +128,34 @@ def test_crl_numbers_survive_the_move_of_lists_into_files(tmp_path: Path) -> Non
             store.write_sync(lambda tx: crls.put(tx, "agents", crls.Crl(77, NOW, NOW, 0, 0, b"x")))
     finally:
         store.close()
+
+
+def test_certificates_that_were_kept_as_text_are_found_as_before(tmp_path: Path) -> None:
+    """Odd and even numbers of digits, with a digest or without; ids and dates stay."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    digest = "0" * 63 + "1"
+    with migration_engine(url).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0013")
+        for at, serial, whole in ((5, "abc", f"'{digest}'"), (6, "5c87", "NULL")):
+            connection.exec_driver_sql(
+                "INSERT INTO certificates (id, issuer_role, issuer_aki, serial, profile, state, tbs_sha256,"
+                " spki_sha256, cert_sha256, der, not_before, not_after, created_at)"
+                f" VALUES ({at}, 'agents', '{'aa' * 20}', '{serial}', 'agent', 'issued', '{digest}', '{digest}',"
+                f" {whole}, X'3000', 1, 2, 3)"
+            )
+    store = Store.open(url, FixedClock())
+    try:
+        first, second = store.read_sync(certificates.page)
+        assert (first.id, first.serial, first.cert_sha256, first.der) == (5, "abc", digest, b"0\x00")
+        assert (second.id, second.serial, second.cert_sha256) == (6, "5c87", None)
+        assert {one.issuer_aki for one in (first, second)} == {"aa" * 20}
+        assert store.read_sync(lambda tx: certificates.by_serial(tx, b"\xaa" * 20, 0xABC)).id == 5  # type: ignore[union-attr]
+        assert len(store.read_sync(lambda tx: certificates.of(tx, "spki_sha256", digest))) == 2
+    finally:
+        store.close()
+    with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
+        kinds = connection.execute("SELECT DISTINCT typeof(serial), typeof(spki_sha256) FROM certificates").fetchall()
+    assert kinds == [("blob", "blob")]
