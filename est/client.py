@@ -85,10 +85,9 @@ class EstClient:
         Raises ReplyNotAccepted, EnrollmentRefused.
         """
         certificates = _read_certificates(reply)
-        roots = [one for one in certificates if is_self_signed(one)]
-        if not roots:
+        if not any(map(is_self_signed, certificates)):
             raise ReplyNotAccepted("the CA certificates hold no self-signed root")
-        root = max(roots, key=lambda one: one.not_valid_after_utc)
+        root = current_root(certificates)
         if at is not None and not root.not_valid_before_utc <= at <= root.not_valid_after_utc:
             raise ReplyNotAccepted("the current root certificate is not valid at this time")
         anchors = _anchors(root)
@@ -158,6 +157,11 @@ class EstClient:
         headers = {"accept": paths.PKCS7, paths.TRANSFER_ENCODING: "base64"}
         body = transfer.write_wrapped(csr_der)
         return Call("POST", paths.path(operation, self._label), paths.PKCS10, headers, body)
+
+
+def current_root(certificates: Iterable[x509.Certificate]) -> x509.Certificate:
+    """The self-signed certificate that expires last: what clients hold after cacerts. ValueError if there is none."""
+    return max(filter(is_self_signed, certificates), key=lambda one: one.not_valid_after_utc)
 
 
 def _read_certificates(reply: Reply) -> tuple[x509.Certificate, ...]:

@@ -34,6 +34,7 @@ from appliance.errors import ApplianceError
 from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
 from appliance.proxy.state import ClientFiles
 from est import cms, csr, transfer
+from est.certificates import aki_of, ski_of
 from est.client import CaCertificates, EstClient, Pending
 from est.errors import EstError
 from est.exchange import Call
@@ -123,18 +124,22 @@ class Remote:
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         if (now or datetime.now(UTC)) < certificate.not_valid_before_utc + life * _RENEW_AT:
             return False
+        await self._renew(certificate)
+        return True
+
+    async def _renew(self, certificate: x509.Certificate) -> None:
         connection = await open_verified(self._est_at, (self._root(),), self._client(), seconds=_SECONDS)
         try:
             await self._get_certificate(connection, "", renewed=certificate)
         finally:
             await connection.close()
-        return True
 
     async def fetch(self) -> bool:
         """The configuration of now, rendered and checked here; whether it differs from the one in use.
 
-        Raises what the connection raises, SiteNotUsable, FreeRadiusMissing, FreeRadiusRefused; FreeRADIUS then goes on
-        with what it has.
+        Where the CAs have changed, the root that is believed and our own certificate follow at once. Raises what the
+        connection raises, SiteNotUsable, FreeRadiusMissing, FreeRadiusRefused; FreeRADIUS then goes on with what it
+        has.
         """
         connection = await open_verified(self._decision_at, (self._root(),), self._client(), seconds=_SECONDS)
         old = json.loads(self._config.read_text()) if self._config.exists() else {}
@@ -150,6 +155,7 @@ class Remote:
             raise SiteNotUsable(f"the appliance answered the question for a configuration with {reply.status}")
         try:
             told = transfer.read_json(reply.body, max_bytes=8_388_608)
+            await self._follow(told)  # type: ignore[arg-type]
             files = render(self._values(told))  # type: ignore[arg-type]
         except (EstError, RaddbValueInvalid, KeyError, TypeError, ValueError) as cause:
             raise SiteNotUsable(f"the appliance's configuration cannot be used: {cause}") from cause
@@ -176,6 +182,16 @@ class Remote:
             return await self.fetch() or renewed
 
         return asyncio.run(both())
+
+    async def _follow(self, told: Mapping[str, Any]) -> None:
+        if "root_pem" in told:
+            root = x509.load_pem_x509_certificate(told["root_pem"].encode())
+            if root != self._root():
+                _write(self.folder / "root.pem", root.public_bytes(Encoding.PEM))
+        own = x509.load_pem_x509_certificate((self.folder / "own.pem").read_bytes())
+        issuer = x509.load_pem_x509_certificates(told["issuer_pem"].encode())[0]
+        if aki_of(own) != ski_of(issuer):  # behind another CA than its own it would lead nowhere
+            await self._renew(own)
 
     def _values(self, told: Mapping[str, Any]) -> RaddbValues:
         """The appliance's values with what is of this machine in place of its own."""

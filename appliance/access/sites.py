@@ -32,6 +32,7 @@ from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow, Tx
 from appliance.web.peer import Peer
 from est import profiles
+from est.client import current_root
 from est.csr import Csr
 from est.exchange import Call, Reply
 from est.linking import asked_sha256
@@ -93,9 +94,9 @@ class RadiusSites:
     # -- EST (RFC 7030), under the label of RADIUS servers
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
-        """The root and the infrastructure CA."""
+        """The root and the infrastructure CA, and while one of them changes, its successor and the links."""
         self._est.operation(call)
-        return self._est.cacerts_reply(self._ca.chain(_ROLE), call)
+        return self._est.cacerts_reply(self._ca.handed_out(_ROLE), call)
 
     async def csrattrs(self, call: Call, peer: Peer) -> Reply:
         """Nothing is demanded: names are given here."""
@@ -151,6 +152,9 @@ class RadiusSites:
     async def configuration(self, call: Call, peer: Peer) -> Reply:
         """GET /v1/radius/configuration: everything that the caller renders from, its keys and places excepted.
 
+        `issuer_pem` goes behind its own certificate: the CA that signs now, and what leads to the other root while the
+        root changes. `root_pem` is the root to believe from now on.
+
         Whoever sends its token keeps it; others get a new one, and the one before is dead.
         """
         name = self.name_of(peer)
@@ -158,8 +162,15 @@ class RadiusSites:
         if not self._is_token_of(token, name):
             token = await self._nas.new_token(token_name(name), Actor("radius-server", name, address=peer.address))
         values = dataclasses.asdict(await self._freeradius.values_for(token))
-        chain = "".join(one.public_bytes(Encoding.PEM).decode() for one in self._ca.chain(_ROLE)[:1])
-        body = json.dumps({"values": values, "issuer_pem": chain, "server_name": self._server_name})
+        sent = (self._ca.issuing(_ROLE).certificate, *self._ca.server_links)
+        body = json.dumps(
+            {
+                "values": values,
+                "issuer_pem": "".join(map(_pem, sent)),
+                "root_pem": _pem(current_root(self._ca.handed_out(_ROLE))),
+                "server_name": self._server_name,
+            }
+        )
         return Reply(200, "application/json", {"cache-control": "no-store"}, body.encode())
 
     def _is_token_of(self, token: str, name: str) -> bool:
@@ -182,6 +193,10 @@ class RadiusSites:
 def token_name(site: str) -> str:
     """Under which its token is kept."""
     return f"site-{site}"
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 def _shape(asked: Csr, identifier: str, server_name: str, life: timedelta, slot: Slot) -> profiles.Shape:

@@ -10,13 +10,14 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,18 +40,20 @@ from appliance.store.owners import add as add_owner
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from est import csr, profiles
+from est.certificates import aki_of
 from est.chains import ski_of
 from est.keys import spki_sha256
 from est.signer import KeySigner
 from lab.supplicant import Outcome, authenticate
 from tests.campus import NAS_SECRET, ORIGIN, Ran, appliance, environment, run_here
-from tests.interop.radius_tools import free_tcp_port, need_freeradius
+from tests.interop.radius_tools import RadSecWire, free_tcp_port, need_freeradius
 
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.interop,
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make another machine"),
 ]
+RADSEC_PORT = 2083
 HERE, THERE = "203.0.113.1", "203.0.113.2"
 POLICY = """
 version = 1
@@ -123,12 +126,42 @@ class Machines:
         finally:
             connection.close()
 
-    async def log_in(self) -> Outcome:
-        return await authenticate(
-            THERE, 1812, NAS_SECRET.encode(), identity="x", certificate_chain_pem=self.agent_pem,
-            key_pem=self.agent_key, ca_pem=certificate_file(self.home, "root").read_bytes(),
-            server_name="radius.campus.example", seconds=3,
-        )  # fmt: skip
+    async def log_in(self, root: bytes = b"", radsec: tuple[Path, Path] | None = None) -> Outcome:
+        """As the agent, which believes `root` (none: that of `init`); over RadSec with a NAS's certificate and key."""
+        root, name = root or certificate_file(self.home, "root").read_bytes(), "radius.campus.example"
+        wire = None
+        if radsec is not None:
+            wire = await RadSecWire.open_files(RADSEC_PORT, *radsec, root.decode(), name, "1.3", THERE)
+        port, secret = (1812, NAS_SECRET.encode()) if wire is None else (RADSEC_PORT, RadSecWire.SECRET)
+        try:
+            return await authenticate(
+                THERE, port, secret, identity="x", certificate_chain_pem=self.agent_pem, key_pem=self.agent_key,
+                ca_pem=root, server_name=name, seconds=3, wire=wire,
+            )  # fmt: skip
+        finally:
+            if wire is not None:
+                await wire.close()
+
+    def rollover(self, verb: str, role: str, *more: str) -> dict[str, str]:
+        done = self.cli("ca", "rollover", verb, "--role", role, *more)
+        assert done.status == 0, done.err
+        return dict(done.json)
+
+    def made(self, label: str) -> str:
+        """The certificate, PEM, that a rollover has made for its new CA."""
+        with contextlib.closing(sqlite3.connect(self.home / "appliance.db")) as database:
+            (text,) = database.execute("SELECT made FROM rollovers WHERE label = ?", (label,)).fetchone()
+        return str(json.loads(text)[label])
+
+    def nas_certificate(self, name: str) -> tuple[Path, Path]:
+        """A certificate of `hall` by the CA that signs now, and its key."""
+        key, folder = ec.generate_private_key(ec.SECP256R1()), self.home.parent
+        request = x509.load_der_x509_csr(csr.build(subject=x509.Name([]), key=key))
+        (folder / f"{name}.csr").write_bytes(request.public_bytes(Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        done = self.cli("nas", "certify", "hall", "--csr", folder / f"{name}.csr", "--out", folder / f"{name}.pem")
+        assert done.status == 0, done.err
+        return folder / f"{name}.pem", folder / f"{name}.key"
 
 
 def _ip(*words: str) -> None:
@@ -294,6 +327,90 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
     assert refused.status == 1 and "403" in refused.err
     log = machines.cli("audit", "list", "--event", "infrastructure-certificate-issued").json
     assert len(log) == 3 and all(json.dumps(entry).find(made.json["secret"]) < 0 for entry in log)
+
+
+@pytest.mark.slow
+@pytest.mark.req("E-102", "E-103")
+def test_another_machine_follows_every_rollover(machines: Machines) -> None:
+    (machines.home.parent / "policy").write_text(POLICY)
+    (machines.home.parent / "nas-secret").write_text(NAS_SECRET)
+    machines.start("run", "--home", machines.home, "--set", f"radius.radsec_host={HERE}")
+    assert machines.cli("policy", "publish", machines.home.parent / "policy").status == 0
+    added = machines.cli("nas", "add", "hall", HERE, "--secret-file", machines.home.parent / "nas-secret")
+    assert added.status == 0, added.err
+    made = machines.cli("est", "secret", "new", "--for", "north", "--label", "radius")
+    secret_file = machines.home.parent / "secret"
+    secret_file.write_text(f"north:{made.json['secret']}")
+    secret_file.chmod(0o600)
+    nas = machines.nas_certificate("first")
+    done = machines.enroll("--secret-file", secret_file, "--set", f"radius.radsec_host={THERE}")
+    assert done.status == 0, done.err
+    machines.start("radius", "run", "--dir", machines.there, there=True)
+    old_root = certificate_file(machines.home, "root").read_bytes()
+    own_file, root_file = machines.there / "own.pem", machines.there / "root.pem"
+
+    def gets_in(*roots: bytes) -> None:
+        """Over both ways, whatever root the supplicant and the NAS believe."""
+
+        async def every() -> list[str]:
+            return [(await machines.log_in(one, way)).code for one in roots for way in (None, nas)]
+
+        until(lambda: set(asyncio.run(every())) == {"accept"})
+
+    def until(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not tried(holds):
+            assert time.monotonic() < deadline, holds
+            time.sleep(0.5)
+
+    def tried(holds: Callable[[], bool]) -> bool:
+        try:
+            return holds()
+        except OSError:  # FreeRADIUS starts on its new configuration
+            return False
+
+    def trusted(pem: str) -> bool:
+        files = [path for path in (machines.there / "raddb").rglob("*.pem") if path.is_file()]
+        return any(pem.strip() in path.read_text() for path in files)
+
+    gets_in(old_root)
+
+    # the CA of its own certificate, of the NAS's and of the decision port's
+    before = x509.load_pem_x509_certificate(own_file.read_bytes())
+    label = machines.rollover("start", "infrastructure")["label"]
+    machines.rollover("advance", "infrastructure")
+    until(lambda: trusted(machines.made(label)))
+    machines.rollover("advance", "infrastructure")
+    until(lambda: own_file.read_bytes() != before.public_bytes(Encoding.PEM))
+    own = x509.load_pem_x509_certificate(own_file.read_bytes())
+    assert aki_of(own) == ski_of(x509.load_pem_x509_certificate(machines.made(label).encode())) != aki_of(before)
+    assert own.public_key() != before.public_key()
+    gets_in(old_root)  # the NAS with its certificate of the old CA
+    nas = machines.nas_certificate("second")
+    machines.rollover("advance", "infrastructure")
+    gets_in(old_root)
+
+    time.sleep(1.1)  # a new root must live longer, and dates have whole seconds
+    machines.rollover("start", "root")
+    machines.rollover("advance", "root")
+    until(lambda: root_file.read_bytes() != old_root)
+    new_root = root_file.read_bytes()
+    gets_in(old_root, new_root)
+    machines.rollover("advance", "root")
+    assert certificate_file(machines.home, "root").exists()
+    gets_in(old_root, new_root)
+    machines.rollover("advance", "root")
+    gets_in(new_root)
+    assert root_file.read_bytes() == new_root
+
+    # agents: both CAs are believed, then what the old one issued gets nobody in
+    label = machines.rollover("start", "agents")["label"]
+    machines.rollover("advance", "agents")
+    until(lambda: trusted(machines.made(label)))
+    gets_in(new_root)
+    machines.rollover("advance", "agents")
+    machines.rollover("advance", "agents", "--force")
+    until(lambda: asyncio.run(machines.log_in(new_root)).code == "reject")
 
 
 def test_the_command_line_of_a_machine_that_is_not_enrolled_says_how(tmp_path: Path) -> None:

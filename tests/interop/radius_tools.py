@@ -199,7 +199,14 @@ class RadSecWire:
 
     @classmethod
     async def open_files(
-        cls, port: int, certificate: Path | None, key: Path | None, root: str, name: str, version: str
+        cls,
+        port: int,
+        certificate: Path | None,
+        key: Path | None,
+        root: str,
+        name: str,
+        version: str,
+        host: str = "127.0.0.1",
     ) -> RadSecWire:
         """Raises OSError when the server does not want us."""
         context = ssl.create_default_context(cadata=root)
@@ -208,7 +215,7 @@ class RadSecWire:
         )
         if certificate is not None:
             context.load_cert_chain(certificate, key)
-        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name))
+        return cls(*await asyncio.open_connection(host, port, ssl=context, server_hostname=name))
 
     def send(self, octets: bytes) -> None:
         self._writer.write(octets)
