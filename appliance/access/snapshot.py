@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from appliance.access.packed import Credentials, Key
 from appliance.access.spread import Spread
 from appliance.store import directory_sources, nas, policies, proxies
 from appliance.store.columns import from_micros
@@ -19,12 +20,7 @@ from appliance.store.owners import LOCAL
 from appliance.store.transaction import OutboxRow
 from radius import Credential, OwnerFact, Policy, load_policy
 
-Key = tuple[str, int]
-
-
 AT_ONCE = 256
-Credentials = Spread[Key, Credential]
-"""By issuer key identifier, hex, and serial number."""
 
 
 class AgentFact(NamedTuple):
@@ -38,7 +34,8 @@ class AgentFact(NamedTuple):
 class Snapshot:
     """`owners` and `agents` by identifier, `checked_at` monotonic seconds."""
 
-    credentials: Credentials = field(default_factory=Spread)
+    credentials: Credentials = field(default_factory=Credentials)
+    """By issuer key identifier, hex, and serial number."""
     owners: Spread[str, OwnerFact] = field(default_factory=Spread)
     agents: Spread[str, AgentFact] = field(default_factory=Spread)
     policy: Policy | None = None
@@ -92,11 +89,11 @@ def owner_of(row: Mapping[str, Any]) -> OwnerFact:
 def gathered(rows: FactRows, checked_at: float) -> Snapshot:
     """The snapshot of what the store said. It uses the rows up, a few at a time: whoever else runs gets its turn."""
     policy = rows.policy
-    credentials: Credentials = Spread()
+    credentials = Credentials()
     owners: Spread[str, OwnerFact] = Spread()
     agents: Spread[str, AgentFact] = Spread()
     sources: dict[str, str] = {}
-    for row in _used_up(rows.certificates):
+    for row in rows.certificates:
         credentials.put(*credential_of(row))
     for row in _used_up(rows.owners):
         owners.put(row["identifier"], owner_of(row))
@@ -123,7 +120,6 @@ def _used_up(rows: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 def let_go(snapshot: Snapshot) -> Iterator[None]:
     """Take a snapshot apart that nothing rests on any more, a few entries at a time."""
-    yield from snapshot.credentials.take_apart()
     yield from snapshot.owners.take_apart()
     yield from snapshot.agents.take_apart()
 

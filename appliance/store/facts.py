@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -57,7 +57,8 @@ _ALIVE = select(owners.c.id).limit(1)
 class FactRows:
     """What facts() found; rows are mappings by column name."""
 
-    certificates: list[Mapping[str, Any]]
+    certificates: Iterator[Mapping[str, Any]]
+    """To be read to the end inside the transaction, before anything else is asked: too many for one moment."""
     owners: list[Mapping[str, Any]]
     agents: list[Mapping[str, Any]]
     """Agents, and the proxies, whose identifiers are never an agent's."""
@@ -71,7 +72,7 @@ class FactRows:
 def read(tx: Tx) -> FactRows:
     """Everything that decisions need, of one moment."""
     return FactRows(
-        _every(tx, _CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID}),
+        _each(tx, _CERTIFICATES, {"now": tx.now, "agents": AGENTS, "devices": DEVICES, "ldevid": LDEVID}),
         _every(tx, _OWNERS, {}),
         _every(tx, _AGENTS, {}) + _every(tx, _PROXIES, {}),
         policies.newest(tx),
@@ -82,10 +83,13 @@ def read(tx: Tx) -> FactRows:
 
 def _every(tx: Tx, statement: Select[Any], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """All rows, a few at a time: a hundred thousand at once would hold up every other thread while they are freed."""
-    found: list[Mapping[str, Any]] = []
+    return list(_each(tx, statement, values))
+
+
+def _each(tx: Tx, statement: Select[Any], values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for some in tx.some(statement, values, count=_AT_ONCE):
-        found.extend(row._mapping for row in some)
-    return found
+        for row in some:
+            yield row._mapping
 
 
 def touch(tx: Tx) -> None:

@@ -52,7 +52,7 @@ def test_the_benches_of_revocation_get_right_answers(tmp_path: Path) -> None:
     wanted = [name for name in REVOCATION if name != "a1f"]
     plan = Plan(repetitions=1, operations=16, warm_up=8, stored=2000, only=[*wanted, "e1m"])
     benches = {bench.id: bench for bench in measure(plan, tmp_path)}
-    assert set(benches) == {"e1", "e1r", "e2", "e2l", "f", "fa", "fm", "fr", "s", "e1m", "e1mr"}
+    assert set(benches) == {"e1", "e1r", "e2", "e2l", "f", "fa", "fl", "fm", "fr", "s", "e1m", "e1mr"}
     assert all(benches[name].notes["books"] == "checked" for name in ("e1", "e2", "e2l"))
 
 

@@ -1,0 +1,202 @@
+"""Credentials by issuer key and serial number, packed: some 65 octets each instead of a thousand.
+
+A campus keeps every certificate in force in memory, and every revoked one until it expires. As objects a hundred
+thousand of them are a hundred megabytes, through which the collector walks. Here each of many parts is three strings of
+octets: keys of one width, where each record ends, and the records. A decision makes one credential of its record again;
+a change makes the few parts anew that it touches, and who has the mapping of before keeps what it had.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import uuid
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from appliance.store.columns import from_micros, to_micros
+from radius import Credential
+
+Key: TypeAlias = tuple[str, int]
+_Part: TypeAlias = tuple[bytes, bytes, bytes]
+
+PARTS: Final = 4096
+_EMPTY: Final[_Part] = (b"", b"", b"")
+_SERIAL_OCTETS: Final = 20
+_WIDTH: Final = 2 + _SERIAL_OCTETS
+_END: Final = struct.Struct("<I")
+_HEAD: Final = struct.Struct("<Hqq")
+_NONE, _TEXT, _UUID = 0, 1, 2
+_UUID_CHARACTERS: Final = 36
+
+W = TypeVar("W", bound=Hashable)
+
+
+class _Words(Generic[W]):
+    """What many records have in common, kept once: values by number; there are few, and they stay.
+
+    The thread that reads a store anew and the event loop both add to them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers: dict[W, int] = {}
+        self._values: list[W] = []
+
+    def number(self, value: W) -> int:
+        found = self._numbers.get(value)
+        if found is None:
+            with self._lock:
+                if value not in self._numbers:
+                    self._values.append(value)
+                    self._numbers[value] = len(self._values) - 1
+                found = self._numbers[value]
+        return found
+
+    def known(self, value: W) -> int | None:
+        return self._numbers.get(value)
+
+    def __getitem__(self, number: int) -> W:
+        return self._values[number]
+
+
+_issuers: _Words[str] = _Words()
+_kinds: _Words[tuple[str, str, str, str, str]] = _Words()
+_prefixes: _Words[str] = _Words()
+
+
+class Credentials(Mapping[Key, Credential]):
+    """`with_changes` gives another one; this one keeps what it had."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, entries: Mapping[Key, Credential] | None = None) -> None:
+        self._parts: list[_Part] = [_EMPTY] * PARTS
+        for key, credential in (entries or {}).items():
+            self.put(key, credential)
+
+    def put(self, key: Key, credential: Credential) -> None:
+        """Only while it is being filled and nobody else has it."""
+        at, octets = _place(_issuers.number(key[0]), key[1])
+        keys, ends, records = part = self._parts[at]
+        record = _write(credential)
+        if _index(keys, octets) is None:
+            self._parts[at] = keys + octets, ends + _END.pack(len(records) + len(record)), records + record
+        else:
+            self._parts[at] = _joined({**_split(part), octets: record})
+
+    def with_changes(self, changes: Mapping[Key, Credential]) -> Credentials:
+        """With these entries in place of, or beside, those of the same keys."""
+        touched: dict[int, dict[bytes, bytes]] = {}
+        for key, credential in changes.items():
+            at, octets = _place(_issuers.number(key[0]), key[1])
+            if at not in touched:
+                touched[at] = _split(self._parts[at])
+            touched[at][octets] = _write(credential)
+        made = Credentials.__new__(Credentials)
+        made._parts = list(self._parts)
+        for at, entries in touched.items():
+            made._parts[at] = _joined(entries)
+        return made
+
+    def __getitem__(self, key: Key) -> Credential:
+        issuer = _issuers.known(key[0])
+        if issuer is None or not 0 <= key[1] < 1 << 8 * _SERIAL_OCTETS:
+            raise KeyError(key)
+        at, octets = _place(issuer, key[1])
+        keys, ends, records = self._parts[at]
+        index = _index(keys, octets)
+        if index is None:
+            raise KeyError(key)
+        start = _END.unpack_from(ends, (index - 1) * _END.size)[0] if index else 0
+        return _read(records, start, key[1])
+
+    def __iter__(self) -> Iterator[Key]:
+        for keys, _, _ in self._parts:
+            for at in range(0, len(keys), _WIDTH):
+                issuer = _issuers[int.from_bytes(keys[at : at + 2])]
+                yield issuer, int.from_bytes(keys[at + 2 : at + _WIDTH])
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys, _, _ in self._parts) // _WIDTH
+
+
+def _place(issuer: int, serial: int) -> tuple[int, bytes]:
+    return hash(serial) % PARTS, issuer.to_bytes(2) + serial.to_bytes(_SERIAL_OCTETS)
+
+
+def _index(keys: bytes, octets: bytes) -> int | None:
+    at = keys.find(octets)
+    while at >= 0 and at % _WIDTH:  # found across two keys
+        at = keys.find(octets, at + 1)
+    return None if at < 0 else at // _WIDTH
+
+
+def _split(part: _Part) -> dict[bytes, bytes]:
+    keys, ends, records = part
+    found, start = {}, 0
+    for index, (end,) in enumerate(_END.iter_unpack(ends)):
+        found[keys[index * _WIDTH : (index + 1) * _WIDTH]] = records[start:end]
+        start = end
+    return found
+
+
+def _joined(entries: Mapping[bytes, bytes]) -> _Part:
+    ends, end = [], 0
+    for record in entries.values():
+        end += len(record)
+        ends.append(_END.pack(end))
+    return b"".join(entries), b"".join(ends), b"".join(entries.values())
+
+
+def _write(one: Credential) -> bytes:
+    kind = _kinds.number((one.kind, one.issuer_role, one.state, one.model, one.tier))
+    head = _HEAD.pack(kind, to_micros(one.not_before), to_micros(one.not_after))
+    return head + _text(one.agent_id) + _text(one.owner_id) + _text(one.txn or None)
+
+
+def _read(records: bytes, at: int, serial: int) -> Credential:
+    number, not_before, not_after = _HEAD.unpack_from(records, at)
+    kind, role, state, model, tier = _kinds[number]
+    agent_id, at = _read_text(records, at + _HEAD.size)
+    owner_id, at = _read_text(records, at)
+    txn, _ = _read_text(records, at)
+    return Credential(
+        kind=kind,
+        agent_id=agent_id or "",
+        owner_id=owner_id,
+        serial=serial,
+        issuer_role=role,
+        state=state,
+        not_before=from_micros(not_before),
+        not_after=from_micros(not_after),
+        model=model,
+        txn=txn or "",
+        tier=tier,
+    )
+
+
+def _text(value: str | None) -> bytes:
+    """A text; one that ends in a UUID is the number of what stands before, and sixteen octets."""
+    if value is None:
+        return bytes((_NONE,))
+    front, back = value[:-_UUID_CHARACTERS], value[-_UUID_CHARACTERS:]
+    if len(back) == _UUID_CHARACTERS and len(front) < _UUID_CHARACTERS * 4:
+        try:
+            found = uuid.UUID(back)
+        except ValueError:
+            found = None
+        if found is not None and str(found) == back:
+            return bytes((_UUID,)) + _prefixes.number(front).to_bytes(2) + found.bytes
+    octets = value.encode()
+    return bytes((_TEXT,)) + len(octets).to_bytes(2) + octets
+
+
+def _read_text(records: bytes, at: int) -> tuple[str | None, int]:
+    kind = records[at]
+    if kind == _NONE:
+        return None, at + 1
+    number, at = int.from_bytes(records[at + 1 : at + 3]), at + 3
+    if kind == _TEXT:
+        return records[at : at + number].decode(), at + number
+    return f"{_prefixes[number]}{uuid.UUID(bytes=records[at : at + 16])}", at + 16
