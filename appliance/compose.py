@@ -277,6 +277,7 @@ class Appliance:
             listener.use_tls(self._https_for_clients)
         if self._has_started:
             self.crls.look()
+            self.registrar.prefetch.look()
             await self.ocsp.follow()
             self._radius.use(self._radius_parts())
             self.workers.renew()
@@ -475,7 +476,15 @@ class Appliance:
         self.listeners["radius"] = None if answering is None else address_text(*answering)
         if self._radius.accounting_port:
             self.listeners["accounting"] = address_text(settings.radius.host, self._radius.accounting_port)
-        keepers = (self.crls, self.ocsp, self.registrar, self.checkpoints, self.sync, self.servers)
+        keepers = (
+            self.crls,
+            self.ocsp,
+            self.registrar,
+            self.registrar.prefetch,
+            self.checkpoints,
+            self.sync,
+            self.servers,
+        )
         self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:
             own = self.servers["registrar"]

@@ -292,12 +292,13 @@ def _look(pledge_id: str, tx: Tx) -> tuple[PledgeRecord, _Facts]:
     record = pledges.require(tx, pledge_id)
     listed = listed_devices.get(tx, record.manufacturer_id or "", record.serial)
     asked = vouchers_ahead.asked(tx, record.idevid_issuer, record.serial)
-    ahead = vouchers_ahead.usable(tx, record.idevid_issuer, record.serial) if asked else None
-    is_this = ahead is not None and hashlib.sha256(ahead.voucher or b"").hexdigest() == record.voucher_sha256
+    living = vouchers_ahead.living(tx, record.idevid_issuer, record.serial) if asked else []
+    handed = (one for one in living if hashlib.sha256(one.voucher or b"").hexdigest() == record.voucher_sha256)
+    ahead = next(handed, None)
     return record, _Facts(
         delivered_at=listed.delivered_at if listed else None,
         asked_ahead=asked,
-        kept=ahead.history if ahead is not None and is_this else None,
+        kept=None if ahead is None else ahead.history,
     )
 
 

@@ -8,17 +8,20 @@ device's log is fetched with the voucher and judged later, when the MASA cannot 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cryptography import x509
+
 from appliance import audit
-from appliance.audit import Actor, AuditEvent
+from appliance.audit import APPLIANCE, Actor, AuditEvent
 from appliance.clock import Clock
-from appliance.errors import NotFound
+from appliance.errors import ApplianceError, NotFound
 from appliance.registrar.errors import PrefetchNotPossible
 from appliance.registrar.hints import REFUSED_AHEAD, hint
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
@@ -30,6 +33,7 @@ from appliance.store.transaction import Tx
 from appliance.store.vouchers_ahead import VoucherAhead
 from brski import paths, voucher
 from brski.ahead import AheadExchange, ask_ahead
+from brski.dialect import Dialect
 from brski.errors import MasaRefused, MasaUnknown
 from brski.idevid import read_masa_address
 from brski.registrar import MasaExchange, Registrar
@@ -39,6 +43,7 @@ from est.errors import Refusal
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
+_AGAIN_SECONDS = 6 * 3600.0
 MAX_DEVICES = 50
 """In one call, so that it ends before whoever asked gives up; the command line makes as many as it needs."""
 
@@ -53,12 +58,19 @@ def permitted(tx: Tx, settings: RegistrarSettings, exchange: MasaExchange) -> Vo
     """
     if settings.prefetch == "off" or (settings.prefetch != "masa-silent" and exchange.request.nonce is not None):
         return None
-    found = vouchers_ahead.usable(tx, *exchange.idevid.device)
-    if found is None or found.voucher is None or found.media_type != exchange.call.media_type:
-        return None
-    granted, _ = voucher.unseal(found.voucher, found.media_type, dialect=exchange.pledge.manufacturer.dialect)
-    own = {chains.spki_sha256(one) for one in exchange.own_chain}
-    return found if chains.spki_sha256(granted.pin()) in own else None
+    found = _pins_us(tx, exchange.idevid.device, exchange.own_chain, exchange.pledge.manufacturer.dialect)
+    return next((one for one in found if one.media_type == exchange.call.media_type), None)
+
+
+def _pins_us(
+    tx: Tx, device: tuple[str, str], own_chain: Sequence[x509.Certificate], dialect: Dialect
+) -> Iterator[VoucherAhead]:
+    """The living vouchers of a device that pin a certificate which we show now, not one that was rolled over."""
+    own = {chains.spki_sha256(one) for one in own_chain}
+    for row in vouchers_ahead.living(tx, *device):
+        granted, _ = voucher.unseal(row.voucher or b"", row.media_type, dialect=dialect)
+        if chains.spki_sha256(granted.pin()) in own:
+            yield row
 
 
 class Prefetch:
@@ -80,6 +92,43 @@ class Prefetch:
         self._registrar = registrar
         self._manufacturers = manufacturers
         self._masa = masa
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Fetch again what pins a CA that gave way to its successor, after that and now and then, until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.fetch_again(actor=APPLIANCE)
+            except ApplianceError as refusal:  # the store is away, or the maker was removed meanwhile
+                log.warning("prefetch-failed reason=%s", refusal.reason)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await self._wake.wait()
+
+    def look(self) -> None:
+        """The CAs have changed: run() sees what has to be fetched again."""
+        self._wake.set()
+
+    async def fetch_again(self, *, actor: Actor) -> list[Json]:
+        """Ask anew for the devices whose living vouchers all pin a certificate that is ours no more."""
+        rows: list[Json] = []
+        for known in await self._manufacturers.known() if self._settings.prefetch != "off" else ():
+            serials = await self._store.read(partial(self._outdated, known))
+            for at in range(0, len(serials), MAX_DEVICES):
+                rows += await self.fetch(known.facts.name, serials[at : at + MAX_DEVICES], actor=actor)
+        return rows
+
+    def _outdated(self, known: KnownManufacturer, tx: Tx) -> list[str]:
+        waiting = {
+            (row.idevid_issuer, row.serial)
+            for row in vouchers_ahead.every(tx)
+            if row.manufacturer_id == known.id and _state(row, tx) == "ready"
+        }
+        return sorted(device[1] for device in waiting if not self._is_ready(tx, known, device))
+
+    def _is_ready(self, tx: Tx, known: KnownManufacturer, device: tuple[str, str]) -> bool:
+        return any(_pins_us(tx, device, self._registrar.own_chain, known.facts.dialect))
 
     async def fetch(self, maker: str, serials: Sequence[str], *, actor: Actor) -> list[Json]:
         """Ask for one voucher per device; answers a row for each, also where the MASA said no.
@@ -99,7 +148,7 @@ class Prefetch:
         return list(await asyncio.gather(*map(one, wanted)))
 
     async def lacking(self, maker: str) -> list[str]:
-        """Serial numbers of the listed devices of a manufacturer that have no living voucher here.
+        """Serial numbers of the listed devices of a manufacturer that have no living voucher that pins us.
 
         Raises NotFound, PrefetchNotPossible.
         """
@@ -116,7 +165,16 @@ class Prefetch:
         return known
 
     async def every(self) -> list[Json]:
-        """Vouchers that lie here, with their end."""
+        """Vouchers that lie here, with their end; `outdated` is one that pins a CA which gave way to its successor."""
+        makers = {one.id: one for one in await self._manufacturers.known()}
+
+        def state(row: VoucherAhead, tx: Tx) -> str:
+            found, maker = _state(row, tx), makers.get(row.manufacturer_id)
+            if found != "ready" or maker is None:
+                return found
+            device = row.idevid_issuer, row.serial
+            pins = _pins_us(tx, device, self._registrar.own_chain, maker.facts.dialect)
+            return found if any(one.id == row.id for one in pins) else "outdated"
 
         def read(tx: Tx) -> list[Json]:
             return [
@@ -126,11 +184,7 @@ class Prefetch:
                     "masa": row.masa_url,
                     "fetched_at": row.asked_at.isoformat(timespec="seconds"),
                     "expires_at": row.expires_at.isoformat(timespec="seconds") if row.expires_at else "",
-                    "state": "expired"
-                    if row.expires_at and row.expires_at <= tx.now
-                    else "handed-out"
-                    if row.handed_at
-                    else "ready",
+                    "state": state(row, tx),
                 }
                 for row in vouchers_ahead.every(tx)
             ]
@@ -141,7 +195,7 @@ class Prefetch:
         found = []
         for device in listed_devices.of(tx, known.id):
             issuer = _issuer_of(tx, known, device.serial)
-            if issuer is None or vouchers_ahead.usable(tx, issuer, device.serial) is None:
+            if issuer is None or not self._is_ready(tx, known, (issuer, device.serial)):
                 found.append(device.serial)
         return found
 
@@ -213,6 +267,12 @@ class Prefetch:
             log.warning("prefetch-without-history serial=%s reason=%s", exchange.device[1], refusal.reason)
             return None
         return reply.body
+
+
+def _state(row: VoucherAhead, tx: Tx) -> str:
+    if row.expires_at and row.expires_at <= tx.now:
+        return "expired"
+    return "handed-out" if row.handed_at else "ready"
 
 
 def _issuer_of(tx: Tx, known: KnownManufacturer, serial: str) -> str | None:

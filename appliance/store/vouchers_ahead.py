@@ -16,11 +16,10 @@ from appliance.store.transaction import Tx
 
 _INSERT = insert(table)
 _DEVICE = (table.c.idevid_issuer == bindparam("idevid_issuer"), table.c.serial == bindparam("serial"))
-_USABLE = (
+_LIVING = (
     select(table)
     .where(*_DEVICE, table.c.voucher.is_not(None), table.c.expires_at > bindparam("now"))
     .order_by(table.c.expires_at.desc())
-    .limit(1)
 )
 _COUNT = select(func.count()).select_from(table).where(*_DEVICE)
 _BY_ID = select(table).where(table.c.id == bindparam("id"))
@@ -77,10 +76,9 @@ def keep(tx: Tx, identifier: str, *, voucher: bytes, history: bytes | None, expi
     tx.execute(_KEEP, {"voucher": voucher, "history": history, "expires_at": expires_at, "key": identifier})
 
 
-def usable(tx: Tx, idevid_issuer: str, serial: str) -> VoucherAhead | None:
-    """The voucher of this device that lives longest, if one is alive."""
-    row = tx.one(_USABLE, {"idevid_issuer": idevid_issuer, "serial": serial, "now": tx.now})
-    return None if row is None else _read(row)
+def living(tx: Tx, idevid_issuer: str, serial: str) -> list[VoucherAhead]:
+    """The vouchers of this device that have not expired, the one that lives longest first."""
+    return [_read(row) for row in tx.all(_LIVING, {"idevid_issuer": idevid_issuer, "serial": serial, "now": tx.now})]
 
 
 def get(tx: Tx, identifier: str) -> VoucherAhead | None:

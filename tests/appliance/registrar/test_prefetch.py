@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from appliance.audit import APPLIANCE
 from appliance.errors import NotFound
 from appliance.registrar.errors import PrefetchNotPossible
 from brski import Pledge, PledgePolicy
@@ -18,6 +20,7 @@ from brski.masa import Masa, MasaPolicy
 from brski.paths import VOUCHER_CMS_JSON, VOUCHER_JWS_JSON
 from est import chains
 from est.exchange import Call, Reply
+from est.signer import KeySigner
 from tests.appliance.registrar.test_inventory import refused
 from tests.appliance.registrar.test_makers import request_of
 from tests.appliance.registrar.world import ADMIN, Device_, World, campus_keys, play
@@ -260,5 +263,48 @@ def test_it_answers_only_the_format_that_was_asked_for(tmp_path: Path) -> None:
         assert (await device.voucher()).status == 503
         device.media_type = VOUCHER_CMS_JSON
         assert (await device.voucher()).status == 200
+
+    play(tmp_path, story, prefetch="masa-silent")
+
+
+@pytest.mark.req("B-285", "E-103")
+def test_vouchers_that_pin_a_ca_which_was_rolled_over_are_fetched_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        prefetch, device = world.part.prefetch, patient(world)
+        know_us(world)
+        world.device("PX-2")
+        await expect(world, "PX-1", "PX-2")
+        await prefetch.fetch("Acme", ["PX-1"], actor=ADMIN)
+        asked = world.masa.count("requestvoucher")
+        assert await prefetch.fetch_again(actor=APPLIANCE) == []
+        assert world.masa.count("requestvoucher") == asked, "what pins us is not fetched twice"
+
+        _, root, _, own = campus_keys(NOW - timedelta(seconds=1))  # another key, under another CA
+        prefetch._registrar.use_identity(KeySigner(own.key), own.certificate, own.chain[:1])
+        assert [row["state"] for row in await prefetch.every()] == ["outdated"]
+        assert await prefetch.lacking("Acme") == ["PX-1", "PX-2"]
+        world.masa.answer = Offline()
+        (row,) = await prefetch.fetch_again(actor=APPLIANCE)
+        assert (row["serial"], row["reason"]) == ("PX-1", "masa-unreachable")
+        world.registrar_certificate, world.tls_chain = own.certificate, (own.certificate, *own.chain[:1])
+        device = Nonceless(world, device.identity, world.peer(device.identity))
+        assert (await device.voucher()).status != 200, "a pin that leads nowhere is not handed out"
+
+        world.masa.answer = lambda call: None
+        policy = MasaPolicy(registrar_anchors=chains.TrustAnchors([root]), nonceless_lifetime=timedelta(days=7))
+        factory = world.factory
+        world.masa.masa = Masa(factory.masa_signer, factory.masa_chain, factory.device_anchors, policy)
+        running = asyncio.create_task(prefetch.run())
+        prefetch.look()
+        async with asyncio.timeout(10):
+            while len(await prefetch.every()) < 2:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        assert sorted(row["state"] for row in await prefetch.every()) == ["outdated", "ready"]
+        assert await prefetch.lacking("Acme") == ["PX-2"]
+        told = (await world.audited("voucher-fetched-ahead"))[-1]
+        assert (told["outcome"], told["actor"]["kind"]) == ("done", "appliance")
+        world.masa.answer = Offline()
+        assert (await device.voucher()).status == 200, "the new one, though the old one lives longer"
 
     play(tmp_path, story, prefetch="masa-silent")
