@@ -344,7 +344,7 @@ class CertificateAuthority:
             tx,
             certificates.Pending(
                 issuing.role,
-                issuing.aki,
+                issuing.key_identifier,
                 shape.serial,
                 digest,
                 spki_sha256(shape.public_key),

@@ -71,13 +71,10 @@ _UNEXPIRED = (
 
 
 class Pending(NamedTuple):
-    """A certificate about to be signed; `columns` are the caller's own (profile, agent_id, owner_id, ...).
-
-    `issuer_aki` is octets, or hex as stored.
-    """
+    """A certificate about to be signed; `columns` are the caller's own (profile, agent_id, owner_id, ...)."""
 
     issuer_role: str
-    issuer_aki: bytes | str
+    issuer_aki: bytes
     serial: int
     tbs_sha256: bytes
     spki_sha256: bytes
