@@ -90,7 +90,7 @@ class Story:
         self.held[ask.sub] = got
 
     def watch(self, kill: Callable[[], bool], failpoints: list[str]) -> list[float]:
-        """Waits for deaths and starts again; answers how long each start took."""
+        """Waits for deaths and starts again; answers what each start cost, seconds of processor time."""
         took = []
         while True:
             process = self.campus.process

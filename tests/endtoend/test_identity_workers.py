@@ -76,7 +76,7 @@ def test_a_worker_that_is_killed_is_replaced_and_one_that_is_left_alone_ends(cam
     assert new_ask(campus, client, campus.owner()).submit(client).status == 201
     left = workers_of(campus)
     campus.kill()
-    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left), 5.0)
+    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left))
     port = campus.listeners["identity"].rpartition(":")[2]
     campus.start(*UNLIMITED, "identity.workers=2", f"web.identity_port={port}")
     assert campus.listeners["identity"].endswith(f":{port}")
