@@ -14,12 +14,18 @@ import pytest
 from tests import conformance
 
 LONGEST_ID = 80
+IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/")
+"""Folders whose tests start processes: a campus, or somebody else's programs."""
 _passed: dict[str, set[str]] = defaultdict(set)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", metavar="FILE", help="write the conformance table to FILE after the run")
-    parser.addoption("--full", action="store_true", help="run the slow tests too")
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run the slow tests too, and those that start processes of a campus or foreign ones",
+    )
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -38,9 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
                 raise pytest.UsageError(f"{item.nodeid}: this pytest and pytest-xdist lose the groups of tests")
     if not config.getoption("--full"):
-        later = pytest.mark.skip(reason="slow; runs with --full, as ./tests/run does")
+        later = pytest.mark.skip(reason="not of the quick part; runs with --full, as ./tests/run does")
         for item in items:
-            if item.get_closest_marker("slow"):
+            if item.nodeid.startswith(IN_FULL_ONLY) or any(map(item.get_closest_marker, ("slow", "lab"))):
                 item.add_marker(later)
     known = conformance.requirements()
     for item in items:

@@ -248,11 +248,11 @@ def cli_page() -> str:
         "`-o json` prints the result as JSON.\n",
     ]
     group = ""
+    nouns = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for words, command in commands():
         noun = words[0] if len(words) > 1 else ""
         if noun != group:
             group = noun
-            nouns = typer.main.get_command(app).commands  # type: ignore[attr-defined]
             parts.append(f"## appliance {noun}\n\n{nouns[noun].help}\n")
         parts.append(_command(words, command))
     return "\n".join(parts)
