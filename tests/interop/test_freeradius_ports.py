@@ -246,7 +246,7 @@ def test_a_login_that_fails_before_policy_is_told_with_its_reason_and_a_decision
         site.service.delay_seconds = 5.0  # an appliance that hangs must not hold the reject up
         begun = time.monotonic()
         assert await ask(site, campus("stranger").agent()) == "reject"
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 4.0
 
     play(story)
 

@@ -186,7 +186,7 @@ def test_a_slow_peer_is_given_up_at_the_deadline(world: World, drip: bool) -> No
         started = time.monotonic()
         with pytest.raises(PeerSilent):
             await connection.exchange(ASK, seconds=0.3)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 15
         assert not connection.usable
 
     provisional(world, scenario)
@@ -240,7 +240,7 @@ def test_what_is_no_tls_server_is_a_typed_refusal_in_time(world: World, kind: st
             writer.write(b"220 mail ready\r\n" * 50)
         if kind != "hangs up":
             await reader.read(100)
-            await asyncio.sleep(1)
+            await asyncio.sleep(30)
         writer.close()
 
     async def run() -> None:
@@ -251,7 +251,7 @@ def test_what_is_no_tls_server_is_a_typed_refusal_in_time(world: World, kind: st
         started = time.monotonic()
         with pytest.raises((PeerUnreachable, TlsHandshakeFailed)):
             await open_provisional(Target("127.0.0.1", port), files(world), seconds=0.5)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 15
         server.close()
 
     asyncio.run(run())

@@ -237,7 +237,7 @@ def test_a_silent_registrar_does_not_hold_up_the_next(tmp_path: Path) -> None:
             ]
             started = time.monotonic()
             imprint = await attempts(world, offers, Timing(connect=30, spacing=0.3))
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 15
             assert imprint.target.port == campus.port
             await imprint.line.connection.close()
         tarpit.close()
