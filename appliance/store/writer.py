@@ -34,6 +34,7 @@ from appliance.clock import Clock
 from appliance.errors import DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
 from appliance.store.columns import from_micros, to_micros
+from appliance.store.hand_over import HandOver
 from appliance.store.heard import Heard
 from appliance.store.jobs import Job, Subscriber, deliver
 from appliance.store.statements import Statements, plain
@@ -96,7 +97,7 @@ class Writer:
         self._quick: deque[Job] = deque()
         self._turn_loop: asyncio.AbstractEventLoop | None = None
         self._calling: asyncio.AbstractEventLoop | None = None
-        self._commits: queue.SimpleQueue[_Open | None] = queue.SimpleQueue()
+        self._commits = HandOver[_Open]()
         self._thread = threading.Thread(target=self._main, name="store-writer", daemon=True)
         self._committer = threading.Thread(target=self._commit_quick, name="store-committer", daemon=True)
         self._thread.start()
@@ -139,6 +140,7 @@ class Writer:
         self._thread.join()
         self._commits.put(None)
         self._committer.join()
+        self._commits.close()
         while self._quick:  # the loop has no turn left for them
             group = [self._quick.popleft() for _ in range(min(len(self._quick), _MAX_GROUP))]
             self._commit(group, direct=True)
