@@ -76,7 +76,7 @@ class EstCallers:
         except ManufacturerUnknown as cause:
             raise EnrollmentCredentialsMissing("this client certificate is not known here") from cause
         async with self._turns.of(known.idevid.device):
-            record, proxy = await self._store.read(partial(_pledge_and_proxy, known.idevid, caller))
+            record, proxy = self._store.read_sync(partial(_pledge_and_proxy, known.idevid, caller))
             if records.state_of(record) is RecordState.VOUCHER_ACCEPTED:
                 record = await self._history.judge(record.id, caller)
         if records.state_of(record) not in EST_OPEN or proxy is None:
@@ -86,7 +86,7 @@ class EstCallers:
     async def secret_holder(self, authorization: str, caller: Caller, policy: EstPolicy) -> SecretApplicant:
         """Whoever sends NAME and SECRET of a live secret; a spent one serves only to fetch its certificate again."""
         name, offered = _read_basic(authorization)
-        row = await self._store.read(partial(est_secrets.by_name, name=name))
+        row = self._store.read_sync(partial(est_secrets.by_name, name=name))
         expected = row.secret_sha256 if row is not None else "0" * 64
         matches = hmac.compare_digest(expected, hashlib.sha256(offered).hexdigest())
         if row is None or not matches or row.label != policy.label or not self._is_usable(row):

@@ -171,6 +171,23 @@ def test_attributes_that_cannot_be_meant_are_refused(attributes: bytes) -> None:
         csr.read(hand_made(attributes=attributes))
 
 
+@pytest.mark.req("E-117", "E-200")
+def test_requests_that_differ_in_one_part_are_each_read_as_they_are() -> None:
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [profiles.name("proxy 1"), profiles.name("proxy 2")]
+    sans = [None, SAN, x509.SubjectAlternativeName([x509.DNSName(".".join(["h" * 60] * 4))] * 16)]
+    for _ in range(2):
+        for one in keys:
+            public = one.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            for subject in names:
+                for san in sans:
+                    found = csr.read(csr.build(subject=subject, key=one, san=san))
+                    assert found.public_key == one.public_key()
+                    assert found.key_sha256 == hashlib.sha256(public).digest()
+                    assert (found.subject, found.subject_der) == (subject, subject.public_bytes())
+                    assert (found.san, found.san_der) == (san, None if san is None else san.public_bytes())
+
+
 def test_more_than_16_names_are_refused() -> None:
     names = [x509.DNSName(f"h{n}.example") for n in range(17)]
     assert csr.read(foreign(san=x509.SubjectAlternativeName(names[:16]))).san

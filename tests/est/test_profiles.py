@@ -228,6 +228,37 @@ def test_weak_keys_get_no_certificate() -> None:
         profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key())
 
 
+@pytest.mark.req("E-205")
+def test_an_extension_that_was_read_back_is_settled_and_written_the_same_again() -> None:
+    value = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(URI + "/once")])
+    shape = replace(END_ENTITIES["ldevid"][0], extensions=(profiles.Extension(value, False),))
+    (names,) = shape.extensions
+    assert not names.settled
+    first = profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key())
+    assert names.settled == names.encode() == profiles.Extension(value, False).encode()
+    assert profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key()) == first
+
+
+@pytest.mark.req("E-205")
+@pytest.mark.parametrize("der", [NAME.public_bytes(), b"\x30\x00", b"\x30\x01"])
+def test_a_name_or_extension_that_reads_back_as_another_one_is_not_signed(der: bytes) -> None:
+    class OddName(x509.Name):
+        def public_bytes(self, backend: object = None) -> bytes:
+            return der
+
+    class OddNames(x509.SubjectAlternativeName):
+        def public_bytes(self) -> bytes:
+            return x509.SubjectAlternativeName([x509.DNSName("other.example")]).public_bytes()
+
+    good = END_ENTITIES["ldevid"][0]
+    names = profiles.Extension(OddNames([x509.UniformResourceIdentifier(URI)]), False)
+    for change in ({"subject": OddName(profiles.name("another"))}, {"extensions": (names,)}):
+        for _ in range(2):
+            with pytest.raises((ShapeNotPossible, CertificateNotAsShaped)):
+                profiles.to_be_signed(replace(good, **change), issuer_key=key("campus ca").public_key())  # type: ignore[arg-type]
+    assert not names.settled
+
+
 def test_parts_that_cannot_be_encoded_are_refused() -> None:
     with pytest.raises(ShapeNotPossible):
         profiles.ldevid(terms(campus().ca), NAME, PUBLIC, identifier="spiffe://campus.example/proxy/é")
