@@ -346,7 +346,9 @@ class Appliance:
                 "directory": DirectoryOperations(self.sync, self.directory, self.directory_tokens, actor),
                 "agents": AgentOperations(self.agents, actor),
                 "certs": CertificateOperations(
-                    self.certificates, EvidencePackages(ca=self.ca, store=self.store, clock=self.clock), actor
+                    self.certificates,
+                    EvidencePackages(ca=self.ca, store=self.store, clock=self.clock, checkpoints=self.checkpoints),
+                    actor,
                 ),
                 "policy": PolicyOperations(self.policies, self.explainer, actor, self._issuers),
                 "nas": NasOperations(

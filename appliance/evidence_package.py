@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography import x509
@@ -12,10 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import bindparam, func, or_, select
 
-from appliance import audit
+from appliance import audit, checkpoint
 from appliance.access.owner_views import with_keys
 from appliance.binding import jws, package
+from appliance.binding.errors import Malformed, PackageEntryWrong
 from appliance.ca import CertificateAuthority
+from appliance.checkpoint import Checkpoint
+from appliance.checkpoint_keeper import CheckpointKeeper
 from appliance.clock import Clock
 from appliance.errors import NotFound
 from appliance.hierarchy import Role
@@ -27,6 +30,7 @@ from appliance.store.transaction import Tx
 from est.certificates import aki_of, read_certificate
 
 MAX_ENTRIES = 1000
+_ISSUED = "dual-identity-issued"
 _ABOUT = (
     select(schema.audit)
     .where(
@@ -43,16 +47,24 @@ _ABOUT = (
 class EvidencePackages:
     """Packages of agent certificates."""
 
-    def __init__(self, *, ca: CertificateAuthority, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, *, ca: CertificateAuthority, store: Store, clock: Clock, checkpoints: CheckpointKeeper | None = None
+    ) -> None:
+        """With `checkpoints`, a package proves that the entry of the issue is in the log."""
+        self._checkpoints = checkpoints
         self._ca = ca
         self._store = store
         self._clock = clock
 
     async def export(self, serial: str) -> Mapping[str, str]:
         """The files of the package by name; raises NotFound for what is no finished dual-identity certificate."""
-        return await self._store.read(lambda tx: self._gather(tx, serial))
+        row, files, issued = await self._store.read(lambda tx: self._gather(tx, serial))
+        if self._checkpoints is not None and issued is not None:
+            files[package.INCLUSION] = json.dumps(await self._checkpoints.prove_entry(issued)) + "\n"
+        return {**files, package.MANIFEST: self._manifest(row, files)}
 
-    def _gather(self, tx: Tx, serial: str) -> Mapping[str, str]:
+    def _gather(self, tx: Tx, serial: str) -> tuple[Any, dict[str, str], int | None]:
+        """The certificate's row, the files but for proof and manifest, and the sequence of the entry of the issue."""
         try:
             row = certificates.by_role_and_serial(tx, "agents", int(serial.replace(":", ""), 16))
         except ValueError:
@@ -64,17 +76,22 @@ class EvidencePackages:
             raise NotFound("nothing is on record behind this certificate")
         certificate = read_certificate(row.der)
         issuing = self._issuer(certificate, "agents")
+        entries = _about(tx, row)
         files = {
             package.CERTIFICATE: _pem(certificate) + _pem(issuing),
             package.REQUEST: behind.request + "\n",
             package.EVIDENCE: behind.evidence + "\n",
             package.EAR: behind.ear + "\n",
             package.PROXY: self._proxy(tx, behind),
-            package.AUDIT: "\n".join(audit.export(_about(tx, row))) + "\n",
+            package.AUDIT: "\n".join(audit.export(entries)) + "\n",
             package.OWNER: _owner(tx, row.owner_id),
         }
         for number, token in enumerate(behind.approval.split(), 1):
             files[package.APPROVAL.format(number)] = token + "\n"
+        issued = (one.seq for one in entries if one.event == _ISSUED and _is_of_certificate(one.entry, row))
+        return row, files, next(issued, None)
+
+    def _manifest(self, row: Any, files: Mapping[str, str]) -> str:
         manifest = {
             "version": 1,
             "serial": row.serial,
@@ -86,7 +103,7 @@ class EvidencePackages:
             "made_at": timestamp(self._clock.now()),
             "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         }
-        return {**files, package.MANIFEST: json.dumps(manifest, indent=1) + "\n"}
+        return json.dumps(manifest, indent=1) + "\n"
 
     def _issuer(self, certificate: x509.Certificate, role: Role) -> x509.Certificate:
         """The generation of the CA that signed it; the one of now where that is retired."""
@@ -112,7 +129,7 @@ def _request_of(tx: Tx, row: Any) -> requests.Request | None:
     return None
 
 
-def _about(tx: Tx, row: Any) -> Iterable[audit.AuditRow]:
+def _about(tx: Tx, row: Any) -> list[audit.AuditRow]:
     """Entries of this transaction and about this certificate; what only looks alike is left out."""
     found = [audit.AuditRow(*one) for one in tx.all(_ABOUT, {"txn": row.txn or row.serial, "serial": row.serial})]
     return [one for one in found if _is_about(one.entry, row)]
@@ -120,9 +137,26 @@ def _about(tx: Tx, row: Any) -> Iterable[audit.AuditRow]:
 
 def _is_about(entry: Mapping[str, Any], row: Any) -> bool:
     fields = entry.get("fields", {})
-    return (row.txn is not None and fields.get("txn") == row.txn) or entry.get("object") == serial_text(
-        int(row.serial, 16)
-    )
+    return (row.txn is not None and fields.get("txn") == row.txn) or _is_of_certificate(entry, row)
+
+
+def _is_of_certificate(entry: Mapping[str, Any], row: Any) -> bool:
+    return entry.get("object") == serial_text(int(row.serial, 16))
+
+
+def check_inclusion(files: Mapping[str, bytes], issued: str, key: jws.PublicKey) -> Checkpoint:
+    """The checkpoint over the log that has the entry of the issue, whose body is `issued`; `key` signed it.
+
+    Raises Malformed for a package without a proof, PackageEntryWrong for a proof about another entry, AuditBroken, and
+    what `checkpoint.unseal` raises.
+    """
+    content = files.get(package.INCLUSION)
+    if content is None:
+        raise Malformed("the package has no proof that its entries are in the log", object="package")
+    signed, body = checkpoint.check_inclusion(jws.read_object(content, package.INCLUSION), key)
+    if body != issued:
+        raise PackageEntryWrong("the proof is about another entry than that of the issue")
+    return signed
 
 
 def _owner(tx: Tx, owner_id: str) -> str:

@@ -25,6 +25,7 @@ from lab import demo
 from radius import policy_rules, read_policy, rules
 from radius.reasons import REASONS
 from tests import reference
+from tests.markdown import COMMAND
 
 ROOT = reference.ROOT
 DOCS = reference.DOCS
@@ -55,7 +56,7 @@ def name_of(page: Path) -> str:
 def test_a_generated_page_is_what_the_code_says(name: str) -> None:
     path = DOCS / name
     assert path.exists() and path.read_text(encoding="utf-8") == reference.PAGES[name](), (
-        f"{name} is out of date: run {reference.COMMAND}"
+        f"{name} is out of date: run {COMMAND}"
     )
 
 

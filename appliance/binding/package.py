@@ -4,7 +4,7 @@ The package is a set of files (names in `FILES`); trust comes from outside, as a
 otherwise. What is checked: the certificate with its owner approval; that the request is the agent's, for this key, and
 the one that was approved; the proxy's evidence, up to the campus root that also signed the agents CA; the attestation
 result that the certificate names; and the audit entries, each by its own hash, as far as the certificate names them.
-That no entry is missing from the log is for the log's own heads to show.
+That the entry of the issue is in the log is for a checkpoint to show: `INCLUSION`, which this module does not open.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ from est.keys import is_ec, public_key_of
 
 CERTIFICATE, REQUEST, EVIDENCE, EAR, PROXY = "certificate.pem", "request.jws", "evidence.jwt", "ear.jwt", "proxy.pem"
 APPROVAL, AUDIT, OWNER, MANIFEST = "approval-{}.jws", "audit.jsonl", "owner.json", "manifest.json"
+INCLUSION = "inclusion.json"
+"""The proof that the entry of the issue is in the audit log that a checkpoint was signed over."""
 MAX_APPROVALS = 8
 MAX_FILE = 4 * 1024 * 1024
 
@@ -63,6 +65,8 @@ class PackageReport:
     agent_id: str
     owner_id: str
     model: str
+    issued: str
+    """The body of the audit entry of the issue."""
 
 
 def verify_package(
@@ -102,8 +106,10 @@ def verify_package(
     steps.append(("request", request.rqh))
     steps.append(("evidence", _check_evidence(files, request, trusted, leaf)))
     steps.append(("appraisal", _check_result(files, request, trusted)))
-    steps.append(("audit", _check_audit(files, leaf, dual.log_sequence, request.rqh, tokens)))
-    return PackageReport(tuple(steps), f"{leaf.serial_number:x}", report.agent_id, report.owner_id, str(report.model))
+    told, issued = _check_audit(files, leaf, dual.log_sequence, request.rqh, tokens)
+    steps.append(("audit", told))
+    serial = f"{leaf.serial_number:x}"
+    return PackageReport(tuple(steps), serial, report.agent_id, report.owner_id, str(report.model), issued)
 
 
 def origin_of(files: Mapping[str, bytes]) -> str:
@@ -186,9 +192,13 @@ def _check_result(files: Mapping[str, bytes], request: requests.AgentRequest, tr
 
 def _check_audit(
     files: Mapping[str, bytes], leaf: x509.Certificate, log_index: int | None, rqh: str, tokens: list[str]
-) -> str:
-    """Two entries must be there, the one that the certificate names by its index and the one with its hash."""
+) -> tuple[str, str]:
+    """Two entries must be there, the one that the certificate names by its index and the one with its hash.
+
+    Returns what was found in words, and the body of the second.
+    """
     found: list[dict[str, Any]] = []
+    bodies: list[str] = []
     for line in _text(files, AUDIT).splitlines():
         try:
             row = json.loads(line)
@@ -199,6 +209,7 @@ def _check_audit(
         if hashlib.sha256(prev + body.encode()).digest() != digest or not isinstance(entry, dict):
             raise PackageEntryWrong("an audit entry does not have its own hash", seq=str(entry)[:40])
         found.append(entry)
+        bodies.append(body)
     pending = _entry(found, lambda one: one.get("seq") == log_index and one.get("event") == "certificate-pending")
     tbs = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
     if _fields(pending).get("tbs_sha256") != tbs:
@@ -212,7 +223,8 @@ def _check_audit(
         one for one in found if one.get("event") == "credential-revoked" and _fields(one).get("cert_sha256") == whole
     ]
     state = f", revoked at {revoked[0].get('time')}" if revoked else ""
-    return f"{len(found)} entries, {log_index} and {issued.get('seq')} are this certificate's{state}"
+    told = f"{len(found)} entries, {log_index} and {issued.get('seq')} are this certificate's{state}"
+    return told, bodies[found.index(issued)]
 
 
 def _entry(found: list[dict[str, Any]], is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def audit_check_proof(
     """Check a proof; needs nothing but the file and the key."""
     from appliance import checkpoint
 
-    document, public = _json(file), _public(key)
+    document, public = _json(file), read_key(key)
     if isinstance(document, dict) and "older" in document:
         first, second = checkpoint.check_consistency(document, public)
         show({"ok": True, "log": second.origin, "entries": second.size, "begins_with": first.size})
@@ -120,7 +120,7 @@ def _verify_export(log: Path, checkpoints: Path | None, key: Path | None) -> dic
 
     signed = []
     if checkpoints is not None and key is not None:
-        public = _public(key)
+        public = read_key(key)
         signed = [checkpoint.unseal(token, public) for token in _tokens(checkpoints)]
     try:
         head = checkpoint.verify(entries.read_export(read_text(log).splitlines()), signed)
@@ -138,7 +138,8 @@ def _tokens(file: Path) -> list[str]:
     return found
 
 
-def _public(file: Path) -> Any:
+def read_key(file: Path) -> Any:
+    """The public key in a file, a JWK; raises FileUnreadable, and what jws.read_ec_jwk raises."""
     from appliance.binding import jws
 
     return jws.read_ec_jwk(_json(file))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.commands.auditing import read_key
 from appliance.commands.invocation import ask, read_text, show
 from appliance.errors import RequestMalformed
 
@@ -39,6 +40,12 @@ def verify(
     package: Annotated[
         Path | None, typer.Option("--package", help="Evidence package, as `appliance certs evidence` writes it.")
     ] = None,
+    audit_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit-key", help="With --package: the key of the checkpoints, a JWK; the issue must stand in the log."
+        ),
+    ] = None,
     approval: Annotated[
         Path | None,
         typer.Option("--approval", help="With --cert or --wit: the approval whose hash it holds (standing, passkey)."),
@@ -52,6 +59,8 @@ def verify(
 
     if sum(one is not None for one in (cert, wit, package)) != 1:
         raise typer.BadParameter("one of --cert, --wit and --package")
+    if audit_key is not None and package is None:
+        raise typer.BadParameter("--audit-key belongs to --package")
     if package is not None and (approval is not None or card is not None):
         raise typer.BadParameter("a package is verified alone")
     if (proof is None) != (not target) or (proof is not None and wit is None):
@@ -59,7 +68,7 @@ def verify(
     texts = [read_text(one) for one in owners] if owners else ask("trust.bundles")
     trusted = {one.domain.origin: one for one in map(bundle.read, texts)}
     if package is not None:
-        _show_package(package, trusted, _moment(at) if at else None)
+        _show_package(package, trusted, _moment(at) if at else None, audit_key)
         return
     party, moment = RelyingParty(trusted.values()), _moment(at)
     beside = read_text(approval).strip() if approval is not None else None
@@ -97,7 +106,7 @@ def verify(
     show(result, text="\n".join([*lines, who, "revocation was not looked at"]))
 
 
-def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any) -> None:
+def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any, audit_key: Path | None) -> None:
     from appliance.binding.errors import OriginMismatch
     from appliance.binding.package import MAX_FILE, origin_of, verify_package
 
@@ -110,9 +119,15 @@ def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any) -> 
     if origin not in trusted:
         raise OriginMismatch(f"no trust bundle of {origin} is at hand", expected=sorted(trusted), found=origin)
     report = verify_package(files, trusted[origin], at=at)
-    steps = [{"step": name, "found": found} for name, found in report.steps]
+    found_steps = list(report.steps)
+    if audit_key is not None:
+        from appliance.evidence_package import check_inclusion
+
+        signed = check_inclusion(files, report.issued, read_key(audit_key))
+        found_steps.append(("log", f"{signed.size} entries of {signed.origin} at {signed.issued_at.isoformat()}"))
+    steps = [{"step": name, "found": found} for name, found in found_steps]
     told = {"serial": report.serial, "agent": report.agent_id, "owner": report.owner_id, "model": report.model}
-    lines = [f"{name:<16} {found}" for name, found in report.steps]
+    lines = [f"{name:<16} {found}" for name, found in found_steps]
     who = f"verified: {report.serial} of {report.agent_id} for {report.owner_id} ({report.model})"
     show({"ok": True, **told, "steps": steps}, text="\n".join([*lines, who]))
 

@@ -15,10 +15,12 @@ from cryptography import x509
 
 from appliance.binding import jws, package
 from appliance.binding.bundle import TrustBundle, read, write
+from appliance.binding.errors import PackageEntryWrong
 from appliance.binding.package import verify_package
+from appliance.checkpoint_keeper import CheckpointKeeper
 from appliance.cli import run
 from appliance.errors import NotFound
-from appliance.evidence_package import EvidencePackages
+from appliance.evidence_package import EvidencePackages, check_inclusion
 from est.errors import Refusal
 from est.signer import KeySigner
 from tests.appliance.identity.campus import ADMIN, Campus, new_key
@@ -243,3 +245,63 @@ def test_the_verb_reads_a_folder(
     assert "ear-digest-mismatch" in capsys.readouterr().err
     assert run(["verify", "--owners", str(owners)]) == 2
     assert run(["verify", "--owners", str(owners), "--package", str(folder), "--approval", str(folder / "x")]) == 2
+
+
+@pytest.mark.req("A-113", "A-112")
+def test_a_package_proves_that_the_issue_is_in_the_log_that_was_signed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, stranger = new_key(), new_key()
+
+    async def story() -> tuple[list[Files], TrustBundle]:
+        campus = Campus.create(tmp_path)
+        try:
+            proxy, owner = await campus.proxy(), await campus.owner()
+            keeper = CheckpointKeeper(
+                campus.store, campus.clock, key, origin="spiffe://campus.example", file=tmp_path / "signed.jsonl",
+                seconds=60, entries=1000,
+            )  # fmt: skip
+            packages = EvidencePackages(ca=campus.ca, store=campus.store, clock=campus.clock, checkpoints=keeper)
+            found = []
+            for _ in range(2):
+                _, answer = await (await proxy.ask(owner)).approved().submit()
+                texts = await packages.export(answer["serial"])
+                found.append({name: one.encode() for name, one in texts.items()})
+            return found, campus.service.issuer.trust_bundle(await campus.directory.records())
+        finally:
+            campus.close()
+
+    (files, other), bundle = asyncio.run(story())
+    assert package.INCLUSION in json.loads(files[package.MANIFEST])["sha256"]
+    issued = verify_package(files, bundle).issued
+    assert check_inclusion(files, issued, key.public_key()).origin == "spiffe://campus.example"
+
+    def reason(changed: Files, by: Any = key) -> str:
+        with pytest.raises(Refusal) as refused:
+            check_inclusion(changed, issued, by.public_key())
+        return refused.value.reason
+
+    document = json.loads(files[package.INCLUSION])
+    assert reason({**files, package.INCLUSION: other[package.INCLUSION]}) == "package-entry-wrong"
+    assert reason({name: one for name, one in files.items() if name != package.INCLUSION}) == "malformed"
+    assert reason(files, stranger) == "signature-invalid"
+    rewritten = json.dumps({**document, "body": document["body"].replace("agent", "angel", 1)}).encode()
+    assert reason({**files, package.INCLUSION: rewritten}) == "audit-broken"
+    forged = dict(files)
+    swap_entry(forged, "dual-identity-issued", lambda one: one["fields"].update(tier="warning"))
+    assert verify_package(forged, bundle).issued != issued, "what the package alone cannot tell"
+    with pytest.raises(PackageEntryWrong):
+        check_inclusion(forged, verify_package(forged, bundle).issued, key.public_key())
+
+    folder, owners, jwk = tmp_path / "package", tmp_path / "bundle.json", tmp_path / "audit.jwk"
+    folder.mkdir()
+    owners.write_text(write(bundle))
+    jwk.write_text(json.dumps(jws.jwk(key.public_key(), algorithm=True)))
+    for name, content in other.items():
+        (folder / name).write_bytes(content)
+    command = ["verify", "--owners", str(owners), "--package", str(folder), "--audit-key", str(jwk), "-o", "json"]
+    assert run(command) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][-1]["step"] == "log"
+    (folder / package.INCLUSION).write_bytes(files[package.INCLUSION])
+    assert run(command) == 1
+    assert run(["verify", "--owners", str(owners), "--cert", str(jwk), "--audit-key", str(jwk)]) == 2
