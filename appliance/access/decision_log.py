@@ -19,7 +19,7 @@ from radius import Decision
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 20_000
-MAX_BATCH = 500
+MAX_BATCH = 2_000
 BATCH_SECONDS = 0.2
 PRUNE_SECONDS = 600.0
 

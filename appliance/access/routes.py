@@ -19,9 +19,6 @@ from radius.hook import read_hook, write_answer
 from radius.request import MAC_BYPASS
 
 MAX_BODY = 65_536
-MAX_DEPTH = (
-    256  # any depth that the decoder bears: what is nested at all deeper than an attribute is refused by the hook
-)
 
 
 class AccessRoutes:
@@ -118,4 +115,4 @@ def est_endpoints(sites: RadiusSites, others: Mapping[str, Handler]) -> Mapping[
 
 
 def _document(call: Call) -> object:
-    return read_json_pairs(call.body, max_bytes=MAX_BODY, max_depth=MAX_DEPTH)
+    return read_json_pairs(call.body, max_bytes=MAX_BODY)

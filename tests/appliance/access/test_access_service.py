@@ -21,7 +21,7 @@ from appliance.settings import AccessSettings, DirectorySettings
 from appliance.store import directory_sources, nas, schema
 from appliance.store.directory_sources import DONE, SourceRow
 from appliance.web.peer import Peer
-from est.errors import EstError
+from est.errors import BodyMalformed, EstError
 from est.exchange import Call
 from radius import AccessRequest, CredentialRef
 from radius.clients import Nas
@@ -491,5 +491,17 @@ def test_a_token_that_is_replaced_while_everything_is_read_anew_counts(tmp_path)
         finally:
             await service.stop()
             store.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("body", [b"[" * 30_000 + b"]" * 30_000, b'{"a":' * 9_000 + b"1" + b"}" * 9_000, b"[" * 300])
+def test_a_document_nested_without_end_is_refused_before_it_is_read(tmp_path, body):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            routes = await with_port(service, store)
+            with pytest.raises(BodyMalformed):
+                routes.decide(call(body), Peer(), {})
 
     asyncio.run(story())
