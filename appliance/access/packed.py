@@ -8,9 +8,9 @@ a change makes the few parts anew that it touches, and who has the mapping of be
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
-import uuid
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -20,14 +20,15 @@ from radius import Credential
 Key: TypeAlias = tuple[str, int]
 _Part: TypeAlias = tuple[bytes, bytes, bytes]
 
-PARTS: Final = 4096
+BLOCKS: Final = 64
+"""Of as many parts each, so that a change copies two short lists and not one long one."""
 _EMPTY: Final[_Part] = (b"", b"", b"")
 _SERIAL_OCTETS: Final = 20
 _WIDTH: Final = 2 + _SERIAL_OCTETS
 _END: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<Hqq")
 _NONE, _TEXT, _UUID = 0, 1, 2
-_UUID_CHARACTERS: Final = 36
+_ENDS_IN_UUID: Final = re.compile("(.{0,128})([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.DOTALL)
 
 W = TypeVar("W", bound=Hashable)
 
@@ -68,43 +69,51 @@ _prefixes: _Words[str] = _Words()
 class Credentials(Mapping[Key, Credential]):
     """`with_changes` gives another one; this one keeps what it had."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_blocks",)
 
     def __init__(self, entries: Mapping[Key, Credential] | None = None) -> None:
-        self._parts: list[_Part] = [_EMPTY] * PARTS
+        self._blocks: list[list[_Part]] = [[_EMPTY] * BLOCKS for _ in range(BLOCKS)]
         for key, credential in (entries or {}).items():
             self.put(key, credential)
 
     def put(self, key: Key, credential: Credential) -> None:
         """Only while it is being filled and nobody else has it."""
-        at, octets = _place(_issuers.number(key[0]), key[1])
-        keys, ends, records = part = self._parts[at]
+        block, at, octets = _place(_issuers.number(key[0]), key[1])
+        parts = self._blocks[block]
+        keys, ends, records = part = parts[at]
         record = _write(credential)
         if _index(keys, octets) is None:
-            self._parts[at] = keys + octets, ends + _END.pack(len(records) + len(record)), records + record
+            parts[at] = keys + octets, ends + _END.pack(len(records) + len(record)), records + record
         else:
-            self._parts[at] = _joined({**_split(part), octets: record})
+            parts[at] = _joined({**_split(part), octets: record})
 
     def with_changes(self, changes: Mapping[Key, Credential]) -> Credentials:
         """With these entries in place of, or beside, those of the same keys."""
-        touched: dict[int, dict[bytes, bytes]] = {}
+        touched: dict[tuple[int, int], dict[bytes, bytes]] = {}
         for key, credential in changes.items():
-            at, octets = _place(_issuers.number(key[0]), key[1])
-            if at not in touched:
-                touched[at] = _split(self._parts[at])
-            touched[at][octets] = _write(credential)
+            block, at, octets = _place(_issuers.number(key[0]), key[1])
+            if (block, at) not in touched:
+                touched[block, at] = _split(self._blocks[block][at])
+            touched[block, at][octets] = _write(credential)
         made = Credentials.__new__(Credentials)
-        made._parts = list(self._parts)
-        for at, entries in touched.items():
-            made._parts[at] = _joined(entries)
+        made._blocks = list(self._blocks)
+        for (block, at), entries in touched.items():
+            if made._blocks[block] is self._blocks[block]:
+                made._blocks[block] = list(self._blocks[block])
+            made._blocks[block][at] = _joined(entries)
         return made
+
+    def parts(self) -> Iterator[_Part]:
+        """Every part: keys, ends and records."""
+        for block in self._blocks:
+            yield from block
 
     def __getitem__(self, key: Key) -> Credential:
         issuer = _issuers.known(key[0])
         if issuer is None or not 0 <= key[1] < 1 << 8 * _SERIAL_OCTETS:
             raise KeyError(key)
-        at, octets = _place(issuer, key[1])
-        keys, ends, records = self._parts[at]
+        block, at, octets = _place(issuer, key[1])
+        keys, ends, records = self._blocks[block][at]
         index = _index(keys, octets)
         if index is None:
             raise KeyError(key)
@@ -112,17 +121,18 @@ class Credentials(Mapping[Key, Credential]):
         return _read(records, start, key[1])
 
     def __iter__(self) -> Iterator[Key]:
-        for keys, _, _ in self._parts:
+        for keys, _, _ in self.parts():
             for at in range(0, len(keys), _WIDTH):
                 issuer = _issuers[int.from_bytes(keys[at : at + 2])]
                 yield issuer, int.from_bytes(keys[at + 2 : at + _WIDTH])
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys, _, _ in self._parts) // _WIDTH
+        return sum(len(keys) for keys, _, _ in self.parts()) // _WIDTH
 
 
-def _place(issuer: int, serial: int) -> tuple[int, bytes]:
-    return hash(serial) % PARTS, issuer.to_bytes(2) + serial.to_bytes(_SERIAL_OCTETS)
+def _place(issuer: int, serial: int) -> tuple[int, int, bytes]:
+    block, at = divmod(hash(serial) % (BLOCKS * BLOCKS), BLOCKS)
+    return block, at, issuer.to_bytes(2) + serial.to_bytes(_SERIAL_OCTETS)
 
 
 def _index(keys: bytes, octets: bytes) -> int | None:
@@ -180,14 +190,9 @@ def _text(value: str | None) -> bytes:
     """A text; one that ends in a UUID is the number of what stands before, and sixteen octets."""
     if value is None:
         return bytes((_NONE,))
-    front, back = value[:-_UUID_CHARACTERS], value[-_UUID_CHARACTERS:]
-    if len(back) == _UUID_CHARACTERS and len(front) < _UUID_CHARACTERS * 4:
-        try:
-            found = uuid.UUID(back)
-        except ValueError:
-            found = None
-        if found is not None and str(found) == back:
-            return bytes((_UUID,)) + _prefixes.number(front).to_bytes(2) + found.bytes
+    found = _ENDS_IN_UUID.fullmatch(value)
+    if found is not None:
+        return bytes((_UUID,)) + _prefixes.number(found[1]).to_bytes(2) + bytes.fromhex(found[2].replace("-", ""))
     octets = value.encode()
     return bytes((_TEXT,)) + len(octets).to_bytes(2) + octets
 
@@ -199,4 +204,6 @@ def _read_text(records: bytes, at: int) -> tuple[str | None, int]:
     number, at = int.from_bytes(records[at + 1 : at + 3]), at + 3
     if kind == _TEXT:
         return records[at : at + number].decode(), at + number
-    return f"{_prefixes[number]}{uuid.UUID(bytes=records[at : at + 16])}", at + 16
+    digits = records[at : at + 16].hex()
+    parts = digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]
+    return _prefixes[number] + "-".join(parts), at + 16
