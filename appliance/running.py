@@ -15,6 +15,7 @@ from appliance.compose import create_appliance
 from appliance.home import locked
 from appliance.initialise import need_passphrase
 from appliance.log import set_up_logging
+from appliance.memory import give_back
 from appliance.settings import LoadedSettings, Settings
 from appliance.signals import stop_signals
 
@@ -28,6 +29,7 @@ async def run_appliance(
     """Everything in the foreground until SIGTERM or SIGINT, then drain."""
     settings = loaded.settings
     set_up_logging(settings.log)
+    give_back()
     with locked(settings.home):
         appliance = create_appliance(settings, passphrase=need_passphrase(settings.home, passphrase_file))
         try:
