@@ -61,10 +61,15 @@ def first_enrolments(campus: Campus, plan: Plan) -> Bench:
     return bench
 
 
-def new_connections(campus: Campus, plan: Plan) -> Bench:
-    """a2: a new mTLS connection for every simplereenroll; H is a bare OpenSSL server with the same certificate."""
-    bench = Bench("a2", "EST simplereenroll, a new mTLS connection each", "H+Rs+Rv", 0.50)
-    proxy, folder = campus.proxy(), campus.folder
+def new_connections(campus: Campus, plan: Plan, at_once: int = 1) -> Bench:
+    """a2: a new mTLS connection for every simplereenroll; H is a bare OpenSSL server with the same certificate.
+
+    Both serve so many connections at a time.
+    """
+    name = "a2" if at_once == 1 else f"a2x{at_once}"
+    aside = "" if at_once == 1 else f", {at_once} at a time"
+    bench = Bench(name, f"EST simplereenroll, a new mTLS connection each{aside}", "H+Rs+Rv", 0.50)
+    proxies, folder = [campus.proxy() for _ in range(at_once)], campus.folder
     process, ready = start(_bare_server(campus, folder), plan.server_core, folder / "reference.log")
     operations, bare = max(1, plan.operations // 2), wire.request("GET", "/")
     handshakes = []
@@ -72,12 +77,14 @@ def new_connections(campus: Campus, plan: Plan) -> Bench:
         for at in range(plan.repetitions + 1):
             keys = [new_key() for _ in range(operations if at else plan.warm_up)]
             before = cpu_seconds(ready["pid"])
-            wire.exchange_once_each(("127.0.0.1", ready["port"]), [(proxy.context, bare)] * len(keys))
+            callers = [proxies[number % at_once] for number in range(len(keys))]
+            aimless = [(caller.context, bare) for caller in callers]
+            wire.exchange_once_each(("127.0.0.1", ready["port"]), aimless, at_once=at_once)
             handshake = (cpu_seconds(ready["pid"]) - before) / len(keys) * 1e6
             primitives = Primitives.measure()
-            work = [(proxy.context, proxy.renewal(key)) for key in keys]
+            work = [(caller.context, caller.renewal(key)) for caller, key in zip(callers, keys, strict=True)]
             before = cpu_seconds(campus.pid)
-            answers = wire.exchange_once_each(campus.address("device"), work)
+            answers = wire.exchange_once_each(campus.address("device"), work, at_once=at_once)
             cpu = (cpu_seconds(campus.pid) - before) / len(keys) * 1e6
             _check(campus, answers, keys)
             if at:
@@ -103,6 +110,7 @@ def run(plan: Plan, folder: Path) -> list[Bench]:
         "a1x32": lambda campus: kept_connections(campus, plan, 32),
         "a1s": lambda campus: first_enrolments(campus, plan),
         "a2": lambda campus: new_connections(campus, plan),
+        "a2x16": lambda campus: new_connections(campus, plan, 16),
     }
     for name, bench in benches.items():
         if plan.wants(name):

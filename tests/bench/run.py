@@ -3,7 +3,7 @@
     python -m tests.bench.run [--quick] [--only ID]... [--json FILE] [--keep DIR]
 
 a1   EST renewal on a kept mTLS connection (a1x8: eight side by side; a1s: first enrolment with one-time secrets)
-a2   EST renewal on a new mTLS connection each
+a2   EST renewal on a new mTLS connection each (a2x16: sixteen at a time)
 b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certificate chains of two links)
 b2   the same at the MASA (b2x2)
 c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval
