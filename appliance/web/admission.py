@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
-BEAT_SECONDS = 0.01
+BEAT_SECONDS = 0.005
 LATE_SECONDS = 0.003
 """asyncio's own timers come up to a millisecond late."""
-CALM_BEATS = 10
-PATIENCE_SECONDS = 0.0005
+CALM_BEATS = 20
+PATIENCE_SECONDS = 0.00025
 MAY_WAIT = 8
-TURN_SECONDS = 0.0003
+TURN_SECONDS = 0.00015
 GREETINGS = 2
 
 
