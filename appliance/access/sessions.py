@@ -17,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from appliance.access import session_table
 from appliance.access.assumed import MAX_ASSUMED, Accepted, Assumed, Key, key_of
@@ -405,42 +405,3 @@ def _of_parties(tx: Tx, owners: set[str], agents: set[str]) -> list[Session]:
 def _bites(names: set[str]) -> list[list[str]]:
     listed = list(names)
     return [listed[at : at + 200] for at in range(0, len(listed), 200)]
-
-
-def as_json(session: Session, changes: Sequence[Change] = ()) -> dict[str, Any]:
-    """A session for the command line."""
-    return {
-        "id": session.id,
-        "state": session.state,
-        "nas": session.nas,
-        "nas_address": session.nas_address,
-        "port": session.port,
-        "mac": session.mac,
-        "agent": session.agent_id,
-        "owner": session.owner_id,
-        "department": session.department,
-        "vlan": session.vlan,
-        "verdict": session.verdict,
-        "granted": session.granted,
-        "serial": session.serial,
-        "txn": session.txn,
-        "acct_session": session.acct_session,
-        "policy_revision": session.policy_revision,
-        "octets_in": session.octets_in,
-        "octets_out": session.octets_out,
-        "since": session.began_at.isoformat(timespec="seconds"),
-        "last_update": session.updated_at.isoformat(timespec="seconds"),
-        "ended": session.ended_at.isoformat(timespec="seconds") if session.ended_at else "",
-        "cause": session.cause,
-        "changes": [
-            {
-                "asked": one.created_at.isoformat(timespec="milliseconds"),
-                "want": one.want,
-                "why": one.why,
-                "state": one.state,
-                "attempts": one.attempts,
-                "result": one.result,
-            }
-            for one in changes
-        ],
-    }

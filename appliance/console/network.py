@@ -13,7 +13,8 @@ from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
 from appliance.access.nas_certificates import NasCertificates
 from appliance.access.policies import PolicyService
-from appliance.access.sessions import SessionService, SessionUnknown, as_json
+from appliance.access.session_views import as_json
+from appliance.access.sessions import SessionService, SessionUnknown
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed
 from est.chains import ski_of
