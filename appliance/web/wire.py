@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from appliance.web.admission import Admission
 
@@ -33,14 +33,6 @@ class Above(Protocol):
     def pause_writing(self) -> None: ...
 
     def resume_writing(self) -> None: ...
-
-
-@runtime_checkable
-class Greets(Protocol):
-    """What is above may begin with a handshake."""
-
-    @property
-    def is_greeting(self) -> bool: ...
 
 
 class Wire(asyncio.Transport):
@@ -158,7 +150,7 @@ class Wire(asyncio.Transport):
     @property
     def is_greeting(self) -> bool:
         """Whether TLS is above, and in its handshake."""
-        return isinstance(self._above, Greets) and self._above.is_greeting
+        return bool(getattr(self._above, "is_greeting", False))
 
     def deliver(self, data: bytes) -> None:
         """Pass on what was read; empty at the peer's end."""

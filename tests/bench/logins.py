@@ -168,9 +168,11 @@ def _logins(campus: Campus, plan: Plan, people: People, folder: Path, port: int)
         one.chmod(0o711)  # FreeRADIUS' user passes through
     with_hook, without = folder / "raddb", folder / "raddb-alone"
     campus.operation("radius.render", folder=str(with_hook))
-    other = _free_port()
+    other, accounting = _free_port(), _free_port()
     files = {
-        name: text.replace(str(with_hook), str(without)).replace(f"port = {port}", f"port = {other}")
+        name: text.replace(str(with_hook), str(without))
+        .replace(f"port = {port}", f"port = {other}")
+        .replace("port = 1813", f"port = {accounting}")
         for name, text in read_raddb(with_hook).items()
     }
     write_raddb({**files, "sites-enabled/check-eap-tls": _NO_HOOK}, without)
@@ -181,10 +183,12 @@ def _logins(campus: Campus, plan: Plan, people: People, folder: Path, port: int)
         "d1p": Bench("d1p", f"decision, 99th percentile, {len(people.vlan_of)} agents", "F", 0.3, at_least=False),
         "d1v": Bench("d1v", "a change of department in the next decision, ms of 5 s", "5 s", 1.0, at_least=False),
     }
-    servers = {port: FreeRadiusAlone(with_hook, plan.server_core), other: FreeRadiusAlone(without, plan.server_core)}
+    servers: dict[int, FreeRadiusAlone] = {}
     root = (campus.home / "certificates" / "root.pem").read_bytes()
     count = max(AT_ONCE * 2, plan.operations // 4)
     try:
+        for where, raddb in ((port, with_hook), (other, without)):
+            servers[where] = FreeRadiusAlone(raddb, plan.server_core)
         for at in range(plan.repetitions + 1):
             for version, name in (("1.3", "d3"), ("1.2", "d3v2")):
                 cost: dict[int, tuple[float, float]] = {}
