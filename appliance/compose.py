@@ -109,7 +109,9 @@ class Appliance:
         home = settings.home
         self.settings = settings
         self.clock = clock
-        self.store = Store.open(settings.store_url, clock, free_bytes=settings.store.free_bytes)
+        self.store = Store.open(
+            settings.store_url, clock, free_bytes=settings.store.free_bytes, is_shared=settings.identity.workers > 0
+        )
         try:
             now = load_authorities(home, settings, passphrase, self.store.read_sync(rollovers.every))
             self.ca = CertificateAuthority(

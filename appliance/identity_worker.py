@@ -73,7 +73,7 @@ class IdentityWorker:
     def __init__(self, orders: Orders) -> None:
         settings = orders.settings
         home, clock = settings.home, SystemClock()
-        self._store = Store.open(settings.store_url, clock, free_bytes=settings.store.free_bytes)
+        self._store = Store.open(settings.store_url, clock, free_bytes=settings.store.free_bytes, is_shared=True)
         try:
             self._build(settings, home, clock, orders)
         except BaseException:  # whatever it was, the database must not stay open
@@ -128,13 +128,15 @@ class IdentityWorker:
 async def _serve(orders: Orders) -> None:
     worker = IdentityWorker(orders)
     over = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)  # nothing more is said there: it is the end
+    loop, listening = asyncio.get_running_loop(), sys.stdin.fileno()
+    loop.add_reader(listening, over.set)  # nothing more is said there: it is the end
     await worker.open(socket.socket(fileno=orders.descriptor))
     try:
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         await over.wait()
     finally:
+        loop.remove_reader(listening)
         await worker.close()
 
 

@@ -25,6 +25,7 @@ STOP_SECONDS = 12.0
 """A little longer than a listener's time to drain."""
 _MAX_PAUSE_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
+_SETTLE_SECONDS = 0.5
 _BIND_TRIES = 40
 _BIND_PAUSE_SECONDS = 0.05
 
@@ -45,6 +46,7 @@ class IdentityWorkers:
         self._tasks: list[asyncio.Task[None]] = []
         self._changed: list[asyncio.Event] = []
         self._pids: dict[int, int] = {}
+        self._turn = asyncio.Lock()
 
     async def bind(self) -> int:
         """Take the port; OSError if somebody else has it."""
@@ -59,13 +61,18 @@ class IdentityWorkers:
                     raise
                 await asyncio.sleep(_BIND_PAUSE_SECONDS)
         assert self._socket is not None
-        self._socket.set_inheritable(True)
         return int(self._socket.getsockname()[1])
 
     async def start(self) -> None:
         """Every worker answers when this returns; raises IdentityWorkerFailed."""
-        first = await asyncio.gather(*(self._begin() for _ in range(self._settings.identity.workers)))
-        self._changed = [asyncio.Event() for _ in first]
+        count = self._settings.identity.workers
+        self._changed = [asyncio.Event() for _ in range(count)]
+        begun = await asyncio.gather(*(self._begin() for _ in range(count)), return_exceptions=True)
+        first = [one for one in begun if isinstance(one, asyncio.subprocess.Process)]
+        failed = next((one for one in begun if isinstance(one, BaseException)), None)
+        if failed is not None:
+            await asyncio.gather(*map(_end, first))
+            raise failed
         self._tasks = [asyncio.create_task(self._keep(number, process)) for number, process in enumerate(first)]
 
     def renew(self) -> None:
@@ -100,21 +107,25 @@ class IdentityWorkers:
                     asked.cancel()
                     ended.cancel()
                 if changed.is_set():
+                    await asyncio.sleep(_SETTLE_SECONDS)  # one step of a rollover tells of itself more than once
                     changed.clear()
-                    leaving = asyncio.create_task(_end(process))  # beside its successor
+                    async with self._turn:  # one after the other, and each serves until its successor does
+                        successor = await self._begin_again()
+                    leaving = asyncio.create_task(_end(process))
                     old.add(leaving)
                     leaving.add_done_callback(old.discard)
-                else:
-                    _log.error("event=identity-worker-gone pid=%d status=%s", process.pid, process.returncode)
-                    pause = 0.5 if loop.time() - begun > _STEADY_SECONDS else min(pause * 2, _MAX_PAUSE_SECONDS)
-                    await asyncio.sleep(pause)
-                process = await self._begin_again(number)
+                    process = successor
+                    continue
+                self._pids.pop(number, None)
+                _log.error("event=identity-worker-gone pid=%d status=%s", process.pid, process.returncode)
+                pause = 0.5 if loop.time() - begun > _STEADY_SECONDS else min(pause * 2, _MAX_PAUSE_SECONDS)
+                await asyncio.sleep(pause)
+                process = await self._begin_again()
         finally:
             self._pids.pop(number, None)
             await asyncio.gather(_end(process), *old, return_exceptions=True)
 
-    async def _begin_again(self, number: int) -> asyncio.subprocess.Process:
-        self._pids.pop(number, None)
+    async def _begin_again(self) -> asyncio.subprocess.Process:
         pause = 1.0
         while True:
             try:
@@ -138,7 +149,7 @@ class IdentityWorkers:
             async with asyncio.timeout(START_SECONDS):
                 await process.stdin.drain()
                 said = await process.stdout.readline()
-        except (TimeoutError, ConnectionError):
+        except (TimeoutError, ConnectionError, ValueError):  # the last: a line without end
             said = b""
         except asyncio.CancelledError:
             await _end(process)

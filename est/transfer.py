@@ -119,6 +119,8 @@ def _read(body: bytes, decoder: json.JSONDecoder, max_bytes: int, max_depth: int
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise BodyMalformed("the JSON has a lone surrogate") from error
+        except RecursionError as error:
+            raise BodyMalformed("the JSON is nested too deeply") from error
     return value
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -28,60 +27,64 @@ _WIDTH: Final = 2 + _SERIAL_OCTETS
 _END: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<Hqq")
 _NONE, _TEXT, _UUID = 0, 1, 2
+MAX_PREFIXES: Final = 4096
 _ENDS_IN_UUID: Final = re.compile("(.{0,128})([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.DOTALL)
 
 W = TypeVar("W", bound=Hashable)
 
 
 class _Words(Generic[W]):
-    """What many records have in common, kept once: values by number; there are few, and they stay.
-
-    The thread that reads a store anew and the event loop both add to them.
-    """
+    """What many records have in common, kept once: values by number."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._numbers: dict[W, int] = {}
         self._values: list[W] = []
 
     def number(self, value: W) -> int:
         found = self._numbers.get(value)
         if found is None:
-            with self._lock:
-                if value not in self._numbers:
-                    self._values.append(value)
-                    self._numbers[value] = len(self._values) - 1
-                found = self._numbers[value]
+            found = self._numbers[value] = len(self._values)
+            self._values.append(value)
         return found
 
     def known(self, value: W) -> int | None:
         return self._numbers.get(value)
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def __getitem__(self, number: int) -> W:
         return self._values[number]
 
 
-_issuers: _Words[str] = _Words()
-_kinds: _Words[tuple[str, str, str, str, str]] = _Words()
-_prefixes: _Words[str] = _Words()
+class _Tables:
+    """The words of one mapping and of those that were made from it."""
+
+    __slots__ = ("issuers", "kinds", "prefixes")
+
+    def __init__(self) -> None:
+        self.issuers: _Words[str] = _Words()
+        self.kinds: _Words[tuple[str, str, str, str, str]] = _Words()
+        self.prefixes: _Words[str] = _Words()
 
 
 class Credentials(Mapping[Key, Credential]):
     """`with_changes` gives another one; this one keeps what it had."""
 
-    __slots__ = ("_blocks",)
+    __slots__ = ("_blocks", "_tables")
 
     def __init__(self, entries: Mapping[Key, Credential] | None = None) -> None:
         self._blocks: list[list[_Part]] = [[_EMPTY] * BLOCKS for _ in range(BLOCKS)]
+        self._tables = _Tables()
         for key, credential in (entries or {}).items():
             self.put(key, credential)
 
     def put(self, key: Key, credential: Credential) -> None:
         """Only while it is being filled and nobody else has it."""
-        block, at, octets = _place(_issuers.number(key[0]), key[1])
+        block, at, octets = _place(self._tables.issuers.number(key[0]), key[1])
         parts = self._blocks[block]
         keys, ends, records = part = parts[at]
-        record = _write(credential)
+        record = _write(credential, self._tables)
         if _index(keys, octets) is None:
             parts[at] = keys + octets, ends + _END.pack(len(records) + len(record)), records + record
         else:
@@ -91,12 +94,13 @@ class Credentials(Mapping[Key, Credential]):
         """With these entries in place of, or beside, those of the same keys."""
         touched: dict[tuple[int, int], dict[bytes, bytes]] = {}
         for key, credential in changes.items():
-            block, at, octets = _place(_issuers.number(key[0]), key[1])
+            block, at, octets = _place(self._tables.issuers.number(key[0]), key[1])
             if (block, at) not in touched:
                 touched[block, at] = _split(self._blocks[block][at])
-            touched[block, at][octets] = _write(credential)
+            touched[block, at][octets] = _write(credential, self._tables)
         made = Credentials.__new__(Credentials)
         made._blocks = list(self._blocks)
+        made._tables = self._tables
         for (block, at), entries in touched.items():
             if made._blocks[block] is self._blocks[block]:
                 made._blocks[block] = list(self._blocks[block])
@@ -109,7 +113,7 @@ class Credentials(Mapping[Key, Credential]):
             yield from block
 
     def __getitem__(self, key: Key) -> Credential:
-        issuer = _issuers.known(key[0])
+        issuer = self._tables.issuers.known(key[0])
         if issuer is None or not 0 <= key[1] < 1 << 8 * _SERIAL_OCTETS:
             raise KeyError(key)
         block, at, octets = _place(issuer, key[1])
@@ -118,12 +122,12 @@ class Credentials(Mapping[Key, Credential]):
         if index is None:
             raise KeyError(key)
         start = _END.unpack_from(ends, (index - 1) * _END.size)[0] if index else 0
-        return _read(records, start, key[1])
+        return _read(records, start, key[1], self._tables)
 
     def __iter__(self) -> Iterator[Key]:
         for keys, _, _ in self.parts():
             for at in range(0, len(keys), _WIDTH):
-                issuer = _issuers[int.from_bytes(keys[at : at + 2])]
+                issuer = self._tables.issuers[int.from_bytes(keys[at : at + 2])]
                 yield issuer, int.from_bytes(keys[at + 2 : at + _WIDTH])
 
     def __len__(self) -> int:
@@ -159,18 +163,18 @@ def _joined(entries: Mapping[bytes, bytes]) -> _Part:
     return b"".join(entries), b"".join(ends), b"".join(entries.values())
 
 
-def _write(one: Credential) -> bytes:
-    kind = _kinds.number((one.kind, one.issuer_role, one.state, one.model, one.tier))
+def _write(one: Credential, tables: _Tables) -> bytes:
+    kind = tables.kinds.number((one.kind, one.issuer_role, one.state, one.model, one.tier))
     head = _HEAD.pack(kind, to_micros(one.not_before), to_micros(one.not_after))
-    return head + _text(one.agent_id) + _text(one.owner_id) + _text(one.txn or None)
+    return head + b"".join(_text(one, tables) for one in (one.agent_id, one.owner_id, one.txn or None))
 
 
-def _read(records: bytes, at: int, serial: int) -> Credential:
+def _read(records: bytes, at: int, serial: int, tables: _Tables) -> Credential:
     number, not_before, not_after = _HEAD.unpack_from(records, at)
-    kind, role, state, model, tier = _kinds[number]
-    agent_id, at = _read_text(records, at + _HEAD.size)
-    owner_id, at = _read_text(records, at)
-    txn, _ = _read_text(records, at)
+    kind, role, state, model, tier = tables.kinds[number]
+    agent_id, at = _read_text(records, at + _HEAD.size, tables)
+    owner_id, at = _read_text(records, at, tables)
+    txn, _ = _read_text(records, at, tables)
     return Credential(
         kind=kind,
         agent_id=agent_id or "",
@@ -186,18 +190,21 @@ def _read(records: bytes, at: int, serial: int) -> Credential:
     )
 
 
-def _text(value: str | None) -> bytes:
-    """A text; one that ends in a UUID is the number of what stands before, and sixteen octets."""
+def _text(value: str | None, tables: _Tables) -> bytes:
+    """A text; one that ends in a UUID is the number of what stands before, and sixteen octets.
+
+    A requester may write anything before a UUID, so there is room for so many such words and no more.
+    """
     if value is None:
         return bytes((_NONE,))
     found = _ENDS_IN_UUID.fullmatch(value)
-    if found is not None:
-        return bytes((_UUID,)) + _prefixes.number(found[1]).to_bytes(2) + bytes.fromhex(found[2].replace("-", ""))
+    if found is not None and (len(tables.prefixes) < MAX_PREFIXES or tables.prefixes.known(found[1]) is not None):
+        return bytes((_UUID,)) + tables.prefixes.number(found[1]).to_bytes(2) + bytes.fromhex(found[2].replace("-", ""))
     octets = value.encode()
     return bytes((_TEXT,)) + len(octets).to_bytes(2) + octets
 
 
-def _read_text(records: bytes, at: int) -> tuple[str | None, int]:
+def _read_text(records: bytes, at: int, tables: _Tables) -> tuple[str | None, int]:
     kind = records[at]
     if kind == _NONE:
         return None, at + 1
@@ -206,4 +213,4 @@ def _read_text(records: bytes, at: int) -> tuple[str | None, int]:
         return records[at : at + number].decode(), at + number
     digits = records[at : at + 16].hex()
     parts = digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]
-    return _prefixes[number] + "-".join(parts), at + 16
+    return tables.prefixes[number] + "-".join(parts), at + 16

@@ -233,6 +233,9 @@ class AccessService:
             except ApplianceError as refused:
                 _log.warning("decision snapshot is %.0f s old: %s", self.snapshot_age_seconds, refused.detail)
                 continue
+            except Exception:  # noqa: BLE001 - supervisor: without this task every login would follow the stale rule
+                _log.exception("event=snapshot-not-read age=%.0fs", self.snapshot_age_seconds)
+                continue
             self._snapshot = aged(self._snapshot, begun)
 
 

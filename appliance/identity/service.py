@@ -340,7 +340,7 @@ class IdentityService:
         if row.rqh in self._under_way:
             return True
         untouched = self._clock.now() - row.updated_at
-        return self._settings.workers > 0 and untouched < timedelta(seconds=WORK_SECONDS)
+        return self._settings.workers > 0 and timedelta(0) <= untouched < timedelta(seconds=WORK_SECONDS)
 
     def _approvers(self, agent_class: str) -> int:
         wanted = self._settings.approvers

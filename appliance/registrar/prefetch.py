@@ -21,7 +21,7 @@ from cryptography import x509
 from appliance import audit
 from appliance.audit import APPLIANCE, Actor, AuditEvent
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import NotFound
 from appliance.registrar.errors import PrefetchNotPossible
 from appliance.registrar.hints import REFUSED_AHEAD, hint
 from appliance.registrar.manufacturers import KnownManufacturer, Manufacturers
@@ -68,8 +68,13 @@ def _pins_us(
     """The living vouchers of a device that pin a certificate which we show now, not one that was rolled over."""
     own = {chains.spki_sha256(one) for one in own_chain}
     for row in vouchers_ahead.living(tx, *device):
-        granted, _ = voucher.unseal(row.voucher or b"", row.media_type, dialect=dialect)
-        if chains.spki_sha256(granted.pin()) in own:
+        try:
+            granted, _ = voucher.unseal(row.voucher or b"", row.media_type, dialect=dialect)
+            is_ours = chains.spki_sha256(granted.pin()) in own
+        except Refusal as refusal:  # the maker's dialect may have been changed since
+            log.warning("voucher-ahead-unreadable serial=%r reason=%s", row.serial, refusal.reason)
+            continue
+        if is_ours:
             yield row
 
 
@@ -100,7 +105,7 @@ class Prefetch:
             self._wake.clear()
             try:
                 await self.fetch_again(actor=APPLIANCE)
-            except ApplianceError as refusal:  # the store is away, or the maker was removed meanwhile
+            except Refusal as refusal:  # the store is away, or the maker was removed meanwhile
                 log.warning("prefetch-failed reason=%s", refusal.reason)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_AGAIN_SECONDS):

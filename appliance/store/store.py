@@ -37,12 +37,14 @@ class Store:
     Refusal: then nothing of it is kept. A reading function sees one consistent snapshot.
     """
 
-    def __init__(self, engine: Engine, readers: Engine, clock: Clock, path: Path, free_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, readers: Engine, clock: Clock, path: Path, free_bytes: int, is_shared: bool = False
+    ) -> None:
         self._engine = engine
         self._readers = readers
         self._clock = clock
         self._path = path
-        self._writer = Writer(engine, clock, path, free_bytes)
+        self._writer = Writer(engine, clock, path, free_bytes, is_shared=is_shared)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._closed = False
         self._local = threading.local()
@@ -50,11 +52,14 @@ class Store:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str, clock: Clock, *, create: bool = False, free_bytes: int = 0) -> Store:
+    def open(
+        cls, url: str, clock: Clock, *, create: bool = False, free_bytes: int = 0, is_shared: bool = False
+    ) -> Store:
         """Open the database, bringing its tables up to date.
 
         With `create` the file is made, mode 0600, and must not exist; without, a missing file raises StoreMissing
-        (an empty store would have forgotten every revocation), a foreign one StoreForeign.
+        (an empty store would have forgotten every revocation), a foreign one StoreForeign. `is_shared` says that other
+        processes write to it at the same time.
         """
         path = file_of(url)
         if create:
@@ -68,7 +73,7 @@ class Store:
             raise StoreMissing("there is no database; restore a backup or initialise a new home", path=str(path))
         with refusals():
             upgrade(migration_engine(url), create=create)
-            return cls(writer_engine(url), reader_engine(url), clock, path, free_bytes)
+            return cls(writer_engine(url), reader_engine(url), clock, path, free_bytes, is_shared)
 
     def close(self) -> None:
         """Finish queued transactions and close every connection; safe to call twice."""
@@ -139,9 +144,11 @@ class Store:
             await asyncio.sleep(seconds)
             try:
                 if self.read_sync(heard.head) > self._writer.heard:
-                    await self.write(_nothing, essential=True, quick=True)
+                    await self.write(_nothing, essential=True)
             except Refusal as refusal:  # busy, or a full disk: the next look may find it better
                 _log.warning("event=follow-failed reason=%s", refusal.reason)
+            except Exception:  # noqa: BLE001 - supervisor: whoever does not follow knows of no revocation elsewhere
+                _log.exception("event=follow-failed")
 
     @property
     def waiting(self) -> int:

@@ -69,7 +69,9 @@ class _Open:
 class Writer:
     """The only one that writes; started by the constructor, ended by stop()."""
 
-    def __init__(self, engine: Engine, clock: Clock, path: Path, free_bytes: int) -> None:
+    def __init__(self, engine: Engine, clock: Clock, path: Path, free_bytes: int, *, is_shared: bool = False) -> None:
+        """`is_shared`: other processes write too, and waiting for them is for the writer thread, not for the loop."""
+        self._is_shared = is_shared
         self._engine = engine
         self._clock = clock
         self._path = path
@@ -109,7 +111,7 @@ class Writer:
             raise StoreUnavailable("the store is closed", retry_after_seconds=5)
         if self.waiting >= _MAX_WAITING:
             raise StoreBusy("too many transactions wait", retry_after_seconds=2)
-        if not job.quick or job.loop is None:
+        if self._is_shared or not job.quick or job.loop is None:
             self._jobs.put(job)
             return
         self._quick.append(job)

@@ -51,6 +51,7 @@ from tests.interop.radius_tools import RadSecWire, free_tcp_port, need_freeradiu
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.interop,
+    pytest.mark.xdist_group("remote-radius"),  # one network on this machine
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make another machine"),
 ]
 RADSEC_PORT = 2083

@@ -147,3 +147,14 @@ def test_json_depth_counts_containers_and_not_brackets_in_strings() -> None:
         transfer.read_json(b"[[]]", max_depth=1)
     with pytest.raises(BodyTooLarge):
         transfer.read_json(b"[" + b" " * 100 + b"]", max_bytes=100)
+
+
+@pytest.mark.parametrize("levels", [200, 480, 900, 20_000])
+@pytest.mark.parametrize("inmost", [b"1", b'"\\u00e4"'])
+def test_pairs_are_nested_as_deeply_as_the_decoder_takes_and_never_end_in_a_traceback(
+    levels: int, inmost: bytes
+) -> None:
+    try:
+        transfer.read_json_pairs(b'{"a":' * levels + inmost + b"}" * levels, max_bytes=1_000_000)
+    except BodyMalformed:
+        assert levels > 200

@@ -69,6 +69,14 @@ def test_changes_of_packed_credentials_touch_only_their_parts_and_revoke_at_once
     assert second["aa", 7] == replace(first["aa", 7], state="revoked") and len(second) == 20_000
 
 
+def test_whatever_requesters_write_before_a_uuid_fits_in() -> None:
+    """A transaction name is a requester's own text; each may begin with another word."""
+    named = [replace(credential(at), txn=f"wf:{at}:{uuid.UUID(int=at)}") for at in range(packed.MAX_PREFIXES + 100)]
+    entries = Credentials({("aa", one.serial): one for one in named})
+    assert all(entries["aa", one.serial] == one for one in named)
+    assert len(entries._tables.prefixes) == packed.MAX_PREFIXES
+
+
 def test_a_packed_credential_takes_a_tenth_of_its_object() -> None:
     entries = Credentials({("aa", (1 << 126) + at): credential((1 << 126) + at) for at in range(10_000)})
     octets = sum(len(piece) for part in entries.parts() for piece in part)
