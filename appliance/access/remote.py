@@ -35,6 +35,7 @@ from appliance.proxy.connection import Connection, Target, open_anchorless, open
 from appliance.proxy.state import ClientFiles
 from est import cms, csr, transfer
 from est.certificates import aki_of, ski_of
+from est.chains import TrustAnchors
 from est.client import CaCertificates, EstClient, Pending
 from est.errors import EstError
 from est.exchange import Call
@@ -187,6 +188,8 @@ class Remote:
         if "root_pem" in told:
             root = x509.load_pem_x509_certificate(told["root_pem"].encode())
             if root != self._root():
+                if root != await self._successor():
+                    raise SiteNotUsable("the appliance names a root that the one believed here does not vouch for")
                 _write(self.folder / "root.pem", root.public_bytes(Encoding.PEM))
         own = x509.load_pem_x509_certificate((self.folder / "own.pem").read_bytes())
         issuer = x509.load_pem_x509_certificates(told["issuer_pem"].encode())[0]
@@ -225,6 +228,15 @@ class Remote:
                 "client_key_pem": key,
             }
         )
+
+    async def _successor(self) -> x509.Certificate:
+        """The root that the one believed here vouches for, by a link that its key signed (RFC 4210, section 4.4.1)."""
+        connection = await open_anchorless(self._est_at, seconds=_SECONDS)
+        try:
+            reply = await connection.exchange(EstClient().cacerts_call(), seconds=_SECONDS)
+        finally:
+            await connection.close()
+        return EstClient().read_successor(reply, TrustAnchors((self._root(),))).root
 
     async def _confirmed_root(self) -> x509.Certificate:
         """The root, over a connection that may carry nothing else, believed by its fingerprint (RFC 7030, 4.1.1)."""
