@@ -174,15 +174,22 @@ class RadiusServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         """One RADIUS packet (called by asyncio), and whatever waits behind it."""
-        now, backlog = self._now(), self._backlog
-        backlog.put(data, addr, now)
+        now = self._now()
+        self._put(data, addr, now)
         if self._socket is not None:
             for _ in range(_AT_ONCE):
                 try:
-                    backlog.put(*self._socket.recvfrom(MAX_BYTES + 1), now)
+                    self._put(*self._socket.recvfrom(MAX_BYTES + 1), now)
                 except OSError:  # nothing there, or an ICMP error of somebody who is gone
                     break
         self._work_off()
+
+    def _put(self, data: bytes, addr: Address, now: float) -> None:
+        nas = self._nas(plain_address(str(addr[0])))
+        if nas is None:  # a stranger takes nobody's place
+            self.receive(data, addr)
+        else:
+            self._backlog.put(data, addr, now, nas.name)
 
     def _work_off(self) -> None:
         """Everything of logins under way, then one that begins; the loop looks for more before the next."""
