@@ -106,7 +106,9 @@ class SessionService:
         self._in_table: set[Key] = set()
         self._added: set[Key] = set()
         self._table_bound = MAX_ASSUMED
-        self._accepted: deque[Accepted] = deque(maxlen=MAX_QUEUED)
+        self._accepted: deque[Accepted] = deque()
+        self._behind: set[Key] = set()
+        """Stations in the table whose newest accept is assumed, because the queue was full."""
         self._owners: set[str] = set()
         self._agents: set[str] = set()
         self._everything = True
@@ -143,9 +145,12 @@ class SessionService:
 
     def _take(self, decision: Decision, at: int, *, is_outdated: bool = False) -> None:
         key = key_of(decision.request)
-        if key not in self._in_table and not is_outdated:
+        is_full = len(self._accepted) >= MAX_QUEUED  # the store takes nothing: one per station is bound enough
+        if not is_outdated and (is_full or key not in self._in_table):
             self._assumed.put(key, decision, at)
-            if (surplus := self._assumed.surplus()) is not None:
+            if key in self._in_table:
+                self._behind.add(key)
+            if not is_full and (surplus := self._assumed.surplus()) is not None:
                 self._write_down([surplus])
             return
         self._write_down([key])  # the one before, if it is another
@@ -201,7 +206,7 @@ class SessionService:
         since = self._clock.now() - self._assumed_for
 
         def read(tx: Tx) -> tuple[dict[Key, tuple[datetime, bool]], list[tuple[Decision, datetime]]]:
-            rows = decisions.accepted(tx, since=since, count=2 * MAX_ASSUMED)
+            rows = decisions.accepted(tx, since=since, count=MAX_ASSUMED)
             return sessions.heard(tx, since), [(decision_of(row), row["time"]) for row in rows]
 
         heard, accepted = await self._store.read(read)
@@ -299,7 +304,9 @@ class SessionService:
 
     async def _flush(self) -> None:
         """Write what is queued; a decision that was outdated when it came is changed like any other."""
-        while self._accepted:
+        while self._accepted or self._behind:
+            while self._behind and len(self._accepted) < _PAGE:
+                self._write_down([self._behind.pop()])
             batch = [self._accepted.popleft() for _ in range(min(len(self._accepted), _PAGE))]
 
             def store(tx: Tx) -> list[Session]:
@@ -349,6 +356,8 @@ class SessionService:
                 self._write_down([key], is_outdated=True)
             if not at % _AT_ONCE:
                 await asyncio.sleep(0)
+            if not at % _PAGE:
+                await self._flush()
         await self._flush()
 
     async def _decide(self, found: Sequence[Session]) -> None:

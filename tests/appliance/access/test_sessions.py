@@ -21,6 +21,7 @@ from appliance.access.session_changes import ChangeRunner
 from appliance.access.sessions import SessionService, SessionUnknown
 from appliance.audit import rows as audit_rows
 from appliance.clock import SystemClock
+from appliance.errors import StoreUnavailable
 from appliance.settings import AccessSettings
 from appliance.store import decisions, sessions
 from appliance.store.sessions import Session
@@ -232,6 +233,80 @@ def test_of_too_many_assumed_sessions_the_oldest_go_into_the_table(
         assert {row.mac[-2:] for row in rows} == {"00", "01"}
 
     play(tmp_path, story)
+
+
+def test_a_station_that_was_quiet_while_another_logged_in_again_and_again_is_known_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.access.sessions.MAX_ASSUMED", 4)
+    quiet = [AT | {"calling_station": "02-00-00-00-00-09"}, AT | {"calling_station": ""}, AT | {"nas_address": "::1"}]
+
+    async def before(world: World) -> None:
+        for one in quiet:
+            world.log_in(**one)
+        for _ in range(12):
+            world.log_in()
+
+    async def after(world: World) -> None:
+        assert len(await world.all()) == 4
+
+    play(tmp_path, before)
+    play(tmp_path, after)
+
+
+def test_no_session_is_lost_where_more_change_at_once_than_are_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.access.sessions.MAX_QUEUED", 4)
+    monkeypatch.setattr("appliance.access.sessions._PAGE", 3)
+    longest = 0
+
+    async def story(world: World) -> None:
+        nonlocal longest
+        for at in range(20):
+            world.log_in(calling_station=f"02-00-00-00-01-{at:02X}")
+        write = world.sessions._write_down
+
+        def counted(keys: Any, **how: Any) -> None:
+            nonlocal longest
+            write(keys, **how)
+            longest = max(longest, len(world.sessions._accepted))
+
+        monkeypatch.setattr(world.sessions, "_write_down", counted)
+        await PolicyService(world.store, world.access).publish(POLICY.replace("20", "21"), "", ADMIN)
+
+        async def ordered() -> bool:
+            return len(await world.events()) >= 20
+
+        await world.until(ordered)
+        assert len(await world.store.read(lambda tx: sessions.search(tx))) == 20
+        assert longest <= 3
+
+    play(tmp_path, story, runs=False)
+
+
+def test_no_accept_is_lost_while_the_store_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.access.sessions.MAX_QUEUED", 2)
+    stations = [f"02-00-00-00-01-{at:02X}" for at in range(5)]
+
+    async def story(world: World) -> None:
+        for station in stations:
+            world.log_in(calling_station=station)
+            await world.account("start", "", calling_station=station)
+        with monkeypatch.context() as broken:
+            broken.setattr(world.store, "write", refused)
+            for station in stations * 3:
+                world.log_in(calling_station=station, nas_port="swp9")
+            assert len(world.sessions._accepted) == 2
+            with pytest.raises(StoreUnavailable):
+                await world.sessions._flush()
+        found = [(one.mac, one.port) for one in await world.all() if one.is_live]
+        assert sorted(found) == [(one, "swp9") for one in stations]
+
+    async def refused(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("full")
+
+    play(tmp_path, story, runs=False)
 
 
 def test_a_reject_makes_none(tmp_path: Path) -> None:
