@@ -26,6 +26,8 @@ PATIENCE_SECONDS = 0.00025
 MAY_WAIT = 8
 TURN_SECONDS = 0.00015
 GREETINGS = 2
+HELD_BYTES, HELD_GREETING_BYTES = 65_536, 16_384
+"""Of one connection; past it nothing more is read until they were passed on."""
 
 
 class Holdable(Protocol):
@@ -40,12 +42,17 @@ class Holdable(Protocol):
         """Pass the bytes on."""
         ...
 
+    def choke(self, is_choked: bool) -> None:
+        """Read nothing more, or go on."""
+        ...
+
 
 @dataclass(slots=True)
 class _Held:
     wire: Holdable
     since: float
     data: list[bytes] = field(default_factory=list)
+    room: int = HELD_BYTES
 
 
 class Admission:
@@ -80,9 +87,16 @@ class Admission:
         held = self._held.get(wire)
         if held is None:
             held = self._held[wire] = _Held(wire, self._now())
-            (self._greeting if wire.is_greeting else self._asked).append(held)
+            if wire.is_greeting:
+                held.room = HELD_GREETING_BYTES
+                self._greeting.append(held)
+            else:
+                self._asked.append(held)
             self._most = max(self._most, len(self._asked))
         held.data.append(data)
+        held.room -= len(data)
+        if held.room < 0:
+            wire.choke(True)
         if not self._is_due:
             self._is_due = True
             loop.call_soon(self._turn)
@@ -121,6 +135,8 @@ class Admission:
     def _pass_on(self, held: _Held) -> None:
         if held.data:
             self._held.pop(held.wire, None)
+            if held.room < 0:
+                held.wire.choke(False)
             held.wire.deliver(held.data[0] if len(held.data) == 1 else b"".join(held.data))
 
     def _next_beat(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -58,6 +58,8 @@ class Wire(asyncio.Transport):
         self._admission = admission
         self._unsent = bytearray()
         self._reading = False
+        self._wanted = False  # by above
+        self._choked = False  # by admission
         self._held = False  # above was asked to write no more
         self._closing = False
         self._half_closed = False
@@ -74,17 +76,30 @@ class Wire(asyncio.Transport):
         return self._closing
 
     def is_reading(self) -> bool:
-        return self._reading
+        return self._wanted and not self._closing
 
     def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._descriptor)
+        self._wanted = False
+        self._read_or_not()
 
     def resume_reading(self) -> None:
-        if not self._reading and not self._closing:
-            self._reading = True
+        self._wanted = True
+        self._read_or_not()
+
+    def choke(self, is_choked: bool) -> None:
+        """Read nothing more, whatever above wants, or again what it wants."""
+        self._choked = is_choked
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        reads = self._wanted and not self._choked and not self._closing
+        if reads == self._reading:
+            return
+        self._reading = reads
+        if reads:
             self._loop.add_reader(self._descriptor, self._readable)
+        else:
+            self._loop.remove_reader(self._descriptor)
 
     def get_write_buffer_size(self) -> int:
         return len(self._unsent)
@@ -202,9 +217,7 @@ class Wire(asyncio.Transport):
         self._gone = self._closing = True
         if self._admission is not None:
             self._admission.gone(self)
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._descriptor)
+        self._read_or_not()
         if self._unsent:
             self._unsent.clear()
             self._loop.remove_writer(self._descriptor)

@@ -19,9 +19,13 @@ class Hand:
     def __init__(self, gate: Admission, *, is_greeting: bool = False) -> None:
         self.gate, self.is_greeting = gate, is_greeting
         self.got: list[tuple[bytes, bool]] = []
+        self.is_choked = False
 
     def deliver(self, data: bytes) -> None:
         self.got.append((data, self.gate.is_refusing))
+
+    def choke(self, is_choked: bool) -> None:
+        self.is_choked = is_choked
 
 
 def play(story: Callable[[Admission, list[float]], None]) -> None:
@@ -114,6 +118,22 @@ def test_handshakes_are_never_refused_and_few_at_a_time() -> None:
         for served in (2, 4, 5):
             gate._turn()
             assert [hand.got for hand in hands] == [[(b"hello", False)]] * served + [[]] * (5 - served)
+
+    play(story)
+
+
+@pytest.mark.parametrize(("is_greeting", "most"), [(False, 65_536), (True, 16_384)])
+def test_of_a_connection_that_waits_only_so_much_is_read(is_greeting: bool, most: int) -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        gate.is_crowded = True
+        hand = Hand(gate, is_greeting=is_greeting)
+        gate.holds(hand, bytes(most))
+        assert not hand.is_choked
+        gate.holds(hand, b"x")
+        assert hand.is_choked
+        gate._turn()
+        assert not hand.is_choked
+        assert [len(data) for data, _ in hand.got] == [most + 1]
 
     play(story)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import pytest
 from OpenSSL import SSL
 
+from appliance.web.admission import Admission
 from appliance.web.server import Timing
 from appliance.web.wire import Wire
 from tests.appliance.web.front import Client, client_context, get, listening, post
@@ -119,6 +121,36 @@ def test_a_paused_wire_reads_nothing_until_it_goes_on() -> None:
         wire.abort()
         await asyncio.wait_for(recorder.ended, 5)
         assert recorder.told.count("lost") == 1
+        theirs.close()
+
+    asyncio.run(run())
+
+
+def test_a_choked_wire_leaves_the_rest_to_its_peer_whatever_above_wants_and_reads_it_later() -> None:
+    async def run() -> None:
+        ours, theirs = pair()
+        recorder = Recorder()
+        gate = Admission("test")
+        wire = Wire(ours, recorder, admission=gate)
+        gate.is_crowded = gate._is_due = True  # nobody's turn comes
+        sent = 0
+        for _ in range(20):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += theirs.send(bytes(65_536))
+            await asyncio.sleep(0)
+        wire.pause_reading()
+        wire.resume_reading()
+        await asyncio.sleep(0.02)
+        assert sum(map(len, gate._held[wire].data)) <= 2 * 65_536 < sent
+        gate.is_crowded = False
+        gate._turn()
+        async with asyncio.timeout(5):
+            while len(recorder.data) < sent:
+                await asyncio.sleep(0.01)
+        wire.abort()
+        wire.choke(False)
+        await asyncio.wait_for(recorder.ended, 5)
         theirs.close()
 
     asyncio.run(run())
