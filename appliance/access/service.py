@@ -56,8 +56,8 @@ class AccessService:
         self._clock = clock
         self._snapshot = Snapshot(checked_at=float("-inf"))
         self._tokens: dict[str, bytes] = {}
-        self._presented: dict[str, str] = {}
-        """Holders of tokens that were found right, by the token: each login shows one of a few."""
+        self._presented: dict[bytes, str] = {}
+        """Holders of tokens that were found right, by the token's SHA-256: each login shows one of a few."""
         self._log = DecisionLog(
             store, clock, keep_days=settings.decision_log_days, keep_rows=settings.decision_log_rows
         )
@@ -166,16 +166,16 @@ class AccessService:
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
-        if (holder := self._presented.get(presented)) is not None:
-            return holder
         digest = sha256(presented.encode("utf-8", "replace")).digest()
+        if (holder := self._presented.get(digest)) is not None:
+            return holder
         found = ""
         for name, known in self._tokens.items():
             if hmac.compare_digest(known, digest):
                 found = name
         if not found:
             raise TokenRequired("the bearer token is not that of a RADIUS server known here")
-        self._presented[presented] = found
+        self._presented[digest] = found
         return found
 
     def _facts(self, snapshot: Snapshot, request: AccessRequest, credential: Credential | None) -> Facts:

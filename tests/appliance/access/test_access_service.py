@@ -453,6 +453,29 @@ def test_a_new_token_replaces_the_old_one_at_once(tmp_path):
     asyncio.run(story())
 
 
+def test_a_token_that_was_presented_is_kept_as_its_digest_alone(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            token = await NasService(store, Box()).new_token("local", ADMIN)
+            assert [service.check_token(token) for _ in range(2)] == ["local", "local"]
+            assert list(service._presented) == [sha256(token.encode()).digest()]
+
+    asyncio.run(story())
+
+
+def test_a_token_that_was_presented_and_is_gone_counts_no_more_once_everything_was_read_anew(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            token = await NasService(store, Box()).new_token("local", ADMIN)
+            assert service.check_token(token) == "local"
+            await store.write(lambda tx: tx.execute(schema.radius_servers.delete()))
+            await service.reload()
+            with pytest.raises(TokenRequired):
+                service.check_token(token)
+
+    asyncio.run(story())
+
+
 def test_a_token_that_is_replaced_while_everything_is_read_anew_counts(tmp_path):
     class Slow:
         """A store whose answer about RADIUS servers is on its way when a token is replaced."""
