@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from radius.backlog import MAX_NEW, NEW_SECONDS, Backlog, begins
@@ -67,11 +69,26 @@ def test_a_nas_that_floods_crowds_out_only_itself_and_the_others_take_their_turn
     assert [(one, HERE) in found for one in quiet] == [True, True]
 
 
+class Arrived:
+    """A socket with packets waiting in it."""
+
+    def __init__(self, *packets: tuple[bytes, tuple[str, int]]) -> None:
+        self._packets = list(packets)
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
+        if not self._packets:
+            raise BlockingIOError
+        return self._packets.pop(0)
+
+
 def test_a_stranger_takes_no_place_of_those_who_wait() -> None:
-    known = {HERE[0]: Nas("sw1", SECRET)}
-    server = radius_server(Desk(), nas=known.get)
-    for _ in range(3):
-        server._put(packet((1, b"x")), ("203.0.113.9", 1), 0.0)
-    assert (len(server._backlog), server.counters.unknown_nas) == (0, 3)
-    server._put(packet((1, b"x")), HERE, 0.0)
-    assert len(server._backlog) == 1
+    async def run() -> None:
+        known = {HERE[0]: Nas("sw1", SECRET)}
+        server = radius_server(Desk(), nas=known.get)
+        stranger, here = (packet((1, b"x")), ("203.0.113.9", 1)), (packet((1, b"x")), HERE)
+        server._socket = Arrived(stranger, here, stranger, here)  # type: ignore[assignment]
+        server.datagram_received(*stranger)
+        assert server.counters.unknown_nas == 3
+        assert len(server._backlog) == 1  # of two, one had its turn
+
+    asyncio.run(run())
