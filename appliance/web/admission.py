@@ -22,8 +22,10 @@ BEAT_SECONDS = 0.005
 LATE_SECONDS = 0.003
 """asyncio's own timers come up to a millisecond late."""
 CALM_BEATS = 20
-PATIENCE_SECONDS = 0.00025
-MAY_WAIT = 8
+PATIENCE_SECONDS = 0.02
+MAY_WAIT = 64
+"""A FreeRADIUS asks over 32 connections at the most, and to it a refusal is a rejected login: a burst of two of them is
+served whole."""
 TURN_SECONDS = 0.00015
 GREETINGS = 2
 HELD_BYTES, HELD_GREETING_BYTES = 65_536, 16_384

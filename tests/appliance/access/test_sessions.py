@@ -185,6 +185,11 @@ def test_after_a_restart_the_decision_log_tells_which_sessions_are_assumed(tmp_p
         async with das(SECRET.encode()) as nas:
             await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
             await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+
+            async def told() -> bool:
+                return len(nas.done) >= 3
+
+            await world.until(told)
             await world.until(world.ended)
             assert len(nas.done) == 3
 

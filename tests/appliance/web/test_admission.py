@@ -87,12 +87,12 @@ def test_fresh_requests_are_served_newest_first() -> None:
 
 def test_who_waited_past_the_time_is_refused_the_oldest_first_but_for_a_few() -> None:
     def story(gate: Admission, now: list[float]) -> None:
-        hands = crowd(gate, 20)
+        hands = crowd(gate, 12 + rules.MAY_WAIT)
         now[0] = 1.0
         gate._turn()
-        assert [hand.got for hand in hands] == [[(b"x", True)]] * 12 + [[]] * 8
+        assert [hand.got for hand in hands] == [[(b"x", True)]] * 12 + [[]] * rules.MAY_WAIT
         gate._turn()
-        assert [hand.got for hand in hands[12:]] == [[(b"x", False)]] * 8
+        assert [hand.got for hand in hands[12:]] == [[(b"x", False)]] * rules.MAY_WAIT
 
     play(story)
 
