@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
-from appliance.authorities import Authorities, KnownAuthorities, check_authorities
+from appliance.authorities import Authorities, KnownAuthorities, check_authorities, load_authorities
 from appliance.clock import Clock
 from appliance.errors import (
     CaExpired,
@@ -31,9 +31,9 @@ from appliance.errors import (
     NotFound,
 )
 from appliance.failpoint import failpoint
-from appliance.hierarchy import IssuingCa, Role, new_serial, read_issuing
+from appliance.hierarchy import IssuingCa, Role, new_serial
 from appliance.settings import Settings, SettingsInvalid
-from appliance.store import Row, Store, Tx, certificates
+from appliance.store import Row, Store, Tx, certificates, rollovers
 from appliance.store.columns import to_micros
 from est import der as tlv
 from est import profiles, weak
@@ -174,16 +174,18 @@ class CertificateAuthority:
     def open(
         cls, home: Path, settings: Settings, passphrase: bytes, store: Store, clock: Clock
     ) -> CertificateAuthority:
-        """The CA of a home; also raises KeyFileMissing, KeyFileExposed, PassphraseWrong, KeyMalformed."""
-        root, issuing = read_issuing(home, settings, passphrase)
-        return cls(
-            root=root,
-            issuing=issuing,
+        """The CA of a home, every generation that counts; raises what the constructor and load_authorities raise."""
+        now = load_authorities(home, settings, passphrase, store.read_sync(rollovers.every))
+        ca = cls(
+            root=now.root,
+            issuing=now.issuing,
             store=store,
             clock=clock,
             backdate_seconds=settings.ca.backdate_seconds,
             weak_keys=read_weak_keys(settings),
         )
+        ca.adopt(now)
+        return ca
 
     def check(self) -> None:
         """Hold every CA certificate against A-10 and the clock, and each key against its certificate."""

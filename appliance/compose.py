@@ -23,9 +23,8 @@ from appliance.access.scim.service import ScimService
 from appliance.access.sites import LABEL, RadiusSites
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
 from appliance.audit_reader import AuditReader
-from appliance.authorities import load_authorities
 from appliance.backup import write_backup
-from appliance.ca import CertificateAuthority, read_weak_keys
+from appliance.ca import CertificateAuthority
 from appliance.certificate_list import CertificateList
 from appliance.checkpoint_keeper import FILE_NAME as CHECKPOINTS
 from appliance.checkpoint_keeper import CheckpointKeeper
@@ -80,7 +79,6 @@ from appliance.registrar.masa_client import HttpsMasa, MasaTransport
 from appliance.rollover import Rollovers
 from appliance.server_certificates import ServerCertificates
 from appliance.settings import Settings
-from appliance.store import rollovers
 from appliance.store.proxies import ProxyRow
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
@@ -113,18 +111,9 @@ class Appliance:
             settings.store_url, clock, free_bytes=settings.store.free_bytes, is_shared=settings.identity.workers > 0
         )
         try:
-            now = load_authorities(home, settings, passphrase, self.store.read_sync(rollovers.every))
-            self.ca = CertificateAuthority(
-                root=now.root,
-                issuing=now.issuing,
-                store=self.store,
-                clock=clock,
-                backdate_seconds=settings.ca.backdate_seconds,
-                weak_keys=read_weak_keys(settings),
-            )
-            self.ca.adopt(now)
+            self.ca = CertificateAuthority.open(home, settings, passphrase, self.store, clock)
             self.servers = ServerCertificates(
-                {name: read_server(home, name, passphrase, root=now.root) for name in SERVERS},
+                {name: read_server(home, name, passphrase, root=self.ca.root) for name in SERVERS},
                 ca=self.ca,
                 settings=settings,
                 clock=clock,

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.authorities import load_authorities
-from appliance.ca import CertificateAuthority, read_weak_keys
+from appliance.ca import CertificateAuthority
 from appliance.clock import SystemClock
 from appliance.hierarchy import read_server
 from appliance.identity.assemble import build_identity
 from appliance.identity.routes import TrustInfo
 from appliance.identity.routes import endpoints as identity_endpoints
 from appliance.log import set_up_logging
+from appliance.memory import give_back, settle
 from appliance.registrar.ldevids import Ldevids
 from appliance.settings import Settings
-from appliance.store import rollovers
 from appliance.store.store import Store
 from appliance.web.app import build_app
 from appliance.web.limits import Bucket, Limits
@@ -82,16 +81,7 @@ class IdentityWorker:
 
     def _build(self, settings: Settings, home: Path, clock: SystemClock, orders: Orders) -> None:
         store = self._store
-        now = load_authorities(home, settings, orders.passphrase, store.read_sync(rollovers.every))
-        ca = CertificateAuthority(
-            root=now.root,
-            issuing=now.issuing,
-            store=store,
-            clock=clock,
-            backdate_seconds=settings.ca.backdate_seconds,
-            weak_keys=read_weak_keys(settings),
-        )
-        ca.adopt(now)
+        ca = CertificateAuthority.open(home, settings, orders.passphrase, store, clock)
         identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
         )
@@ -106,7 +96,7 @@ class IdentityWorker:
         )
         trust = TrustInfo(settings.radius_server_name, settings.server_id, settings.domain.trust_domain, orders.port)
         app = build_app("device", identity_endpoints(identity, trust), limits=limits, routes=IDENTITY_ROUTES)
-        own = read_server(home, "registrar", orders.passphrase, root=now.root)
+        own = read_server(home, "registrar", orders.passphrase, root=ca.root)
         tls = TlsFront(own.key, own.certificate, own.sent)
         self._listener = Listener("identity", app, timing=Timing.of(web), tls=tls)
 
@@ -132,6 +122,7 @@ async def _serve(orders: Orders) -> None:
     loop.add_reader(listening, over.set)  # nothing more is said there: it is the end
     await worker.open(socket.socket(fileno=orders.descriptor))
     try:
+        settle()
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         await over.wait()
@@ -146,6 +137,7 @@ def main() -> None:
         signal.signal(one, signal.SIG_IGN)
     orders = Orders.read(sys.stdin.buffer.readline())
     set_up_logging(orders.settings.log)
+    give_back()
     asyncio.run(_serve(orders))
 
 

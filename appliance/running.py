@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from appliance.compose import create_appliance
 from appliance.home import locked
 from appliance.initialise import need_passphrase
 from appliance.log import set_up_logging
-from appliance.memory import give_back
+from appliance.memory import give_back, settle
 from appliance.settings import LoadedSettings, Settings
 from appliance.signals import stop_signals
 
 _log = logging.getLogger(__name__)
-SWITCH_SECONDS = 0.0005
 
 
 async def run_appliance(
@@ -36,7 +33,7 @@ async def run_appliance(
             with stop_signals() as stopped:
                 await appliance.prepare()
                 listeners = await appliance.start()
-                _settle_memory()
+                settle()
                 on_ready(
                     {"event": "ready", "pid": os.getpid(), "home": str(settings.home), "listeners": dict(listeners)}
                 )
@@ -44,18 +41,6 @@ async def run_appliance(
             _log.info("event=stopping")
         finally:
             await appliance.stop()
-
-
-def _settle_memory() -> None:
-    """What was built to start lives as long as the process: the garbage collector need not walk it ever again.
-
-    What requests make dies by its reference counts, so the collector may also look less often. Threads give way to the
-    one that answers sooner than Python would make them.
-    """
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(10_000, 20, 20)
 
 
 def ask_home(settings: Settings, operation: str, arguments: Mapping[str, Any], *, passphrase_file: Path | None) -> Any:

@@ -195,7 +195,7 @@ class SessionService:
 
         try:
             await self._store.write(store)
-        except BaseException:
+        except BaseException:  # whatever it was, cancellation too: the session stays known
             if assumed is not None:
                 self._accepted.append(assumed)
                 self._awake.set()
@@ -330,7 +330,7 @@ class SessionService:
                 await self._look_at_assumed(self._assumed.of_parties(owners, agents))
                 await self._store.write(lambda tx: None)  # behind this is whatever somebody else is writing just now
                 await self._decide(await self._store.read(lambda tx: _of_parties(tx, owners, agents)))
-        except BaseException:
+        except BaseException:  # whatever it was, cancellation too: the next look has this to do
             self._everything |= everything
             self._owners |= owners
             self._agents |= agents

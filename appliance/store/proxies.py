@@ -17,7 +17,6 @@ from appliance.store.transaction import Tx
 
 ACTIVE = "active"
 SUSPENDED = "suspended"
-SUSPENDED = "suspended"
 REVOKED = "revoked"
 TOPIC = "proxy"
 

@@ -297,7 +297,7 @@ class Writer:
             if emitted and emitted[-1].id > self._outbox_due:
                 execute("DELETE FROM outbox WHERE id <= ?", (emitted[-1].id - _OUTBOX_KEPT,))
                 self._outbox_due = emitted[-1].id + _OUTBOX_SLACK
-        except BaseException:
+        except BaseException:  # whatever it was, the transaction must not stay open
             if self._dbapi.in_transaction:
                 execute("ROLLBACK")
             raise
@@ -312,7 +312,7 @@ class Writer:
             raise StoreUnavailable(_ENDED, retry_after_seconds=5)
         try:
             execute("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever it was, the transaction must not stay open
             if self._dbapi.in_transaction:
                 execute("ROLLBACK")
             raise

@@ -29,7 +29,7 @@ from appliance.access.service import AccessService
 from appliance.clock import SystemClock
 from appliance.hierarchy import key_file
 from appliance.keys import read_key
-from appliance.running import SWITCH_SECONDS
+from appliance.memory import SWITCH_SECONDS
 from appliance.settings import AccessSettings
 from appliance.store import Store, Tx, certificates
 from est import profiles
