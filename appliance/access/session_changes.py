@@ -124,8 +124,13 @@ class ChangeRunner:
         if task is not None and not task.cancelled() and (failed := task.exception()) is not None:
             _log.error("event=session-change-broke change=%d error=%r", number, failed, exc_info=failed)
 
-    async def _carry_out(self, change: Change) -> None:
-        session = await self._store.read(lambda tx: sessions.get(tx, change.session_id))
+    async def _carry_out(self, listed: Change) -> None:
+        # the list of what is due may be older than the end of an attempt that was still under way when it was read
+        change, session = await self._store.read(
+            lambda tx: (sessions.still_due(tx, listed), sessions.get(tx, listed.session_id))
+        )
+        if change is None:
+            return
         if session is None or not session.is_live:
             await self._save(change, session, state=sessions.DONE, result="the session is over")
             return

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from appliance.access import session_changes
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.service import AccessService
@@ -603,6 +604,36 @@ def test_what_is_revoked_is_off_its_port_within_five_seconds(tmp_path: Path, wha
             assert await world.events() == ["session-change-asked", "session-changed"]
 
     play(tmp_path, story)
+
+
+def test_a_list_of_changes_that_is_older_than_their_end_asks_for_none_of_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Any] = []
+    real = session_changes.sessions.due
+
+    def stale(tx: Any, count: int) -> list[Any]:
+        found = real(tx, count)
+        listed.extend(one for one in found if one.id not in {known.id for known in listed})
+        return [*listed]
+
+    monkeypatch.setattr(session_changes.sessions, "due", stale)
+
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            session = await plug(world, nas.port, "hostapd")
+            await world.store.write(CHANGES["owner suspended"])
+            await world.until(world.ended)
+            for _ in range(5):
+                world.sessions.ordered.set()
+                await asyncio.sleep(0.06)
+            (change,) = await world.sessions.changes(session.id)
+            assert (change.state, change.result, change.attempts) == ("done", "ack", 1)
+            assert await world.events() == ["session-change-asked", "session-changed"]
+            assert len(nas.seen) == 1
+
+    play(tmp_path, story)
+    assert listed
 
 
 @pytest.mark.req("A-111")
