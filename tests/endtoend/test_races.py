@@ -154,5 +154,5 @@ def test_sixty_four_clients_race_for_one_thing_and_one_wins(own_campus: Callable
 @pytest.mark.lab
 @pytest.mark.req("A-98", "A-100")
 def test_races_over_http_have_one_winner_each_also_over_restarts(own_campus: Callable[[], Campus]) -> None:
-    """RACES=150 in the environment makes it the long run, of six minutes."""
+    """RACES=150 in the environment makes it the long run, of two minutes."""
     run_races(own_campus(), int(os.environ.get("RACES", "18")), restarts=3)
