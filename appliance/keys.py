@@ -40,6 +40,7 @@ from appliance.errors import (
     PassphraseWrong,
 )
 from est import der as tlv
+from est.certificates import pem_certificates
 from est.keys import spki
 from est.signer import KeySigner
 
@@ -183,7 +184,7 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
     except OSError as error:
         raise KeyFileMissing("the certificate file cannot be read", path=str(path)) from error
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        return tuple(pem_certificates(pem))
     except ValueError as error:
         raise KeyMalformed("the certificate file cannot be read", path=str(path)) from error
 

@@ -21,6 +21,8 @@ MAX_CERTIFICATE = 8192
 _KEPT = 512
 _SKI = x509.SubjectKeyIdentifier.oid.dotted_string
 
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""How cryptography says that octets are no certificate to it."""
 _EXTENSION_ERRORS = (
     ValueError,
     TypeError,
@@ -62,6 +64,14 @@ def load_certificate(der: bytes) -> x509.Certificate:
     return _load(der)
 
 
+def pem_certificates(pem: bytes) -> list[x509.Certificate]:
+    """The certificates of a PEM file, at least one, as far as their outline; ValueError for what cannot be read."""
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except UNREADABLE as error:
+        raise ValueError("no certificates that can be read") from error
+
+
 def load_own(der: bytes) -> x509.Certificate:
     """`load_certificate` for what we wrote ourselves: its serial number is known, and nobody will ask for it again."""
     _check_size(der)
@@ -83,7 +93,7 @@ def _load(der: bytes) -> x509.Certificate:
 def _parse(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except UNREADABLE as error:
         raise CertificateMalformed("a certificate cannot be read") from error
 
 

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
+from est.certificates import UNREADABLE
 from radius.eap_tls import PROTECTED_SUCCESS
 from radius.failures import VERIFY, alert_words
 from radius.request import clean_text
@@ -166,7 +167,7 @@ def _on_certificate(connection: SSL.Connection, certificate: crypto.X509, number
 def _parsed(certificate: crypto.X509) -> x509.Certificate | None:
     try:
         return certificate.to_cryptography()
-    except ValueError:  # OpenSSL reads more than cryptography does; only used to name the stranger in the log
+    except UNREADABLE:  # OpenSSL reads more than cryptography does; only used to name the stranger in the log
         return None
 
 

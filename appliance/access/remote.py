@@ -34,7 +34,7 @@ from appliance.errors import ApplianceError
 from appliance.proxy.connection import Connection, Target, open_anchorless, open_verified
 from appliance.proxy.state import ClientFiles
 from est import cms, csr, transfer
-from est.certificates import aki_of, ski_of
+from est.certificates import aki_of, pem_certificates, ski_of
 from est.chains import TrustAnchors
 from est.client import CaCertificates, EstClient, Pending
 from est.errors import EstError
@@ -121,7 +121,7 @@ class Remote:
 
     async def renew(self, now: datetime | None = None) -> bool:
         """A newer certificate with a new key, at two thirds of the life of the one in use; whether there is one."""
-        certificate = x509.load_pem_x509_certificate((self.folder / "own.pem").read_bytes())
+        certificate = pem_certificates((self.folder / "own.pem").read_bytes())[0]
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         if (now or datetime.now(UTC)) < certificate.not_valid_before_utc + life * _RENEW_AT:
             return False
@@ -186,13 +186,13 @@ class Remote:
 
     async def _follow(self, told: Mapping[str, Any]) -> None:
         if "root_pem" in told:
-            root = x509.load_pem_x509_certificate(told["root_pem"].encode())
+            root = pem_certificates(told["root_pem"].encode())[0]
             if root != self._root():
                 if root != await self._successor():
                     raise SiteNotUsable("the appliance names a root that the one believed here does not vouch for")
                 _write(self.folder / "root.pem", root.public_bytes(Encoding.PEM))
-        own = x509.load_pem_x509_certificate((self.folder / "own.pem").read_bytes())
-        issuer = x509.load_pem_x509_certificates(told["issuer_pem"].encode())[0]
+        own = pem_certificates((self.folder / "own.pem").read_bytes())[0]
+        issuer = pem_certificates(told["issuer_pem"].encode())[0]
         if aki_of(own) != ski_of(issuer):  # behind another CA than its own it would lead nowhere
             await self._renew(own)
 
@@ -305,7 +305,7 @@ class Remote:
 
     def _root(self) -> x509.Certificate:
         try:
-            return x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
+            return pem_certificates((self.folder / "root.pem").read_bytes())[0]
         except (OSError, ValueError) as cause:
             raise SiteNotUsable(f"{self.folder} is not enrolled") from cause
 

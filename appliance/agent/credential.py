@@ -12,6 +12,7 @@ from appliance.binding import jws, verify
 from appliance.binding.errors import BindingError
 from appliance.binding.request import AgentRequest
 from est import chains
+from est.certificates import pem_certificates
 from est.errors import EstError
 from est.keys import spki
 
@@ -24,8 +25,8 @@ def check_chain(
     Raises CredentialNotOurs.
     """
     try:
-        leaf, *rest = x509.load_pem_x509_certificates(chain_pem.encode("ascii"))
-        anchors = chains.TrustAnchors(x509.load_pem_x509_certificates(root_pem.encode("ascii")))
+        leaf, *rest = pem_certificates(chain_pem.encode("ascii"))
+        anchors = chains.TrustAnchors(pem_certificates(root_pem.encode("ascii")))
         chains.check(leaf, rest, anchors, at=at, policy=verify.AGENT)
         named = verify.agent_id_of(leaf)
     except (ValueError, EstError, BindingError) as error:

@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from appliance.agent.errors import CredentialFolderUnusable
 from appliance.agent.key_file import load_key
 from appliance.agent.requester import (
@@ -35,6 +33,7 @@ from appliance.agent.requester import (
 from appliance.binding import jws
 from appliance.binding.errors import BindingError
 from appliance.errors import ApplianceError
+from est.certificates import pem_certificates
 from est.signer import KeySigner
 
 CURRENT, GENERATIONS, PENDING = "current", "generations", "pending"
@@ -159,7 +158,7 @@ def read_held(folder: Path) -> Held | None:
         lives = []
         profiles = []
         if (folder / CHAIN_FILE).exists():
-            leaf = x509.load_pem_x509_certificates((folder / CHAIN_FILE).read_bytes())[0]
+            leaf = pem_certificates((folder / CHAIN_FILE).read_bytes())[0]
             if leaf.public_key() != key.public_key():
                 return None
             profiles.append("x509")

@@ -45,6 +45,7 @@ from appliance.binding.facts import Limits, OwnerRecord
 from appliance.binding.identifier import Kind, read_kind
 from appliance.binding.verify import AnyApproval, agent_id_of, read_certificate, verify_certificate
 from est import chains
+from est.certificates import pem_certificates
 from est.chains import TrustAnchors
 from est.keys import is_ec, public_key_of
 
@@ -264,7 +265,7 @@ def _text(files: Mapping[str, bytes], name: str) -> str:
 
 def _certificates(files: Mapping[str, bytes], name: str) -> list[x509.Certificate]:
     try:
-        found = x509.load_pem_x509_certificates(_text(files, name).encode("ascii"))
+        found = pem_certificates(_text(files, name).encode("ascii"))
     except ValueError as error:
         raise Malformed(f"{name} holds no PEM certificate", object="package") from error
     return [read_certificate(one.public_bytes(Encoding.DER)) for one in found]

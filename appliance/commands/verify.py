@@ -133,10 +133,10 @@ def _show_package(folder: Path, trusted: Mapping[str, TrustBundle], at: Any, aud
 
 
 def _certificate(file: Path, party: RelyingParty, at: Any, approval: str | None) -> Judged:
-    from cryptography import x509
+    from est.certificates import pem_certificates
 
     try:
-        leaf, *others = x509.load_pem_x509_certificates(file.read_bytes())
+        leaf, *others = pem_certificates(file.read_bytes())
     except ValueError as cause:
         raise RequestMalformed(f"{file} holds no PEM certificate") from cause
     return party.certificate(leaf, others, at=at, approval=approval)

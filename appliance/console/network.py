@@ -17,6 +17,7 @@ from appliance.access.session_views import as_json
 from appliance.access.sessions import SessionService, SessionUnknown
 from appliance.audit import Actor
 from appliance.errors import NotFound, RequestMalformed
+from est.certificates import pem_certificates
 from est.chains import ski_of
 
 
@@ -67,7 +68,7 @@ class PolicyOperations:
         place = {"nas": nas, "nas_port": port, "called_station": called}
         if certificate_pem:
             try:
-                certificate = x509.load_pem_x509_certificates(certificate_pem.encode())[0]
+                certificate = pem_certificates(certificate_pem.encode())[0]
             except (ValueError, IndexError) as cause:
                 raise RequestMalformed("the file holds no certificate") from cause
             return outcome(self._explainer.certificate(certificate, **place))

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.binding import composite, jws
 from appliance.owner.client_key import CERTIFICATE_FILE, KEY_FILE
 from appliance.owner.errors import ServerAnswerUnusable, ServerRefused, ServerUnreachable
+from est.certificates import pem_certificates
 from est.errors import EstError
 from est.transfer import read_json
 
@@ -75,7 +76,7 @@ class OwnerClient:
         if not self._url.startswith("https://"):
             raise ServerUnreachable("the server's address begins with https://")
         try:
-            roots = x509.load_pem_x509_certificates(root_file.read_bytes())
+            roots = pem_certificates(root_file.read_bytes())
             context = ssl.create_default_context(cafile=str(root_file))
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.load_cert_chain(client_folder / CERTIFICATE_FILE, client_folder / KEY_FILE)
@@ -99,15 +100,15 @@ class OwnerClient:
         """Who the server is and with which key it signs challenges; raises ServerAnswerUnusable."""
         told = await self._call("GET", "/v1/trust")
         try:
-            agents_ca = x509.load_pem_x509_certificate(str(told["agents_ca"]).encode("ascii"))
-            links = x509.load_pem_x509_certificates(pem.encode("ascii")) if (pem := str(told.get("links", ""))) else []
+            agents_ca = pem_certificates(str(told["agents_ca"]).encode("ascii"))[0]
+            links = pem_certificates(pem.encode("ascii")) if (pem := str(told.get("links", ""))) else []
             server_id = str(told["server_id"])
         except (KeyError, ValueError) as cause:
             raise ServerAnswerUnusable("the trust document cannot be read") from cause
         devices_ca = None
         if "devices_ca" in told:
             try:
-                devices_ca = x509.load_pem_x509_certificate(str(told["devices_ca"]).encode("ascii"))
+                devices_ca = pem_certificates(str(told["devices_ca"]).encode("ascii"))[0]
             except ValueError as cause:
                 raise ServerAnswerUnusable("the trust document cannot be read") from cause
         key = agents_ca.public_key()

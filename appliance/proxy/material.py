@@ -22,6 +22,7 @@ from appliance.settings import ProxySettings
 from brski.errors import BrskiError
 from brski.pledge import Pledge, PledgePolicy
 from est import chains
+from est.certificates import pem_certificates
 from est.errors import EstError
 from est.signer import KeySigner
 
@@ -114,7 +115,7 @@ def read_fingerprint(text: str) -> bytes:
 def read_certificates(path: Path, setting: str) -> tuple[x509.Certificate, ...]:
     """All certificates of a PEM file, in order. Raises KeyFileMissing, KeyMalformed."""
     try:
-        return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
+        return tuple(pem_certificates(path.read_bytes()))
     except OSError as cause:
         raise KeyFileMissing(f"{setting}: {path} cannot be read: {cause.strerror}", setting=setting) from cause
     except ValueError as cause:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from appliance.proxy.disk import Disk
 from appliance.proxy.errors import ProxyStateDamaged, ProxyStateLocked
 from est import csr
+from est.certificates import pem_certificates
 from est.errors import EstError
 
 
@@ -203,7 +204,7 @@ class ProxyState:
 
 def _read_certificates(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        return tuple(pem_certificates(pem))
     except ValueError as cause:
         raise ProxyStateDamaged(f"{name} holds no certificates", file=name) from cause
 

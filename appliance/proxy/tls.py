@@ -19,6 +19,7 @@ from OpenSSL import SSL, crypto
 
 from appliance.proxy.state import ClientFiles
 from appliance.web.tls import EXPORTER_BYTES, EXPORTER_LABEL, has_extended_master_secret, in_words
+from est.certificates import UNREADABLE
 from est.errors import EstError
 from est.keys import spki_sha256
 
@@ -78,7 +79,7 @@ class ClientSettings:
             return True
         try:
             is_pinned = spki_sha256(certificate.to_cryptography()) == self._pin
-        except (ValueError, TypeError, UnsupportedAlgorithm, EstError):
+        except (TypeError, EstError, *UNREADABLE):
             is_pinned = False
         if not is_pinned:
             self.refusal = "another key than the pinned one"
@@ -133,7 +134,10 @@ class TlsStream:
 
     def chain(self) -> tuple[x509.Certificate, ...]:
         """What the server sent, its own certificate first, unverified; ValueError for what is no certificate."""
-        return tuple(self._session.get_peer_cert_chain(as_cryptography=True) or ())
+        try:
+            return tuple(self._session.get_peer_cert_chain(as_cryptography=True) or ())
+        except UNREADABLE as error:
+            raise ValueError("the server's chain cannot be read") from error
 
     def binding(self) -> bytes | None:
         """tls-exporter (RFC 9266); None on TLS 1.2 without extended master secret."""

@@ -32,6 +32,7 @@ from brski.dialect import read_dialect
 from brski.errors import ManufacturerUnknown
 from brski.idevid import MasaAddress, read_masa_address
 from brski.manufacturer import Manufacturer
+from est.certificates import pem_certificates
 from est.chains import TrustAnchors, spki_sha256
 from est.errors import EstError, Refusal
 
@@ -294,7 +295,7 @@ def _readable(rows: Iterable[ManufacturerRow]) -> Iterator[KnownManufacturer]:
 def read_pem(pem: str) -> Sequence[x509.Certificate]:
     """The certificates in PEM text, at least one; raises ManufacturerUnusable."""
     try:
-        found = x509.load_pem_x509_certificates(pem.encode())
+        found = pem_certificates(pem.encode())
     except ValueError as cause:
         raise ManufacturerUnusable("the file holds no certificates in PEM form") from cause
     if not found:

@@ -9,8 +9,7 @@ from cryptography import x509
 from appliance.errors import HttpMalformed
 from appliance.web.peer import Peer
 from appliance.web.tls import StandardSide, TlsSide
-
-_UNREADABLE = (ValueError, x509.InvalidVersion)
+from est.certificates import UNREADABLE
 
 
 class TlsPeer(Peer):
@@ -19,7 +18,7 @@ class TlsPeer(Peer):
     def __init__(self, address: str, connection_id: int, side: TlsSide | StandardSide, der: bytes) -> None:
         try:
             own = x509.load_der_x509_certificate(der)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _malformed() from error
         super().__init__(
             address,
@@ -40,7 +39,7 @@ class TlsPeer(Peer):
         assert own is not None
         try:
             return own, *(one for one in self.__dict__["_side"].peer_chain() if one != own)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _malformed() from error
 
 

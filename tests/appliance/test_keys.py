@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from appliance import keys
 from appliance.errors import (
+    ApplianceError,
     KeyFileExists,
     KeyFileExposed,
     KeyFileMissing,
@@ -21,6 +24,8 @@ from appliance.errors import (
     KeyMismatch,
     PassphraseWrong,
 )
+from appliance.proxy import material
+from appliance.registrar import manufacturers
 from est import profiles
 from est.signer import KeySigner
 from tests.support import NOW, key
@@ -165,3 +170,21 @@ def test_a_damaged_sealed_secret_does_not_open() -> None:
             box.unseal(sealed[:at] + bytes((sealed[at] ^ 1,)) + sealed[at + 1 :], "p")
         with pytest.raises(KeyMalformed):
             box.unseal(sealed[:at], "p")
+
+
+PEM_READERS: dict[str, Callable[[Path], object]] = {
+    "a key's certificates": keys.read_certificates,
+    "a manufacturer's": lambda file: manufacturers.read_pem(file.read_text()),
+    "a proxy's material": lambda file: material.read_certificates(file, "proxy.anchors"),
+}
+
+
+@pytest.mark.parametrize("who", PEM_READERS)
+def test_a_certificate_of_an_impossible_version_is_refused_in_words(who: str, tmp_path: Path) -> None:
+    der = certificate(key("odd")).public_bytes(Encoding.DER)
+    version_49 = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x31", 1)
+    assert version_49 != der
+    file = tmp_path / "odd.pem"
+    file.write_text(ssl.DER_cert_to_PEM_cert(version_49))
+    with pytest.raises(ApplianceError):
+        PEM_READERS[who](file)

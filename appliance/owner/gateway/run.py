@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from appliance.clock import Clock
 from appliance.errors import KeyMismatch
 from appliance.owner import keys
@@ -31,6 +29,7 @@ from appliance.web.app import build_app
 from appliance.web.limits import Bucket, Limits
 from appliance.web.server import Listener, Timing
 from appliance.web.tls import TlsFront
+from est.certificates import pem_certificates
 
 ADDRESS_RATE = Bucket(per_second=100.0, burst=1000)
 """Calls of one address: a site may have many proxies behind one."""
@@ -85,7 +84,7 @@ def _front(folder: Path) -> TlsFront:
     """TLS with the gateway's own server key; raises GatewayConfigInvalid, and what `load_private` raises."""
     key = keys.load_private(folder / GATEWAY_KEY_FILE)
     try:
-        certificate = x509.load_pem_x509_certificate((folder / GATEWAY_CERTIFICATE_FILE).read_bytes())
+        certificate = pem_certificates((folder / GATEWAY_CERTIFICATE_FILE).read_bytes())[0]
     except (OSError, ValueError) as cause:
         raise GatewayConfigInvalid(f"{folder / GATEWAY_CERTIFICATE_FILE} cannot be used") from cause
     if certificate.public_key() != key.public_key():
