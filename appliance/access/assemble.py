@@ -48,7 +48,7 @@ def assemble(
 ) -> Access:
     """`roles` knows our issuing CAs, `sealing` keeps the secrets that are shared with NAS."""
     access = AccessService(settings.access, store, clock, roles, settings.directory)
-    nas = NasService(store, sealing, clock.now)
+    nas = NasService(store, sealing, clock.now, settings.radius.engine)
     sessions = SessionService(
         store,
         clock,

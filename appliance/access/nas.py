@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from appliance.access.session_changes import Target, profile_of
 from appliance.audit import Actor, AuditEvent, append
@@ -25,6 +25,18 @@ from radius.nas_profiles import profile as check_profile
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _SECRET = re.compile(r"[A-Za-z0-9._~+/=-]{16,128}")
+
+Engine = Literal["embedded", "freeradius", "none"]
+ALL, REQUESTS = "logins and requests to it", "requests to it alone"
+"""What an old secret still counts for; requests are CoA and Disconnect."""
+_ONLY_ONE: Final = "FreeRADIUS knows one secret per NAS: logins and accounting want the new one"
+_ROTATED: Final[dict[Engine, str]] = {
+    "embedded": "",
+    "freeradius": f"{_ONLY_ONE} as soon as FreeRADIUS has restarted, in a second or two",
+    "none": f"{_ONLY_ONE} once `appliance radius run` has looked and restarted it: within 10 s beside the appliance, "
+    "20 s on another machine; a folder that is run by other means has to be rendered again",
+}
+"""What a rotation means for logins, in words; nothing has to be said where both secrets count."""
 
 
 class Sealer(Protocol):
@@ -47,7 +59,15 @@ class _Way:
 class NasService:
     """Who may speak RADIUS to us, and which RADIUS servers may ask for decisions."""
 
-    def __init__(self, store: Store, sealer: Sealer, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sealer: Sealer,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        engine: Engine = "embedded",
+    ) -> None:
+        """`engine`: who speaks RADIUS with the NAS; the embedded server alone knows two secrets of one."""
+        self._engine: Engine = engine
         self._store = store
         self._sealer = sealer
         self._now = now
@@ -182,7 +202,10 @@ class NasService:
     async def rotate_secret(
         self, name: str, actor: Actor, *, overlap_seconds: float, secret: str = ""
     ) -> dict[str, Any]:
-        """Give a NAS a new secret; the old one counts as well until the overlap is over."""
+        """Give a NAS a new secret; the old one counts as well until the overlap is over.
+
+        With FreeRADIUS that is so for requests to the NAS alone; `logins` in the answer says what its logins want.
+        """
         if not 0 <= overlap_seconds <= 30 * 86_400:
             raise RequestMalformed("an overlap is at most 30 days")
         row = await self._row(name)
@@ -200,7 +223,12 @@ class NasService:
         await self._store.write(store)
         self._uses_old.pop(name, None)
         await self.reload()
+        told |= {"overlap_for": self._scope if until else "", "logins": _ROTATED[self._engine]}
         return {"name": name, **told} | ({"shared_secret": given} if made else {})
+
+    @property
+    def _scope(self) -> str:
+        return ALL if self._engine == "embedded" else REQUESTS
 
     async def _row(self, name: str) -> nas.NasRow:
         for row in await self._store.read(nas.every):
@@ -240,12 +268,19 @@ class NasService:
         ]
 
     def _rotation(self, row: nas.NasRow) -> dict[str, Any]:
-        """How a rotation stands: until when, and which addresses used the old secret last."""
+        """How a rotation stands: until when, for what, and which addresses used the old secret last.
+
+        None for those where FreeRADIUS speaks with the NAS: to it the old secret is as wrong as any other.
+        """
         now = self._now()
         if row.old_secret_sealed is None or row.old_secret_until is None or row.old_secret_until <= now:
-            return {"old_secret_until": "", "still_old": []}
+            return {"old_secret_until": "", "old_secret_for": "", "still_old": []}
         still = [address for address, old in self._uses_old.get(row.name, {}).items() if old]
-        return {"old_secret_until": row.old_secret_until.isoformat(timespec="seconds"), "still_old": sorted(still)}
+        return {
+            "old_secret_until": row.old_secret_until.isoformat(timespec="seconds"),
+            "old_secret_for": self._scope,
+            "still_old": sorted(still) if self._engine == "embedded" else None,
+        }
 
     async def new_token(self, server: str, actor: Actor) -> str:
         """A fresh token for a RADIUS server; only its hash is stored, and an older one is dead at once."""

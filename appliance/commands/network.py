@@ -143,7 +143,11 @@ def nas_rotate_secret(
     ] = "1h",
     secret_file: Annotated[Path | None, typer.Option(help="File with the new secret; default: one is made.")] = None,
 ) -> None:
-    """Give a NAS a new secret; a secret made here is shown once. `nas list` says who still uses the old one."""
+    """Give a NAS a new secret; a secret made here is shown once. `nas list` says who still uses the old one.
+
+    FreeRADIUS takes one secret at a time: behind it the overlap is for CoA and Disconnect alone, and the answer says
+    when logins want the new one.
+    """
     secret = read_text(secret_file).strip() if secret_file else ""
     show(ask("nas.rotate_secret", name=name, overlap_seconds=_seconds(overlap), secret=secret))
 
@@ -155,11 +159,15 @@ def _seconds(text: str) -> float:
     return float(int(text[:-1]) * unit)
 
 
+_NAS = (
+    "name", "address", "site", "profile", "coa_port", "old_secret_until", "old_secret_for", "still_old", "created_at"
+)  # fmt: skip
+
+
 @nas.command("list")
 def nas_list() -> None:
     """NAS that may ask."""
-    columns = ("name", "address", "site", "profile", "coa_port", "old_secret_until", "still_old", "created_at")
-    show(ask("nas.list"), columns)
+    show(ask("nas.list"), _NAS)
 
 
 @nas.command("remove")

@@ -135,6 +135,31 @@ def test_a_nas_whose_secret_changes_is_followed_without_a_restart_of_the_applian
     asyncio.run(act())
 
 
+def test_a_rotated_secret_reaches_freeradius_by_itself_and_the_old_one_is_refused(site: Site) -> None:
+    (old,) = [row for row in site.campus.cli("nas", "list").json if row["address"].startswith("127.")]
+    made = site.campus.cli("nas", "rotate-secret", old["name"], "--overlap", "1h")
+    assert made.status == 0, made.err
+    assert made.json["overlap_for"] == "requests to it alone" and "one secret per NAS" in made.json["logins"]
+    new = made.json["shared_secret"].encode()
+
+    async def act() -> None:
+        # "in a second or two"
+        await site.until(lambda one: one.code == "accept", lambda: site.log_in(new, seconds=1.0), seconds=4.0)
+        assert (await site.log_in(seconds=1.0)).code == "timeout"
+        (row,) = [row for row in site.campus.cli("nas", "list").json if row["name"] == old["name"]]
+        assert (row["old_secret_for"], row["still_old"]) == ("requests to it alone", None)
+        refused = site.campus.cli("access", "log", "--reason", "radius-secret-wrong").json
+        assert refused and refused[-1]["trace"]["address"] == "127.0.0.1"
+        back = site.folder / "old-secret"
+        back.write_text(NAS_SECRET)
+        done = site.campus.cli("nas", "rotate-secret", old["name"], "--overlap", "0s", "--secret-file", back)
+        assert done.status == 0 and done.json["overlap_for"] == "", done.err
+        await site.until(lambda one: one.code == "accept", lambda: site.log_in(seconds=1.0), seconds=4.0)
+        assert (await site.log_in(new, seconds=1.0)).code == "timeout"
+
+    asyncio.run(act())
+
+
 def test_a_policy_with_another_guest_vlan_is_rendered(site: Site) -> None:
     """The fail mode is guest here, so that the policy's guest VLAN stands in the configuration."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from appliance.access import session_changes
-from appliance.access.nas import NasService
+from appliance.access.nas import ALL, REQUESTS, Engine, NasService
 from appliance.access.policies import PolicyService
 from appliance.access.service import AccessService
 from appliance.access.session_changes import ChangeRunner
@@ -894,6 +894,31 @@ def test_a_rotated_secret_counts_beside_the_old_one_until_its_time(tmp_path: Pat
         now += timedelta(seconds=3601)
         assert world.nas.lookup("192.0.2.9").secrets == (made["shared_secret"].encode(),)  # type: ignore[union-attr]
         assert (await world.nas.every())[0]["old_secret_until"] == ""
+
+    play(tmp_path, story, runs=False)
+
+
+@pytest.mark.parametrize(
+    ("engine", "scope", "words"),
+    [("embedded", ALL, ""), ("freeradius", REQUESTS, "one secret per NAS"), ("none", REQUESTS, "radius run")],
+)
+def test_what_an_overlap_is_for_depends_on_who_speaks_radius(
+    tmp_path: Path, engine: Engine, scope: str, words: str
+) -> None:
+    async def story(world: World) -> None:
+        nas = NasService(world.store, Box(), engine=engine)
+        await nas.add("switch-1", "192.0.2.0/24", SECRET, ADMIN)
+        made = await nas.rotate_secret("switch-1", ADMIN, overlap_seconds=3600)
+        assert made["overlap_for"] == scope
+        assert words in made["logins"] and bool(words) == bool(made["logins"])
+        (shown,) = await nas.every()
+        assert shown["old_secret_for"] == scope
+        assert shown["still_old"] == ([] if engine == "embedded" else None)
+        assert nas.clients() == [("switch-1", "192.0.2.0/24", made["shared_secret"])]  # what FreeRADIUS gets
+        target = nas.target("192.0.2.9")
+        assert target is not None and target.secrets == (made["shared_secret"].encode(), SECRET.encode())
+        assert (await nas.rotate_secret("switch-1", ADMIN, overlap_seconds=0))["overlap_for"] == ""
+        assert (await nas.every())[0]["old_secret_for"] == ""
 
     play(tmp_path, story, runs=False)
 
