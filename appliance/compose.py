@@ -190,7 +190,12 @@ class Appliance:
         self.agents = AgentRegistry(origin=settings.origin, store=store)
         self.certificates = CertificateList(origin=settings.origin, ca=ca, store=store, clock=clock)
         self.health = Health(
-            store=store, clock=clock, ca=ca, crls=self.crls, settings=settings, advice={"directory": self.sync.look}
+            store=store,
+            clock=clock,
+            ca=ca,
+            crls=self.crls,
+            settings=settings,
+            advice={"directory": self.sync.look, "radius": lambda: self._radius.look()},
         )
         self.rollovers = Rollovers(
             settings, ca=ca, store=store, clock=clock, passphrase=passphrase, on_change=self._use_authorities

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from appliance.access.freeradius import FreeRadius, follow
 from appliance.access.nas import NasService
-from appliance.access.raddb_folder import RUNTIME, default_folder
+from appliance.access.raddb_folder import RUNTIME, FreeRadiusRefused, default_folder
 from appliance.access.service import AccessService
 from appliance.access.sessions import SessionService
 from appliance.access.supervisor import Supervisor
@@ -78,6 +78,19 @@ class RadiusEngine:
         """Where accounting is taken; 0 = nowhere."""
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
+        self._supervisor: Supervisor | None = None
+        self._refused = ""
+
+    async def look(self) -> str:
+        """Who speaks RADIUS, in a few words; raises FreeRadiusRefused while FreeRADIUS serves not what it should."""
+        supervisor = self._supervisor
+        if self._settings.engine != "freeradius":
+            return "nobody here" if self._settings.engine == "none" else "the embedded server"
+        if supervisor is None or not supervisor.is_serving:
+            raise FreeRadiusRefused("FreeRADIUS does not serve; the log says why")
+        if why := self._refused or supervisor.rolled_back_why:
+            raise FreeRadiusRefused(f"FreeRADIUS runs on with an older configuration; the newer one: {why}")
+        return "FreeRADIUS serves what was rendered last"
 
     def use(self, parts: RadiusParts) -> None:
         """Another certificate, or other CAs, from the next login on; FreeRADIUS is started again with them.
@@ -165,6 +178,7 @@ class RadiusEngine:
         ready, changed = asyncio.Event(), self._changed
         told = self._access.said_by_freeradius
         supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=ready.set, on_line=told)
+        self._supervisor = supervisor
         task = asyncio.create_task(supervisor.run())
         self._store.subscribe(lambda rows: changed.set() if any(map(_concerns, rows)) else None)
         following = follow(self._refresh, supervisor.reload, changed, settle=_SETTLE_SECONDS, every=_LOOK_SECONDS)
@@ -179,11 +193,15 @@ class RadiusEngine:
     async def _refresh(self) -> bool:
         assert self._folder is not None
         try:
-            return await self._freeradius.refresh(self._folder, APPLIANCE)
+            changed = await self._freeradius.refresh(self._folder, APPLIANCE)
+            self._refused = ""
+            return changed
         except Refusal as refused:
+            self._refused = refused.detail
             _log.error("event=freeradius-not-reloaded reason=%s detail=%r", refused.reason, refused.detail)
             return False
         except OSError as broken:  # a full disk, say: the next look, a minute later, may find it better
+            self._refused = str(broken)
             _log.error("event=freeradius-not-reloaded reason=os-error detail=%r", str(broken))
             return False
 

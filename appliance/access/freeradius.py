@@ -120,6 +120,7 @@ class FreeRadius:
         True = there is something new to start on. A folder that this process has not rendered is rendered afresh.
         """
         if folder not in self._tokens:
+            await self._check(None)  # before its token is replaced, without which nobody would be let in
             await self.render(folder, actor)
             return True
         await self._nas.reload()

@@ -93,6 +93,7 @@ class Remote:
         self.folder = folder
         self.site = read_site(folder)
         self._config = folder / "configuration.json"
+        self._written: dict[str, str] | None = None
         self._settle()
         try:
             self._est_at = Target.read(self.site.url)
@@ -162,7 +163,8 @@ class Remote:
             raise SiteNotUsable(f"the appliance's configuration cannot be used: {cause}") from cause
         _write(self._config, reply.body)
         raddb = self.folder / RADDB
-        if raddb.exists() and _same(raddb, files):
+        # what was written and then did not come up was put back, and is not tried again and again
+        if files == self._written or (raddb.exists() and _same(raddb, files)):
             return False
         who = run_as(self.site.user)
         check_reachable(raddb, who)
@@ -173,6 +175,7 @@ class Remote:
             write_raddb({**files, "radiusd.conf": conf}, Path(name), owner=owner_of(who))
             await check_folder(Path(name), who)
         write_raddb(files, raddb, owner=owner_of(who))
+        self._written = files
         return True
 
     def refresh(self) -> bool:

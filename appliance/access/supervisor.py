@@ -2,14 +2,19 @@
 
 What was running last without complaint is kept beside the configuration. A configuration that FreeRADIUS takes in its
 check and then does not come up with (a port is taken, an address is gone) is replaced by that one.
+
+Where a change concerns virtual servers alone FreeRADIUS gets a HUP, and logins under way and RadSec connections go on;
+every other change is a restart, and so is a HUP that FreeRADIUS does not confirm.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from appliance.access.raddb_folder import (
     redacted,
     secrets_in,
 )
+from radius.reload import is_taken_by_hup
 from radius.render import read_raddb, write_raddb
 
 _log = logging.getLogger(__name__)
@@ -35,7 +41,11 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
+HUP_SECONDS = 3.0
+HUP_PAUSE_SECONDS = 6.0  # FreeRADIUS ignores one that comes less than 5 s after another
 _READY = b"Ready to process requests"
+_SERVER_LOADED = b"Loaded virtual server"
+_HUP_IGNORED = b"gnoring"  # too soon after another, or no file is newer by a whole second
 _KEPT_LINES = 50
 
 
@@ -79,11 +89,19 @@ class Supervisor:
         self._wanted = asyncio.Event()
         self._secrets: frozenset[str] = frozenset()
         self._last: list[str] = []
+        self._loaded = 0
+        self._ignored = False
+        self._said = asyncio.Event()
+        self._hup_at = float("-inf")
         self.rollbacks = 0
+        self.reloads = 0
         self.pid = 0
+        self.is_serving = False
+        self.rolled_back_why = ""
+        """Why what was rendered last does not serve; empty while it does."""
 
     def reload(self) -> None:
-        """Start FreeRADIUS anew on what the folder holds now: it reads its configuration only when it starts."""
+        """Let FreeRADIUS serve what the folder holds now: by a HUP where that is enough, else started anew."""
         self._wanted.set()
 
     async def run(self) -> None:
@@ -100,6 +118,7 @@ class Supervisor:
             begun = loop.time()
             served = await self._serve()
             if self._wanted.is_set():
+                self.rolled_back_why = ""
                 _log.info("event=freeradius-restart why=configuration-changed")
                 continue
             if not served and self._go_back(in_words("\n".join(self._last))):
@@ -113,6 +132,7 @@ class Supervisor:
         files = _files(self._folder)
         self._secrets = secrets_in(files)
         self._last = []
+        self._loaded, self._hup_at = 0, float("-inf")
         process = await asyncio.create_subprocess_exec(
             *_ends_with_us(), find_program(), "-f", "-l", "stdout", "-d", str(self._folder),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, **_as(self._who),
@@ -127,16 +147,59 @@ class Supervisor:
                 (following, asked, serving), timeout=self._ready_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if ready.is_set():
-                self._keep(files)
-                self._on_ready()
-                await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
+                self._served(files)
+                await self._until_restart(process, files, following)
             return ready.is_set()
         finally:
+            self.is_serving = False
             asked.cancel()
             serving.cancel()
             await _stop(process)
             following.cancel()
             await asyncio.gather(following, asked, serving, return_exceptions=True)
+
+    async def _until_restart(
+        self, process: asyncio.subprocess.Process, files: dict[str, str], following: asyncio.Task[None]
+    ) -> None:
+        """Until FreeRADIUS ends, or what the folder holds takes more than a HUP."""
+        servers = self._loaded
+        while True:
+            asked = asyncio.create_task(self._wanted.wait())
+            try:
+                await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                asked.cancel()
+            if following.done():
+                return
+            self._wanted.clear()  # before the folder is read: what is written later is looked at again
+            fresh = _files(self._folder)
+            if fresh == files or not is_taken_by_hup(files, fresh) or not await self._hup(process, servers):
+                self._wanted.set()
+                return
+            files, self._secrets = fresh, self._secrets | secrets_in(fresh)
+            self.reloads += 1
+            self.rolled_back_why = ""
+            _log.info("event=freeradius-reload why=configuration-changed")
+            self._served(files)
+
+    async def _hup(self, process: asyncio.subprocess.Process, servers: int) -> bool:
+        """Whether FreeRADIUS has read its virtual servers anew, all of them."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._hup_at < HUP_PAUSE_SECONDS:
+            return False
+        self._hup_at, self._loaded, self._ignored = loop.time(), 0, False
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(HUP_SECONDS):
+                while self._loaded < servers and not self._ignored:
+                    self._said.clear()
+                    await self._said.wait()
+        return self._loaded >= servers
+
+    def _served(self, files: dict[str, str]) -> None:
+        self._keep(files)
+        self.is_serving = True
+        self._on_ready()
 
     async def _follow(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
         assert process.stdout is not None
@@ -149,6 +212,9 @@ class Supervisor:
                 break
             if _READY in line:
                 ready.set()
+            self._loaded += _SERVER_LOADED in line
+            self._ignored |= _HUP_IGNORED in line
+            self._said.set()
             shown = redacted(line.decode("utf-8", "replace").rstrip(), self._secrets)
             self._last = [*self._last[-_KEPT_LINES:], shown]
             _log.info("freeradius: %s", shown)
@@ -168,6 +234,7 @@ class Supervisor:
         _log.error("event=freeradius-rolled-back why=%r", why)
         write_raddb(kept, self._folder, owner=owner_of(self._who))
         self.rollbacks += 1
+        self.rolled_back_why = why
         return True
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from appliance.access.raddb_folder import default_folder, run_as
 from est import csr
+from lab.story import Cast
 from lab.supplicant import Outcome, authenticate
-from tests.campus import NAS_SECRET, Campus
+from tests.campus import NAS_SECRET, Campus, environment
 from tests.endtoend.test_network_side import request_credential, values_of
 from tests.interop.radius_tools import RadSecWire, free_tcp_port, free_udp_port, need_freeradius
 
@@ -32,6 +37,7 @@ class Site:
     radius: tuple[str, int]
     radsec_port: int
     folder: Path
+    refuse: Path
 
     async def log_in(self, secret: bytes = NAS_SECRET.encode(), **more: Any) -> Outcome:
         block = values_of((self.agent / "wpa_supplicant.conf").read_text())
@@ -67,17 +73,34 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(template: Campus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    need_freeradius()
     folder = tmp_path_factory.mktemp("site")
     campus = template.copy(folder / "campus")
     port, radsec_port = free_udp_port(), free_tcp_port()
-    campus.start(
-        "radius.engine=freeradius", f"radius.port={port}", f"radius.accounting_port={free_udp_port()}",
-        "radius.radsec_host=127.0.0.1", f"radius.radsec_port={radsec_port}", "radius.fail_mode=guest",
-    )  # fmt: skip
-    campus.start_proxy()
-    yield Site(campus, request_credential(campus, folder / "agent"), ("127.0.0.1", port), radsec_port, folder)
-    campus.close()
+    with choosy_freeradius() as refuse, closing(campus):
+        campus.start(
+            "radius.engine=freeradius", f"radius.port={port}", f"radius.accounting_port={free_udp_port()}",
+            "radius.radsec_host=127.0.0.1", f"radius.radsec_port={radsec_port}", "radius.fail_mode=guest",
+        )  # fmt: skip
+        campus.start_proxy()
+        agent = request_credential(campus, folder / "agent")
+        yield Site(campus, agent, ("127.0.0.1", port), radsec_port, folder, refuse)
+
+
+@contextmanager
+def choosy_freeradius() -> Iterator[Path]:
+    """On the path the real FreeRADIUS, whose check refuses everything while there is a file `refuse` in the folder."""
+    # not in pytest's folder, which FreeRADIUS' user cannot enter
+    with tempfile.TemporaryDirectory(prefix="choosy-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        folder.chmod(0o711)
+        program = folder / "freeradius"
+        program.write_text(
+            f"#!/bin/sh\nif [ \"$1\" = -C ] && [ -e '{folder}/refuse' ]; then\n"
+            f"echo 'Error: refused by the test'; exit 1; fi\nexec {need_freeradius()} \"$@\"\n"
+        )
+        program.chmod(0o755)
+        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield folder / "refuse"
 
 
 def request_of(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -103,14 +126,30 @@ def test_a_nas_gets_a_certificate_logs_agents_in_over_tls_and_is_shut_out_by_its
             assert outcome.vlan == "20"
         (row,) = site.campus.cli("access", "log", "--limit", "1").json
         assert row["nas"] == "hall"
+
+        # another NAS's certificate cuts nobody's connection
+        root = (site.campus.home / "certificates" / "root.pem").read_text()
+        wire = await RadSecWire.open_files(
+            site.radsec_port, certificate, site.folder / "nas.key", root, "radius.campus.example", "1.3"
+        )
+        other = site.folder / "other.pem"
+        again = site.campus.cli("nas", "certify", "hall", "--csr", site.folder / "nas.csr", "--out", other)
+        assert again.status == 0, again.err
+        await site.until(lambda one: one.code == "accept", lambda: site.over_tls(other, "1.3"), seconds=8.0)
+        assert (await site.log_in(RadSecWire.SECRET, wire=wire, seconds=3.0)).code == "accept"
+        await asyncio.sleep(6)  # so that the revocation is taken without a restart as well
         revoked = site.campus.cli("certs", "revoke", done.json["serial"], "--issuer", "infrastructure")
         assert revoked.status == 0, revoked.err
         for version in ("1.2", "1.3"):
             await site.until(lambda one: one.code == "timeout", lambda: site.over_tls(certificate, version))
+        assert (await site.log_in(RadSecWire.SECRET, wire=wire, seconds=1.0)).code == "timeout"
+        assert (await site.over_tls(other, "1.3")).code == "accept"
+        await wire.close()
 
     asyncio.run(act())
-    (audited,) = site.campus.cli("audit", "list", "--event", "infrastructure-certificate-issued").json
-    assert audited["object"] == done.json["serial"]
+    assert site.campus.log().count("event=freeradius-reload") >= 2
+    audited = site.campus.cli("audit", "list", "--event", "infrastructure-certificate-issued").json
+    assert [row["object"] for row in audited].count(done.json["serial"]) == 1
 
 
 def test_a_nas_whose_secret_changes_is_followed_without_a_restart_of_the_appliance(site: Site) -> None:
@@ -160,6 +199,29 @@ def test_a_rotated_secret_reaches_freeradius_by_itself_and_the_old_one_is_refuse
     asyncio.run(act())
 
 
+def test_what_freeradius_refuses_is_not_used_and_is_shown_until_it_takes_something_newer(site: Site) -> None:
+    def radius() -> dict[str, str]:
+        (row,) = [row for row in site.campus.cli("doctor").json if row["check"] == "radius"]
+        return dict(row)
+
+    def until(state: str) -> dict[str, str]:
+        deadline = time.monotonic() + 5
+        while (row := radius())["level"] != state:
+            assert time.monotonic() < deadline, row
+            time.sleep(0.1)
+        return row
+
+    assert until("ok")["message"] == "FreeRADIUS serves what was rendered last"
+    site.refuse.touch()
+    assert site.campus.cli("nas", "add", "late", "127.0.0.3").status == 0
+    assert "refused by the test" in until("error")["message"]
+    assert asyncio.run(site.log_in()).code == "accept"
+    site.refuse.unlink()
+    assert site.campus.cli("nas", "remove", "late").status == 0
+    until("ok")
+    assert asyncio.run(site.log_in()).code == "accept"
+
+
 def test_a_policy_with_another_guest_vlan_is_rendered(site: Site) -> None:
     """The fail mode is guest here, so that the policy's guest VLAN stands in the configuration."""
 
@@ -189,3 +251,71 @@ def test_secrets_are_not_in_the_log(site: Site) -> None:
         text = path.read_text(errors="replace")
         assert NAS_SECRET not in text
     assert json.dumps(site.campus.cli("nas", "list").json).find(NAS_SECRET) == -1
+
+
+class From:
+    """A NAS at an address of its own."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self._transport: asyncio.DatagramTransport | None = None
+
+    @classmethod
+    async def open(cls, address: str, server: tuple[str, int]) -> From:
+        made = cls()
+
+        class Takes(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, addr: object) -> None:
+                made.answers.put_nowait(data)
+
+        made._transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            Takes, local_addr=(address, 0), remote_addr=server
+        )
+        return made
+
+    def send(self, octets: bytes) -> None:
+        assert self._transport is not None
+        self._transport.sendto(octets)
+
+
+def test_one_that_runs_beside_the_appliance_follows_it_and_keeps_what_works(template: Campus, tmp_path: Path) -> None:
+    """`appliance radius run`: a new NAS is served by itself, a rendering that FreeRADIUS refuses changes nothing."""
+    campus, port = template.copy(tmp_path / "campus"), free_udp_port()
+    with choosy_freeradius() as refuse, closing(campus):
+        campus.start("radius.engine=none", f"radius.port={port}", f"radius.accounting_port={free_udp_port()}")
+        campus.start_proxy()
+        agent = request_credential(campus, tmp_path / "agent")
+        command = [
+            sys.executable, "-m", "appliance", "radius", "run", "--home", campus.home, "-o", "json",
+            f"--set=radius.port={port}",
+        ]  # fmt: skip
+        running = Cast(campus.logs, environment()).start("radius", command)
+        campus.cast._members.append(running)
+        running.wait_for("ready", 30)
+        site = Site(campus, agent, ("127.0.0.1", port), 0, tmp_path, refuse)
+        secret = "secret-of-a-new-switch-0123456789"
+        (tmp_path / "secret").write_text(secret)
+
+        async def from_new() -> Outcome:
+            return await site.log_in(secret.encode(), wire=await From.open("127.0.0.2", site.radius), seconds=1.0)
+
+        async def act() -> None:
+            assert (await site.log_in()).vlan == "20"
+            assert (await from_new()).code == "timeout"
+            assert campus.cli("nas", "add", "new", "127.0.0.2", "--secret-file", tmp_path / "secret").status == 0
+            await site.until(lambda one: one.code == "accept", from_new, seconds=10.0)
+
+            refuse.touch()
+            assert campus.cli("nas", "remove", "new").status == 0
+            deadline = time.monotonic() + 10
+            while "freeradius-not-reloaded" not in campus.log("radius"):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+            assert "refused by the test" in campus.log("radius")
+            assert [(await from_new()).code, (await site.log_in()).code] == ["accept", "accept"]
+            refuse.unlink()
+            await site.until(lambda one: one.code == "timeout", from_new, seconds=10.0)
+            assert (await site.log_in()).vlan == "20"
+
+        asyncio.run(act())
+        assert secret not in campus.log("radius") and NAS_SECRET not in campus.log("radius")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from appliance.access.raddb_folder import (
     FreeRadiusRefused,
@@ -26,8 +30,9 @@ from appliance.access.raddb_folder import (
     secrets_in,
 )
 from appliance.access.supervisor import Supervisor, check_folder
-from lab.supplicant import authenticate
-from radius.render import render, write_raddb
+from lab.supplicant import Outcome, Wire, authenticate
+from lab.supplicant import _Datagrams as Datagrams
+from radius.render import NasEntry, render, write_raddb
 from tests.interop.radius_tools import (
     LIBRARIES,
     TOKEN,
@@ -36,7 +41,7 @@ from tests.interop.radius_tools import (
     need_freeradius,
     raddb_values,
 )
-from tests.radius.world import SECRET, Desk, campus, login
+from tests.radius.world import SECRET, Desk, Issued, campus, login
 
 pytestmark = pytest.mark.interop
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user to become")
@@ -50,8 +55,14 @@ def place() -> Iterator[Path]:
         yield Path(name)
 
 
+@functools.cache
+def server() -> Issued:
+    return campus().server()
+
+
 def written(folder: Path, port: int, decision_port: int = 1, **changes: object) -> dict[str, str]:
-    files = render(raddb_values(folder, decision_port, port, **changes))
+    same = {"certificate_chain_pem": server().pem.decode(), "key_pem": server().key_pem.decode()}
+    files = render(raddb_values(folder, decision_port, port, **same, **changes))
     who = run_as("freerad")
     write_raddb(files, folder, owner=owner_of(who))
     return files
@@ -160,6 +171,125 @@ def test_what_does_not_come_up_is_replaced_by_what_served_last(place: Path) -> N
                 assert (folder / "clients.conf").read_text() == good["clients.conf"]
 
     asyncio.run(act())
+
+
+class Held:
+    """A wire whose third packet waits until the test lets it go."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.answers = wire.answers
+        self.waits, self.go_on = asyncio.Event(), asyncio.Event()
+        self._sent = 0
+        self._later: asyncio.Task[None] | None = None
+
+    def send(self, octets: bytes) -> None:
+        self._sent += 1
+        if self._sent == 3:
+            self.waits.set()
+            self._later = asyncio.create_task(self._send_later(octets))
+        else:
+            self._wire.send(octets)
+
+    async def _send_later(self, octets: bytes) -> None:
+        await self.go_on.wait()
+        self._wire.send(octets)
+
+
+def test_what_virtual_servers_do_changes_by_hup_and_logins_under_way_go_on(place: Path) -> None:
+    need_freeradius()
+    folder, port = place / "raddb", free_udp_port()
+
+    async def act() -> None:
+        desk, agent = Desk(), campus().agent()
+        desk.admit(agent)
+        async with decision_service(desk, place) as service:
+            written(folder, port, service.port, fail_mode="guest", guest_vlan=99)
+            async with supervised(folder) as (supervisor, served):
+                pid = supervisor.pid
+                held = Held(await Datagrams.open("127.0.0.1", port))
+                under_way = asyncio.create_task(authenticate("127.0.0.1", port, SECRET, **login(agent), wire=held))
+                await held.waits.wait()
+                await asyncio.sleep(1.1)  # FreeRADIUS knows a changed file by the second
+                written(folder, port, service.port, fail_mode="guest", guest_vlan=98)
+                supervisor.reload()
+                await served()
+                assert (supervisor.pid, supervisor.reloads) == (pid, 1)
+                held.go_on.set()
+                assert (await under_way).vlan == "20"
+                service.instead = lambda: web.Response(status=500)
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "98"
+
+                # FreeRADIUS ignores a HUP that follows another too soon: it is started anew
+                written(folder, port, service.port, fail_mode="guest", guest_vlan=97)
+                supervisor.reload()
+                await served()
+                assert supervisor.pid != pid and supervisor.reloads == 1
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "97"
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_login_that_a_restart_cuts_ends_authentically_and_succeeds_when_tried_again(
+    place: Path, version: str
+) -> None:
+    need_freeradius()
+    folder, port = place / "raddb", free_udp_port()
+
+    async def act() -> None:
+        desk, agent = Desk(), campus().agent()
+        desk.admit(agent)
+        async with decision_service(desk, place) as service:
+            written(folder, port, service.port)
+            async with supervised(folder) as (supervisor, served):
+                held = Held(await Datagrams.open("127.0.0.1", port))
+                who = login(agent, tls_version=version)
+                under_way = asyncio.create_task(authenticate("127.0.0.1", port, SECRET, **who, wire=held))
+                await held.waits.wait()
+                other = NasEntry("switch-2", "127.0.0.2", SECRET.decode())
+                known = NasEntry("switch-1", "127.0.0.1", SECRET.decode())
+                written(folder, port, service.port, nas=[known, other])
+                supervisor.reload()
+                begun = time.monotonic()
+                # one that begins while nobody listens: the NAS says it again, as every NAS does
+                between = asyncio.create_task(repeating(port, who))
+                await served()
+                assert time.monotonic() - begun < 3
+                held.go_on.set()
+                outcome = await under_way
+                # EAP-Failure with Message-Authenticator (RFC 3579, section 3.2): a NAS drops anything less
+                assert (outcome.code, outcome.eap_code, outcome.trouble) == ("reject", 4, "")
+                assert (await between).vlan == "20"
+                assert (await authenticate("127.0.0.1", port, SECRET, **who)).vlan == "20"
+                assert supervisor.reloads == 0
+
+    asyncio.run(act())
+
+
+async def repeating(port: int, who: dict[str, Any]) -> Outcome:
+    """A login whose packets are sent again until something answers."""
+    wire = await Datagrams.open("127.0.0.1", port)
+    last = b""
+
+    class Again:
+        answers = wire.answers
+
+        def send(self, octets: bytes) -> None:
+            nonlocal last
+            last = octets
+            wire.send(octets)
+
+    async def again() -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            wire.send(last)
+
+    task = asyncio.create_task(again())
+    try:
+        return await authenticate("127.0.0.1", port, SECRET, **who, wire=Again())
+    finally:
+        task.cancel()
 
 
 def test_a_folder_that_never_served_is_refused_in_words(place: Path) -> None:
