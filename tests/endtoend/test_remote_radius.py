@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -18,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,11 +28,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from appliance.access.raddb_folder import owner_of, run_as
 from appliance.access.remote import Remote
 from appliance.clock import SystemClock
 from appliance.hierarchy import certificate_file, key_file
 from appliance.initialise import initialise
 from appliance.keys import read_key
+from appliance.proxy.connection import Target, open_verified
 from appliance.store import certificates
 from appliance.store.agents import REGISTERED, Agent
 from appliance.store.agents import add as add_agent
@@ -39,12 +42,14 @@ from appliance.store.owners import ACTIVE, Owner
 from appliance.store.owners import add as add_owner
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
-from est import csr, profiles
+from est import cms, csr, profiles, transfer
 from est.certificates import aki_of
 from est.chains import ski_of
+from est.client import EstClient
 from est.keys import spki_sha256
 from est.signer import KeySigner
 from lab.supplicant import Outcome, authenticate
+from radius.render import read_raddb, write_raddb
 from tests.campus import NAS_SECRET, ORIGIN, Ran, appliance, environment, run_here
 from tests.interop.radius_tools import RadSecWire, free_tcp_port, need_freeradius
 
@@ -65,6 +70,23 @@ guest = 99
 name = "research"
 department = "R&D"
 vlan = "research"
+"""
+
+
+POLICY_WITH_PROXIES = """
+version = 2
+[vlans]
+research = 20
+infrastructure = 5
+guest = 99
+[[rule]]
+name = "research"
+department = "R&D"
+vlan = "research"
+[[rule]]
+name = "proxies"
+credential = "proxy"
+vlan = "infrastructure"
 """
 
 
@@ -127,8 +149,14 @@ class Machines:
         finally:
             connection.close()
 
-    async def log_in(self, root: bytes = b"", radsec: tuple[Path, Path] | None = None) -> Outcome:
-        """As the agent, which believes `root` (none: that of `init`); over RadSec with a NAS's certificate and key."""
+    async def log_in(
+        self, root: bytes = b"", radsec: tuple[Path, Path] | None = None, proxy: tuple[bytes, bytes] | None = None
+    ) -> Outcome:
+        """As the agent, or as a proxy with its LDevID and key; over RadSec with a NAS's certificate and key.
+
+        `root` is believed; none: that of `init`.
+        """
+        chain, key = proxy or (self.agent_pem, self.agent_key)
         root, name = root or certificate_file(self.home, "root").read_bytes(), "radius.campus.example"
         wire = None
         if radsec is not None:
@@ -136,7 +164,7 @@ class Machines:
         port, secret = (1812, NAS_SECRET.encode()) if wire is None else (RADSEC_PORT, RadSecWire.SECRET)
         try:
             return await authenticate(
-                THERE, port, secret, identity="x", certificate_chain_pem=self.agent_pem, key_pem=self.agent_key,
+                THERE, port, secret, identity="x", certificate_chain_pem=chain, key_pem=key,
                 ca_pem=root, server_name=name, seconds=3, wire=wire,
             )  # fmt: skip
         finally:
@@ -147,6 +175,26 @@ class Machines:
         done = self.cli("ca", "rollover", verb, "--role", role, *more)
         assert done.status == 0, done.err
         return dict(done.json)
+
+    async def ldevid(self, name: str, root_pem: bytes) -> tuple[bytes, bytes]:
+        """The LDevID, PEM, that a proxy gets for a one-time secret from the CA that signs now, and its key."""
+        made = self.cli("est", "secret", "new", "--for", name)
+        assert made.status == 0, made.err
+        key, client = ec.generate_private_key(ec.SECP256R1()), EstClient()
+        call = client.simpleenroll_call(csr.build(subject=x509.Name([]), key=key))
+        word = base64.b64encode(f"{name}:{made.json['secret']}".encode()).decode()
+        call = replace(call, headers={**call.headers, "authorization": f"Basic {word}"})
+        root = x509.load_pem_x509_certificate(root_pem)
+        at = Target.read(f"https://{HERE}:{self.device_port}")
+        connection = await open_verified(at, (root,), None, seconds=10)
+        try:
+            reply = await connection.exchange(call, seconds=10)
+        finally:
+            await connection.close()
+        assert reply.status == 200, reply.body
+        (issued,) = cms.read_certs_only(transfer.read_base64(reply.body))
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return issued.public_bytes(Encoding.PEM), pkcs8
 
     def made(self, label: str) -> str:
         """The certificate, PEM, that a rollover has made for its new CA."""
@@ -308,8 +356,15 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
     # a renewal there, with a new key, is served at once
     async def renew() -> None:
         remote = Remote(machines.there)
+        folder = machines.there / "raddb"
+        before = read_raddb(folder)
         assert await remote.renew(datetime.now(UTC) + timedelta(days=300))
         assert await remote.fetch()
+        # what did not come up was put back by the supervisor: it is not written again with every look
+        fresh, owner = read_raddb(folder), owner_of(run_as("freerad"))
+        write_raddb(before, folder, owner=owner)
+        assert not await remote.fetch()
+        write_raddb(fresh, folder, owner=owner)
 
     asyncio.run(renew())
     newer = x509.load_pem_x509_certificate((machines.there / "own.pem").read_bytes())
@@ -333,7 +388,7 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
 @pytest.mark.slow
 @pytest.mark.req("E-102", "E-103")
 def test_another_machine_follows_every_rollover(machines: Machines) -> None:
-    (machines.home.parent / "policy").write_text(POLICY)
+    (machines.home.parent / "policy").write_text(POLICY_WITH_PROXIES)
     (machines.home.parent / "nas-secret").write_text(NAS_SECRET)
     machines.start("run", "--home", machines.home, "--set", f"radius.radsec_host={HERE}")
     assert machines.cli("policy", "publish", machines.home.parent / "policy").status == 0
@@ -403,6 +458,26 @@ def test_another_machine_follows_every_rollover(machines: Machines) -> None:
     machines.rollover("advance", "root")
     gets_in(new_root)
     assert root_file.read_bytes() == new_root
+
+    # devices: a proxy with an LDevID of either CA gets in, then those of the old one nowhere any more
+    def proxy_gets(ldevid: tuple[bytes, bytes], code: str) -> None:
+        until(lambda: asyncio.run(machines.log_in(new_root, proxy=ldevid)).code == code)
+
+    old = asyncio.run(machines.ldevid("old-proxy", new_root))
+    assert asyncio.run(machines.log_in(new_root, proxy=old)).vlan == "5"
+    label = machines.rollover("start", "devices")["label"]
+    machines.rollover("advance", "devices")
+    until(lambda: trusted(machines.made(label)))
+    machines.rollover("advance", "devices")
+    new = asyncio.run(machines.ldevid("new-proxy", new_root))
+    new_ca = x509.load_pem_x509_certificate(machines.made(label).encode())
+    assert aki_of(x509.load_pem_x509_certificate(new[0])) == ski_of(new_ca)
+    for ldevid in (old, new):
+        proxy_gets(ldevid, "accept")
+    machines.rollover("advance", "devices", "--force")
+    proxy_gets(old, "reject")
+    assert asyncio.run(machines.log_in(new_root, proxy=new)).vlan == "5"
+    gets_in(new_root)
 
     # agents: both CAs are believed, then what the old one issued gets nobody in
     label = machines.rollover("start", "agents")["label"]
