@@ -159,6 +159,7 @@ class Appliance:
         )
         self.directory, self.sync, self.directory_tokens = access.directory, access.sync, access.directory_tokens
         self.policies, self.explainer, self.decisions = access.policies, access.explainer, access.decisions
+        self.forwarding = access.forwarding
         self.identity = build_identity(
             settings.identity, origin=settings.origin, server_id=settings.server_id, store=store, ca=ca, clock=clock
         )
@@ -195,7 +196,11 @@ class Appliance:
             ca=ca,
             crls=self.crls,
             settings=settings,
-            advice={"directory": self.sync.look, "radius": lambda: self._radius.look()},
+            advice={
+                "directory": self.sync.look,
+                "radius": lambda: self._radius.look(),
+                "log-forwarding": self.forwarding.look,
+            },
         )
         self.rollovers = Rollovers(
             settings, ca=ca, store=store, clock=clock, passphrase=passphrase, on_change=self._use_authorities
@@ -354,7 +359,7 @@ class Appliance:
                     ),
                     actor,
                 ),
-                "access": AccessOperations(self.decisions, self.explainer),
+                "access": AccessOperations(self.decisions, self.explainer, self.forwarding),
                 "sessions": SessionOperations(self.sessions, actor),
                 "radius": RadiusOperations(self.freeradius, actor),
                 "audit": AuditOperations(AuditReader(self.store), self.checkpoints, actor),
@@ -482,6 +487,7 @@ class Appliance:
             self.checkpoints,
             self.sync,
             self.servers,
+            self.forwarding,
         )
         self._tasks += [asyncio.create_task(one.run()) for one in keepers]
         if settings.registrar.announce:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from appliance.access.directory import OwnerDirectory
 from appliance.access.directory_tokens import DirectoryTokens
 from appliance.access.explaining import Explainer
+from appliance.access.forwarding import LogForwarding
 from appliance.access.log_export import enterprise_of
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
@@ -41,6 +42,7 @@ class Access:
     policies: PolicyService
     explainer: Explainer
     decisions: DecisionReader
+    forwarding: LogForwarding
 
 
 def assemble(
@@ -78,12 +80,10 @@ def assemble(
     directory_tokens = DirectoryTokens(store)
     policies = PolicyService(store, access)
     explainer = Explainer(store, access, clock, owner_id_oid=f"{settings.identity.oid_arc}.2")
-    decisions = DecisionReader(
-        store,
-        access,
-        clock,
-        origin=settings.origin,
-        sender=socket.gethostname(),
-        pen=enterprise_of(settings.identity.oid_arc),
+    sender, pen = socket.gethostname(), enterprise_of(settings.identity.oid_arc)
+    decisions = DecisionReader(store, access, clock, origin=settings.origin, sender=sender, pen=pen)
+    forwarding = LogForwarding(settings.access, store, clock, sender=sender, pen=pen)
+    access.on_logged(forwarding.news)
+    return Access(
+        access, nas, sessions, changes, directory, sync, directory_tokens, policies, explainer, decisions, forwarding
     )
-    return Access(access, nas, sessions, changes, directory, sync, directory_tokens, policies, explainer, decisions)

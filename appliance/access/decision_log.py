@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +36,8 @@ class DecisionLog:
         self._queue: deque[tuple[Any, ...]] = deque(maxlen=MAX_QUEUED)
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
+        self.on_written: Callable[[], None] = lambda: None
+        """Called when rows were written."""
 
     def put(self, decision: Decision) -> None:
         """Queue one decision; never blocks, never fails."""
@@ -85,3 +88,4 @@ class DecisionLog:
             except ApplianceError:
                 self._queue.extendleft(reversed(batch))
                 raise
+            self.on_written()

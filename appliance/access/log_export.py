@@ -48,12 +48,21 @@ def write_json(line: Line) -> str:
 
 def write_syslog(line: Line) -> str:
     """One message of RFC 5424, facility authpriv, with the row as structured data and the reason in words behind it."""
+    data = " ".join(f'{name}="{_parameter(value)}"' for name, value in _fields(line.row) if value)
+    return f"{_head(line)} [decision@{line.pen} {data}] {_BOM}{_plain(_message(line.row))}"
+
+
+def _head(line: Line) -> str:
+    """Everything before the structured data (RFC 5424, section 6.2)."""
     row = line.row
     priority = _AUTHPRIV * 8 + _SEVERITY.get(row["verdict"], 4)
     stamp = line.time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    data = " ".join(f'{name}="{_parameter(value)}"' for name, value in _fields(row) if value)
-    head = f"<{priority}>1 {stamp} {_header(line.sender, 255)} {VENDOR} - {_header(row['reason'], 32)}"
-    return f"{head} [decision@{line.pen} {data}] {_BOM}{_plain(_message(row))}"
+    return f"<{priority}>1 {stamp} {_header(line.sender, 255)} {VENDOR} - {_header(row['reason'], 32)}"
+
+
+def write_cef_message(line: Line) -> str:
+    """CEF behind the header of RFC 5424, without structured data: readers look for CEF: where the text begins."""
+    return f"{_head(line)} - {write_cef(line)}"
 
 
 def write_cef(line: Line) -> str:
@@ -90,6 +99,8 @@ def write_cef(line: Line) -> str:
     return f"CEF:0|{'|'.join(map(_cef_header, head))}|{pairs}"
 
 
+WIRE_FORMATS: Final[Mapping[str, Callable[[Line], str]]] = {"syslog": write_syslog, "cef": write_cef_message}
+"""What a syslog receiver can be sent."""
 FORMATS: Final[Mapping[str, Callable[[Line], str]]] = {"jsonl": write_json, "syslog": write_syslog, "cef": write_cef}
 
 

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
@@ -159,6 +159,10 @@ class AccessService:
         found = read_log_line(line)
         if found is not None:
             self.failed(found.request, refuse(found.request, found.code, found.detail))
+
+    def on_logged(self, listener: Callable[[], None]) -> None:
+        """Call back whenever rows of the decision log were written."""
+        self._log.on_written = listener
 
     async def flush(self) -> None:
         """Write what the log still holds, so that a reader finds it."""

@@ -206,3 +206,9 @@ def access_export(
             position = page["next"]
     if str(file) != "-":
         show({"rows": lines, "file": str(file)})
+
+
+@access.command("forwarding")
+def access_forwarding() -> None:
+    """The syslog receivers of `access.forward_to`: whether each is there, what it got, and what it never will."""
+    show(ask("access.forwarding"), ("to", "state", "since", "sent", "behind", "dropped", "why"))

@@ -8,6 +8,7 @@ from typing import Any
 from cryptography import x509
 
 from appliance.access.explaining import Explainer, outcome
+from appliance.access.forwarding import LogForwarding
 from appliance.access.freeradius import FreeRadius
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
@@ -156,8 +157,9 @@ class SessionOperations:
 class AccessOperations:
     """appliance access ..."""
 
-    def __init__(self, reader: DecisionReader, explainer: Explainer) -> None:
+    def __init__(self, reader: DecisionReader, explainer: Explainer, forwarding: LogForwarding) -> None:
         self._reader = reader
+        self.forwarding = forwarding.status
         self.search = reader.search
         self._explainer = explainer
 

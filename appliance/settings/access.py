@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from appliance.setting_types import AttributeName, HostName, LdapFilter, LdapUrl
+from appliance.setting_types import AttributeName, HostName, LdapFilter, LdapUrl, SyslogUrl
 from appliance.settings.section import Section
 
 
@@ -27,6 +27,22 @@ class AccessSettings(Section):
     )
     session_assumed_hours: float = Field(
         24.0, gt=0, description="A session that only its Access-Accept told of is taken to be over after so long."
+    )
+    forward_to: tuple[SyslogUrl, ...] = Field(
+        (),
+        description="Syslog receivers that get the decision log as it is written: udp://HOST:514, tcp://HOST:601 (octet"
+        " counting, RFC 6587) or tls://HOST:6514 (RFC 5425).",
+    )
+    forward_format: Literal["syslog", "cef"] = Field(
+        "syslog", description="What they get: RFC 5424 with structured data, or CEF behind the same header."
+    )
+    forward_ca_file: Path | None = Field(
+        None, description="CA certificates that receivers over TLS must chain to, PEM; none = those of this machine."
+    )
+    forward_rows: int = Field(
+        100_000,
+        ge=100,
+        description="How many rows wait for a receiver that is away; the oldest beyond are dropped, and counted.",
     )
     session_days: int = Field(30, gt=0, description="How long ended sessions are kept, days.")
 

@@ -124,6 +124,12 @@ def first_since(tx: Tx, since: datetime) -> int:
     return int(tx.scalar(_FIRST_SINCE, {"since": since}) or 1) - 1
 
 
+def behind(tx: Tx, time: datetime) -> int:
+    """The newest id that is not newer than a moment; 0 = every row is."""
+    return int(tx.scalar(_BEHIND, {"time": time}) or 0)
+
+
+_BEHIND = select(func.max(_c.id)).where(_c.time <= bindparam("time", type_=Time()))
 _FIRST_SINCE = select(func.min(_c.id)).where(_c.time >= bindparam("since", type_=Time()))
 
 

@@ -440,6 +440,7 @@ APPLIANCE = {
     "home-exists": 409,
     "backup-malformed": 400,
     "freeradius-missing": 503,
+    "log-not-forwarded": 503,
     "freeradius-refused": 502,
     "site-not-usable": 502,
     "operation-refused": 409,

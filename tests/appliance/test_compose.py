@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from appliance.clock import SystemClock
 from appliance.compose import create_appliance
+from appliance.console.client import call
 from appliance.errors import HomeLocked, PassphraseWrong
 from appliance.home import admin_socket, locked
 from appliance.initialise import initialise
@@ -106,6 +108,35 @@ def test_a_radius_port_that_is_taken_is_a_refusal_too(home: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(Refusal):
             run(home, lambda appliance: None, f"radius.port={taken.getsockname()[1]}")
+
+
+def test_what_is_logged_is_forwarded_while_the_appliance_runs_and_secrets_are_not(home: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(10)
+        to = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
+
+        def act(appliance: Any) -> str:
+            def ask(operation: str, **more: Any) -> Any:
+                return call(admin_socket(home), operation, more)
+
+            deadline = time.monotonic() + 10
+            while ask("access.forwarding")[0]["state"] != "connected":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            ask("nas.add", name="sw-1", address="127.0.0.1", secret="secret-of-the-switch-0123456789")
+            host, _, port = appliance.listeners["radius"].rpartition(":")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                stranger.bind(("127.0.0.2", 0))
+                stranger.sendto(b"\x01\x07\x00\x14" + bytes(16), (host, int(port)))
+            message = receiver.recv(65_536).decode()
+            (row,) = [one for one in ask("doctor") if one["check"] == "log-forwarding"]
+            assert (row["level"], row["message"]) == ("ok", "1 receivers")
+            return message
+
+        message = run(home, act, f"access.forward_to={to}")
+    assert " campus-appliance - nas-unknown [decision@32473 " in message and "127.0.0.2" in message
+    assert "secret-of-the-switch" not in message
 
 
 def test_operations_without_a_running_appliance_hold_the_lock(home: Path) -> None:

@@ -1,0 +1,259 @@
+"""Forwards the decision log to syslog receivers as it is written: RFC 5424 over UDP, TCP or TLS.
+
+The log in the store is the queue, so nothing is on the way of a decision, and a position per receiver is all that has
+to be kept: after a restart, ours or the receiver's, it goes on behind what was delivered. A page whose delivery is in
+doubt is sent again. A receiver that is away for too long loses the oldest rows, which are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from appliance.access.decision_rows import as_json
+from appliance.access.log_export import WIRE_FORMATS, Line
+from appliance.access.syslog_wire import Receiver, Wire, open_wire
+from appliance.clock import Clock
+from appliance.errors import ApplianceError
+from appliance.settings import AccessSettings
+from appliance.store import decisions, meta
+from appliance.store.store import Store
+from appliance.store.transaction import Tx
+
+_log = logging.getLogger(__name__)
+
+PAGE: Final = 50  # what may be sent twice
+LOOK_SECONDS: Final = 5.0
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 60.0
+PATIENCE: Final = timedelta(minutes=1)
+_ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class LogNotForwarded(ApplianceError):
+    """A receiver of the decision log does not take it; `detail` says which and why."""
+
+    reason: ClassVar[str] = "log-not-forwarded"
+
+
+@dataclass(slots=True)
+class _Position:
+    """What is kept of a receiver: the last row that it was given and its time, how many it got and never will."""
+
+    row: int
+    at: str
+    sent: int = 0
+    dropped: int = 0
+
+
+class Forwarder:
+    """One receiver. Everything that goes wrong with it is its own affair: it is tried again, ever more slowly."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        store: Store,
+        clock: Clock,
+        *,
+        write: Callable[[Line], str],
+        sender: str,
+        pen: int,
+        max_behind: int,
+        context: Callable[[], ssl.SSLContext | None],
+    ) -> None:
+        self._receiver = receiver
+        self._store = store
+        self._clock = clock
+        self._write = write
+        self._sender = sender
+        self._pen = pen
+        self._max_behind = max_behind
+        self._context = context
+        self._key = f"log-forward {receiver.url}"
+        self._position: _Position | None = None
+        self._pause = FIRST_PAUSE
+        self.news = asyncio.Event()
+        """Set when rows were written to the log."""
+        self.is_connected = False
+        self.since = clock.now()
+        self.why = ""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self._connected()
+            except ApplianceError as refused:  # the store is away; the receiver is not to blame
+                self._now(False, refused.detail)
+            except TimeoutError:
+                self._now(False, "the receiver does not answer, or takes nothing")
+            except OSError as broken:
+                self._now(False, str(broken))
+            except Exception as failed:  # noqa: BLE001 - supervisor: without this task nothing would be forwarded
+                _log.exception("event=log-forwarder-broke to=%s", self._receiver.url)
+                self._now(False, type(failed).__name__)
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    async def _connected(self) -> None:
+        """From a connection to its end, which is an OSError."""
+        if self._position is None:  # a new receiver's turn begins now, also if it is not there yet
+            self._position = await self._store.read(lambda tx: self._known(tx, decisions.last(tx)))
+            await self._save(self._position)
+        async with contextlib.aclosing(await open_wire(self._receiver, self._context)) as wire:
+            self._now(True, "")
+            while True:
+                self.news.clear()
+                if await self._send_page(wire):
+                    self._pause = FIRST_PAUSE
+                else:
+                    await self._wait(wire)
+
+    async def _wait(self, wire: Wire) -> None:
+        tasks = {asyncio.create_task(self.news.wait()), asyncio.create_task(wire.closed.wait())}
+        try:
+            await asyncio.wait(tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        wire.check()
+
+    async def _send_page(self, wire: Wire) -> int:
+        """Send what comes next; how many rows that were."""
+        position, messages = await self._store.read(self._next)
+        if messages:
+            await wire.send(messages)
+        before, self._position = self._position, position
+        if position == before:
+            return 0
+        if before is not None and position.dropped > before.dropped:
+            lost = position.dropped - before.dropped
+            _log.warning("event=log-rows-dropped to=%s rows=%d", self._receiver.url, lost)
+        with contextlib.suppress(ApplianceError):  # a disk that is full: after a restart some come twice
+            await self._save(position)
+        return len(messages)
+
+    async def _save(self, position: _Position) -> None:
+        text = json.dumps(asdict(position))
+        await self._store.write(lambda tx: meta.put(tx, self._key, text))
+
+    def _next(self, tx: Tx) -> tuple[_Position, list[bytes]]:
+        """The position behind the next rows, and these as messages."""
+        last = decisions.last(tx)
+        known = self._known(tx, last)
+        row, at, dropped = known.row, known.at, known.dropped
+        if row > last:  # a backup was restored, or the log was empty and its ids began anew
+            row = decisions.behind(tx, datetime.fromisoformat(at))
+        if last - row > self._max_behind:
+            dropped += last - self._max_behind - row
+            row = last - self._max_behind
+        rows = decisions.page(tx, after=row, since=_ALWAYS, count=PAGE)
+        if rows:
+            dropped += rows[-1]["id"] - row - len(rows)  # pruned before their turn
+            row, at = rows[-1]["id"], rows[-1]["time"].isoformat()
+        lines = [self._write(Line(as_json(one), one["time"], self._sender, self._pen)) for one in rows]
+        return _Position(row, at, known.sent + len(rows), dropped), [line.encode() for line in lines]
+
+    def _known(self, tx: Tx, last: int) -> _Position:
+        """Where this receiver stands; a new one gets what comes from now on."""
+        if self._position is not None:
+            return self._position
+        text = meta.get(tx, self._key)
+        return _Position(last, tx.now.isoformat()) if text is None else _Position(**json.loads(text))
+
+    def _now(self, is_connected: bool, why: str) -> None:
+        if is_connected != self.is_connected or (why and why != self.why):
+            word = "connected" if is_connected else "away"
+            _log.log(
+                logging.INFO if is_connected else logging.WARNING,
+                "event=log-receiver-%s to=%s why=%r", word, self._receiver.url, why,
+            )  # fmt: skip
+        if is_connected != self.is_connected:
+            self.since = self._clock.now()
+        self.is_connected, self.why = is_connected, why
+
+    def is_missed(self) -> bool:
+        """Whether the receiver has been away for longer than it takes to restart one."""
+        return not self.is_connected and self._clock.now() - self.since > PATIENCE
+
+    async def status(self) -> dict[str, Any]:
+        """How it is, for people and programs."""
+
+        def read(tx: Tx) -> tuple[int, _Position]:
+            last = decisions.last(tx)
+            return last, self._known(tx, last)
+
+        last, position = await self._store.read(read)
+        return {
+            "to": self._receiver.url,
+            "state": "connected" if self.is_connected else "away" if self.why else "starting",
+            "since": self.since.isoformat(timespec="seconds"),
+            "sent": position.sent,
+            "behind": max(0, last - position.row),
+            "dropped": position.dropped,
+            "why": self.why,
+        }
+
+
+class LogForwarding:
+    """All receivers that the settings name."""
+
+    def __init__(self, settings: AccessSettings, store: Store, clock: Clock, *, sender: str, pen: int) -> None:
+        self._ca_file = settings.forward_ca_file
+        self._forwarders = [
+            Forwarder(
+                Receiver.read(url),
+                store,
+                clock,
+                write=WIRE_FORMATS[settings.forward_format],
+                sender=sender,
+                pen=pen,
+                max_behind=settings.forward_rows,
+                context=self._tls_context,
+            )
+            for url in settings.forward_to
+        ]
+
+    def news(self) -> None:
+        """Rows were written to the log."""
+        for forwarder in self._forwarders:
+            forwarder.news.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for forwarder in self._forwarders:
+                group.create_task(forwarder.run())
+
+    async def status(self) -> list[dict[str, Any]]:
+        """How each receiver is."""
+        return [await forwarder.status() for forwarder in self._forwarders]
+
+    async def look(self) -> str:
+        """How forwarding is, in a few words; raises LogNotForwarded."""
+        missed = [one for one in self._forwarders if one.is_missed()]
+        if missed:
+            found: Sequence[dict[str, Any]] = [await one.status() for one in missed]
+            raise LogNotForwarded(
+                "; ".join(f"{one['to']} is away: {one['why']}; {one['behind']} rows wait" for one in found)
+            )
+        return f"{len(self._forwarders)} receivers" if self._forwarders else "no receiver is set"
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Whom receivers over TLS must chain to; read at every connection, as the file may be renewed."""
+        return _client_context(self._ca_file)
+
+
+def _client_context(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
