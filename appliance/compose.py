@@ -17,6 +17,7 @@ from appliance.access.assemble import assemble as assemble_access
 from appliance.access.engine import RadiusEngine, RadiusParts
 from appliance.access.freeradius import FreeRadius, RadiusFiles
 from appliance.access.nas_certificates import NasCertificates
+from appliance.access.open_sessions import OpenSessions
 from appliance.access.routes import AccessRoutes, decision_endpoints, est_endpoints
 from appliance.access.scim.routes import ScimRoutes
 from appliance.access.scim.service import ScimService
@@ -351,7 +352,9 @@ class Appliance:
                     EvidencePackages(ca=self.ca, store=self.store, clock=self.clock, checkpoints=self.checkpoints),
                     actor,
                 ),
-                "policy": PolicyOperations(self.policies, self.explainer, actor, self._issuers),
+                "policy": PolicyOperations(
+                    self.policies, self.explainer, OpenSessions(self.access, self.sessions), actor, self._issuers
+                ),
                 "nas": NasOperations(
                     self.nas,
                     NasCertificates(

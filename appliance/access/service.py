@@ -23,7 +23,7 @@ from appliance.store import facts, nas
 from appliance.store.owners import LDAP, LOCAL
 from appliance.store.store import Store
 from appliance.store.transaction import OutboxRow
-from radius import AccessRequest, Credential, Decision, Facts, decide
+from radius import AccessRequest, Credential, Decision, Facts, Policy, decide
 from radius.decide import refuse
 from radius.failures import read_log_line
 
@@ -132,14 +132,14 @@ class AccessService:
             self._log.put_failure(decision)
         return decision
 
-    def simulate(self, request: AccessRequest) -> Decision:
-        """What authorize() would say now, without a log row."""
+    def simulate(self, request: AccessRequest, draft: Policy | None = None) -> Decision:
+        """What authorize() would say now, without a log row; by a draft if there is one."""
         snapshot = self._snapshot
         ref = request.credential
         # a CA that was retired takes with it what it issued
         is_ours = ref is not None and (self._issuers is None or ref.aki in self._issuers)
         credential = snapshot.credential(ref.aki, ref.serial) if ref is not None and is_ours else None
-        facts_now, policy = self._facts(snapshot, request, credential), snapshot.policy
+        facts_now, policy = self._facts(snapshot, request, credential), draft or snapshot.policy
         age = None if facts_now.owner is None else self._source_age(snapshot, facts_now.owner.identifier, facts_now.now)
         if age is None:
             return decide(request, credential, facts_now, policy)

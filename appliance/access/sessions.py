@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar, Protocol
 
@@ -232,6 +232,17 @@ class SessionService:
             return found
         both = assumed | {one.id: one for one in found}  # what went into the table meanwhile is in it
         return sorted(both.values(), key=lambda one: one.began_at, reverse=True)[:limit]
+
+    async def live(self) -> AsyncIterator[Session]:
+        """Every live session, a page at a time."""
+        await self._flush()
+        for session in list(self._assumed.sessions()):
+            yield session
+        after = ""
+        while page := await self._store.read(lambda tx: sessions.page(tx, after=after, count=_LOOK_PAGE)):  # noqa: B023
+            for session in page:
+                yield session
+            after = page[-1].id
 
     async def changes(self, session_id: str) -> list[Change]:
         """What a session's NAS was asked for."""

@@ -75,7 +75,7 @@ def policy_impact(
     file: Path,
     days: Annotated[int, typer.Option(min=1, max=3650, help="How many days of logins are replayed.")] = 7,
 ) -> None:
-    """What a draft would change: the logins of the last days, judged by the policy in force and by the draft."""
+    """What a draft would change: the logins of the last days and the sessions that are open now, judged by both."""
     result = ask("policy.impact", text=read_text(file), days=days)
     if invocation().output == "json":
         show(result)
@@ -91,6 +91,14 @@ def policy_impact(
     if result["changes"]:
         show(result["transitions"], ("logins", "from", "to"))
         show(result["changes"], ("who", "from", "to", "logins", "nas", "last", "why"))
+    print(f"{result['sessions_changed']} of {result['sessions']} sessions that are open now would change")
+    if result["sessions_not_judged"]:
+        print(f"{result['sessions_not_judged']} sessions were not decided here, or too little is known of them now")
+    if result["session_changes"]:
+        columns = ("nas", "port", "mac", "agent", "owner", "vlan_now", "vlan_then", "asks", "why")
+        show(result["session_changes"], columns)
+        if len(result["session_changes"]) < result["sessions_changed"]:
+            print("more sessions would change than are listed here")
 
 
 @policy.command("explain")

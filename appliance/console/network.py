@@ -13,6 +13,7 @@ from appliance.access.freeradius import FreeRadius
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
 from appliance.access.nas_certificates import NasCertificates
+from appliance.access.open_sessions import OpenSessions
 from appliance.access.policies import PolicyService
 from appliance.access.session_views import as_json
 from appliance.access.sessions import SessionService, SessionUnknown
@@ -26,9 +27,15 @@ class PolicyOperations:
     """appliance policy ..."""
 
     def __init__(
-        self, policies: PolicyService, explainer: Explainer, actor: Actor, issuers: dict[str, x509.Certificate]
+        self,
+        policies: PolicyService,
+        explainer: Explainer,
+        open_sessions: OpenSessions,
+        actor: Actor,
+        issuers: dict[str, x509.Certificate],
     ) -> None:
         self._policies = policies
+        self._open = open_sessions
         self._explainer = explainer
         self._actor = actor
         self._issuers = issuers
@@ -52,7 +59,7 @@ class PolicyOperations:
         return await self._policies.rollback(revision, comment, self._actor)
 
     async def impact(self, text: str, days: int = 7) -> dict[str, Any]:
-        return await self._explainer.impact(text, days)
+        return await self._explainer.impact(text, days) | await self._open.impact(text)
 
     async def explain(
         self,

@@ -68,6 +68,11 @@ def test_thirty_two_sessions_are_listed_accounted_for_and_ended_with_their_owner
             found = await appliance("sessions", "list")
             assert len(found) == SUPPLICANTS and {one["state"] for one in found} == {"assumed"}
             owner = found[0]["owner"]
+            draft = site.campus.home.parent / "draft.toml"
+            draft.write_text((await appliance("policy", "show"))["text"].replace("20", "21"))
+            impact = await appliance("policy", "impact", str(draft))
+            assert (impact["sessions"], impact["sessions_changed"]) == (SUPPLICANTS, SUPPLICANTS)
+            assert {(one["vlan_now"], one["vlan_then"]) for one in impact["session_changes"]} == {("20", "21")}
             host, port = site.campus.address("accounting")
             loop = asyncio.get_running_loop()
             transport, client = await loop.create_datagram_endpoint(Client, remote_addr=(host, port))

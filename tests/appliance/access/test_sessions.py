@@ -16,6 +16,7 @@ import pytest
 
 from appliance.access import session_changes
 from appliance.access.nas import ALL, REQUESTS, Engine, NasService
+from appliance.access.open_sessions import OpenSessions
 from appliance.access.policies import PolicyService
 from appliance.access.service import AccessService
 from appliance.access.session_changes import ChangeRunner
@@ -28,6 +29,7 @@ from appliance.store import decisions, sessions
 from appliance.store.sessions import Session
 from appliance.store.store import Store
 from appliance.web.peer import Peer
+from est.errors import Refusal
 from est.exchange import Call
 from radius import AccessRequest
 from radius.accounting import AccountingRecord
@@ -870,6 +872,65 @@ def test_an_administrator_takes_sessions_off_or_asks_them_anew(tmp_path: Path) -
             assert [request.code for request in nas.done] == [43, 40]
             with pytest.raises(SessionUnknown):
                 await world.sessions.order([], "end", ADMIN)
+
+    play(tmp_path, story)
+
+
+# ---- a draft policy
+
+
+def test_a_draft_shows_which_open_sessions_it_would_move_or_end(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        open_ = OpenSessions(world.access, world.sessions)
+        world.log_in()
+        await world.account("start")
+        world.log_in(calling_station="02-00-00-00-00-02", nas_port="swp2")  # assumed, not in the table
+        stranger = {"calling_station": "02-00-00-00-00-09", "session": "S9", "nas_port": "swp9"}
+        await world.account("start", **stranger)  # not decided by us
+        generation = world.access.generation
+
+        same = await open_.impact(POLICY + "# nothing\n")
+        assert (same["sessions"], same["sessions_changed"], same["sessions_not_judged"]) == (3, 0, 1)
+
+        moved = await open_.impact(POLICY.replace("rnd = 20", "rnd = 21"))
+        assert moved["sessions_changed"] == 2
+        one, two = moved["session_changes"]
+        assert (one["port"], two["port"]) == ("swp1", "swp2")
+        assert one.items() >= {
+            "nas": "switch-1", "mac": MAC, "agent": AGENT, "owner": OWNER, "vlan_now": "20", "vlan_then": "21",
+            "asks": "change", "reason": "rule-matched", "why": "rule research: VLAN rnd (21)",
+        }.items()  # fmt: skip
+        assert "Tunnel-Private-Group-Id=20" in one["granted_now"] and "=21" in one["granted_then"]
+
+        only_one = POLICY.replace("version = 1", "version = 2").replace(
+            'department = "R&D"', 'department = "R&D"\nport = "swp1"'
+        )
+        (left,) = (await open_.impact(only_one + '[[rule]]\nname = "x"\nport = "swp2"\nreject = "not here"\n'))[
+            "session_changes"
+        ]
+        assert (left["port"], left["vlan_now"], left["vlan_then"], left["asks"]) == ("swp2", "20", "", "end")
+        assert "not here" in left["why"]
+
+        # what changes anyhow is not the draft's doing, and nothing was changed by looking
+        await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+        assert (await open_.impact(POLICY.replace("rnd = 20", "rnd = 21")))["sessions_changed"] == 0
+        assert {one.vlan for one in await world.all()} == {"20", ""}
+        assert world.access.generation > generation
+
+    play(tmp_path, story, runs=False)
+
+
+def test_what_a_draft_shows_is_what_its_publication_does(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await plug(world, nas.port, "hostapd")
+            draft = POLICY.replace("rnd = 20", "rnd = 21")
+            (told,) = (await OpenSessions(world.access, world.sessions).impact(draft))["session_changes"]
+            await PolicyService(world.store, world.access).publish(draft, "", ADMIN)
+            assert await world.until(world.ended) < 5
+            assert (await world.one()).id == told["session"]
+            with pytest.raises(Refusal):
+                await OpenSessions(world.access, world.sessions).impact("version = 9")
 
     play(tmp_path, story)
 
