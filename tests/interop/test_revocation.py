@@ -220,6 +220,46 @@ def test_freeradius_refuses_a_revoked_agent_by_our_crl(tmp_path: Path) -> None:
     asyncio.run(act())
 
 
+def test_freeradius_raises_the_interval_of_new_crls_to_300_s_and_sees_a_revocation_at_its_next_start(
+    tmp_path: Path,
+) -> None:
+    """Why the rendering leaves revocation to the decision port, and why `check_crl` by hand wants restarts."""
+    need_freeradius()
+    lists_folder = tmp_path / "lists"
+
+    async def publish(world: Pki) -> None:
+        crl = await fetched_crl(world.url, tmp_path)
+        lists_folder.mkdir(exist_ok=True)
+        (lists_folder / "agents-crl.pem").write_bytes(crl.read_bytes())
+        (lists_folder / "agents.pem").write_bytes(campus().cas["agents"].pem)
+        assert (await run_program("openssl", "rehash", lists_folder))[0] == 0
+
+    async def act() -> None:
+        async with pki(tmp_path) as world, decision_service(Desk(), tmp_path) as service:
+            service.desk.admit(world.bad, agent_id=BAD)
+            await publish(world)
+            checks = f'\t\tcheck_crl = yes\n\t\tca_path = "{lists_folder}"\n\t\tca_path_reload_interval = 2\n'
+            port = free_udp_port()
+
+            async def code() -> str:
+                return (await authenticate("127.0.0.1", port, SECRET, **login(world.bad))).code
+
+            values = raddb_values(tmp_path / "raddb", service.port, port)
+            async with freeradius(values, turned_on(checks, "")) as log:
+                assert "ca_path_reload_interval is set too low, reset it to 300" in log.read_text()
+                assert await code() == "accept"
+                await world.revoke(world.bad)
+                await within(5, lambda: lists(world, 1))
+                await publish(world)
+                await asyncio.sleep(4)
+                assert await code() == "accept"  # the list that refuses it lies there
+            log.unlink()
+            async with freeradius(values, turned_on(checks, "")):
+                assert await code() == "reject"
+
+    asyncio.run(act())
+
+
 def test_freeradius_refuses_a_revoked_agent_by_our_ocsp(tmp_path: Path) -> None:
     need_freeradius()
 
