@@ -56,11 +56,14 @@ def runner(machine: Machine) -> Callable[[Sequence[str]], None]:
     return run
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
+@pytest.fixture(params=[fabric.BridgePerVlan, fabric.FilteringBridge], ids=["bridge per VLAN", "filtering bridge"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     with ExitStack() as machines:
         switch = machines.enter_context(Machine("switch"))
-        found = fabric.probe(runner(switch))
+        best = fabric.probe(runner(switch))
+        if request.param is fabric.FilteringBridge and not isinstance(best, fabric.FilteringBridge):
+            pytest.skip("the bridges of this kernel filter no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)")
+        found: fabric.Fabric = request.param(runner(switch), locks=best.locks)
         found.set_up([20, 30])
         for vlan in (20, 30):
             probe = machines.enter_context(Machine(f"probe{vlan}"))

@@ -140,8 +140,23 @@ def test_what_the_kernel_cannot_do_is_found_out_and_nothing_is_left(refuse: str,
 
 def test_a_bridge_with_vlan_filtering_gives_a_new_port_no_vlan() -> None:
     run = Recorder()
-    fabric.FilteringBridge(run).set_up([10])
-    assert "vlan_filtering 1 vlan_default_pvid 0" in run.commands[0]
+    bridge = fabric.FilteringBridge(run, locks=False)
+    bridge.set_up([10, 20])
+    bridge.attach("uplink", 10)
+    bridge.open("swp1", 20, STATION)
+    bridge.close("swp1")
+    assert run.commands == [
+        "ip link add brvlan type bridge mcast_snooping 0 vlan_filtering 1 vlan_default_pvid 0",
+        "ip link set brvlan up",
+        "ip link add vl10 type bridge",  # hostapd looks for it; nothing is ever in it
+        "ip link add vl20 type bridge",
+        "ip link set uplink master brvlan",
+        "bridge vlan add dev uplink vid 10 pvid untagged",
+        "ip link set swp1 nomaster",
+        "ip link set swp1 master brvlan",
+        "bridge vlan add dev swp1 vid 20 pvid untagged",
+        "ip link set swp1 nomaster",
+    ]
 
 
 # -- the RADIUS server's requests (RFC 5176)
