@@ -1,5 +1,7 @@
 """What a login gets when the decision port is down, slow or talks nonsense: the three fail modes of a real FreeRADIUS.
 
+Fault row F15: the decision port killed, hung for 5 s, answering garbage, with another certificate.
+
 The table is measured behaviour of rlm_rest: what counts as silence, and what is a no in every mode. Three servers, one
 per mode, run beside one another and ask one decision service.
 """
