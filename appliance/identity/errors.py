@@ -157,7 +157,7 @@ class RequestAbandoned(IdentityError):
 
 
 class CredentialWithdrawn(IdentityError):
-    """The credential was issued and counts no more: its agent, owner, approving key or certificate is revoked."""
+    """What was issued counts no more, or not now: its agent, owner or approving key is revoked or suspended."""
 
     reason: ClassVar[str] = "credential-withdrawn"
 

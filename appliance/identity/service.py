@@ -51,7 +51,7 @@ from appliance.identity.owner_desk import OwnerDesk
 from appliance.identity.records import Registry, RequestFacts
 from appliance.identity.standing import bind_standing
 from appliance.identity.submitter import Submitter, Submitters
-from appliance.identity.withdrawn import is_withdrawn
+from appliance.identity.withdrawn import is_held_back
 from appliance.settings import IdentitySettings
 from appliance.store import agents, certificates, nonces, owner_gateways, owners
 from appliance.store import challenges as parked_rows
@@ -223,7 +223,7 @@ class IdentityService:
     async def status(self, rqh: str, peer: Peer) -> Finished | Unfinished:
         """How a request of this proxy, or of this owner's gateway, stands.
 
-        A finished one gives the same result as often as it is asked, until it is withdrawn.
+        A finished one gives the same result as often as it is asked, until it is withdrawn and not while suspended.
 
         Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, CredentialWithdrawn, and for a
         parked request ApprovalDenied, ChallengeExpired, ChallengeOver.
@@ -241,8 +241,8 @@ class IdentityService:
                 return parked, None
             if row is None or (row.proxy_id if gateway is None else row.owner_id) != asking:
                 raise NotFound("you handed in no such request")
-            if row.result is not None and is_withdrawn(tx, row):
-                raise CredentialWithdrawn("what was issued for this request is revoked")
+            if row.result is not None and is_held_back(tx, row):
+                raise CredentialWithdrawn("what was issued for this request is revoked or suspended")
             serial = row.result.get("serial") if row.result else None
             found = certificates.by_role_and_serial(tx, "agents", int(serial, 16)) if serial else None
             return row, None if found is None else found.der

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from appliance.binding import approval as approvals
-from appliance.store import agents, certificates, owners
+from appliance.store import agents, certificates, owners, proxies
 from appliance.store.requests import Request
 from appliance.store.transaction import Tx
+
+_ENDED = frozenset({"revoked"})
+_HELD = frozenset({"revoked", "suspended"})
 
 
 def is_withdrawn(tx: Tx, row: Request) -> bool:
     """Whether the agent, its owner, a key that approved, or the certificate of an issued request is revoked."""
+    return _is_any(tx, row, _ENDED)
+
+
+def is_held_back(tx: Tx, row: Request) -> bool:
+    """The same, also while agent, owner or key is suspended, or the proxy is not in force: nothing is handed out."""
+    proxy = proxies.by_identifier(tx, row.proxy_id)
+    return proxy is None or not proxy.is_active or _is_any(tx, row, _HELD)
+
+
+def _is_any(tx: Tx, row: Request, states: Set[str]) -> bool:
     agent = agents.by_identifier(tx, row.agent_id)
-    if agent is None or agent.state == agents.REVOKED:
+    if agent is None or agent.state in states:
         return True
     owner = None if row.owner_id is None else owners.by_identifier(tx, row.owner_id)
-    if owner is not None and owner.state == owners.REVOKED:
+    if owner is not None and owner.state in states:
         return True
     keys = (owners.key(tx, approvals.kid_of(token)) for token in row.approval.split())
-    if any(key is not None and key.state == owners.REVOKED for key in keys):
+    if any(key is not None and key.state in states for key in keys):
         return True
     serial = (row.result or {}).get("serial")
     issued = None if serial is None else certificates.by_role_and_serial(tx, "agents", int(serial, 16))

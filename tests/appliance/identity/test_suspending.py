@@ -55,6 +55,31 @@ def test_a_suspended_agent_gets_nothing_and_goes_on_as_itself_when_resumed(tmp_p
 
 
 @pytest.mark.req("A-110")
+def test_what_was_issued_is_handed_out_to_nobody_while_agent_owner_or_key_is_suspended(tmp_path: Path) -> None:
+    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
+        ask = (await proxy.ask(owner, profiles=("wit",))).approved()
+        assert (await ask.submit())[0] == 201
+        rqh = ask.request.rqh
+        registry, directory = campus.registry, campus.directory
+        for suspend, resume in (
+            (registry.suspend(ask.sub, actor=ADMIN), registry.resume(ask.sub, actor=ADMIN)),
+            (directory.suspend("alice", actor=ADMIN), directory.resume("alice", actor=ADMIN)),
+            (
+                directory.suspend_key("alice", owner.jkt, actor=ADMIN),
+                directory.resume_key("alice", owner.jkt, actor=ADMIN),
+            ),
+        ):
+            assert (await proxy.status(rqh))[0] == 200
+            await suspend
+            status, answer = await proxy.status(rqh)
+            assert (status, answer["reason"], "wit" in answer) == (403, "credential-withdrawn", False)
+            await resume
+        assert "wit" in (await proxy.status(rqh))[1]
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-110")
 def test_an_agent_suspended_between_decision_and_signature_gets_nothing(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
         agent = await Agent.first(proxy, owner)
