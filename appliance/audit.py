@@ -100,7 +100,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "standing-approval-used": "A renewal was issued under a standing approval; `uses` counts.",
         "standing-approval-withdrawn": "A standing approval was withdrawn, by hand or with its owner, key or agent.",
         "owner-challenged": "An owner was asked to approve a request.",
-        "owner-answered": "An owner's signed answer to a challenge was taken, or could not be.",
+        "owner-answered": "An owner's signed answer, to a challenge or beside a parked request, was taken or refused.",
         "owner-client-key-added": "The client key of an owner's tool was registered on its signed statement.",
         "owner-client-key-revoked": "The client key of an owner's tool was revoked.",
         "owner-gateway-added": "An owner's gateway was registered: its address, and its server key's statement.",

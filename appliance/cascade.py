@@ -13,7 +13,7 @@ from appliance.binding import dual_identity, jws
 from appliance.binding.errors import BindingError
 from appliance.ca import revoke as revoke_certificate
 from appliance.errors import Conflict
-from appliance.store import agents, certificates, owners, requests, standing_approvals
+from appliance.store import agents, certificates, further_approvals, owners, requests, standing_approvals
 from appliance.store.agents import Agent
 from appliance.store.owners import Owner
 from appliance.store.standing_approvals import StandingRow
@@ -49,7 +49,9 @@ def revoke_agent(tx: Tx, agent: Agent, *, actor: Actor, reason: str = "cessation
 def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
     """Revoke an owner, its keys and every live credential in its name; returns how many credentials (A-110).
 
-    The owner's agents are revoked too: they were nobody else's. Conflict if the owner is not in the state it shows.
+    The owner's agents are revoked too: they were nobody else's. Of other owners' agents, the credentials fall that this
+    owner approved beside them: without it they would not have been issued. Conflict if the owner is not in the state
+    it shows.
     """
     owners.set_state(tx, owner, owners.REVOKED)
     audit.append(tx, AuditEvent("owner-revoked", actor, owner.identifier, fields={"ref": owner.ref}))
@@ -62,13 +64,18 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
     for agent in agents.of_owner(tx, owner.identifier):
         if agent.state != agents.REVOKED:
             count += revoke_agent(tx, agent, actor=actor, reason="privilegeWithdrawn", why="owner revoked")
-    return count + _revoke_all(tx, "owner_id", owner.identifier, actor, "privilegeWithdrawn")
+    count += _revoke_all(tx, "owner_id", owner.identifier, actor, "privilegeWithdrawn")
+    for row in further_approvals.live_certificates_of(tx, owner.identifier):
+        revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="privilegeWithdrawn", actor=actor)
+        count += 1
+    return count
 
 
 def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor) -> int:
     """Revoke the live credentials whose approval one key of an owner signed; returns how many.
 
-    Its standing approvals are withdrawn. The certificate itself holds the first approver's key, and the request behind
+    Its standing approvals are withdrawn. Those of other owners' agents fall too that it approved beside them. The
+    certificate itself holds the first approver's key, and the request behind
     it every approval; a certificate whose extension cannot be read falls too.
     """
     for standing in standing_approvals.live_of_owner(tx, owner.identifier):
@@ -82,6 +89,10 @@ def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor
         if row.agent_id is not None and row.agent_id not in behind:
             behind[row.agent_id] = _certified_by(tx, row.agent_id, jkt)
         if _approving_key(row.der, arc) in (jkt, None) or row.serial in behind.get(row.agent_id or "", ()):
+            revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
+            count += 1
+    for row in further_approvals.live_certificates_of(tx, owner.identifier):
+        if row.approved_by == jkt:
             revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
             count += 1
     return count

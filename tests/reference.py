@@ -144,10 +144,11 @@ _TABLES: tuple[tuple[str, Mapping[tuple[Any, Any], Any], str, type[Enum]], ...] 
     (
         "The identity server about a parked request",
         challenge_states.CHALLENGE,
-        "Server-mediated model. Stored in table `challenges`, one row per request, each arrow one conditional "
-        "statement in the transaction of its audit entry; `expired` is not stored, it is what `waiting` is after its "
-        "time. The credential is begun when the agent hands the same request in again, with fresh evidence. An arrow "
-        "that is not here is refused as `challenge-over`.",
+        "Server-mediated model, and wherever others approve beside the agent's owner. Stored in table `challenges`, "
+        "one row per request and approver, each arrow one conditional statement in the transaction of its audit "
+        "entry; `expired` is not stored, it is what `waiting` is after its time. The credential is begun when enough "
+        "approved and the same request is handed in again, with fresh evidence. An arrow that is not here is refused "
+        "as `challenge-over`.",
         challenge_states.ChallengeState,
     ),
     (

@@ -1,4 +1,4 @@
-"""How the owner's approval comes to an agent: from a command that is run without a shell, or in a file."""
+"""How owners' approvals come to an agent: from a command that is run without a shell, or in a file, one to a line."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def command_words(command: str, *, request: Path, csr: Path | None, approval: Pa
     return words
 
 
-async def from_command(words: list[str], approval: Path, *, seconds: float) -> str:
-    """The approval that a command has written when it ends, in time and well; raises ApprovalNotGiven."""
+async def from_command(words: list[str], approval: Path, *, seconds: float) -> tuple[str, ...]:
+    """The approvals that a command has written when it ends, in time and well; raises ApprovalNotGiven."""
     try:
         # standard output belongs to our own result; the command's text goes beside it
         process = await asyncio.create_subprocess_exec(*words, stdout=2)
@@ -44,23 +44,29 @@ async def from_command(words: list[str], approval: Path, *, seconds: float) -> s
             await process.wait()
     if status != 0:
         raise ApprovalNotGiven(f"the approval command ended with status {status}", status=status)
-    if not (text := _read_token(approval)):
+    if not (found := _read_tokens(approval)):
         raise ApprovalNotGiven(f"the approval command wrote no approval to {approval}")
-    return text
+    return found
 
 
 async def from_file(
-    approval: Path, *, clock: Clock, deadline: float, seconds: float, pause: Callable[[float], Awaitable[None]]
-) -> str:
-    """The approval that somebody puts into a file until `deadline` (monotonic), which is `seconds` after the start.
+    approval: Path,
+    *,
+    clock: Clock,
+    deadline: float,
+    seconds: float,
+    pause: Callable[[float], Awaitable[None]],
+    count: int = 1,
+) -> tuple[str, ...]:
+    """So many approvals as people put into a file until `deadline` (monotonic), which is `seconds` after the start.
 
     Raises ApprovalNotGiven.
     """
-    while not (text := _read_token(approval)):
+    while len(found := _read_tokens(approval)) < count:
         if clock.monotonic() >= deadline:
             raise ApprovalNotGiven(f"no approval came to {approval} within {seconds:g} s")
         await pause(POLL_SECONDS)
-    return text
+    return found
 
 
 def check_no_old_one(path: Path | None) -> None:
@@ -69,11 +75,16 @@ def check_no_old_one(path: Path | None) -> None:
         raise ApprovalNotGiven(f"{path} exists already, from an earlier request: take it away first")
 
 
-def _read_token(path: Path) -> str | None:
+def _read_tokens(path: Path) -> tuple[str, ...]:
+    """What stands in a file, if every line of it is whole."""
     try:
-        text = path.read_text(encoding="ascii").strip()
+        lines = path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError):
-        return None
+        return ()
+    return tuple(lines) if all(map(_is_whole, lines)) else ()
+
+
+def _is_whole(text: str) -> bool:
     # a file that is still being written has not all its parts
     by_passkey = text.count("~") == 3 and not text.endswith("~")
-    return text if by_passkey or (text.count(".") == 2 and not text.endswith(".")) else None
+    return by_passkey or (text.count(".") == 2 and not text.endswith("."))

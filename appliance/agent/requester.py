@@ -66,6 +66,8 @@ class AgentOptions:
     approval_command: str | None = None
     """Command line with the placeholders {request}, {csr} and {approval}; split as a shell would, run without one."""
     wait_approval: Path | None = None
+    approvals: int = 1
+    """How many approvals must stand in that file, one to a line."""
     key: Path | None = None
     """A key that is there already, from `new_key_file`; None: a new one is made in `out`."""
     agent_id: str | None = None
@@ -195,8 +197,7 @@ class AgentRequester:
         if self._options.standing:
             given = tuple(one for one in self._options.standing if "." in one)
         else:
-            approval = await self._approval(token, request_file, csr_file)
-            given = (approval,) if approval is not None else ()
+            given = await self._approvals(token, request_file, csr_file)
         body = composite.write(composite.Composite(token, csr_der, given, self_asserted=self._options.claims))
         self._write(COMPOSITE_FILE, body)
         return await self._hand_in(api, token, body, trust)
@@ -278,7 +279,7 @@ class AgentRequester:
             exp=iat + min(granted.whole("expires_in"), SERVER_MEDIATED_SECONDS if self._is_asked else 86_400),
         )
 
-    async def _approval(self, token: str, request_file: Path, csr_file: Path | None) -> str | None:
+    async def _approvals(self, token: str, request_file: Path, csr_file: Path | None) -> tuple[str, ...]:
         options = self._options
         if options.approval_command is not None:
             file = options.out / "approval.jws"
@@ -288,7 +289,7 @@ class AgentRequester:
             self._written.append(file)
             return await approvals.from_command(words, file, seconds=options.wait_seconds)
         if options.wait_approval is None:
-            return None
+            return ()
         code = request.short_code(jws.s256(token))
         self._tell(f"waiting for the owner's approval of {request_file} in {options.wait_approval}; code {code}")
         return await approvals.from_file(
@@ -297,6 +298,7 @@ class AgentRequester:
             deadline=self._deadline,
             seconds=options.wait_seconds,
             pause=self._pause,
+            count=options.approvals,
         )
 
     @property

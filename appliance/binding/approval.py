@@ -138,6 +138,12 @@ def read(token: str) -> Sealed:
     return _take_apart(token)
 
 
+def signer_of(token: str) -> tuple[str, str]:
+    """Which owner and key a token says it is by, to show one that was verified when it came. Raises Malformed."""
+    sealed = read(token)
+    return str(jws.read_object(sealed.payload, "approval").get("iss", "")), _kid_of(sealed)
+
+
 def unseal(
     token: str | Sealed, key: ec.EllipticCurvePublicKey, *, kid: str | None = None, passkey: Passkey | None = None
 ) -> OwnerApproval:
@@ -201,14 +207,17 @@ def check(
     nonce: str | None = None,
     signer_is_agent: bool = False,
     org: str | None = None,
+    beside: str | None = None,
 ) -> OwnerApproval:
     """The approval, if it is this owner's yes to this request, usable now through this proxy.
 
     `token` is the compact form, or what `read` made of it, so that looking its key up does not take it apart twice.
     `owner` is the registry record that holds the key `kid_of(token)` (None: nobody does), `nonce` the server's
     challenge (None: the request's own), `signer_is_agent` whether that key is some agent's, `org` the hash of the
-    organisational material that came along. Whether its `jti` was spent is for the transaction that spends it. Raises
-    SignatureInvalid also for a key that nobody registered, so that the answer does not tell which owners exist.
+    organisational material that came along. `beside` is the owner whose approval is wanted beside that of the agent's
+    own owner, where several must approve (None: the agent's own). Whether its `jti` was spent is for the transaction
+    that spends it. Raises SignatureInvalid also for a key that nobody registered, so that the answer does not tell
+    which owners exist.
     """
     limits = limits or Limits()
     sealed = read(token) if isinstance(token, str) else token
@@ -230,7 +239,7 @@ def check(
         late=ApprovalExpired,
         long=ApprovalWindowTooLong,
     )
-    _check_same_request(approval, request, nonce or request.nonce)
+    _check_same_request(approval, request, nonce or request.nonce, beside)
     if approval.org != org:
         raise OrgMaterialMismatch("the organisational material is not what the owner signed for")
     if approval.proxy is not None and approval.proxy != proxy_id:
@@ -256,6 +265,12 @@ def check_signer(
     if owner is None or registered is None:
         raise SignatureInvalid("no registered owner key made this signature")
     return owner, registered
+
+
+def check_approver(iss: str, owner: str | None, beside: str | None) -> None:
+    """Refuses (OwnerMismatch) the approval of anybody but the request's owner, or of the one wanted beside it."""
+    if owner is None or iss != (beside or owner):
+        raise OwnerMismatch("the request names another owner, or none")
 
 
 def bounds(request: AgentRequest, approval: Bounds, *caps_seconds: int) -> tuple[tuple[str, ...], int]:
@@ -284,9 +299,8 @@ def _kid_of(sealed: Sealed) -> str:
     return sealed.kid
 
 
-def _check_same_request(approval: OwnerApproval, request: AgentRequest, nonce: str) -> None:
-    if request.owner != approval.iss:
-        raise OwnerMismatch("the request names another owner, or none")
+def _check_same_request(approval: OwnerApproval, request: AgentRequest, nonce: str, beside: str | None) -> None:
+    check_approver(approval.iss, request.owner, beside)
     if approval.sub != request.sub:
         raise ApprovalForOtherAgent("the approval names another agent")
     if approval.jkt != request.jkt:

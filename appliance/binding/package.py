@@ -103,7 +103,9 @@ def verify_package(
     steps.append(("owner now", "unknown" if owner is None else owner.state))
     assert report.approval is not None and owner is not None  # verify_certificate demanded both
     _check_request(request, leaf, report.approval, tokens)
-    _check_further(tokens, report.approval, request, owner, limits)
+    further = _check_further(tokens, report.approval, request, trusted, limits)
+    if further:
+        steps.append(("approvals", f"{len(tokens)}: {', '.join([report.owner_id, *further])}"))
     steps.append(("request", request.rqh))
     steps.append(("evidence", _check_evidence(files, request, trusted, leaf)))
     steps.append(("appraisal", _check_result(files, request, trusted)))
@@ -129,24 +131,31 @@ def _check_request(request: requests.AgentRequest, leaf: x509.Certificate, appro
 
 
 def _check_further(
-    tokens: list[str], first: AnyApproval, request: requests.AgentRequest, owner: OwnerRecord, limits: Limits
-) -> None:
-    """Where several keys had to approve, the certificate names the first alone: each other one is judged like it."""
-    seen = {first.kid}
+    tokens: list[str], first: AnyApproval, request: requests.AgentRequest, trusted: TrustBundle, limits: Limits
+) -> list[str]:
+    """Where several had to approve, the certificate names the first alone: each other one is judged like it.
+
+    Each is by another key of the same owner, or by another owner whom the bundle knows; returns whose they are. That
+    these were the ones to ask is the campus' own rule.
+    """
+    seen, found = {first.kid}, []
     for token in tokens[1:]:
         sealed = approvals.read(token)
-        registered = owner.key(sealed.kid)
-        if registered is None or registered.jkt in seen:
-            raise OwnerKeyUnknown("a further approval is not by another registered key of the owner")
+        owner = next((one for one in trusted.owners.values() if one.key(sealed.kid) is not None), None)
+        registered = None if owner is None else owner.key(sealed.kid)
+        if owner is None or registered is None or registered.jkt in seen:
+            raise OwnerKeyUnknown("a further approval is not by another registered key of an owner")
         seen.add(registered.jkt)
         reader = approvals.unseal if isinstance(first, OwnerApproval) else standing.unseal
         opened = reader(sealed, registered.public_key, kid=registered.jkt, passkey=registered.passkey)
         registered.check(opened.iat, software_allowed=limits.software_owner_keys)
         is_named = opened.rqh == request.rqh if isinstance(opened, OwnerApproval) else opened.s256 in request.standing
-        if not is_named or (opened.iss, opened.sub, opened.aud) != (first.iss, first.sub, first.aud):
+        if not is_named or (opened.iss, opened.sub, opened.aud) != (owner.owner_id, first.sub, first.aud):
             raise ApprovalForOtherRequest("a further approval and the request do not belong together")
         if isinstance(opened, OwnerApproval) and opened.is_denial:
             raise ApprovalDenied("the owner said no")
+        found.append(owner.owner_id)
+    return found
 
 
 def _check_evidence(

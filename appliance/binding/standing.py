@@ -14,13 +14,12 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.binding import jws, webauthn
-from appliance.binding.approval import TYP, check_signer, read
+from appliance.binding.approval import TYP, check_approver, check_signer, read
 from appliance.binding.claims import Claims, check_window
 from appliance.binding.errors import (
     ApprovalForOtherAgent,
     ApprovalForOtherProxy,
     ApprovalWrongAudience,
-    OwnerMismatch,
     ProxyNotAllowed,
     StandingApprovalEnded,
     StandingApprovalNotYetValid,
@@ -213,16 +212,18 @@ def check_use(
     proxy_id: str,
     agent_class: str,
     evidence: Evidence,
+    beside: str | None = None,
 ) -> None:
     """Refuses a renewal that the bounds do not cover; `evidence` is the appraised one of this very request.
+
+    `beside` is the owner whose approval is wanted beside that of the agent's own, where several must approve.
 
     Raises StandingReferenceMismatch, OwnerMismatch, ApprovalForOtherAgent, ApprovalForOtherProxy, ProxyNotAllowed,
     StandingClassMismatch, StandingPlatformMismatch (field `claim`).
     """
     if standing.s256 not in request.standing:
         raise StandingReferenceMismatch("the request does not refer to this standing approval")
-    if request.owner != standing.iss:
-        raise OwnerMismatch("the request names another owner, or none")
+    check_approver(standing.iss, request.owner, beside)
     if standing.sub != request.sub:
         raise ApprovalForOtherAgent("the standing approval names another agent")
     if proxy_id not in standing.proxies:

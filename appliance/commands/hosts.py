@@ -34,6 +34,10 @@ RequestOption = Annotated[Path, typer.Option(help="The agent's request.")]
 CsrOption = Annotated[Path | None, typer.Option(help="The agent's PKCS#10, when the request names one.")]
 ServerOption = Annotated[str, typer.Option(help="Server identifier that you work with; default: shown, not compared.")]
 
+BesideOption = Annotated[
+    str, typer.Option("--beside", help="The agent's own owner, where that is not you and you approve beside it.")
+]
+
 
 def _bytes(path: Path) -> bytes:
     try:
@@ -192,7 +196,7 @@ def owner_keygen(
     )
 
 
-def _card(owner_id: str, request: Path, csr: Path | None, server_id: str) -> ReviewCard:
+def _card(owner_id: str, request: Path, csr: Path | None, server_id: str, beside: str) -> ReviewCard:
     from appliance.clock import SystemClock
     from appliance.owner.review import review
 
@@ -202,17 +206,22 @@ def _card(owner_id: str, request: Path, csr: Path | None, server_id: str) -> Rev
         now=SystemClock().now(),
         csr_der=_bytes(csr) if csr else None,
         server_id=server_id or None,
+        beside=beside or None,
     )
 
 
 @owner.command("review")
 def owner_review(
-    owner_id: OwnerOption, request: RequestOption, csr: CsrOption = None, server_id: ServerOption = ""
+    owner_id: OwnerOption,
+    request: RequestOption,
+    csr: CsrOption = None,
+    server_id: ServerOption = "",
+    beside: BesideOption = "",
 ) -> None:
     """Show exactly what would be signed, decoded from the request's bytes."""
     from appliance.owner.review import render
 
-    card = _card(owner_id, request, csr, server_id)
+    card = _card(owner_id, request, csr, server_id, beside)
     asked = card.request
     facts = {
         "agent": asked.sub, "owner": asked.owner, "server": asked.aud, "jkt": asked.jkt, "code": card.short_code,
@@ -234,6 +243,7 @@ def owner_sign(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that decided already.")] = False,
     deny: Annotated[bool, typer.Option("--deny", help="Sign a no.")] = False,
     ttl_seconds: Annotated[int, typer.Option(help="Approve a shorter life; 0 = as asked.", min=0)] = 0,
+    beside: BesideOption = "",
 ) -> None:
     """Show the request, ask, and sign exactly what was shown."""
     from appliance.clock import SystemClock
@@ -242,7 +252,7 @@ def owner_sign(
     from appliance.owner.sign import sign
 
     signer = approval_key(key)
-    card = _card(owner_id, request, csr, server_id)
+    card = _card(owner_id, request, csr, server_id, beside)
     print(render(card), file=sys.stderr)
     if not (yes or code):
         # the code is typed, never just confirmed: there is no default button
@@ -348,6 +358,9 @@ def agent_request(
         str, typer.Option(help="Command that writes the approval; {request}, {csr}, {approval} stand for files.")
     ] = "",
     wait_approval: Annotated[Path | None, typer.Option(help="Wait for the approval in this file.")] = None,
+    needed: Annotated[
+        int, typer.Option("--approvals", help="How many approvals to wait for there, one to a line.", min=1, max=8)
+    ] = 1,
     label: Annotated[str, typer.Option(help="Name for people; shown to the owner as claimed by the agent.")] = "",
     claims: Annotated[
         Path | None, typer.Option(help="JSON file with what the agent says of itself: model, policy, abilities.")
@@ -380,6 +393,7 @@ def agent_request(
         wait_seconds=wait_seconds,
         approval_command=approval_command or None,
         wait_approval=wait_approval,
+        approvals=needed,
         key=key,
     )
     show(asdict(asyncio.run(request_credential(options, tell=lambda line: print(line, file=sys.stderr, flush=True)))))

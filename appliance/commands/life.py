@@ -132,15 +132,20 @@ def owner_passkey_register(
 
 @owner.command("issued")
 def owner_issued(client: ClientOption, server: UrlOption, root: RootOption) -> None:
-    """Everything that was issued in your name, newest first, and what was measured at each issue."""
+    """Everything that was issued in your name or approved by you beside another owner, newest first.
+
+    With what was measured at each issue of an agent of yours.
+    """
     told = _with_client(server, root, client, lambda one: one.issued())
-    rows = [{**row, **(row.get("platform") or {})} for row in told.get("credentials", ())]
+    mine = {"owner": told.get("owner", "")}
+    rows = [{**mine, **row, **(row.get("platform") or {})} for row in told.get("credentials", ())]
+    rows += told.get("beside", ())
     from appliance.commands.invocation import invocation
 
     if invocation().output == "json":
         show(told)
     else:
-        show(rows, ("serial", "agent", "model", "state", "not_before", "not_after", "proxy"))
+        show(rows, ("serial", "agent", "owner", "model", "state", "not_before", "not_after", "proxy"))
 
 
 def _with_client(server: str, root: Path, folder: Path, work: Callable[[OwnerClient], Awaitable[Any]]) -> Any:

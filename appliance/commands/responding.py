@@ -54,7 +54,7 @@ def asker(policy: AnswerPolicy | None, clock: Clock) -> Decide:
 
     async def by_rule(card: ReviewCard, challenge: BindingChallenge) -> Decision:
         assert policy is not None
-        asked = Asked.of_challenge(challenge)
+        asked = Asked.of_challenge(challenge, card.beside)
         verdict = policy.judge(asked, book.decided)
         book.note(verdict.rule, asked.sub)
         return Decision(verdict.answer)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from appliance.authorities import Authorities
 from appliance.binding.facts import Limits, Model
+from appliance.binding.identifier import Kind, read_kind
 from appliance.ca import CertificateAuthority, RoleSigner
 from appliance.clock import Clock
 from appliance.identity.agent_mediated import AgentMediated
@@ -17,6 +18,7 @@ from appliance.identity.appraisal_policy import (
     AppraisalPolicyInvalid,
     read_appraisal_policy,
 )
+from appliance.identity.approvers import ClassRules
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.issue import Issuer
 from appliance.identity.owner_desk import OwnerDesk
@@ -47,8 +49,13 @@ def build_identity(
     """The service; `origin` is scheme and trust domain, `server_id` the audience of requests and approvals.
 
     Results of the appraisal and WITs are signed with the agents CA's key unless there are keys of their own: `typ`
-    keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid, VerifierSettingInvalid.
+    keeps them apart, and no JWS is DER. Raises AppraisalPolicyInvalid, VerifierSettingInvalid, and
+    Identifier... or OriginMismatch for a named approver that cannot be an owner here.
     """
+    for named in settings.named_approvers.values():
+        for one in named:
+            read_kind(one, Kind.OWNER, origin=origin)
+    rules = ClassRules(settings.approvers, settings.named_approvers)
     issuing_signer = RoleSigner(ca, "agents")
     verifier_signer, wit_signer = verifier_signer or issuing_signer, wit_signer or issuing_signer
     limits = Limits(
@@ -100,6 +107,7 @@ def build_identity(
         signer=issuing_signer,
         registry=registry,
         limits=limits,
+        rules=rules,
     )
     return IdentityService(
         settings,
@@ -117,7 +125,8 @@ def build_identity(
         },
         issuer=issuer,
         challenges=challenges,
-        desk=OwnerDesk(server_id=server_id, store=store, clock=clock, registry=registry, limits=limits),
+        desk=OwnerDesk(server_id=server_id, store=store, clock=clock, registry=registry, limits=limits, rules=rules),
+        rules=rules,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a parked request stands between server and owner, as one table.
+"""Where one approver stands about a parked request, as one table; whether enough approved is `approvers.py`'s to say.
 
 Stored in table `challenges`, moved by one conditional statement each. EXPIRED is never written: a challenge that waits
 is over when its time is, whoever looks, also after a restart.
@@ -15,23 +15,25 @@ from appliance.store.challenges import Challenge
 
 
 class ChallengeState(Enum):
-    """The server about one parked request."""
+    """The server about one approver of a parked request."""
 
     WAITING = "waiting"
     APPROVED = "approved"
     DENIED = "denied"
     SPENT = "spent"
     SUPERSEDED = "superseded"
+    NOT_NEEDED = "not-needed"
     EXPIRED = "expired"
 
 
 class ChallengeEvent(Enum):
-    """What happens to a parked request."""
+    """What happens to a challenge."""
 
     OWNER_APPROVED = "owner-approved"
     OWNER_DENIED = "owner-denied"
     CREDENTIAL_BEGUN = "credential-begun"
     NEWER_REQUEST = "newer-request"
+    OTHERS_SETTLED = "others-settled"
     TIME_OVER = "time-over"
 
 
@@ -40,6 +42,8 @@ CHALLENGE: Mapping[tuple[ChallengeState, ChallengeEvent], ChallengeState] = {
     (ChallengeState.WAITING, ChallengeEvent.OWNER_DENIED): ChallengeState.DENIED,
     # an owner is never shown two questions about one agent
     (ChallengeState.WAITING, ChallengeEvent.NEWER_REQUEST): ChallengeState.SUPERSEDED,
+    # the credential has begun without this answer, or so many said no that it cannot
+    (ChallengeState.WAITING, ChallengeEvent.OTHERS_SETTLED): ChallengeState.NOT_NEEDED,
     (ChallengeState.WAITING, ChallengeEvent.TIME_OVER): ChallengeState.EXPIRED,
     # in the transaction that writes the pending credential, with nonce and approval
     (ChallengeState.APPROVED, ChallengeEvent.CREDENTIAL_BEGUN): ChallengeState.SPENT,

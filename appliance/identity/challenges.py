@@ -1,4 +1,4 @@
-"""Asking owners: a challenge is made and parked, waits for its owner's tool, and takes one signed answer.
+"""Asking approvers: challenges are made and parked, each waits for its owner's tool and takes one signed answer.
 
 Everything is in the store before anybody hears of it, so a server that dies at any point has forgotten nothing. TLS
 says who speaks and is never an approval: the answer is a signed object of its own (A-99).
@@ -7,9 +7,7 @@ says who speaks and is never an approval: the answer is a signed object of its o
 from __future__ import annotations
 
 import asyncio
-import secrets
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,29 +15,37 @@ from typing import Any
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import approval as approvals
-from appliance.binding import challenge as challenge_tokens
 from appliance.binding import jws
 from appliance.binding import request as requests
+from appliance.binding.approval import OwnerApproval
 from appliance.binding.errors import (
     ApprovalDenied,
     BindingError,
     ChallengeExpired,
     OwnerNotActive,
     ProxyNotAllowed,
-    RequestExpired,
 )
 from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.clock import Clock
 from appliance.errors import CertificateRequired, NotFound
 from appliance.failpoint import failpoint
+from appliance.identity.approvers import ApproverRule, ClassRules
 from appliance.identity.challenge_states import ChallengeEvent, ChallengeState, state_of, step
-from appliance.identity.errors import AgentMuted, ChallengeOver, ChallengesFull, OwnerClientUnknown
+from appliance.identity.errors import (
+    AgentMuted,
+    ApproversNotDistinct,
+    ApproversOutOfReach,
+    ChallengeOver,
+    ChallengesFull,
+    IdentityError,
+    OwnerClientUnknown,
+)
+from appliance.identity.questions import Questions, tell_parked
 from appliance.identity.records import KEPT_AFTER_EXPIRY, Registry
 from appliance.settings import IdentitySettings
+from appliance.store import agents, owner_clients, owners
 from appliance.store import challenges as rows
-from appliance.store import owner_clients, owners
-from appliance.store.agents import Agent
 from appliance.store.challenges import Challenge
 from appliance.store.standing import is_approver
 from appliance.store.store import Store
@@ -54,7 +60,6 @@ LOOK_SECONDS = 2.0
 MAX_WAITING_CALLS = 4
 """Long polls of one owner at a time; one more is answered at once."""
 FULL_RETRY_SECONDS = 60
-NONCE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +83,17 @@ class OwnerChallenges:
         signer: Signer,
         registry: Registry,
         limits: Limits,
+        rules: ClassRules,
     ) -> None:
         """`signer` is the agents CA's key, whose certificate owners check against the root that they pinned."""
         self._settings = settings
         self._server_id = server_id
         self._store = store
         self._clock = clock
-        self._signer = signer
+        self._questions = Questions(settings, server_id=server_id, store=store, clock=clock, signer=signer)
         self._registry = registry
         self._limits = limits.of(Model.SERVER_MEDIATED)
+        self._rules = rules
         self._calls: dict[str, set[asyncio.Event]] = {}
         self._is_closed = False
         store.subscribe(self._on_events)
@@ -107,69 +114,51 @@ class OwnerChallenges:
         return OwnerCaller(found.owner_id, Actor("owner", found.owner_id, found.jkt, peer.address))
 
     async def park(
-        self, request: AgentRequest, csr_der: bytes | None, agent: Agent, proxy_id: str, actor: Actor, request_id: str
+        self,
+        request: AgentRequest,
+        csr_der: bytes | None,
+        *,
+        rule: ApproverRule,
+        brought: Sequence[OwnerApproval],
+        proxy_id: str,
+        actor: Actor,
+        request_id: str,
     ) -> None:
-        """Park a good request and make the challenge for it; a request that is parked already stays as it is (A-93).
+        """Park a good request and make a challenge for each approver; one that is parked already stays as it is (A-93).
 
-        Raises RequestExpired, OwnerNotActive, ProxyNotAllowed, AgentMuted, ChallengesFull; then nothing is parked and
-        nobody is asked.
+        `brought` are good approvals that came along: nobody is asked for them. A further approver who cannot be asked
+        is left out, if enough others can. Raises RequestExpired, OwnerNotActive, ProxyNotAllowed, AgentMuted,
+        ChallengesFull, ApproversOutOfReach; then nothing is parked and nobody is asked.
         """
-        owner_id = agent.owner_id
-        if owner_id is None or owner_id != request.owner:
-            raise ValueError("only registered agents of this very owner come here")
-        owner = self._store.read_sync(lambda tx: owners.by_identifier(tx, owner_id))
-        now = self._clock.now()
-        is_policy = owner is not None and owner.kind == "policy"
-        settings = self._settings
-        life = settings.challenge_policy_seconds if is_policy else settings.challenge_seconds
-        iat = int(now.timestamp())
-        exp = min(iat + life, request.exp)
-        if exp <= iat:
-            raise RequestExpired("no time is left to ask the owner in")
-        nonce, challenge_id = secrets.token_urlsafe(NONCE_BYTES), secrets.token_urlsafe(16)
-        token = challenge_tokens.seal(
-            self._signer, request, iss=self._server_id, owner=owner_id, proxy=proxy_id, iat=iat, exp=exp,
-            jti=challenge_id, nonce=nonce,
-        )  # fmt: skip
-        made = Challenge(
-            id=challenge_id,
-            rqh=request.rqh,
-            txn=request.txn or str(uuid.uuid4()),
-            owner_id=owner_id,
-            agent_id=request.sub,
-            proxy_id=proxy_id,
-            nonce=nonce,
-            state=rows.WAITING,
-            request=request.token,
-            csr=csr_der,
-            challenge=token,
-            answer=None,
-            created_at=now,
-            expires_at=now + timedelta(seconds=exp - iat),
-            updated_at=now,
-        )
+        owner_id = request.owner
+        if owner_id is None:
+            raise ValueError("only requests in an owner's name come here")
+        made = self._questions.about(request, csr_der, rule.seats(owner_id), brought, proxy_id)
 
         def write(tx: Tx) -> None:
             rows.forget(tx, before=tx.now - KEPT_AFTER_EXPIRY)
-            if rows.by_rqh(tx, request.rqh) is not None:
+            if rows.by_rqh(tx, request.rqh):
                 return
-            self._check_may_ask(tx, made)
-            rows.supersede(tx, made.agent_id)
-            if rows.count_waiting(tx, owner_id) >= settings.challenges_per_owner:
-                raise ChallengesFull(
-                    "this owner has too many questions to answer", retry_after_seconds=FULL_RETRY_SECONDS
-                )
-            rows.add(tx, made)
-            fields = {
-                "txn": made.txn,
-                "challenge": made.id,
-                "agent": made.agent_id,
-                "proxy": made.proxy_id,
-                "rqh": made.rqh,
-                "challenge_s256": jws.s256(token),
-                "expires": exp,
-            }
-            audit.append(tx, AuditEvent("owner-challenged", actor, owner_id, request_id=request_id, fields=fields))
+            rows.supersede(tx, request.sub)
+            left_out: list[BindingError | IdentityError] = []
+            for one in made:
+                try:
+                    if one.challenge is not None:
+                        self._check_may_ask(tx, one)
+                except (BindingError, IdentityError) as refusal:
+                    if one.owner_id == owner_id:
+                        raise
+                    left_out.append(refusal)
+                    continue
+                rows.add(tx, one)
+                tell_parked(tx, one, actor, request_id)
+            if len(made) - len(left_out) >= rule.count:
+                return
+            if left_out:
+                raise left_out[-1]
+            raise ApproversOutOfReach(
+                f"{rule.count} must approve, and not so many are named", needed=rule.count, approved=len(brought)
+            )
 
         await self._store.write(write)
         failpoint("challenge-parked")
@@ -216,16 +205,20 @@ class OwnerChallenges:
             if state is ChallengeState.EXPIRED:
                 raise ChallengeExpired("the challenge is over; the agent must ask again")
             is_denial = self._check(found, token)
+            kid = approvals.kid_of(token)
+            if not is_denial:
+                self._store.read_sync(lambda tx: _check_other_key(tx, found, kid))
             event = ChallengeEvent.OWNER_DENIED if is_denial else ChallengeEvent.OWNER_APPROVED
             after = step(state, event)
-        except (BindingError, ChallengeOver) as refusal:
+        except (BindingError, ApproversNotDistinct, ChallengeOver) as refusal:
             await self._note_refusal(caller, found, token, refusal.reason, request_id)
             raise
-        kid = approvals.kid_of(token)
 
         def write(tx: Tx) -> None:
             if not is_approver(tx, found.owner_id, kid):
                 raise OwnerNotActive("this owner or its key is not active any more")
+            if not is_denial:
+                _check_other_key(tx, found, kid)
             if not rows.answer(tx, found.id, state=after.value, token=token):
                 raise ChallengeOver("the challenge was answered or ended meanwhile")
             fields = {
@@ -239,6 +232,8 @@ class OwnerChallenges:
             }
             event = AuditEvent("owner-answered", caller.actor, found.owner_id, request_id=request_id, fields=fields)
             audit.append(tx, event)
+            if is_denial and not self._can_still(tx, found):
+                rows.close(tx, found.rqh)
 
         await self._store.write(write)
         failpoint("challenge-answered")
@@ -254,6 +249,20 @@ class OwnerChallenges:
     def _may_wait(self, mine: set[asyncio.Event]) -> bool:
         return len(mine) < MAX_WAITING_CALLS
 
+    def rule_of(self, tx: Tx, parked: Challenge) -> tuple[ApproverRule, str | None]:
+        """Who must approve what is parked, and whose the agent is."""
+        agent = agents.by_identifier(tx, parked.agent_id)
+        return self._rules.of("" if agent is None else agent.agent_class), requests.unseal(parked.request).owner
+
+    def _can_still(self, tx: Tx, answered: Challenge) -> bool:
+        """Whether enough may yet approve: if not, the others need not answer any more."""
+        rule, owner_id = self.rule_of(tx, answered)
+        try:
+            rule.is_reached(owner_id, [(one.owner_id, state_of(one, tx.now)) for one in rows.by_rqh(tx, answered.rqh)])
+        except (BindingError, IdentityError):
+            return False
+        return True
+
     def _check_may_ask(self, tx: Tx, made: Challenge) -> None:
         owner = owners.by_identifier(tx, made.owner_id)
         if owner is None or owner.state != owners.ACTIVE:
@@ -261,13 +270,15 @@ class OwnerChallenges:
         allowed = owners.allowed_proxies(tx, made.owner_id)
         if allowed is not None and made.proxy_id not in allowed:
             raise ProxyNotAllowed("this proxy may not submit for this owner")
-        denied = rows.last_denial(tx, made.agent_id)
+        denied = rows.last_denial(tx, made.agent_id, made.owner_id)
         if denied is not None:
             wait = denied + timedelta(seconds=self._settings.denial_mute_seconds) - tx.now
             if wait > timedelta():
                 raise AgentMuted(
                     "the owner has just said no to this agent", retry_after_seconds=int(wait.total_seconds()) + 1
                 )
+        if rows.count_waiting(tx, made.owner_id) >= self._settings.challenges_per_owner:
+            raise ChallengesFull("this owner has too many questions to answer", retry_after_seconds=FULL_RETRY_SECONDS)
 
     def _check(self, found: Challenge, token: str) -> bool:
         """Whether a good answer is a no; the one path of every model's approvals."""
@@ -284,6 +295,7 @@ class OwnerChallenges:
                 limits=self._limits,
                 nonce=found.nonce,
                 signer_is_agent=approver.is_agent,
+                beside=found.owner_id,
             )
         except ApprovalDenied:  # raised last of all: the signature and everything else about it is good
             return True
@@ -304,6 +316,14 @@ class OwnerChallenges:
             if event.topic == rows.TOPIC:
                 for told in self._calls.get(str(event.body.get("owner_id")), ()):
                     told.set()
+
+
+def _check_other_key(tx: Tx, asked: Challenge, kid: str) -> None:
+    """Refuses (ApproversNotDistinct) the yes of a key that has said yes to this request at another place."""
+    for other in rows.by_rqh(tx, asked.rqh):
+        is_yes = other.id != asked.id and other.state == rows.APPROVED and other.answer is not None
+        if is_yes and approvals.kid_of(other.answer or "") == kid:
+            raise ApproversNotDistinct("this key has approved the request already")
 
 
 def _told(found: Challenge, *, is_denial: bool) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@ IdentityError (abstract)
 ├── EvidenceContraindicated                                                                        the appraisal
 ├── VerifierUnreachable, VerifierTimedOut, VerifierBusy, VerifierAnswerInvalid     a verifier elsewhere: try again later
 ├── VerifierSettingInvalid                                                                         settings
-├── SingleIdentityNotOffered, ApproversNotDistinct, ApproversTooFew, RequestReplayed, LifetimeNotPossible    decision
+├── SingleIdentityNotOffered, RequestReplayed, LifetimeNotPossible                                  the decision
+├── ApproversNotDistinct, ApproversTooFew, ApproversOutOfReach, OwnerNotAmongApprovers              several approvers
 ├── GatewayRequired, GatewayForOtherOwner                                                          owners' gateways
 ├── AgentNotRegistered, AgentMuted, ChallengesFull, ChallengeOver, OwnerClientUnknown               asking the owner
 ├── RequestAbandoned                                                                               after a crash
@@ -127,15 +128,30 @@ class SingleIdentityNotOffered(IdentityError):
 
 
 class ApproversNotDistinct(IdentityError):
-    """Several approvals by one key count as one; each must come from another key."""
+    """Two approvals of one key, or of one owner where others are named, count as one."""
 
     reason: ClassVar[str] = "approvers-not-distinct"
 
 
 class ApproversTooFew(IdentityError):
-    """Less different keys of the owner approved than the agent's class needs; fields `needed`, `found`."""
+    """Less different keys or owners approved than the agent's class needs; fields `needed`, `found`."""
 
     reason: ClassVar[str] = "approvers-too-few"
+
+
+class ApproversOutOfReach(IdentityError):
+    """As many as the agent's class needs cannot approve any more.
+
+    Fields `needed`, `approved`, `denied`, `expired`, `withdrawn` (approvals that count no more).
+    """
+
+    reason: ClassVar[str] = "approvers-out-of-reach"
+
+
+class OwnerNotAmongApprovers(IdentityError):
+    """Others approved, and the agent's own owner did not."""
+
+    reason: ClassVar[str] = "owner-not-among-approvers"
 
 
 class RequestReplayed(IdentityError):
@@ -181,7 +197,7 @@ class ChallengesFull(IdentityError):
 
 
 class ChallengeOver(IdentityError):
-    """The challenge was answered before, or a newer request of the same agent took its place; field `state`."""
+    """The challenge was answered before, others settled it, or a newer request took its place; field `state`."""
 
     reason: ClassVar[str] = "challenge-over"
 

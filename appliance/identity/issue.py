@@ -65,6 +65,8 @@ class Grant:
     org: tuple[str, ...] = ()
     """Organisational material of the owner's gateway; kept, and hashed in the audit log."""
     tier: str = ""
+    seats: tuple[str, ...] = ()
+    """The challenges whose answers the approvals are."""
     key_origin: str = ""
     """Who made the key, where the evidence says that it was not the agent."""
 

@@ -6,6 +6,7 @@ is here and good), *waiting* (the owner was or will be asked), or refuses. What 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -16,7 +17,7 @@ from appliance.binding.facts import Limits, OwnerKey, OwnerRecord
 from appliance.binding.jws import Sealed
 from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
-from appliance.identity.errors import ApproversTooFew
+from appliance.identity.approvers import OWNER_ALONE, ApproverRule
 from appliance.store.challenges import Challenge
 
 
@@ -30,6 +31,14 @@ class Approver:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """One approver about a parked request, and the signed answer, if there is one, with whose key it names."""
+
+    row: Challenge
+    answer: Approver | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """Where a decision is made: server, proxy, clock, limits; whose the agent is, and its request, if it is parked."""
 
@@ -38,18 +47,12 @@ class Setting:
     now: datetime
     limits: Limits
     agent_owner: str | None = None
-    parked: Challenge | None = None
+    seats: tuple[Seat, ...] = ()
+    """Those who were asked about this request; none: it is not parked."""
     gateway_of: str | None = None
     """The owner whose gateway submits; None: the proxy does."""
-    approvers: int = 1
-    """How many different keys of the owner must approve for this agent's class; 0: an owner is not needed."""
-
-    def check_enough(self, count: int) -> None:
-        """Refuses (ApproversTooFew) less approvals than the agent's class needs."""
-        if count < self.approvers:
-            raise ApproversTooFew(
-                f"{self.approvers} different keys of the owner must approve", needed=self.approvers, found=count
-            )
+    rule: ApproverRule = OWNER_ALONE
+    """Who must approve for this agent's class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,29 @@ class Bound:
     owner: OwnerRecord | None
     keys: tuple[OwnerKey, ...] = ()
     """The registered keys that approved, in the order of the approvals."""
+    seats: tuple[str, ...] = ()
+    """The challenges whose answers these are, to be spent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing to issue yet: ask again after this long. `must_ask`: the owner does not know of it yet."""
+    """Nothing to issue yet: ask again after this long. `must_ask`: the approvers do not know of it yet."""
 
     retry_after_seconds: int
     must_ask: bool = False
+    brought: tuple[OwnerApproval, ...] = ()
+    """Good approvals that came along, and are not enough."""
+
+
+def bound(
+    owner_id: str | None,
+    found: Sequence[tuple[OwnerApproval | StandingApproval, OwnerRecord]],
+    seats: tuple[str, ...] = (),
+) -> Bound:
+    """Good approvals that are enough, with the agent's own owner's first: that one stands in the credential."""
+    found = sorted(found, key=lambda one: one[0].iss != owner_id)
+    keys = tuple(key for _, owner in found for key in owner.keys)
+    return Bound(tuple(one for one, _ in found), found[0][1], keys, seats)
 
 
 class IssuanceModel(Protocol):

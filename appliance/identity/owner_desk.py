@@ -18,10 +18,11 @@ from appliance.binding.errors import ApprovalForOtherAgent
 from appliance.binding.facts import Limits
 from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound
+from appliance.identity.approvers import ClassRules
 from appliance.identity.challenges import OwnerCaller
 from appliance.identity.issue import timestamp
 from appliance.identity.records import Registry, record_standing
-from appliance.store import agents, certificates, owners, requests, standing_approvals
+from appliance.store import agents, certificates, further_approvals, owners, requests, standing_approvals
 from appliance.store.requests import Request
 from appliance.store.standing_approvals import StandingRow
 from appliance.store.store import Store
@@ -34,12 +35,15 @@ MAX_ISSUED = 1000
 class OwnerDesk:
     """Standing approvals and what was issued, for owners and administrators."""
 
-    def __init__(self, *, server_id: str, store: Store, clock: Clock, registry: Registry, limits: Limits) -> None:
+    def __init__(
+        self, *, server_id: str, store: Store, clock: Clock, registry: Registry, limits: Limits, rules: ClassRules
+    ) -> None:
         self._server_id = server_id
         self._store = store
         self._clock = clock
         self._registry = registry
         self._limits = limits
+        self._rules = rules
 
     async def hand_in(self, caller: OwnerCaller, token: str, request_id: str = "") -> Json:
         """Take in an owner's standing approval; the same one may come again.
@@ -60,7 +64,11 @@ class OwnerDesk:
 
         def write(tx: Tx) -> Json:
             agent = agents.by_identifier(tx, checked.sub)
-            if checked.iss != caller.owner_id or agent is None or agent.owner_id != caller.owner_id:
+            is_mine = agent is not None and (
+                agent.owner_id == caller.owner_id
+                or self._rules.of(agent.agent_class).beside(caller.owner_id) is not None
+            )
+            if checked.iss != caller.owner_id or not is_mine:
                 raise ApprovalForOtherAgent("the standing approval is not about an agent of yours")
             row = record_standing(tx, checked, caller.actor, request_id)
             if row.state != standing_approvals.LIVE:
@@ -101,7 +109,8 @@ class OwnerDesk:
     async def issued(self, owner_id: str) -> Json:
         """What was issued in an owner's name: agents with their credentials, newest first, and who stands behind each.
 
-        At most the newest MAX_ISSUED credentials; `more` says whether there are others.
+        `beside`: credentials of other owners' agents that this owner approved beside them. At most the newest
+        MAX_ISSUED of either; `more` says whether there are others.
         """
 
         def read(tx: Tx) -> Json:
@@ -113,6 +122,7 @@ class OwnerDesk:
                 for one in requests.of_agent(tx, agent.identifier)
                 if one.result is not None and one.result.get("serial")
             }
+            beside = sorted(further_approvals.certificates_of(tx, owner_id), key=lambda row: row.id, reverse=True)
             return {
                 "owner": owner_id,
                 "agents": [
@@ -126,7 +136,11 @@ class OwnerDesk:
                     for one in mine
                 ],
                 "credentials": [_credential(row, behind.get(row.serial)) for row in rows[:MAX_ISSUED]],
-                "more": len(rows) > MAX_ISSUED,
+                "beside": [
+                    {**_credential(row, None), "owner": row.owner_id, "kid": row.approved_by}
+                    for row in beside[:MAX_ISSUED]
+                ],
+                "more": max(len(rows), len(beside)) > MAX_ISSUED,
             }
 
         return await self._store.read(read)
@@ -159,7 +173,17 @@ def _credential(row: Any, behind: Request | None) -> dict[str, Any]:
         "txn": row.txn,
         "platform": None if behind is None else platform_of(behind.evidence),
         "approvals_s256": [] if behind is None else [jws.s256(one) for one in behind.approval.split()],
+        "approvals": [] if behind is None else shown_approvals(behind),
     }
+
+
+def shown_approvals(row: Request) -> list[Json]:
+    """Every approval behind a request: whose, by which key, its hash; the agent's own owner's first."""
+    found: list[Json] = []
+    for token in row.approval.split():
+        owner_id, kid = approvals.signer_of(token)
+        found.append({"owner": owner_id, "kid": kid, "s256": jws.s256(token)})
+    return found
 
 
 def platform_of(evidence_token: str) -> Json:

@@ -49,7 +49,7 @@ from appliance.identity.errors import (
     SubmitterNotLive,
 )
 from appliance.identity.issue import Grant
-from appliance.identity.models import Approver
+from appliance.identity.models import Approver, Seat
 from appliance.identity.submitter import Submitter
 from appliance.identity.withdrawn import is_withdrawn
 from appliance.store import (
@@ -57,6 +57,7 @@ from appliance.store import (
     certificates,
     challenges,
     deciding,
+    further_approvals,
     nonces,
     org_material,
     owners,
@@ -65,7 +66,6 @@ from appliance.store import (
     standing_approvals,
 )
 from appliance.store.agents import Agent
-from appliance.store.challenges import Challenge
 from appliance.store.deciding import RequestRow
 from appliance.store.requests import Request
 from appliance.store.standing import is_approver, standing
@@ -89,8 +89,9 @@ class RequestFacts:
     key_holder: str | None
     live_key: ec.EllipticCurvePublicKey | None
     approvers: tuple[Approver, ...]
-    parked: Challenge | None = None
-    """The request with its challenge, in the server-mediated model; `approvers` then has the owner's answer."""
+    """Of the approvals that came along, or to which a renewal refers."""
+    seats: tuple[Seat, ...] = ()
+    """Who was asked about the request, if it is parked."""
 
 
 class Registry:
@@ -106,12 +107,10 @@ class Registry:
 
         Raises StandingReferenceMismatch, StandingApprovalUnknown, StandingApprovalWithdrawn.
         """
-        is_asked = request.model is Model.SERVER_MEDIATED and not request.standing
-        parked = challenges.by_rqh(tx, request.rqh) if is_asked else None
+        is_asked = request.model is not Model.AGENT_MEDIATED and not request.standing
+        parked = challenges.by_rqh(tx, request.rqh) if is_asked else []
         if request.standing:
             approvals = _referred(tx, request, approvals)
-        if parked is not None and parked.answer is not None:
-            approvals = [*approvals, read_approval(parked.answer)]
         row = deciding.request(
             tx,
             rqh=request.rqh,
@@ -139,7 +138,10 @@ class Registry:
             key_holder=self._key_holder(row, request, live_key),
             live_key=live_key,
             approvers=tuple(self.approver(tx, one) for one in approvals),
-            parked=parked,
+            seats=tuple(
+                Seat(one, None if one.answer is None else self.approver(tx, read_approval(one.answer)))
+                for one in parked
+            ),
         )
 
     def approver(self, tx: Tx, approval: Sealed) -> Approver:
@@ -232,13 +234,19 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
         if isinstance(approval, StandingApproval):
             if not standing_approvals.use(tx, approval.s256):
                 raise StandingApprovalUsedUp("the standing approval may not be used again", limit=approval.max_uses)
-            continue
-        count_signature(tx, approval)
-        kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
-        if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
-            raise ApprovalSpent("this approval was used before")
-    if grant.model is Model.SERVER_MEDIATED and not challenges.spend(tx, request.rqh):
-        raise ApprovalSpent("the owner's answer was used before")
+        else:
+            count_signature(tx, approval)
+            kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
+            if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
+                raise ApprovalSpent("this approval was used before")
+        if approval.iss != owner_id:
+            further_approvals.add(tx, request.rqh, approval.iss, approval.kid)
+    if grant.seats:
+        if not all(challenges.spend(tx, one) for one in grant.seats):
+            raise ApprovalSpent("an approver's answer was used before")
+        challenges.close(tx, request.rqh)
+    elif grant.model is Model.SERVER_MEDIATED:
+        raise ValueError("in the server-mediated model somebody was asked")
     if grant.org:
         org_material.add(tx, request.rqh, grant.org)
     agents.register(tx, agent, owner_id=owner_id, jkt=request.jkt)

@@ -17,6 +17,7 @@ from appliance.errors import Conflict, NotFound, RequestMalformed
 from appliance.identity.errors import KeyAlreadyAgent
 from appliance.identity.issue import timestamp
 from appliance.identity.owner_desk import shown as shown_standing
+from appliance.identity.owner_desk import shown_approvals
 from appliance.store import agents, certificates, org_material, owners, proxies, requests, standing_approvals
 from appliance.store.agents import Agent
 from appliance.store.store import Store
@@ -181,6 +182,7 @@ def _request(tx: Tx, row: requests.Request) -> dict[str, Any]:
         "log_index": None if row.result is None else row.result.get("log_index"),
         "rqh": row.rqh,
         "approvals_s256": [jws.s256(one) for one in row.approval.split()],
+        "approvals": shown_approvals(row),
         "evidence_s256": jws.s256(row.evidence),
         "ear_s256": jws.s256(row.ear),
         "org": org_material.of_request(tx, row.rqh),

@@ -20,10 +20,8 @@ from appliance.binding import composite, jws
 from appliance.binding import request as requests
 from appliance.binding.composite import Composite
 from appliance.binding.errors import (
-    ApprovalDenied,
     ApprovalSpent,
     BindingError,
-    ChallengeExpired,
     Malformed,
     OrgMaterialNotExpected,
 )
@@ -34,10 +32,10 @@ from appliance.clock import Clock
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
 from appliance.identity.appraisal import Appraisal, Appraiser
-from appliance.identity.challenge_states import ChallengeState, state_of
+from appliance.identity.approvers import ClassRules
+from appliance.identity.challenge_states import state_of
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.errors import (
-    ChallengeOver,
     CredentialWithdrawn,
     IdentityError,
     LifetimeNotPossible,
@@ -117,6 +115,7 @@ class IdentityService:
         issuer: Issuer,
         challenges: OwnerChallenges,
         desk: OwnerDesk,
+        rules: ClassRules,
     ) -> None:
         """`assemble.build_identity` makes the collaborators. `models` are those that are offered here."""
         self._settings = settings
@@ -131,6 +130,7 @@ class IdentityService:
         self._issuer = issuer
         self.challenges = challenges
         self.desk = desk
+        self._rules = rules
         self._rates = Gcra(Bucket(settings.proxy_rate, settings.proxy_burst))
         self._under_way: set[str] = set()
 
@@ -226,7 +226,7 @@ class IdentityService:
         A finished one gives the same result as often as it is asked, until it is withdrawn and not while suspended.
 
         Raises what `Submitters.check` raises, RateLimited, NotFound, RequestAbandoned, CredentialWithdrawn, and for a
-        parked request ApprovalDenied, ChallengeExpired, ChallengeOver.
+        parked request what `ApproverRule.is_reached` raises.
         """
         gateway = self._submitters.gateway(peer)
         if gateway is None:
@@ -234,11 +234,10 @@ class IdentityService:
             self._take_token(submitter)
         asking = submitter.proxy_id if gateway is None else gateway.owner_id
 
-        def read(tx: Tx) -> tuple[Request | Challenge, bytes | None]:
+        def read(tx: Tx) -> tuple[Request | None, bytes | None]:
             row = request_rows.get(tx, rqh)
-            parked = parked_rows.by_rqh(tx, rqh) if row is None else None
-            if parked is not None and parked.proxy_id == asking:
-                return parked, None
+            if row is None and self._is_parked(tx, parked_rows.by_rqh(tx, rqh), asking):
+                return None, None
             if row is None or (row.proxy_id if gateway is None else row.owner_id) != asking:
                 raise NotFound("you handed in no such request")
             if row.result is not None and is_held_back(tx, row):
@@ -248,24 +247,23 @@ class IdentityService:
             return row, None if found is None else found.der
 
         row, der = await self._store.read(read)
-        if isinstance(row, Challenge):
-            return self._of_parked(row)
+        if row is None:  # parked: once approved, it must be handed in again with new evidence
+            return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
         if row.result is not None:
             return Finished(self._issuer.answer(row.result, der))
         if rqh not in self._under_way and requests.unseal(row.request).exp < self._clock.now().timestamp():
             raise RequestAbandoned("the request expired before its credential was finished; make a new one")
         return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
 
-    def _of_parked(self, parked: Challenge) -> Unfinished:
-        """A parked request that has no credential yet: once approved, it must be handed in again with new evidence."""
-        state = state_of(parked, self._clock.now())
-        if state is ChallengeState.DENIED:
-            raise ApprovalDenied("the owner said no")
-        if state is ChallengeState.EXPIRED:
-            raise ChallengeExpired("the owner did not answer in time; ask again with a new request")
-        if state is ChallengeState.SUPERSEDED:
-            raise ChallengeOver("a newer request of this agent took its place", state=state.value)
-        return Unfinished(parked.rqh, UNFINISHED_RETRY_SECONDS)
+    def _is_parked(self, tx: Tx, parked: list[Challenge], asking: str) -> bool:
+        """Whether a request waits for approvers or to be handed in again; raises as status() for one that ended."""
+        if not parked:
+            return False
+        rule, owner_id = self.challenges.rule_of(tx, parked[0])
+        if asking not in (parked[0].proxy_id, owner_id):
+            return False
+        rule.is_reached(owner_id, [(one.owner_id, state_of(one, tx.now)) for one in parked])
+        return True
 
     async def _decide(
         self, asked: Composite, submitter: Submitter, request_id: str, appraisal: Appraisal | None = None
@@ -316,9 +314,9 @@ class IdentityService:
             now,
             limits,
             agent.owner_id,
-            facts.parked,
+            facts.seats,
             submitter.gateway_of,
-            self._approvers(agent.agent_class),
+            self._rules.of(agent.agent_class),
         )
         answer: Bound | Waiting
         if request.standing:
@@ -328,10 +326,16 @@ class IdentityService:
         if isinstance(answer, Waiting):
             if answer.must_ask:
                 await self.challenges.park(
-                    request, asked.csr_der, agent, submitter.proxy_id, submitter.actor, request_id
+                    request,
+                    asked.csr_der,
+                    rule=setting.rule,
+                    brought=answer.brought,
+                    proxy_id=submitter.proxy_id,
+                    actor=submitter.actor,
+                    request_id=request_id,
                 )
             return Unfinished(request.rqh, answer.retry_after_seconds)
-        txn = facts.parked.txn if facts.parked is not None else request.txn or str(uuid.uuid4())
+        txn = facts.seats[0].row.txn if facts.seats else request.txn or str(uuid.uuid4())
         grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)
         return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
 
@@ -341,10 +345,6 @@ class IdentityService:
             return True
         untouched = self._clock.now() - row.updated_at
         return self._settings.workers > 0 and timedelta(0) <= untouched < timedelta(seconds=WORK_SECONDS)
-
-    def _approvers(self, agent_class: str) -> int:
-        wanted = self._settings.approvers
-        return wanted.get(agent_class or "default", wanted.get("default", 1))
 
     def _grant(
         self,
@@ -389,6 +389,7 @@ class IdentityService:
             org=org,
             tier=str(appraisal.tier),
             key_origin=str(appraisal.evidence.agent.get("key_origin", "")),
+            seats=bound.seats,
         )
 
     async def _issue(

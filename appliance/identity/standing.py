@@ -7,24 +7,21 @@ approval goes this way. Everything else about it is fresh: nonce, key, proof by 
 from __future__ import annotations
 
 from appliance.binding import standing
-from appliance.binding.errors import OwnerMismatch
 from appliance.binding.evidence import Evidence
-from appliance.binding.facts import OwnerKey
+from appliance.binding.facts import OwnerRecord
 from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
-from appliance.identity.errors import ApproversNotDistinct
-from appliance.identity.models import Approver, Bound, Setting
+from appliance.identity.models import Approver, Bound, Setting, bound
 
 
 def bind_standing(
     request: AgentRequest, approvers: tuple[Approver, ...], setting: Setting, evidence: Evidence, agent_class: str
 ) -> Bound:
-    """Bound by every standing approval to which the request refers, each by another key of the one owner.
+    """Bound by every standing approval to which the request refers, if they are enough for the agent's class.
 
-    Raises what `standing.check` and `standing.check_use` raise, ApproversNotDistinct, ApproversTooFew.
+    Raises what `standing.check`, `standing.check_use` and `ApproverRule.check` raise.
     """
-    found: list[StandingApproval] = []
-    keys: list[OwnerKey] = []
+    found: list[tuple[StandingApproval, OwnerRecord]] = []
     for approver in approvers:
         one = standing.check(
             approver.approval,
@@ -34,15 +31,12 @@ def bind_standing(
             limits=setting.limits,
             signer_is_agent=approver.is_agent,
         )
-        assert approver.owner is not None  # standing.check refuses the approvals of nobody
+        owner = approver.owner
+        assert owner is not None  # standing.check refuses the approvals of nobody
         standing.check_use(
-            one, request, approver.owner, proxy_id=setting.proxy_id, agent_class=agent_class, evidence=evidence
-        )
-        found.append(one)
-        keys += approver.owner.keys
-    if len({one.kid for one in found}) != len(found):
-        raise ApproversNotDistinct("two standing approvals come from one key")
-    if len({one.iss for one in found}) != 1:
-        raise OwnerMismatch("the standing approvals come from different owners")
-    setting.check_enough(len(found))
-    return Bound(tuple(found), approvers[0].owner, tuple(keys))
+            one, request, owner, proxy_id=setting.proxy_id, agent_class=agent_class, evidence=evidence,
+            beside=setting.rule.beside(owner.owner_id),
+        )  # fmt: skip
+        found.append((one, owner))
+    setting.rule.check(request.owner, [one for one, _ in found])
+    return bound(request.owner, found)

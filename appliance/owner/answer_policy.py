@@ -12,6 +12,7 @@
     name = "readers"                     # for the record; left out: "rule 1" and so on
     decision = "approve"                 # or "deny"
     agents = ["spiffe://..."]            # identifiers; left out: any agent of yours
+    owners = ["spiffe://..."]            # other owners, beside whom you approve; left out: your own agents alone
     proxies = ["spiffe://..."]           # likewise
     classes = ["reader"]                 # left out: any agent
     executables = ["<sha-256, hex>"]     # left out: any program
@@ -50,8 +51,8 @@ MAX_RATE = 1_000_000
 HOUR_SECONDS = 3600
 _TOP = frozenset({"version", "otherwise", "class", "rule"})
 _RULE = frozenset(
-    {"name", "decision", "agents", "proxies", "classes", "executables", "purposes", "profiles", "longest_seconds"}
-    | {"per_hour", "per_agent_hour"}
+    {"name", "decision", "agents", "owners", "proxies", "classes", "executables", "purposes", "profiles"}
+    | {"longest_seconds", "per_hour", "per_agent_hour"}
 )
 _CLASS = frozenset({"name", "executables", "uids"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
@@ -72,11 +73,13 @@ class Asked:
     ttl: int
     executable: str | None = None
     uid: int | None = None
+    beside: str | None = None
+    """The agent's own owner, where that is somebody else."""
 
     @classmethod
-    def of_challenge(cls, challenge: BindingChallenge) -> Asked:
+    def of_challenge(cls, challenge: BindingChallenge, beside: str | None = None) -> Asked:
         """What a server's challenge asks; the server keeps the evidence to itself."""
-        return cls(challenge.sub, challenge.proxy, challenge.purpose, challenge.profiles, challenge.ttl)
+        return cls(challenge.sub, challenge.proxy, challenge.purpose, challenge.profiles, challenge.ttl, beside=beside)
 
     @classmethod
     def of_request(cls, request: AgentRequest, seen: Evidence) -> Asked:
@@ -103,11 +106,12 @@ class AgentClass:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule; None = any."""
+    """One rule; None = any, but for `owners`: whoever approves for others by rule has said for whom."""
 
     decision: str
     name: str = "rule"
     agents: frozenset[str] | None = None
+    owners: frozenset[str] | None = None
     proxies: frozenset[str] | None = None
     classes: tuple[AgentClass, ...] | None = None
     executables: frozenset[str] | None = None
@@ -120,7 +124,8 @@ class Rule:
     def fits(self, asked: Asked) -> bool:
         """Whether this rule is about such a request."""
         return (
-            (self.agents is None or asked.sub in self.agents)
+            (asked.beside is None if self.owners is None else asked.beside in self.owners)
+            and (self.agents is None or asked.sub in self.agents)
             and (self.proxies is None or asked.proxy in self.proxies)
             and (self.classes is None or any(one.fits(asked) for one in self.classes))
             and (self.executables is None or asked.executable in self.executables)
@@ -245,6 +250,7 @@ def _rule(table: Any, where: str, classes: Mapping[str, AgentClass]) -> Rule:
         decision=table["decision"],
         name=_name(table, where, where),
         agents=_texts(table, "agents", where),
+        owners=_texts(table, "owners", where),
         proxies=_texts(table, "proxies", where),
         classes=None if named is None else tuple(classes[one] for one in sorted(named)),
         executables=_digests(table, where),

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.binding import challenge as challenges
+from appliance.binding import request as requests
 from appliance.binding.challenge import BindingChallenge
 from appliance.binding.facts import SERVER_MEDIATED_SECONDS, Limits, Model
 from appliance.binding.webauthn import Authenticator
@@ -70,6 +71,7 @@ class Responder:
         self._decide = decide
         self._limits = Limits().of(Model.SERVER_MEDIATED)
         self._seen: set[str] = set()
+        self._said_yes: set[str] = set()
 
     async def run(self, tell: Tell, *, once: bool = False, wait_seconds: float = WAIT_SECONDS) -> None:
         """Answer what comes until cancelled; with `once`, what waits or comes within the wait.
@@ -98,6 +100,10 @@ class Responder:
         try:
             challenge, card = self.card(question)
             agent = card.request.sub
+            if challenge.rqh in self._said_yes:
+                # the server wants another key of this owner as well, and a key counts once
+                self._seen.add(question.id)
+                return Answered(question.id, agent, LEAVE, card.short_code)
             decision = await self._decide(card, challenge)
             if decision.answer not in (APPROVE, DENY):
                 self._seen.add(question.id)
@@ -106,6 +112,8 @@ class Responder:
             # a server that is away between fetching and answering gets the same answer when it is back
             said = await self._hand_in(question, token)
             self._seen.add(question.id)
+            if said == APPROVE:
+                self._said_yes.add(challenge.rqh)
             return Answered(question.id, agent, said, card.short_code)
         except ServerUnreachable:
             raise
@@ -121,6 +129,7 @@ class Responder:
         """
         now = self._clock.now()
         challenge = challenges.unseal(question.challenge, self._server.key)
+        asked = requests.unseal(question.request)
         card = review(
             question.request,
             owner_id=self._owner_id,
@@ -128,7 +137,8 @@ class Responder:
             csr_der=question.csr_der,
             server_id=self._server.server_id,
             proxy=challenge.proxy,
-            limits=self._limits,
+            limits=Limits().of(asked.model),
+            beside=asked.owner,
         )
         challenges.check(challenge, card.request, owner_id=self._owner_id, server_id=self._server.server_id, now=now)
         return challenge, card

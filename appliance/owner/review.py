@@ -22,7 +22,7 @@ _PROFILES = {"x509": "X.509 certificate", "wit": "workload identity token (WIT)"
 _PURPOSES = {"issue": "first credential", "renew": "renewal"}
 _MODELS = {
     "agent-mediated": "agent-mediated: the agent carries your signature to the server",
-    "owner-mediated": "owner-mediated: you submit it to the server yourself",
+    "owner-mediated": "owner-mediated: its owner's gateway submits it to the server",
     "server-mediated": "server-mediated: the server has asked you",
 }
 
@@ -51,6 +51,8 @@ class ReviewCard:
     network_class: str | None = None
     """Where the agent would land, if the owner's tool was told; not part of what is signed."""
     changes: tuple[Change, ...] = ()
+    beside: str | None = None
+    """The agent's own owner, where that is somebody else and this owner is to approve beside it; None: it is yours."""
 
     @property
     def widens(self) -> bool:
@@ -69,16 +71,20 @@ def review(
     network_class: str | None = None,
     last: OwnerApproval | None = None,
     limits: Limits | None = None,
+    beside: str | None = None,
 ) -> ReviewCard:
     """Decodes and verifies a request for the owner `owner_id`.
 
+    `beside` is the agent's own owner, where `owner_id` is to approve beside it (None: the agent is `owner_id`'s own).
     `server_id` is the server that this owner works with (None: shown, not compared), `last` the last approval given to
     this agent. Raises what requests.unseal raises, OwnerMismatch, OriginMismatch, RequestWrongAudience, Request...,
     Csr..., est's for a bad CSR.
     """
     request = requests.unseal(_text(token))
     origin = read_kind(owner_id, Kind.OWNER).origin
-    if request.owner != owner_id:
+    if beside == owner_id:
+        beside = None
+    if request.owner is None or request.owner != (beside or owner_id):
         raise OwnerMismatch("the request names another owner than you, or none")
     read_kind(request.sub, Kind.AGENT, origin=origin)
     if len(request.aud) > MAX_SERVER or " " in request.aud:
@@ -99,6 +105,7 @@ def review(
         proxy=proxy,
         network_class=network_class,
         changes=_changes(request, proxy, last) if last is not None else (),
+        beside=beside,
     )
 
 
@@ -109,6 +116,7 @@ def render(card: ReviewCard) -> str:
         ("short code", f"{card.short_code}   (must be the same where the agent runs)"),
         ("agent", request.sub),
         ("agent key", request.jkt),
+        *([] if card.beside is None else [("owner", f"{card.beside}   (not yours: you approve beside its owner)")]),
         ("you", card.owner_id),
         ("asks for", ", ".join(_PROFILES[profile] for profile in request.profiles)),
         ("purpose", _PURPOSES[request.purpose]),

@@ -45,7 +45,7 @@ def sign(
     limits = limits or Limits()
     # the bytes are read again here: what is signed is what they say, whatever happened to the card in between
     request = requests.unseal(card.request.token)
-    if request != card.request or request.owner != card.owner_id:
+    if request != card.request or request.owner != (card.beside or card.owner_id):
         raise CardNotReviewed("the card does not say what the request's bytes say")
     if expected_code is not None and not _same_code(expected_code, requests.short_code(request.rqh)):
         raise ShortCodeMismatch("the short code is not that of this request")

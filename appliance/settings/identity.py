@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from appliance.setting_types import OidArc, ServerId
 from appliance.settings.section import Section
 
-Approvers = Annotated[int, Field(ge=0, le=8)]
+MAX_APPROVERS = 8
+"""As many approvals as a composite request may carry."""
+Approvers = Annotated[int, Field(ge=0, le=MAX_APPROVERS)]
 
 
 class IdentitySettings(Section):
@@ -74,9 +76,16 @@ class IdentitySettings(Section):
     verifier_concurrency: int = Field(16, gt=0, le=256, description="Calls to the verifier at the same time.")
     approvers: dict[str, Approvers] = Field(
         {},
-        description="How many of an owner's keys must approve for an agent class, a table [identity.approvers] with "
-        "lines such as robot = 2; 0 = an agent of the class may also act for itself, without an owner. `default` is "
-        "for classes that are not named; without it: 1.",
+        description="How many must approve for an agent class, a table [identity.approvers] with lines such as "
+        "robot = 2: different keys of the agent's owner or, with named_approvers, different owners; 0 = an agent of "
+        "the class may also act for itself, without an owner. `default` is for classes that are not named; without "
+        "it: 1.",
+    )
+    named_approvers: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Who approves beside the agent's own owner, a table [identity.named_approvers] with lines such as "
+        'robot = ["<identifier of an owner>", ...]; for classes of identity.approvers with 2 or more. Each of them '
+        "approves with a key of its own, and the agent's owner is always one of those who must.",
     )
     passkey_rp_id: str = Field(
         "", max_length=253, description="Relying party of owners' passkeys (WebAuthn); empty = the trust domain."
@@ -85,3 +94,13 @@ class IdentitySettings(Section):
         "", max_length=300, description="Origin that owners' passkeys are used from; empty = https://<relying party>."
     )
     allow_software_owner_keys: bool = Field(True, description="Accept approvals signed by owner keys kept in software.")
+
+    @model_validator(mode="after")
+    def _check_named_approvers(self) -> Self:
+        for name, named in self.named_approvers.items():
+            needed = self.approvers.get(name, 0)
+            if len(set(named)) != len(named) or len(named) >= MAX_APPROVERS:
+                raise ValueError(f"named_approvers: {name} names up to {MAX_APPROVERS - 1} different owners")
+            if not 2 <= needed <= len(named) + 1:
+                raise ValueError(f"named_approvers: {name} needs 2 to {len(named) + 1} in approvers, not {needed}")
+        return self

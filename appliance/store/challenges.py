@@ -1,8 +1,9 @@
-"""Requests that wait for their owner's answer, each with the one challenge that was made for it.
+"""Requests that wait for approvers' answers: a row for each approver, with the challenge that was made for it.
 
-A challenge is answered and spent by one conditional statement each, so that of any number of answers, in any number of
-processes, one counts. `owner_id`, `agent_id` and `proxy_id` are identifiers. The states are those of
-`appliance/identity/challenge_states.py`; that a waiting one is over is said by `expires_at` alone.
+A request has as many rows as approvers are asked, numbered by `seat`. Each is answered and spent by one conditional
+statement, so that of any number of answers, in any number of processes, one counts. `owner_id` is the approver;
+`owner_id`, `agent_id` and `proxy_id` are identifiers. The states are those of `appliance/identity/challenge_states.py`;
+that a waiting one is over is said by `expires_at` alone.
 """
 
 from __future__ import annotations
@@ -16,40 +17,50 @@ from appliance.store.schema import challenges as table
 from appliance.store.transaction import Tx
 
 WAITING, APPROVED, DENIED, SPENT, SUPERSEDED = "waiting", "approved", "denied", "spent", "superseded"
+NOT_NEEDED = "not-needed"
 TOPIC = "challenge"
 
 _c = table.c
 _ADD = insert(table)
 _GET = select(table).where(_c.id == bindparam("id"))
-_BY_RQH = select(table).where(_c.rqh == bindparam("rqh"))
+_BY_RQH = select(table).where(_c.rqh == bindparam("rqh")).order_by(_c.seat)
 _OPEN = (_c.owner_id == bindparam("owner"), _c.state == WAITING, _c.expires_at > bindparam("at"))
 _WAITING = select(table).where(*_OPEN).order_by(_c.created_at, _c.id).limit(bindparam("count"))
 _COUNT = select(func.count()).select_from(table).where(*_OPEN)
-_LAST_DENIAL = select(func.max(_c.updated_at)).where(_c.agent_id == bindparam("agent"), _c.state == DENIED)
+_LAST_DENIAL = select(func.max(_c.updated_at)).where(
+    _c.agent_id == bindparam("agent"), _c.owner_id == bindparam("owner"), _c.state == DENIED
+)
 _ANSWER = (
     update(table)
     .where(_c.id == bindparam("key"), _c.state == WAITING, _c.expires_at > bindparam("at"))
     .values(state=bindparam("new_state"), answer=bindparam("new_answer"), updated_at=bindparam("at"))
 )
 _SPEND = (
-    update(table)
-    .where(_c.rqh == bindparam("key"), _c.state == APPROVED)
-    .values(state=SPENT, updated_at=bindparam("at"))
+    update(table).where(_c.id == bindparam("key"), _c.state == APPROVED).values(state=SPENT, updated_at=bindparam("at"))
 )
 _SUPERSEDE = (
     update(table)
     .where(_c.agent_id == bindparam("agent"), _c.state == WAITING)
     .values(state=SUPERSEDED, updated_at=bindparam("at"))
 )
+_CLOSE = (
+    update(table)
+    .where(_c.rqh == bindparam("key"), _c.state == WAITING, _c.expires_at > bindparam("at"))
+    .values(state=NOT_NEEDED, updated_at=bindparam("at"))
+)
 _FORGET = delete(table).where(_c.expires_at < bindparam("before"))
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One parked request: the agent's signed bytes and CSR, the signed challenge, and the owner's signed answer."""
+    """One approver about one parked request: the agent's signed bytes and CSR, the signed challenge, the signed answer.
+
+    An approval that came with the request is an answer to no challenge, whose `nonce` is the request's own.
+    """
 
     id: str
     rqh: str
+    seat: int
     txn: str
     owner_id: str
     agent_id: str
@@ -58,7 +69,7 @@ class Challenge:
     state: str
     request: str
     csr: bytes | None
-    challenge: str
+    challenge: str | None
     answer: str | None
     created_at: datetime
     expires_at: datetime
@@ -66,12 +77,13 @@ class Challenge:
 
 
 def add(tx: Tx, challenge: Challenge) -> None:
-    """Insert and tell the outbox; Conflict if the request has a challenge."""
+    """Insert and tell the outbox; Conflict if the seat is taken."""
     tx.execute(
         _ADD,
         {
             "id": challenge.id,
             "rqh": challenge.rqh,
+            "seat": challenge.seat,
             "txn": challenge.txn,
             "owner_id": challenge.owner_id,
             "agent_id": challenge.agent_id,
@@ -96,10 +108,9 @@ def get(tx: Tx, challenge_id: str) -> Challenge | None:
     return None if row is None else Challenge(*row)
 
 
-def by_rqh(tx: Tx, rqh: str) -> Challenge | None:
-    """The challenge that was made for a request."""
-    row = tx.one(_BY_RQH, {"rqh": rqh})
-    return None if row is None else Challenge(*row)
+def by_rqh(tx: Tx, rqh: str) -> list[Challenge]:
+    """The challenges that were made for a request, in the order of their seats."""
+    return [Challenge(*row) for row in tx.all(_BY_RQH, {"rqh": rqh})]
 
 
 def waiting(tx: Tx, owner_id: str, *, count: int) -> list[Challenge]:
@@ -113,9 +124,9 @@ def count_waiting(tx: Tx, owner_id: str) -> int:
     return 0 if row is None else int(row[0])
 
 
-def last_denial(tx: Tx, agent_id: str) -> datetime | None:
-    """When an owner last said no to this agent."""
-    row = tx.one(_LAST_DENIAL, {"agent": agent_id})
+def last_denial(tx: Tx, agent_id: str, owner_id: str) -> datetime | None:
+    """When this owner last said no to this agent."""
+    row = tx.one(_LAST_DENIAL, {"agent": agent_id, "owner": owner_id})
     return None if row is None else row[0]
 
 
@@ -125,9 +136,14 @@ def answer(tx: Tx, challenge_id: str, *, state: str, token: str) -> bool:
     return tx.execute(_ANSWER, values).rowcount == 1
 
 
-def spend(tx: Tx, rqh: str) -> bool:
+def spend(tx: Tx, challenge_id: str) -> bool:
     """Spend an approved challenge; False if it is not approved, or spent already."""
-    return tx.execute(_SPEND, {"key": rqh, "at": tx.now}).rowcount == 1
+    return tx.execute(_SPEND, {"key": challenge_id, "at": tx.now}).rowcount == 1
+
+
+def close(tx: Tx, rqh: str) -> None:
+    """Ask nobody any more about a request that the others' answers have settled."""
+    tx.execute(_CLOSE, {"key": rqh, "at": tx.now})
 
 
 def supersede(tx: Tx, agent_id: str) -> None:

@@ -497,7 +497,8 @@ challenges = Table(
     "challenges",
     metadata,
     _id(),
-    Column("rqh", Text, nullable=False, unique=True),
+    _text("rqh"),
+    Column("seat", Integer, nullable=False),
     _text("txn"),
     _text("owner_id"),
     _text("agent_id"),
@@ -506,14 +507,25 @@ challenges = Table(
     _text("state"),
     _text("request"),
     Column("csr", LargeBinary, nullable=True),
-    _text("challenge"),
+    _text("challenge", null=True),
     _text("answer", null=True),
     _time("created_at"),
     _time("expires_at"),
     _time("updated_at"),
+    UniqueConstraint("rqh", "seat"),
     Index("challenges_owner", "owner_id", "state"),
     Index("challenges_agent", "agent_id", "state"),
     Index("challenges_expiry", "expires_at"),
+)
+
+further_approvals = Table(
+    "further_approvals",
+    metadata,
+    Column("rqh", Text, primary_key=True),
+    Column("owner_id", Text, primary_key=True),
+    _text("kid"),
+    _time("created_at"),
+    Index("further_approvals_owner", "owner_id"),
 )
 
 standing_approvals = Table(

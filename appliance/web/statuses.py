@@ -312,6 +312,8 @@ IDENTITY = {
     "single-identity-not-offered": 403,
     "approvers-too-few": 403,
     "approvers-not-distinct": 403,
+    "approvers-out-of-reach": 403,
+    "owner-not-among-approvers": 403,
     "request-replayed": 409,
     "lifetime-not-possible": 403,
     "request-abandoned": 409,

@@ -320,6 +320,22 @@ def test_half_written_approval_file_is_waited_for(options: AgentOptions) -> None
     assert _run(AgentApi(), options, pause=owner.pause).agent_id == AGENT
 
 
+def test_several_approvals_are_waited_for_and_all_go_along(options: AgentOptions) -> None:
+    assert options.wait_approval is not None
+    owner, api = Owner(options.out, options.wait_approval), AgentApi()
+    lines: list[str] = []
+
+    async def pause(seconds: float) -> None:
+        await owner.pause(seconds)
+        if owner.file.exists():
+            lines.append(owner.file.read_text())  # another signature each time
+            owner.file.write_text("".join(lines[:3]))
+
+    assert _run(api, replace(options, approvals=3), pause=pause).agent_id == AGENT
+    (sent,) = api.seen
+    assert sent.approvals == tuple(line.strip() for line in lines[:3]) and len(set(sent.approvals)) == 3
+
+
 def test_approval_file_of_an_earlier_request_is_not_taken(options: AgentOptions) -> None:
     assert options.wait_approval is not None
     options.wait_approval.write_text("a.b.c")

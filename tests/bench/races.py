@@ -66,9 +66,9 @@ def _prepare(tx: Tx, races: range) -> None:
             nonces.add(tx, Nonce(f"n{race}", "jkt", "issue", "agent", "proxy", LATER))
         elif kind == "challenge":
             made = Challenge(
-                id=f"c{race}", rqh=f"r{race}", txn="t", owner_id="o", agent_id=f"a{race}", proxy_id="p", nonce="n",
-                state=challenges.APPROVED, request="q", csr=None, challenge="c", answer="a", created_at=tx.now,
-                expires_at=LATER, updated_at=tx.now,
+                id=f"c{race}", rqh=f"r{race}", seat=0, txn="t", owner_id="o", agent_id=f"a{race}", proxy_id="p",
+                nonce="n", state=challenges.APPROVED, request="q", csr=None, challenge="c", answer="a",
+                created_at=tx.now, expires_at=LATER, updated_at=tx.now,
             )  # fmt: skip
             challenges.add(tx, made)
 
@@ -78,7 +78,7 @@ def _spend(tx: Tx, race: int) -> bool:
     if kind == "nonce":
         return nonces.spend(tx, f"n{race}")
     if kind == "challenge":
-        return challenges.spend(tx, f"r{race}")
+        return challenges.spend(tx, f"c{race}")
     return nonces.spend_id(tx, "approval", f"owner {race}", tx.now + timedelta(days=2))
 
 

@@ -15,7 +15,6 @@ from appliance.settings import IdentitySettings
 from est.signer import KeySigner
 from tests.appliance.identity.campus import ADMIN, Ask, Campus, OwnerHost, Proxy, new_key
 from tests.appliance.identity.test_enroll import credentials, play
-from tests.appliance.identity.test_server_mediated import again
 from tests.appliance.identity.test_standing import Agent, stand
 
 RULES = {"robot": 2, "probe": 0}
@@ -25,8 +24,6 @@ async def of_class(campus: Campus, proxy: Proxy, name: str, owner: OwnerHost | N
     key = new_key()
     ref = "" if owner is None else owner.ref
     await campus.registry.add(ref, proxy.identifier, jws.jkt(key.public_key()), name, actor=ADMIN)
-    if changed.get("model"):
-        return await again(proxy, owner, key, **changed)  # type: ignore[arg-type]
     return await proxy.ask(owner, key, **changed)
 
 
@@ -61,16 +58,6 @@ def test_a_class_that_needs_two_approvers_gets_nothing_for_one(tmp_path: Path) -
         assert told["credentials_revoked"] == 1, "the renewal, whose first approval it signed"
         told = await campus.directory.revoke_key("alice", jws.jkt(third.public_key()), actor=ADMIN)
         assert (told["credentials_revoked"], len(live)) == (1, 2), "the first credential, as its second approver"
-
-    play(tmp_path, story, approvers=RULES)
-
-
-@pytest.mark.req("A-35")
-def test_where_the_server_asks_one_question_a_class_with_two_approvers_is_refused_before(tmp_path: Path) -> None:
-    async def story(campus: Campus, proxy: Proxy, owner: OwnerHost) -> None:
-        ask = await of_class(campus, proxy, "robot", owner, model="server-mediated")
-        assert (await ask.submit())[1]["reason"] == "approvers-too-few"
-        assert await campus.audited("owner-challenged") == []
 
     play(tmp_path, story, approvers=RULES)
 

@@ -10,11 +10,13 @@ import pytest
 
 from appliance.binding import approval, challenge, jws, request
 from appliance.binding.challenge import BindingChallenge
+from appliance.binding.errors import OwnerMismatch
 from appliance.owner.answer_policy import AnswerPolicy, Asked, DecisionBook, Rule, read_answer_policy
 from appliance.owner.client import Question, Server
-from appliance.owner.errors import AnswerPolicyInvalid, ServerRefused, ServerUnreachable
+from appliance.owner.errors import AnswerPolicyInvalid, CardNotReviewed, ServerRefused, ServerUnreachable
 from appliance.owner.respond import Answered, Decision, Responder
-from appliance.owner.review import ReviewCard
+from appliance.owner.review import ReviewCard, render, review
+from appliance.owner.sign import sign
 from tests.appliance.binding.example import (
     AGENT,
     AT,
@@ -124,8 +126,41 @@ def test_what_is_not_this_servers_question_is_told_and_never_signed(
     server = FakeServer(question(**changes), replace(question(), id="K" * 22))
     first, second = play(run(server))
     assert first.refused == reason
-    assert second.decision == "approve"  # one bad question keeps no other from its answer
-    assert len(server.answers) == (1 if reason else 2)
+    # one bad question keeps no other from its answer; after a good one the same request is not answered again
+    assert second.decision == ("approve" if reason else "leave")
+    assert len(server.answers) == 1
+
+
+BESIDE = {"request": resign(REQUEST, "agent", {"owner": OTHER_OWNER})}
+
+
+@pytest.mark.req("A-35", "A-90")
+def test_beside_another_owner_one_signs_in_ones_own_name_and_sees_whose_agent_it_is(play: Callable[..., Any]) -> None:
+    asked = question(claims={"rqh": request.unseal(BESIDE["request"]).rqh}, **BESIDE)
+    server = FakeServer(asked)
+    responder = Responder(
+        server, Server(SERVER, SERVER_KEY), signer("owner"), OWNER,  # type: ignore[arg-type]
+        FixedClock(AT), lambda card, challenge: None,  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    challenge, card = responder.card(asked)
+    assert card.beside == OTHER_OWNER
+    assert any(
+        line.startswith("owner ") and OTHER_OWNER in line and "not yours" in line for line in render(card).splitlines()
+    )
+    signed = approval.unseal(responder.sign(card, challenge, Decision("approve", card.short_code)), KEYS["owner"])
+    assert (signed.iss, signed.rqh, signed.nonce) == (OWNER, card.request.rqh, "N" * 43)
+    with pytest.raises(OwnerMismatch):
+        review(BESIDE["request"], owner_id=OWNER, now=AT)  # nobody said beside whom
+    with pytest.raises(CardNotReviewed):
+        sign(replace(card, beside=None), signer("owner"), now=AT)
+    # a rule is for one's own agents, unless it names the other owner
+    everything = 'version = 1\n[[rule]]\ndecision = "approve"\n'
+    for more, answer in (("", "leave"), (f'owners = ["{OTHER_OWNER}"]', "approve"), (f'owners = ["{OWNER}"]', "leave")):
+        policy = read_answer_policy(everything + more)
+        verdict = policy.judge(Asked.of_challenge(challenge, card.beside), lambda rule, agent: 0)
+        assert verdict.answer == answer, more
+    named = read_answer_policy(everything + f'owners = ["{OTHER_OWNER}"]')
+    assert decide(named, challenge) == "leave", "a rule for others' agents is not one for one's own"
 
 
 @pytest.mark.req("A-92", "A-93")

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert
 
 from appliance.errors import Conflict
-from appliance.store import Store, certificates, crls, meta, owners, schema
+from appliance.store import Store, certificates, challenges, crls, meta, owners, schema
 from appliance.store.engine import migration_engine
 from appliance.store.upgrade import HEAD, MIGRATIONS
 from tests.support import NOW, FixedClock
@@ -159,3 +159,23 @@ def test_certificates_that_were_kept_as_text_are_found_as_before(tmp_path: Path)
     with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
         kinds = connection.execute("SELECT DISTINCT typeof(serial), typeof(spki_sha256) FROM certificates").fetchall()
     assert kinds == [("blob", "blob")]
+
+
+def test_a_challenge_of_before_is_the_only_place_in_its_list(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    names = "id, rqh, txn, owner_id, agent_id, proxy_id, nonce, state, request, challenge, created_at, expires_at"
+    with migration_engine(url).begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0014")
+        for at in "12":
+            connection.exec_driver_sql(
+                f"INSERT INTO challenges ({names}, updated_at) VALUES ('c{at}', 'r{at}', 't', 'o', 'a', 'p', 'n', "
+                "'waiting', 'q', 'c', 0, 4102444800000000, 0)"
+            )
+    store = Store.open(url, FixedClock())
+    (kept,) = store.read_sync(lambda tx: challenges.by_rqh(tx, "r2"))
+    assert (kept.id, kept.seat, kept.state, kept.answer) == ("c2", 0, "waiting", None)
+    assert [one.id for one in store.read_sync(lambda tx: challenges.waiting(tx, "o", count=9))] == ["c1", "c2"]
+    store.close()
