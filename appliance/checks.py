@@ -16,17 +16,18 @@ from appliance.access.sources.sync import judge
 from appliance.authorities import load_authorities
 from appliance.ca import read_weak_keys
 from appliance.clock import Clock
-from appliance.errors import HomeMissing
+from appliance.errors import HomeMissing, NotFound
 from appliance.hierarchy import SEALING, SERVERS, key_file, read_server
 from appliance.identity.assemble import load_policy
 from appliance.identity.remote_verifier import read_destination
 from appliance.initialise import need_passphrase
 from appliance.keys import read_key
 from appliance.settings import FILE_NAME, DirectorySettings, LoadedSettings, Settings
-from appliance.store import directory_sources, policies, rollovers
+from appliance.store import directory_sources, owners, policies, rollovers
 from appliance.store.owners import LDAP, LOCAL
 from appliance.store.rollovers import RolloverRow
 from appliance.store.store import Store
+from appliance.store.transaction import Tx
 from est.errors import Refusal
 from radius import read_policy
 
@@ -86,12 +87,14 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
     passphrase: list[bytes] = []
     found_policy: list[policies.PolicyRow | None] = []
     kept: list[list[RolloverRow]] = []
+    absent: list[str] = []
 
     def store() -> str:
         opened = Store.open(settings.store_url, clock)
         try:
             found_policy.append(opened.read_sync(policies.newest))
             kept.append(opened.read_sync(rollovers.every))
+            absent.extend(opened.read_sync(lambda tx: _absent_approvers(tx, settings)))
         finally:
             opened.close()
         return "opens, tables are current"
@@ -130,12 +133,27 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         lambda: f"{len(load_policy(settings.identity.appraisal_policy).classes)} agent classes",
         "mend the file that identity.appraisal_policy names",
     )
+    if named := settings.identity.named_approvers:
+
+        def approvers() -> str:
+            if absent:
+                raise NotFound(f"identity.named_approvers: {absent[0]} is no active owner here")
+            return f"{len(named)} agent classes with several approvers"
+
+        attempt("approvers", approvers, "appliance owners show NAME shows the identifier and state of an owner")
     if settings.identity.verifier_url:
         attempt("verifier", lambda: _verifier(settings), "appliance settings show; see the manual: Use a verifier")
     if settings.directory.source != "none":
         attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
     attempt("weak-keys", lambda: f"{len(read_weak_keys(settings))} listed", "mend the files that ca.weak_keys names")
     return rows
+
+
+def _absent_approvers(tx: Tx, settings: Settings) -> list[str]:
+    """Who is named as an approver and cannot be asked."""
+    found = sorted({one for named in settings.identity.named_approvers.values() for one in named})
+    rows = {one: owners.by_identifier(tx, one) for one in found}
+    return [one for one, owner in rows.items() if owner is None or owner.state != owners.ACTIVE]
 
 
 def check_source(settings: Settings, clock: Clock) -> str:

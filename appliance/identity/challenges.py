@@ -266,7 +266,7 @@ class OwnerChallenges:
     def _check_may_ask(self, tx: Tx, made: Challenge) -> None:
         owner = owners.by_identifier(tx, made.owner_id)
         if owner is None or owner.state != owners.ACTIVE:
-            raise OwnerNotActive("the agent's owner is not active")
+            raise OwnerNotActive("an owner who must be asked is not active")
         allowed = owners.allowed_proxies(tx, made.owner_id)
         if allowed is not None and made.proxy_id not in allowed:
             raise ProxyNotAllowed("this proxy may not submit for this owner")

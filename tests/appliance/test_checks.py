@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -12,11 +13,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from appliance.access.directory import OwnerDirectory
+from appliance.audit import Actor
 from appliance.checks import check_home, expiry
 from appliance.clock import SystemClock
 from appliance.hierarchy import certificate_file, key_file
 from appliance.initialise import initialise
-from appliance.settings import load_settings
+from appliance.settings import FILE_NAME, load_settings
+from appliance.store import Store
 from lab.demo import POLICY
 from tests.campus import run_here
 from tests.support import FixedClock
@@ -46,6 +50,28 @@ def test_a_new_home_is_well(home: Path) -> None:
     found = look(home)
     assert {level for level, _ in found.values()} == {"ok"}
     assert {"settings", "passphrase", "keys", "store", "policy", "appraisal-policy", "expiry-root"} <= set(found)
+
+
+def test_an_approver_who_is_no_owner_is_found_before_an_agent_waits_in_vain(home: Path) -> None:
+    clock = SystemClock()
+    origin = "spiffe://campus.example"
+    store = Store.open(load_settings(home).settings.store_url, clock)
+    directory = OwnerDirectory(origin=origin, store=store, clock=clock)
+    ada = Actor("administrator", "ada")
+    made = asyncio.run(directory.add("bob", name="Bob", kind="person", department="IT", actor=ada))
+    wrong = f"{origin}/owner/11111111-1111-4111-8111-111111111111"
+    text = (home / FILE_NAME).read_text()
+    for named, level in ((made["identifier"], "ok"), (wrong, "error")):
+        more = f'[identity.approvers]\nrobot = 2\n[identity.named_approvers]\nrobot = ["{named}"]\n'
+        (home / FILE_NAME).write_text(f"{text}\n{more}")
+        assert look(home)["approvers"][0] == level
+    asyncio.run(directory.suspend("bob", actor=ada))
+    store.close()
+    (home / FILE_NAME).write_text(f"{text}\n{more.replace(wrong, made['identifier'])}")
+    assert look(home)["approvers"] == (
+        "error",
+        f"not-found: identity.named_approvers: {made['identifier']} is no active owner here",
+    )
 
 
 def expose(home: Path) -> None:
