@@ -103,11 +103,8 @@ def est_endpoints(sites: RadiusSites, others: Mapping[str, Handler]) -> Mapping[
     def either(name: str) -> Handler:
         theirs, ours = others[name], own[name]
 
-        async def handler(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-            if params.get("label") == LABEL:
-                return await ours(call, peer)
-            found = theirs(call, peer, params)
-            return await found if isinstance(found, Awaitable) else found
+        def handler(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply | Awaitable[Reply]:
+            return ours(call, peer) if params.get("label") == LABEL else theirs(call, peer, params)
 
         return handler
 

@@ -32,7 +32,7 @@ def endpoints(
 def _endpoint(serve: Callable[[Call, Peer], Awaitable[Reply]]) -> Handler:
     """The paths of these endpoints have no parameters of their own; the EST label stands in the path itself."""
 
-    async def handler(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        return await serve(call, peer)
+    def handler(call: Call, peer: Peer, params: Mapping[str, str]) -> Awaitable[Reply]:
+        return serve(call, peer)
 
     return handler

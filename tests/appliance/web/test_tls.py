@@ -161,9 +161,10 @@ def test_the_handshake_itself_looks_at_the_clients_own_certificate_alone(
 ) -> None:
     depths = set()
 
-    def accept(connection: SSL.Connection, certificate: SSL.X509, error: int, depth: int, ok: int) -> bool:
-        depths.add(depth)
-        return True
+    @SSL._ffi.callback("int (*)(int, X509_STORE_CTX *)")  # type: ignore[attr-defined, untyped-decorator]
+    def accept(ok: int, store: Any) -> int:
+        depths.add(SSL._lib.X509_STORE_CTX_get_error_depth(store))  # type: ignore[attr-defined]
+        return 1
 
     monkeypatch.setattr(tls, "_accept", accept)
     issued, context = ldevid_with_chain(tmp_path)
