@@ -28,7 +28,8 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.hierarchy import IssuingCa
 from appliance.keys import generate
-from appliance.store import OutboxRow, Row, Store, Tx, certificates
+from appliance.store import OutboxRow, Store, Tx, certificates
+from appliance.store.certificates import Standing
 from est import ocsp, profiles
 from est.errors import BodyMalformed, CertificateNotAsShaped, Refusal
 from est.ocsp import OcspRequest, Revocation, Single
@@ -276,10 +277,11 @@ class _Unsigned:
     keep_as: bytes | None
 
 
-def _status(row: Row | None) -> Revocation | bool | None:
+def _status(row: Standing | None) -> Revocation | bool | None:
     if row is None or row.state == certificates.PENDING:
         return None
     if row.state == certificates.REVOKED:
+        assert row.revoked_at is not None
         return Revocation(row.revoked_at, row.revocation_reason or "unspecified")
     return True
 

@@ -21,7 +21,7 @@ from est import der as tlv
 from est.errors import BodyMalformed, CertificateNotAsShaped, ShapeNotPossible
 from est.keys import PublicKey, spki
 from est.revocation import ECDSA, REASONS
-from est.signer import hash_for
+from est.signer import signed_form
 
 REQUEST_TYPE = "application/ocsp-request"
 RESPONSE_TYPE = "application/ocsp-response"
@@ -164,14 +164,15 @@ def response_data(
     """
     if not answers or next_update <= this_update:
         raise ShapeNotPossible("an OCSP response has an answer, and dates in order")
-    dates = _generalized(this_update) + tlv.tlv(0xA0, _generalized(next_update))
+    produced = _generalized(this_update)
+    dates = produced + tlv.tlv(0xA0, _generalized(next_update))
     extensions = b""
     if nonce is not None:
         extension = tlv.sequence(_NONCE, tlv.tlv(tlv.OCTET_STRING, tlv.tlv(tlv.OCTET_STRING, nonce)))
         extensions = tlv.tlv(0xA1, tlv.sequence(extension))
     return tlv.sequence(
         tlv.tlv(0xA2, tlv.tlv(tlv.OCTET_STRING, responder)),
-        _generalized(this_update),
+        produced,
         tlv.sequence(*(tlv.sequence(one.certificate.der, _status(one.status), dates) for one in answers)),
         extensions,
     )
@@ -185,18 +186,23 @@ def assemble(
     `certificate` is the delegated signer's, DER, empty where the CA itself signs. Raises CertificateNotAsShaped.
     """
     try:
-        responder_key.verify(signature, data, ec.ECDSA(hash_for(responder_key)))
+        responder_key.verify(signature, *signed_form(data, responder_key))
     except InvalidSignature as error:
         raise CertificateNotAsShaped("the signature does not verify with the responder's key") from error
-    chain = tlv.tlv(0xA0, tlv.sequence(certificate)) if certificate else b""
     basic = tlv.sequence(
         data,
         tlv.sequence(ECDSA[responder_key.curve.name]),
         tlv.tlv(tlv.BIT_STRING, b"\x00" + signature),
-        chain,
+        _chain(certificate) if certificate else b"",
     )
     inner = tlv.sequence(_BASIC, tlv.tlv(tlv.OCTET_STRING, basic))
     return tlv.sequence(b"\x0a\x01\x00", tlv.tlv(0xA0, inner))
+
+
+@lru_cache(maxsize=16)
+def _chain(certificate: bytes) -> bytes:
+    """The certs field, which is the same in every answer of one signer."""
+    return tlv.tlv(0xA0, tlv.sequence(certificate))
 
 
 def _read_single(der: bytes, at: int, end: int) -> CertId:

@@ -258,6 +258,19 @@ def test_several_certificates_of_one_ca_are_answered_together_and_of_two_not(tmp
     run(tmp_path, act)
 
 
+@pytest.mark.parametrize("last_octet", [b"\x00", b"\x85"])
+def test_a_serial_number_that_no_certificate_can_have_is_unknown(tmp_path: Path, last_octet: bytes) -> None:
+    async def act(world: World) -> None:
+        reply = await world.post(request(world.ca, 5)[:-1] + last_octet)
+        assert reply.status == 200
+        assert (
+            next(iter(other.load_der_ocsp_response(reply.body).responses)).certificate_status
+            is other.OCSPCertStatus.UNKNOWN
+        )
+
+    run(tmp_path, act)
+
+
 def test_signers_are_renewed_at_half_their_life_and_answers_never_outlive_them(tmp_path: Path) -> None:
     clock = FixedClock()
 
