@@ -81,8 +81,8 @@ def ask(
 
 
 def run(plan: Plan, folder: Path) -> list[Bench]:
-    """c on eight kept connections, c1 on one."""
-    wanted = [(name, count) for name, count in (("c", 8), ("c1", 1)) if plan.wants(name)]
+    """c on eight kept connections, c1 on one, c32 on thirty-two."""
+    wanted = [(name, count) for name, count in (("c", 8), ("c1", 1), ("c32", 32)) if plan.wants(name)]
     if not wanted:
         return []
     signatures, verifications = counted(folder / "counted")
