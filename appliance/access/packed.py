@@ -28,7 +28,9 @@ _END: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<Hqq")
 _NONE, _TEXT, _UUID = 0, 1, 2
 MAX_PREFIXES: Final = 4096
-_ENDS_IN_UUID: Final = re.compile("(.{0,128})([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.DOTALL)
+MAX_PREFIX: Final = 128
+_UUID_LENGTH: Final = 36
+_IS_UUID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 W = TypeVar("W", bound=Hashable)
 
@@ -197,9 +199,13 @@ def _text(value: str | None, tables: _Tables) -> bytes:
     """
     if value is None:
         return bytes((_NONE,))
-    found = _ENDS_IN_UUID.fullmatch(value)
-    if found is not None and (len(tables.prefixes) < MAX_PREFIXES or tables.prefixes.known(found[1]) is not None):
-        return bytes((_UUID,)) + tables.prefixes.number(found[1]).to_bytes(2) + bytes.fromhex(found[2].replace("-", ""))
+    prefix, last = value[:-_UUID_LENGTH], value[-_UUID_LENGTH:]
+    if (
+        len(prefix) <= MAX_PREFIX
+        and _IS_UUID(last)
+        and (len(tables.prefixes) < MAX_PREFIXES or tables.prefixes.known(prefix) is not None)
+    ):
+        return bytes((_UUID,)) + tables.prefixes.number(prefix).to_bytes(2) + bytes.fromhex(last.replace("-", ""))
     octets = value.encode()
     return bytes((_TEXT,)) + len(octets).to_bytes(2) + octets
 
