@@ -222,7 +222,7 @@ class Issuer:
             on_signed=check,
             on_issued=record,
         )
-        return self.answer(result, issued.der)
+        return _answer(result, issued.der, issued.chain[0])
 
     def answer(self, result: Mapping[str, Any], der: bytes | None) -> dict[str, Any]:
         """The answer for the agent: the kept result and, where there is a certificate, `certificate`: it and its
@@ -231,7 +231,7 @@ class Issuer:
             return dict(result)
         # a result that was kept may be of the CA before this one
         issuing = self.ca.of_key(aki_of(read_certificate(der))) or self.ca.issuing("agents")
-        return {**result, "certificate": _pem(der) + _pem_of(issuing.certificate)}
+        return _answer(result, der, issuing.certificate)
 
     async def _issue_wit_alone(
         self,
@@ -335,7 +335,8 @@ class Issuer:
             registered = grant.owner.key(approval.kid)
             assert registered is not None  # approval.check found it
             owner = WitOwner(grant.owner.owner_id, registered.public_key, grant.model, apv_s256=grant.approvals_s256[0])
-        claim = token.owner_claim_of(self.domain.origin.partition("://")[2])
+        claim = token.owner_claim_of(self.origin.partition("://")[2])
+        keys = {self.wit_kid: self.wit_signer.public_key()}
         issued = int(now.timestamp())
         wit = token.seal(
             self.wit_signer,
@@ -349,7 +350,6 @@ class Issuer:
             owner=owner,
             owner_claim=claim,
         )
-        keys = {self.wit_kid: self.wit_signer.public_key()}
         try:
             if grant.owner is None:
                 token.unseal(wit, keys, owner_claim=claim)
@@ -389,6 +389,10 @@ def _inside(approval: OwnerApproval | StandingApproval, *, is_hash: bool) -> str
 def timestamp(at: datetime) -> str:
     """RFC 3339, whole seconds, UTC."""
     return at.replace(microsecond=0).isoformat().replace("+00:00", "Z")
+
+
+def _answer(result: Mapping[str, Any], der: bytes, issuing: x509.Certificate) -> dict[str, Any]:
+    return {**result, "certificate": _pem(der) + _pem_of(issuing)}
 
 
 @lru_cache(maxsize=16)
