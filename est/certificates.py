@@ -7,7 +7,9 @@ CA and registrar certificates come with every message; nothing is kept of what w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cryptography import x509
@@ -33,13 +35,16 @@ _EXTENSION_ERRORS = (
 
 
 class Facts(NamedTuple):
-    """What path validation asks of a certificate: its extensions by kind, its key identifiers."""
+    """What is asked of a certificate: its extensions by kind, its key identifiers, its names beside the subject."""
 
     key_usage: x509.KeyUsage | None
     purposes: frozenset[str] | None
     basic_constraints: x509.BasicConstraints | None
     issuer_key: bytes | None
     own_key: bytes | None
+    names: tuple[x509.GeneralName, ...]
+    private: Mapping[x509.ObjectIdentifier, bytes]
+    """The extensions that the library does not know, each with its DER value."""
 
 
 class Parts(NamedTuple):
@@ -110,7 +115,7 @@ def check_readable(certificate: x509.Certificate) -> None:
 
 @lru_cache(maxsize=_KEPT)
 def facts_of(certificate: x509.Certificate) -> Facts:
-    """What path validation asks of a certificate; raises CertificateMalformed unless all of it can be read."""
+    """What is asked of a certificate; raises CertificateMalformed unless all of it can be read."""
     _check_size(certificate.public_bytes(Encoding.DER))
     try:
         _ = (
@@ -123,6 +128,8 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error
     usage = purposes = basic = issuer_key = own_key = None
+    names: tuple[x509.GeneralName, ...] = ()
+    private: dict[x509.ObjectIdentifier, bytes] = {}
     for extension in extensions_of(certificate):
         value = extension.value
         kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
@@ -136,7 +143,11 @@ def facts_of(certificate: x509.Certificate) -> Facts:
             issuer_key = value.key_identifier
         elif kind is x509.SubjectKeyIdentifier:
             own_key = value.digest
-    return Facts(usage, purposes, basic, issuer_key, own_key)
+        elif kind is x509.SubjectAlternativeName:
+            names = tuple(value)
+        elif kind is x509.UnrecognizedExtension:
+            private[value.oid] = value.value
+    return Facts(usage, purposes, basic, issuer_key, own_key, names, MappingProxyType(private))
 
 
 @lru_cache(maxsize=_KEPT)

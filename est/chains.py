@@ -56,6 +56,7 @@ __all__ = [
     "check_end_entity",
     "check_pin",
     "extensions_of",
+    "facts_of",
     "is_self_signed",
     "read_certificate",
     "ski_of",
@@ -173,7 +174,7 @@ def check_end_entity(certificate: x509.Certificate, policy: EndEntityPolicy) -> 
 
 
 def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
-    usage, purposes, basic, _, _ = facts_of(certificate)
+    usage, purposes, basic, *_ = facts_of(certificate)
     if not 0 < certificate.serial_number < 1 << 159:
         raise CertificatePurposeWrong("the serial number is not positive or longer than 20 octets")
     public_key_of(certificate, policy.keys)

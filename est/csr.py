@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from est.errors import (
     KeyNotAccepted,
     ProofOfPossessionFailed,
 )
-from est.keys import PublicKey, check_key, is_ec, spki, spki_of_point, spki_sha256
+from est.keys import PublicKey, check_key, is_ec, read_spki, spki, spki_sha256
 from est.signer import KeySigner, Signer
 from est.transfer import check_der
 
@@ -45,14 +44,8 @@ _ECDSA_WITH = {
 }
 _ECDSA_OVER = {one.name: ec.ECDSA(one()) for one in _HASHES}
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
-_KEPT = 1024
-_MAX_KEPT = 2048
-_FRAME = (
-    tlv.integer(0),
-    spki_of_point("secp256r1", b"\x04" + bytes(64)),
-    tlv.sequence(tlv.oid(_ECDSA["secp256r1"])) + b"\x03\x01\x00",
-)
-"""What a request has beside subject and attributes, for a reader who looks at those alone."""
+_MAX_KEPT = 1024
+_MAX_OCTETS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,8 @@ def read(der: bytes) -> Csr:
     check_der(der, max_bytes=MAX_CSR)
     try:
         request = x509.load_der_x509_csr(der)
-        public_key = check_key(request.public_key())
+        outline = _outline(der)
+        public_key = check_key(read_spki(outline.spki))
         digest = request.signature_hash_algorithm
         digest_name = "" if digest is None else digest.name
         verified = _is_signed(request, public_key, digest_name)
@@ -97,7 +91,7 @@ def read(der: bytes) -> Csr:
         raise ProofOfPossessionFailed("the request is not signed by its own key")
     if digest_name not in _HASH_NAMES:
         raise KeyNotAccepted("the request is not signed with SHA-256 or stronger")
-    return Csr(der, public_key, *_asked(der), spki_sha256(public_key))
+    return Csr(der, public_key, *_asked(request, outline), spki_sha256(public_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +134,11 @@ def read_unproven(der: bytes) -> UnprovenCsr:
     """
     check_der(der, max_bytes=MAX_CSR)
     try:
-        x509.load_der_x509_csr(der)
+        request = x509.load_der_x509_csr(der)
     except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
         raise CsrMalformed("the certification request cannot be read") from error
-    return UnprovenCsr(der, *_asked(der), hashlib.sha256(_outline(der).spki).digest())
+    outline = _outline(der)
+    return UnprovenCsr(der, *_asked(request, outline), hashlib.sha256(outline.spki).digest())
 
 
 def build(
@@ -213,22 +208,29 @@ class _Asked(NamedTuple):
     challenge_password: bytes | None
 
 
-def _asked(der: bytes) -> _Asked:
-    """What a request asks for; raises CsrMalformed."""
-    subject, _, attributes = _outline(der)
-    if len(subject) + len(attributes) > _MAX_KEPT:
-        return _read_asked.__wrapped__(subject, attributes)
-    return _read_asked(subject, attributes)
+_kept: dict[tuple[bytes, bytes], _Asked] = {}
+"""What was asked with the same Name and attributes, octet for octet."""
 
 
-@lru_cache(maxsize=_KEPT)
-def _read_asked(subject_der: bytes, attributes_der: bytes) -> _Asked:
-    """What one client sends again and again, for key after key, is read once."""
-    version, key, rest = _FRAME
-    request = tlv.sequence(tlv.sequence(version, subject_der, key, attributes_der), rest)
+def _asked(request: x509.CertificateSigningRequest, outline: _Outline) -> _Asked:
+    """What a request asks for; raises CsrMalformed.
+
+    What one client sends again and again, for key after key, is read once.
+    """
+    pieces = outline.subject, outline.attributes
+    found = _kept.get(pieces)
+    if found is None:
+        found = _read_asked(request, *pieces)
+        if sum(map(len, pieces)) <= _MAX_OCTETS:
+            if len(_kept) >= _MAX_KEPT:
+                _kept.clear()
+            _kept[pieces] = found
+    return found
+
+
+def _read_asked(request: x509.CertificateSigningRequest, subject_der: bytes, attributes_der: bytes) -> _Asked:
     try:
-        read = x509.load_der_x509_csr(request)
-        subject, extensions = read.subject, read.extensions
+        subject, extensions = request.subject, request.extensions
         attributes = _read_attributes(attributes_der)
         san, san_der = _read_san(extensions, attributes)
         challenge = _read_challenge(attributes.get(CHALLENGE_PASSWORD))

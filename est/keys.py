@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from est.errors import CertificateMalformed, KeyNotAccepted
 
@@ -28,6 +28,8 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _K = TypeVar("_K")
 _T = TypeVar("_T")
 _KEPT = 1024
+_SHORT = 160
+"""No SubjectPublicKeyInfo of P-256, P-384 or P-521 is longer; a stranger may send RSA keys that are, and many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,18 @@ def is_ec(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
 @lru_cache(maxsize=64)
 def _is_ec_class(kind: type) -> bool:
     return issubclass(kind, ec.EllipticCurvePublicKey)
+
+
+def read_spki(der: bytes) -> object:
+    """The key in a DER SubjectPublicKeyInfo, whatever its kind; ValueError, UnsupportedAlgorithm if it cannot be read.
+
+    A key on an elliptic curve comes in many places, an agent's in its request and in its CSR, an owner's in every
+    approval and certificate: it is read once, so that it is one object, and what is kept by that is made once.
+    """
+    return _read_short(der) if len(der) <= _SHORT else load_der_public_key(der)
+
+
+_read_short = lru_cache(maxsize=_KEPT)(load_der_public_key)
 
 
 def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:

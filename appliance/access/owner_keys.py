@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.binding import possession
 from appliance.binding.errors import KeyReused, PasskeyOriginMismatch
@@ -19,7 +18,7 @@ from appliance.errors import Conflict, RequestMalformed
 from appliance.store import agents, certificates, nonces, owner_clients, owner_gateways, owners
 from appliance.store.owners import Key, Owner
 from appliance.store.transaction import Tx
-from est.keys import spki_sha256
+from est.keys import is_ec, read_spki, spki_sha256
 
 _STATEMENT_KEPT = timedelta(days=62)
 
@@ -91,8 +90,8 @@ def row_of(owner: Owner, statement: KeyStatement, now: datetime) -> Key:
 
 def read_row(row: Key) -> OwnerKey:
     """A stored approval key as a verifier wants it."""
-    public = load_der_public_key(row.spki)
-    assert isinstance(public, ec.EllipticCurvePublicKey)  # possession statements bring no others
+    public = read_spki(row.spki)
+    assert is_ec(public)  # possession statements bring no others
     passkey = None if row.rp_id is None or row.origin is None else Passkey(row.rp_id, row.origin)
     return OwnerKey(row.jkt, public, row.state, row.protection, row.not_before, row.not_after, passkey)
 

@@ -22,16 +22,15 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance.binding.approval import MAX_BYTES as MAX_APPROVAL
 from appliance.binding.errors import Malformed, OwnerIdsDiffer
 from appliance.binding.facts import Model
 from appliance.binding.identifier import Kind, read_kind
 from est import der as tlv
-from est.chains import extensions_of
+from est.chains import facts_of
 from est.errors import BodyMalformed, CertificateMalformed
-from est.keys import is_ec, spki
+from est.keys import is_ec, read_spki, spki
 
 ARC = "1.3.6.1.4.1.32473.2026.1"
 """Example arc under the documentation enterprise number; a real deployment configures its own."""
@@ -139,16 +138,16 @@ def of_certificate(certificate: x509.Certificate, arc: str = ARC) -> DualIdentit
     """
     dual_oid, owner_oid = oids(arc)
     try:
-        found = {one.oid: one.value for one in extensions_of(certificate) if one.oid in (dual_oid, owner_oid)}
+        private = facts_of(certificate).private
     except CertificateMalformed as error:
         raise Malformed(error.detail, object="certificate") from error
-    if not found:
+    dual, owner = private.get(dual_oid), private.get(owner_oid)
+    if dual is None and owner is None:
         return None
-    dual, owner = found.get(dual_oid), found.get(owner_oid)
-    if not isinstance(dual, x509.UnrecognizedExtension) or not isinstance(owner, x509.UnrecognizedExtension):
+    if dual is None or owner is None:
         raise OwnerIdsDiffer("one of the two extensions is missing")
-    identity = read(dual.value)
-    if read_owner_id(owner.value) != identity.owner_id:
+    identity = read(dual)
+    if read_owner_id(owner) != identity.owner_id:
         raise OwnerIdsDiffer("the two extensions name different owners")
     return identity
 
@@ -192,10 +191,9 @@ def _read(der: bytes) -> DualIdentity:
     )
 
 
-@lru_cache(maxsize=1024)
 def _read_key(der: bytes) -> ec.EllipticCurvePublicKey:
     try:
-        key = load_der_public_key(der)
+        key = read_spki(der)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _malformed("ownerKey cannot be read") from error
     if not is_ec(key) or key.curve.name not in _CURVES:

@@ -33,7 +33,7 @@ from appliance.binding.errors import (
 from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
-from est.keys import is_ec, kept_by_identity, spki_of_point
+from est.keys import is_ec, kept_by_identity, read_spki, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
 
@@ -320,9 +320,10 @@ def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, b
     Owners' keys come again and again, an agent's comes in its request and in what is made for it.
     """
     _, size, curve, _ = _BY_JWK_NAME[name]
-    point = b"\x04" + _coordinate(x, "x", size) + _coordinate(y, "y", size)
-    key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
-    return key, hashlib.sha256(spki_of_point(curve.name, point)).digest()
+    der = spki_of_point(curve.name, b"\x04" + _coordinate(x, "x", size) + _coordinate(y, "y", size))
+    key = read_spki(der)
+    assert is_ec(key)  # the octets before the point say so
+    return key, hashlib.sha256(der).digest()
 
 
 def _coordinate(text: object, name: str, size: int) -> bytes:

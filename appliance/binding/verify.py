@@ -64,7 +64,6 @@ Owners = Callable[[str], OwnerRecord | None]
 AGENT = EndEntityPolicy(all_eku=frozenset({chains.CLIENT_AUTH, chains.SERVER_AUTH}))
 """An agent's certificate names both purposes, as an X509-SVID with an extended key usage must."""
 
-_SAN, _KEY_USAGE = x509.SubjectAlternativeName.oid, x509.KeyUsage.oid
 _SIGNS_ONLY = x509.KeyUsage(
     digital_signature=True,
     content_commitment=False,
@@ -284,10 +283,9 @@ def agent_id_of(certificate: x509.Certificate) -> str:
     Generic libraries accept two URIs, so this is where the second identity is refused.
     """
     try:
-        found = [one.value for one in chains.extensions_of(certificate) if one.oid == _SAN]
+        names = chains.facts_of(certificate).names
     except CertificateMalformed as error:
         raise Malformed(error.detail, object="certificate") from error
-    names = list(found[0]) if found and isinstance(found[0], x509.SubjectAlternativeName) else []
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise CertificateNamesWrong("subjectAltName is not exactly one URI")
     return names[0].value
@@ -308,8 +306,7 @@ def _check_chain(
 
 def _check_usage(leaf: x509.Certificate) -> None:
     """digitalSignature and nothing else; an X509-SVID also must not sign CRLs."""
-    found = [one.value for one in chains.extensions_of(leaf) if one.oid == _KEY_USAGE]
-    if found != [_SIGNS_ONLY]:
+    if chains.facts_of(leaf).key_usage != _SIGNS_ONLY:
         raise CertificateUsageWrong("the key usage is not exactly digitalSignature")
 
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
@@ -72,11 +71,10 @@ from appliance.store.standing import is_approver, standing
 from appliance.store.standing_approvals import StandingRow
 from appliance.store.transaction import Tx
 from est.chains import read_certificate
-from est.keys import public_key_of
+from est.keys import is_ec, public_key_of, read_spki
 
 KEPT_AFTER_EXPIRY = timedelta(days=2)
 """How long a spent token identifier is remembered after it expired, so that a clock that goes back finds it."""
-_MAX_KEYS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +93,11 @@ class RequestFacts:
 
 
 class Registry:
-    """Reads what decisions rest on; remembers parsed owner keys, which never change."""
+    """Reads what decisions rest on."""
 
     def __init__(self, own_keys: Callable[[], frozenset[bytes]]) -> None:
         """`own_keys`: SPKI SHA-256 of the server's own keys (CAs, verifier, WIT), which no agent may have (A-1)."""
         self._own_keys = own_keys
-        self._parsed: dict[str, ec.EllipticCurvePublicKey] = {}
 
     def gather(self, tx: Tx, request: AgentRequest, approvals: Sequence[Sealed]) -> RequestFacts:
         """Facts about a request and the keys that its approvals name.
@@ -153,7 +150,8 @@ class Registry:
         if row is None:
             return Approver(approval, None, is_agent)
         passkey = None if row.rp_id is None or row.origin is None else Passkey(row.rp_id, row.origin)
-        public = self._parse(kid, row.spki)
+        public = read_spki(row.spki)
+        assert is_ec(public)  # possession statements bring no others
         key = OwnerKey(kid, public, row.key_state, row.protection, row.not_before, row.not_after, passkey)
         return Approver(approval, OwnerRecord(row.owner_id, (key,), row.state, row.kind, row.proxies), is_agent)
 
@@ -170,17 +168,6 @@ class Registry:
         if row.is_certified:
             return "a device or server"
         return "another agent" if row.is_agents else None
-
-    def _parse(self, jkt: str, spki: bytes) -> ec.EllipticCurvePublicKey:
-        parsed = self._parsed.get(jkt)
-        if parsed is None:
-            loaded = load_der_public_key(spki)
-            if not isinstance(loaded, ec.EllipticCurvePublicKey):
-                raise ValueError("an owner's key in the store is not an elliptic curve key")
-            if len(self._parsed) >= _MAX_KEYS:
-                self._parsed.clear()
-            parsed = self._parsed[jkt] = loaded
-        return parsed
 
 
 def check_agent(agent: Agent | None, submitter: Submitter) -> Agent:

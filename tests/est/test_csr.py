@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from est import csr, der, profiles
+from est import csr, der, keys, profiles
 from est.errors import BodyMalformed, CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed
 from est.signer import KeySigner
 from tests.support import key
@@ -186,6 +186,14 @@ def test_requests_that_differ_in_one_part_are_each_read_as_they_are() -> None:
                     assert found.key_sha256 == hashlib.sha256(public).digest()
                     assert (found.subject, found.subject_der) == (subject, subject.public_bytes())
                     assert (found.san, found.san_der) == (san, None if san is None else san.public_bytes())
+
+
+def test_a_key_on_a_curve_is_one_object_wherever_it_comes_and_a_long_one_is_not_kept() -> None:
+    own = keys.spki(key("csr").public_key())
+    assert csr.read(foreign()).public_key is csr.read(foreign(san=SAN)).public_key is keys.read_spki(own)
+    assert csr.read(foreign(key("csr of another"))).public_key is not keys.read_spki(own)
+    long = keys.spki(rsa.generate_private_key(65537, 2048).public_key())
+    assert keys.read_spki(long) is not keys.read_spki(long)
 
 
 def test_more_than_16_names_are_refused() -> None:
