@@ -21,9 +21,9 @@ from sqlalchemy import bindparam, func, select
 
 from appliance.errors import AuditBroken
 from appliance.store import schema
-from appliance.store.json_text import encoder_of, quoted
 from appliance.store.statements import Plain
 from appliance.store.transaction import Tx
+from est.json_text import encoder_of, quoted
 
 GENESIS = bytes(32)
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})

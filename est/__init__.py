@@ -2,7 +2,8 @@
 
 der -> keys, weak, certificates -> transfer, cms, csr, csrattrs, renaming, serverkeygen -> chains -> shapes, profiles,
 revocation, ocsp -> server, client. Read them in this order and each needs only what came before; exchange, signer,
-paths and errors are what all speak; jose is for those who write JOSE objects. A client enrols with a server in memory:
+paths and errors are what all speak; jose and json_text are for those who write JOSE objects. A client enrols with a
+server in memory:
 
 >>> from datetime import UTC, datetime, timedelta
 >>> from cryptography import x509

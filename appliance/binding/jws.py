@@ -8,7 +8,6 @@ signature is verified before anything in header or payload is believed, so a dam
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +32,7 @@ from appliance.binding.errors import (
 from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
+from est.json_text import encoder_of
 from est.keys import is_ec, kept_by_identity, read_spki, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
@@ -50,7 +50,7 @@ _CURVES: dict[str, tuple[str, int, ec.EllipticCurve, str]] = {
     "secp384r1": ("P-384", 48, ec.SECP384R1(), "ES384"),
 }
 _BY_JWK_NAME = {row[0]: row for row in _CURVES.values()}
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = encoder_of(ensure_ascii=True)
 _ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _KID = frozenset({"kid"})

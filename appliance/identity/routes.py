@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from appliance.web.peer import Peer
 from appliance.web.routes import Handler
 from est.errors import EstError, MediaTypeNotAccepted
 from est.exchange import Call, Reply
+from est.json_text import encoder_of
 from est.transfer import read_json
 
 JSON = "application/json"
@@ -37,6 +37,7 @@ _ANSWER_MEMBERS = frozenset({"approval"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,4})\"?\s*(?:$|[,;])", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+_encode = encoder_of(ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,4 +254,4 @@ def _pem(certificate: x509.Certificate) -> str:
 
 
 def _write(document: Mapping[str, object]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode("ascii")
+    return _encode(document).encode("ascii")

@@ -10,11 +10,11 @@ from sqlalchemy import BigInteger, LargeBinary, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-from appliance.store.json_text import encoder_of
+from est.json_text import encoder_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_encode = encoder_of(sort_keys=False)
+_encode = encoder_of()
 
 
 def to_micros(time: datetime) -> int:

@@ -15,15 +15,15 @@ from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import Conflict
 from appliance.store.columns import to_micros
-from appliance.store.json_text import encoder_of
 from appliance.store.schema import requests as table
 from appliance.store.statements import plain
 from appliance.store.transaction import Tx
+from est.json_text import encoder_of
 
 PENDING, ISSUED = "pending", "issued"
 
 _c = table.c
-_encode = encoder_of(sort_keys=False)
+_encode = encoder_of()
 _ADD = plain(
     insert(table), "rqh", "txn", "agent_id", "owner_id", "proxy_id", "state", "result", "request", "approval",
     "evidence", "ear", "created_at", "updated_at",

@@ -15,12 +15,12 @@ from sqlalchemy.sql.expression import Executable
 
 from appliance.errors import Conflict, DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
-from appliance.store.json_text import encoder_of
 from appliance.store.statements import Plain, Result, Row, Statements, plain
+from est.json_text import encoder_of
 
 _EMIT = plain(insert(schema.outbox), "time", "topic", "key", "body")
 _APPEND = plain(insert(schema.audit), "seq", "time", "event", "body", "prev", "hash")
-_encode = encoder_of(sort_keys=False)
+_encode = encoder_of()
 _NOTHING: Mapping[str, Any] = {}
 
 _DUPLICATE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})

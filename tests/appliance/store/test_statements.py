@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,6 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from appliance.errors import Conflict
 from appliance.store import Store, Tx, schema
 from appliance.store.columns import from_micros, to_micros
-from appliance.store.json_text import encoder_of
 from appliance.store.statements import plain
 from tests.stores import open_store
 from tests.support import NOW, FixedClock
@@ -137,23 +135,3 @@ def test_the_values_of_a_plain_statement_are_named_in_the_order_of_its_text() ->
         plain(change, "key", "new")
     with pytest.raises(ValueError):
         plain(change.where(owners.c.state == "active"), "new", "key")
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-        max_leaves=10,
-    ),
-    st.booleans(),
-)
-def test_json_text_is_what_the_standard_library_writes(value: object, sort_keys: bool) -> None:
-    try:
-        expected = json.dumps(
-            value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )  # fmt: skip
-    except ValueError:
-        with pytest.raises(ValueError):
-            encoder_of(sort_keys=sort_keys)(value)
-    else:
-        assert encoder_of(sort_keys=sort_keys)(value) == expected

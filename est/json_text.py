@@ -1,4 +1,4 @@
-"""JSON text without spaces, as the store keeps it: what `json.JSONEncoder.encode` writes, at a third of its price.
+"""JSON text without spaces, as it is kept and signed: what `json.JSONEncoder.encode` writes, at a third of its price.
 
 `encode` of the standard library makes a new C encoder for every call; here one is kept for good.
 """
@@ -14,14 +14,15 @@ quoted: Callable[[str], str] = encoder.encode_basestring
 """One string as JSON; TypeError for anything else. Characters beyond ASCII stay as they are."""
 
 
-def encoder_of(*, sort_keys: bool) -> Callable[[Any], str]:
+def encoder_of(*, sort_keys: bool = False, ensure_ascii: bool = False) -> Callable[[Any], str]:
     """A function from a value to its JSON text; it refuses what JSON does not know (TypeError) and NaN (ValueError)."""
     standard = json.JSONEncoder(
-        sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
+        sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False, check_circular=False
     )
     make: Any = getattr(encoder, "c_make_encoder", None)
     if make is None:  # an interpreter without the C module
         return standard.encode
-    chunks = make(None, standard.default, quoted, None, ":", ",", sort_keys, False, False)
+    string = encoder.encode_basestring_ascii if ensure_ascii else quoted
+    chunks = make(None, standard.default, string, None, ":", ",", sort_keys, False, False)
     join = "".join
     return lambda value: join(chunks(value, 0))
