@@ -14,8 +14,7 @@ Verdict = Literal["accept", "guest", "reject"]
 Outcome = Literal["pass", "fail", "not-reached"]
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(NamedTuple):
     """What the store says about the certificate that the request names.
 
     `kind` is `dual`, `single`, `ldevid` or another profile; `issuer_role` the CA that issued it; `state` is `issued`,
@@ -46,8 +45,7 @@ class OwnerFact:
     kind: str = "person"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """Everything else a decision rests on; `now` and the credential's times are aware, ages are in seconds.
 
     `issuer_role` is that of the CA whose key the login names, empty for a key that is none of ours. `agent_class` was

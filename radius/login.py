@@ -10,7 +10,7 @@ acknowledged our Finished. A failure before that becomes a Decision as well, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
@@ -90,7 +90,7 @@ class Login:
         match received:
             case Identity(name):
                 text = clean_text(name.decode("utf-8", "replace"))
-                self._request = replace(self._request, user_name=text or self._request.user_name)
+                self._request = self._request._replace(user_name=text or self._request.user_name)
                 return Challenge(self._eap.start())
             case MethodRefused(wanted):
                 words = ", ".join(map(str, wanted)) or "none"
@@ -129,10 +129,10 @@ class Login:
         tls = self._tls
         was_complete = tls.is_complete
         output = tls.feed(message)
-        self._request = replace(self._request, tls_version=tls.version)
+        self._request = self._request._replace(tls_version=tls.version)
         if tls.failure is not None:
             self._name_credential(tls.presented)
-            self._failed = refuse(replace(self._request, defect=""), tls.failure.code, tls.failure.detail)
+            self._failed = refuse(self._request._replace(defect=""), tls.failure.code, tls.failure.detail)
             # the alert goes out first, so that the supplicant can say why (RFC 5216, section 2.1.3)
             return Challenge(self._eap.send(output)) if output else self._fail(self._failed)
         if not tls.is_complete:
@@ -162,13 +162,13 @@ class Login:
     def _name_credential(self, certificate: x509.Certificate | None) -> None:
         """Put issuer key, serial number, owner id and name of the certificate into the request."""
         if certificate is None:
-            self._request = replace(self._request, defect="credential-missing")
+            self._request = self._request._replace(defect="credential-missing")
             return
         try:
             aki = aki_of(certificate)
             owner_id, san = _names(certificate, self._owner_id_oid)
         except (EstError, HookMalformed):
-            self._request = replace(self._request, defect="credential-unreadable")
+            self._request = self._request._replace(defect="credential-unreadable")
             return
         serial = certificate.serial_number
         if aki is None:
@@ -177,7 +177,7 @@ class Login:
             ref, defect = CredentialRef(aki.hex(), serial), ""
         else:  # nothing of ours; also the certificate of a stranger comes this far
             ref, defect = None, "credential-unreadable"
-        self._request = replace(self._request, credential=ref, owner_id_hint=owner_id, san=san, defect=defect)
+        self._request = self._request._replace(credential=ref, owner_id_hint=owner_id, san=san, defect=defect)
 
 
 def _names(certificate: x509.Certificate, owner_id_oid: str) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ judged; in particular `user_name` is the outer EAP identity, free text that anyb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from radius.errors import HookMalformed
 
@@ -17,16 +17,14 @@ MAC_BYPASS = "mac-bypass"
 IA5_STRING = 0x16
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialRef:
+class CredentialRef(NamedTuple):
     """The name of a certificate: `aki` = authority key identifier as lower-case hex, `serial` = its number."""
 
     aki: str
     serial: int
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRequest:
+class AccessRequest(NamedTuple):
     """One EAP-TLS login whose certificate chain the RADIUS server has verified, or a port that asks by MAC address.
 
     `method` says which (`eap-tls`, `mac-bypass`); `transport` how the request came: `udp`, `loopback`, `radsec`, or

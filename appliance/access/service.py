@@ -146,7 +146,7 @@ class AccessService:
         limit, rule = self._directory.stale_hours * 3600, self._directory.when_stale
         if age > limit and rule != "keep" and facts_now.snapshot_age_seconds <= facts_now.stale_after_seconds:
             # a source that was not read for too long is a stale snapshot of its owners, under a rule of its own
-            facts_now = replace(facts_now, snapshot_age_seconds=age, stale_after_seconds=limit)
+            facts_now = facts_now._replace(snapshot_age_seconds=age, stale_after_seconds=limit)
             policy = None if policy is None else replace(policy, stale=rule)
         return _with_source(decide(request, credential, facts_now, policy), self._source, age, limit, rule)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -162,7 +161,7 @@ def test_the_outer_identity_and_the_nas_never_change_an_answer(
     request: AccessRequest, credential: Credential, known: Facts
 ) -> None:
     policy = read_policy(POLICY)
-    other = replace(request, user_name="ceo", nas="x", nas_port="y", calling_station="z", session="s")
+    other = request._replace(user_name="ceo", nas="x", nas_port="y", calling_station="z", session="s")
     one, two = decide(request, credential, known, policy), decide(other, credential, known, policy)
     assert one[:6] == two[:6]
 
@@ -266,4 +265,4 @@ def test_life_ends_exactly_at_not_after() -> None:
     request = AccessRequest(credential=CredentialRef("77", 1))
     policy = read_policy(POLICY)
     assert decide(request, held, known, policy).verdict == "guest"
-    assert decide(request, held, replace(known, now=now + timedelta(microseconds=1)), policy).verdict == "reject"
+    assert decide(request, held, known._replace(now=now + timedelta(microseconds=1)), policy).verdict == "reject"

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from radius import AccessRequest, CredentialRef, Facts, decide, explain, read_policy, to_attributes
@@ -40,7 +38,7 @@ def test_a_device_without_802_1x_gets_the_onboarding_vlan_and_no_name() -> None:
 
 
 def test_the_onboarding_vlan_is_the_sites() -> None:
-    decision = decide(replace(REQUEST, transport="radsec"), None, replace(FACTS, site="north"), read_policy(BYPASS))
+    decision = decide(REQUEST._replace(transport="radsec"), None, FACTS._replace(site="north"), read_policy(BYPASS))
     assert decision.vlan == "onboard"
 
 
@@ -50,11 +48,11 @@ def test_the_onboarding_vlan_is_the_sites() -> None:
         (REQUEST, None, "mac-bypass-off"),
         (REQUEST, POLICY, "mac-bypass-off"),
         (REQUEST, BYPASS.partition("[mac_bypass]")[0], "mac-bypass-off"),
-        (replace(REQUEST, transport="udp"), BYPASS, "mac-bypass-unprotected"),
-        (replace(REQUEST, transport=""), BYPASS, "mac-bypass-unprotected"),
-        (replace(REQUEST, transport="RADSEC"), BYPASS, "mac-bypass-unprotected"),
-        (replace(REQUEST, calling_station=""), BYPASS, "mac-bypass-no-address"),
-        (replace(REQUEST, calling_station="ceo"), BYPASS, "mac-bypass-no-address"),
+        (REQUEST._replace(transport="udp"), BYPASS, "mac-bypass-unprotected"),
+        (REQUEST._replace(transport=""), BYPASS, "mac-bypass-unprotected"),
+        (REQUEST._replace(transport="RADSEC"), BYPASS, "mac-bypass-unprotected"),
+        (REQUEST._replace(calling_station=""), BYPASS, "mac-bypass-no-address"),
+        (REQUEST._replace(calling_station="ceo"), BYPASS, "mac-bypass-no-address"),
     ],
 )
 def test_what_may_not_pass_by_its_address_is_rejected(request_: AccessRequest, policy: str | None, code: str) -> None:
@@ -63,14 +61,14 @@ def test_what_may_not_pass_by_its_address_is_rejected(request_: AccessRequest, p
 
 
 def test_a_stale_snapshot_follows_the_sites_rule() -> None:
-    old = replace(FACTS, snapshot_age_seconds=31.0)
+    old = FACTS._replace(snapshot_age_seconds=31.0)
     assert decide(REQUEST, None, old, read_policy(BYPASS)).reason_code == "mac-bypass-stale"
     lenient = read_policy(BYPASS + "[defaults]\nstale = 'guest'\n")
     assert decide(REQUEST, None, old, lenient).vlan == 70  # never another one
 
 
 def test_a_certificate_in_the_request_changes_nothing() -> None:
-    named = replace(REQUEST, credential=CredentialRef("77c1", 7), user_name="spiffe://campus.example/agent/1")
+    named = REQUEST._replace(credential=CredentialRef("77c1", 7), user_name="spiffe://campus.example/agent/1")
     assert decide(named, None, FACTS, read_policy(BYPASS))[:6] == decide(REQUEST, None, FACTS, read_policy(BYPASS))[:6]
 
 

@@ -36,7 +36,7 @@ def ask(
 
 
 def with_owner(**changes: object) -> Facts:
-    return replace(FACTS, owner=replace(OWNER, **changes))  # type: ignore[arg-type]
+    return FACTS._replace(owner=replace(OWNER, **changes))  # type: ignore[arg-type]
 
 
 def with_policy(defaults: str) -> Policy:
@@ -53,27 +53,27 @@ def test_an_active_owner_of_research_gets_vlan_20() -> None:
 
 
 REJECTS = {
-    "credential-missing": {"request": replace(REQUEST, credential=None)},
-    "credential-ambiguous": {"request": replace(REQUEST, credential=None, defect="credential-ambiguous")},
-    "credential-unreadable": {"request": replace(REQUEST, defect="something else")},
+    "credential-missing": {"request": REQUEST._replace(credential=None)},
+    "credential-ambiguous": {"request": REQUEST._replace(credential=None, defect="credential-ambiguous")},
+    "credential-unreadable": {"request": REQUEST._replace(defect="something else")},
     "credential-unknown": {"credential": None},
-    "credential-not-agent": {"credential": replace(CREDENTIAL, kind="ldevid", issuer_role="devices")},
-    "credential-pending": {"credential": replace(CREDENTIAL, state="pending")},
-    "credential-revoked": {"credential": replace(CREDENTIAL, state="revoked")},
-    "credential-expired": {"credential": replace(CREDENTIAL, not_after=NOW - timedelta(seconds=1))},
-    "credential-not-yet-valid": {"credential": replace(CREDENTIAL, not_before=NOW + timedelta(seconds=1))},
-    "credential-mismatch": {"request": replace(REQUEST, owner_id_hint="spiffe://campus.example/owner/other")},
-    "agent-not-registered": {"facts": replace(FACTS, agent_state="reserved")},
-    "agent-suspended": {"facts": replace(FACTS, agent_state="suspended")},
-    "agent-revoked": {"facts": replace(FACTS, agent_state="revoked")},
-    "owner-absent": {"credential": replace(CREDENTIAL, kind="single", owner_id=None),
-                     "request": replace(REQUEST, owner_id_hint=None)},
-    "owner-unknown": {"facts": replace(FACTS, owner=None)},
+    "credential-not-agent": {"credential": CREDENTIAL._replace(kind="ldevid", issuer_role="devices")},
+    "credential-pending": {"credential": CREDENTIAL._replace(state="pending")},
+    "credential-revoked": {"credential": CREDENTIAL._replace(state="revoked")},
+    "credential-expired": {"credential": CREDENTIAL._replace(not_after=NOW - timedelta(seconds=1))},
+    "credential-not-yet-valid": {"credential": CREDENTIAL._replace(not_before=NOW + timedelta(seconds=1))},
+    "credential-mismatch": {"request": REQUEST._replace(owner_id_hint="spiffe://campus.example/owner/other")},
+    "agent-not-registered": {"facts": FACTS._replace(agent_state="reserved")},
+    "agent-suspended": {"facts": FACTS._replace(agent_state="suspended")},
+    "agent-revoked": {"facts": FACTS._replace(agent_state="revoked")},
+    "owner-absent": {"credential": CREDENTIAL._replace(kind="single", owner_id=None),
+                     "request": REQUEST._replace(owner_id_hint=None)},
+    "owner-unknown": {"facts": FACTS._replace(owner=None)},
     "owner-suspended": {"facts": with_owner(state="suspended")},
     "owner-revoked": {"facts": with_owner(state="revoked")},
     "owner-not-active": {"facts": with_owner(state="retired")},
     "policy-missing": {"policy": None},
-    "snapshot-stale": {"facts": replace(FACTS, snapshot_age_seconds=30.1)},
+    "snapshot-stale": {"facts": FACTS._replace(snapshot_age_seconds=30.1)},
     "department-missing": {"facts": with_owner(departments=()), "policy": with_policy("unmapped = 'reject'")},
     "department-unmapped": {"facts": with_owner(departments=("X",)), "policy": with_policy("unmapped = 'reject'")},
 }  # fmt: skip
@@ -94,11 +94,11 @@ def test_each_missing_proof_is_a_reject_with_its_own_reason(code: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"credential": replace(CREDENTIAL, serial=1)},
-        {"request": replace(REQUEST, san=f"URI:{AGENT}, URI:spiffe://campus.example/agent/2")},
-        {"request": replace(REQUEST, san="DNS:campus.example")},
-        {"credential": replace(CREDENTIAL, kind="single", owner_id=None)},
-        {"credential": replace(CREDENTIAL, owner_id=None)},
+        {"credential": CREDENTIAL._replace(serial=1)},
+        {"request": REQUEST._replace(san=f"URI:{AGENT}, URI:spiffe://campus.example/agent/2")},
+        {"request": REQUEST._replace(san="DNS:campus.example")},
+        {"credential": CREDENTIAL._replace(kind="single", owner_id=None)},
+        {"credential": CREDENTIAL._replace(owner_id=None)},
     ],
 )
 def test_a_certificate_that_says_something_else_than_the_store_is_refused(changes: dict[str, object]) -> None:
@@ -115,12 +115,12 @@ def test_a_certificate_that_says_something_else_than_the_store_is_refused(change
     ],
 )
 def test_rows_of_another_make_are_refused(changes: dict[str, str], code: str) -> None:
-    request = replace(REQUEST, owner_id_hint=None)
-    assert ask(request=request, credential=replace(CREDENTIAL, **changes)).reason_code == code  # type: ignore[arg-type]
+    request = REQUEST._replace(owner_id_hint=None)
+    assert ask(request=request, credential=CREDENTIAL._replace(**changes)).reason_code == code  # type: ignore[arg-type]
 
 
 def test_missing_cross_checks_are_not_held_against_a_login() -> None:
-    assert ask(request=replace(REQUEST, owner_id_hint=None, san=None)).verdict == "accept"
+    assert ask(request=REQUEST._replace(owner_id_hint=None, san=None)).verdict == "accept"
 
 
 def test_facts_about_another_owner_do_not_count() -> None:
@@ -150,14 +150,14 @@ def test_the_same_credential_follows_its_owner_to_another_department() -> None:
 
 @pytest.mark.parametrize("age", [30.1, 1e9, float("inf"), float("nan")])
 def test_a_stale_snapshot_is_the_sites_rule_and_never_a_departments_vlan(age: float) -> None:
-    facts = replace(FACTS, snapshot_age_seconds=age)
+    facts = FACTS._replace(snapshot_age_seconds=age)
     assert ask(facts=facts).verdict == "reject"
     decision = ask(facts=facts, policy=with_policy("stale = 'guest'"))
     assert (decision.verdict, decision.vlan, decision.reason_code) == ("guest", 99, "snapshot-stale")
 
 
 def test_a_stale_snapshot_that_says_no_still_says_no() -> None:
-    facts = replace(with_owner(state="revoked"), snapshot_age_seconds=1e6)
+    facts = with_owner(state="revoked")._replace(snapshot_age_seconds=1e6)
     assert ask(facts=facts, policy=with_policy("stale = 'guest'")).reason_code == "owner-revoked"
 
 
@@ -169,7 +169,7 @@ def test_a_rule_that_names_the_guest_vlan_gives_the_verdict_guest() -> None:
 
 def test_the_outer_identity_changes_nothing() -> None:
     for name in ("", "ceo", "%{md5:x}", AGENT):
-        assert ask(request=replace(REQUEST, user_name=name))[:6] == ask()[:6]
+        assert ask(request=REQUEST._replace(user_name=name))[:6] == ask()[:6]
 
 
 def test_the_hint_is_a_command_with_the_names_filled_in() -> None:
@@ -210,16 +210,16 @@ def test_a_certificate_that_is_not_in_the_snapshot_is_named_by_the_ca_that_issue
         ("agents", "credential-unknown"),
         ("", "credential-unknown"),
     ):
-        decision = ask(credential=None, facts=replace(FACTS, issuer_role=role))
+        decision = ask(credential=None, facts=FACTS._replace(issuer_role=role))
         assert (decision.verdict, decision.reason_code) == ("reject", code)
-    assert "devices CA" in ask(credential=None, facts=replace(FACTS, issuer_role="devices")).steps[1].evidence
+    assert "devices CA" in ask(credential=None, facts=FACTS._replace(issuer_role="devices")).steps[1].evidence
 
 
 PROXY = "spiffe://campus.example/proxy/2b0f1a36-3b0f-4f0e-9d1c-0d8a7a1c0003"
-LDEVID = replace(CREDENTIAL, kind="ldevid", issuer_role="devices", agent_id=PROXY, owner_id=None, model="")
-FROM_PROXY = replace(REQUEST, owner_id_hint=None, san=f"URI:{PROXY}", called_station="02-00-00-00-00-FF:campus")
+LDEVID = CREDENTIAL._replace(kind="ldevid", issuer_role="devices", agent_id=PROXY, owner_id=None, model="")
+FROM_PROXY = REQUEST._replace(owner_id_hint=None, san=f"URI:{PROXY}", called_station="02-00-00-00-00-FF:campus")
 NO_AGENT = Facts(NOW, agent_state="unknown", site="north")
-SINGLE = replace(CREDENTIAL, kind="single", owner_id=None, tier="affirming")
+SINGLE = CREDENTIAL._replace(kind="single", owner_id=None, tier="affirming")
 POLICY_2 = read_policy(
     """
 version = 2
@@ -265,7 +265,7 @@ def test_a_proxy_passes_only_where_a_rule_says_so() -> None:
     assert (decision.verdict, decision.vlan, decision.rule) == ("accept", "infra-net", "proxies")
     assert (decision.agent_id, decision.owner_id, decision.department) == (PROXY, "", "")
     assert [step.outcome for step in decision.steps] == ["pass"] * 4
-    elsewhere = ask(FROM_PROXY, LDEVID, replace(NO_AGENT, site="south"), POLICY_2)
+    elsewhere = ask(FROM_PROXY, LDEVID, NO_AGENT._replace(site="south"), POLICY_2)
     assert (elsewhere.verdict, elsewhere.reason_code) == ("reject", "credential-unmapped")
     assert ask(FROM_PROXY, LDEVID, NO_AGENT, POLICY_1).reason_code == "credential-not-agent"
 
@@ -275,7 +275,7 @@ def test_a_proxy_passes_only_where_a_rule_says_so() -> None:
     [("suspended", "proxy-suspended"), ("revoked", "credential-revoked"), ("active", "rule-matched")],
 )
 def test_a_proxy_that_is_suspended_does_not_pass(state: str, code: str) -> None:
-    decision = ask(FROM_PROXY, LDEVID, replace(NO_AGENT, agent_state=state), POLICY_2)
+    decision = ask(FROM_PROXY, LDEVID, NO_AGENT._replace(agent_state=state), POLICY_2)
     assert decision.reason_code == code
     if code == "proxy-suspended":
         assert decision.hint.endswith(f"appliance proxies resume {PROXY}")
@@ -296,17 +296,17 @@ def test_a_proxy_that_is_suspended_does_not_pass(state: str, code: str) -> None:
     ],
 )
 def test_the_ca_that_issued_must_be_the_one_for_the_kind(changes: dict[str, object], code: str) -> None:
-    credential = replace(LDEVID, **changes)  # type: ignore[arg-type]
-    request = replace(FROM_PROXY, san=None)
+    credential = LDEVID._replace(**changes)  # type: ignore[arg-type]
+    request = FROM_PROXY._replace(san=None)
     assert ask(request, credential, NO_AGENT, POLICY_2).reason_code == code
 
 
 def test_a_single_identity_credential_passes_only_where_a_rule_says_so() -> None:
-    request, facts = replace(REQUEST, owner_id_hint=None), replace(FACTS, owner=None, agent_class="screen")
+    request, facts = REQUEST._replace(owner_id_hint=None), FACTS._replace(owner=None, agent_class="screen")
     decision = ask(request, SINGLE, facts, POLICY_2)
     assert (decision.verdict, decision.vlan, decision.rule, decision.owner_id) == ("accept", 40, "lobby screens", "")
-    assert ask(request, SINGLE, replace(facts, agent_class="robot"), POLICY_2).reason_code == "credential-unmapped"
-    assert ask(request, replace(SINGLE, tier="warning"), facts, POLICY_2).reason_code == "credential-unmapped"
+    assert ask(request, SINGLE, facts._replace(agent_class="robot"), POLICY_2).reason_code == "credential-unmapped"
+    assert ask(request, SINGLE._replace(tier="warning"), facts, POLICY_2).reason_code == "credential-unmapped"
     assert ask(request, SINGLE, facts, POLICY_1).reason_code == "owner-absent"
 
 
@@ -316,7 +316,7 @@ def test_without_an_owner_a_stale_snapshot_is_always_a_reject(credential: Creden
         'version = 2\n[vlans]\na = 1\nguest = 99\n[defaults]\nstale = "guest"\nunmapped = "guest"\n'
         '[[rule]]\nname = "all"\ncredential = ["proxy", "single"]\nvlan = "a"'
     )
-    request, facts = replace(REQUEST, owner_id_hint=None, san=None), Facts(NOW, snapshot_age_seconds=31.0)
+    request, facts = REQUEST._replace(owner_id_hint=None, san=None), Facts(NOW, snapshot_age_seconds=31.0)
     assert ask(request, credential, facts, policy)[:4] == ("reject", None, "", "snapshot-stale")
     assert ask(request, credential, Facts(NOW), policy).vlan == 1
 
@@ -324,34 +324,34 @@ def test_without_an_owner_a_stale_snapshot_is_always_a_reject(credential: Creden
 def test_a_rule_gives_role_filter_and_a_timeout_that_ends_with_the_certificate() -> None:
     decision = ask(policy=POLICY_2)
     assert (decision.role, decision.filter_id, decision.session_timeout) == ("researcher", "acl-research", 3600)
-    soon = replace(CREDENTIAL, not_after=NOW + timedelta(seconds=90, microseconds=5))
+    soon = CREDENTIAL._replace(not_after=NOW + timedelta(seconds=90, microseconds=5))
     assert ask(credential=soon, policy=POLICY_2).session_timeout == 90
-    assert ask(credential=replace(CREDENTIAL, not_after=NOW), policy=POLICY_2).session_timeout == 1
+    assert ask(credential=CREDENTIAL._replace(not_after=NOW), policy=POLICY_2).session_timeout == 1
     unlisted = ask(facts=with_owner(departments=("Kitchen",)), policy=POLICY_2)
     assert (unlisted.verdict, unlisted.session_timeout, unlisted.role) == ("guest", 7 * 3600, "")
     assert ask(policy=POLICY_1).session_timeout is None  # version 1 sent none
 
 
 def test_vlans_are_the_sites() -> None:
-    north = replace(FACTS, site="north")
+    north = FACTS._replace(site="north")
     assert ask(facts=north, policy=POLICY_2).vlan == 120
-    assert ask(facts=replace(north, owner=replace(OWNER, departments=())), policy=POLICY_2).vlan == 999
-    assert ask(facts=replace(FACTS, site="south"), policy=POLICY_2).vlan == 20
+    assert ask(facts=north._replace(owner=replace(OWNER, departments=())), policy=POLICY_2).vlan == 999
+    assert ask(facts=FACTS._replace(site="south"), policy=POLICY_2).vlan == 20
 
 
 def test_a_rejecting_rule_gives_its_own_reason_at_its_hours() -> None:
-    robot = replace(FACTS, agent_class="robot")
-    night = replace(robot, now=NOW.replace(hour=21))
-    held = replace(CREDENTIAL, not_before=NOW - timedelta(days=1), not_after=NOW + timedelta(days=2))
+    robot = FACTS._replace(agent_class="robot")
+    night = robot._replace(now=NOW.replace(hour=21))
+    held = CREDENTIAL._replace(not_before=NOW - timedelta(days=1), not_after=NOW + timedelta(days=2))
     decision = ask(credential=held, facts=night, policy=POLICY_2)
     assert (decision.verdict, decision.vlan, decision.reason_code) == ("reject", None, "rule-rejected")
     assert (decision.rule, decision.note) == ("no robots at night", "robots sleep at night")
     assert decision.steps[3] == ("policy", "fail", "rule no robots at night: robots sleep at night")
-    assert ask(credential=held, facts=replace(robot, now=NOW.replace(hour=12)), policy=POLICY_2).verdict == "accept"
+    assert ask(credential=held, facts=robot._replace(now=NOW.replace(hour=12)), policy=POLICY_2).verdict == "accept"
 
 
 def test_a_decision_says_what_the_rules_were_asked_with() -> None:
-    request = replace(REQUEST, nas_port="17", called_station="02-00-00-00-00-FF:campus")
-    asked = ask(request, facts=replace(FACTS, site="north", agent_class="robot"), policy=POLICY_2).asked
+    request = REQUEST._replace(nas_port="17", called_station="02-00-00-00-00-FF:campus")
+    asked = ask(request, facts=FACTS._replace(site="north", agent_class="robot"), policy=POLICY_2).asked
     assert asked == ("dual", "person", ("R&D",), "robot", "", "standing", "switch-1", "17", "campus", "north")
-    assert ask(credential=replace(CREDENTIAL, state="revoked")).asked is None
+    assert ask(credential=CREDENTIAL._replace(state="revoked")).asked is None

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -180,7 +179,7 @@ def test_requests_decisions_and_failures_come_through_whole() -> None:
     decision = ask()
     again = messages.read_decision(through(messages.write_decision(decision)), decision.request)
     assert again == decision
-    refused = refuse(replace(request, credential=None), "eap-malformed", "why")
+    refused = refuse(request._replace(credential=None), "eap-malformed", "why")
     assert messages.read_failure(through(messages.write_failure(refused))) == refused
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -95,9 +94,9 @@ WAYS: dict[str, Callable[[], str]] = {
     "decision-not-asked": told(RECORDED["decision port silent"], **{AKI: text("77:C1"), SERIAL: text("07")}),
     "radius-rejected": told(["something that nobody has seen before"]),
     "mac-bypass-off": decided(lambda: decide(test_bypass.REQUEST, None, test_bypass.FACTS, test_decide.POLICY_1)),
-    "mac-bypass-unprotected": bypass(replace(test_bypass.REQUEST, transport="udp")),
-    "mac-bypass-no-address": bypass(replace(test_bypass.REQUEST, calling_station="x")),
-    "mac-bypass-stale": bypass(facts=replace(test_bypass.FACTS, snapshot_age_seconds=1e6)),
+    "mac-bypass-unprotected": bypass(test_bypass.REQUEST._replace(transport="udp")),
+    "mac-bypass-no-address": bypass(test_bypass.REQUEST._replace(calling_station="x")),
+    "mac-bypass-stale": bypass(facts=test_bypass.FACTS._replace(snapshot_age_seconds=1e6)),
     "mac-bypass": bypass(),
     "credential-unknown": decided(lambda: ask(credential=None)),
     "credential-unmapped": decided(
@@ -110,8 +109,8 @@ WAYS: dict[str, Callable[[], str]] = {
     ),
     "rule-rejected": decided(
         lambda: ask(
-            credential=replace(test_decide.CREDENTIAL, not_after=NOW.replace(year=2099)),
-            facts=replace(test_decide.FACTS, agent_class="robot", now=NOW.replace(hour=23)),
+            credential=test_decide.CREDENTIAL._replace(not_after=NOW.replace(year=2099)),
+            facts=test_decide.FACTS._replace(agent_class="robot", now=NOW.replace(hour=23)),
             policy=test_decide.POLICY_2,
         )
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,7 +133,7 @@ def test_a_proxy_gets_through_tls_and_policy_only_while_its_ca_is_an_anchor(vers
             ref = request.credential
             assert ref is not None
             held = Credential("ldevid", PROXY, None, ref.serial, "devices", "issued", now(), now().replace(year=2099))
-            decision = decide(replace(request, tls_version=version), held, Facts(now()), self.policy)
+            decision = decide(request._replace(tls_version=version), held, Facts(now()), self.policy)
             self.decisions.append(decision)
             return decision
 

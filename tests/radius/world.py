@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
@@ -190,7 +190,7 @@ def row(issued: Issued, **changes: object) -> Credential:
         "dual", AGENT, ALICE, certificate.serial_number, "agents", "issued",
         certificate.not_valid_before_utc, certificate.not_valid_after_utc, "agent-mediated", "txn-1",
     )  # fmt: skip
-    return replace(credential, **changes)  # type: ignore[arg-type]
+    return credential._replace(**changes)  # type: ignore[arg-type]
 
 
 def owner(department: str = "R&D", state: str = "active") -> OwnerFact:
