@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from appliance.errors import AnswerTooSlow, CertificateRequired, RouteUnknown
 from appliance.web.limits import Limits
@@ -33,8 +34,7 @@ class Entry:
     handler: Handler
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """The entry for a request, and the path's parameters."""
 
     entry: Entry

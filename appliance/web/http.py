@@ -66,32 +66,36 @@ class _Request:
     size: int = 0
 
 
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    """A server with a clock says what time it is (RFC 9110, section 6.6.1); devices without one listen."""
-    return formatdate(second, usegmt=True)
+@lru_cache(maxsize=64)
+def _around(status: int, media_type: str, keep_alive: bool, second: int) -> tuple[str, str]:
+    """The lines before and after those of one answer; ValueError for a line break.
+
+    A server with a clock says what time it is (RFC 9110, section 6.6.1); devices without one listen.
+    """
+    before = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n"
+    if media_type:
+        before += _line("Content-Type", media_type)
+    after = f"Date: {formatdate(second, usegmt=True)}\r\n"
+    return before, after if keep_alive else f"Connection: close\r\n{after}"
+
+
+def _line(name: str, value: str) -> str:
+    line = f"{name}: {value}"
+    if "\r" in line or "\n" in line:
+        raise ValueError("a header has a line break in it")
+    return f"{line}\r\n"
 
 
 def serialise(reply: Reply, request_id: str, *, head_only: bool, keep_alive: bool) -> bytes:
     """A reply as HTTP/1.1 bytes; ValueError if a header has a line break in it."""
     status = reply.status
-    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}"]
-    if reply.media_type:
-        lines.append(f"Content-Type: {reply.media_type}")
-    if status not in _WITHOUT_BODY:
-        lines.append(f"Content-Length: {len(reply.body)}")
+    before, after = _around(status, reply.media_type, keep_alive, int(time.time()))
+    own = "" if status in _WITHOUT_BODY else f"Content-Length: {len(reply.body)}\r\n"
     for name, value in reply.headers.items():
         if name not in _NEVER_FROM_HANDLERS:
-            lines.append(f"{name.title()}: {value}")
-    if not keep_alive:
-        lines.append("Connection: close")
-    lines.append(f"Date: {_date(int(time.time()))}")
-    lines.append(f"X-Request-Id: {request_id}\r\n\r\n")
-    head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
-        raise ValueError("a header has a line break in it")
-    data = head.encode("latin-1", "replace")
-    return data if head_only or status in _WITHOUT_BODY else data + reply.body
+            own += _line(name.title(), value)
+    head = f"{before}{own}{after}X-Request-Id: {request_id}\r\n\r\n".encode("latin-1", "replace")
+    return head if head_only or status in _WITHOUT_BODY else head + reply.body
 
 
 def is_whole_post(data: bytes) -> bool:

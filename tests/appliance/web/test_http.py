@@ -14,8 +14,10 @@ from email.utils import parsedate_to_datetime
 import psutil
 import pytest
 
+from appliance.web.http import serialise
 from appliance.web.limits import Bucket, Limits
 from appliance.web.server import Timing
+from est.exchange import Reply
 from tests.appliance.web.front import Client, Seen, get, listening, post
 from tests.support import FixedClock
 
@@ -506,3 +508,20 @@ def test_nothing_is_left_behind_by_a_thousand_connections() -> None:
             assert process.num_fds() <= before + 5
 
     asyncio.run(run())
+
+
+def test_an_answer_is_these_octets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_790_000_000.5)
+    dated = b"Date: Mon, 21 Sep 2026 14:13:20 GMT\r\nX-Request-Id: 1f\r\n\r\n"
+    reply = Reply(200, "application/json", {"retry-after": "5", "date": "never"}, b"{}")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nRetry-After: 5\r\n"
+    assert serialise(reply, "1f", head_only=False, keep_alive=True) == head + dated + b"{}"
+    assert serialise(reply, "1f", head_only=True, keep_alive=False) == head + b"Connection: close\r\n" + dated
+    assert serialise(Reply(204), "1f", head_only=False, keep_alive=True) == b"HTTP/1.1 204 No Content\r\n" + dated
+
+
+@pytest.mark.parametrize("broken", ["a\nb", "a\rb", "a\r\nSet-Cookie: b"])
+def test_a_line_break_in_a_header_is_never_sent(broken: str) -> None:
+    for reply in (Reply(200, "", {"x": broken}), Reply(200, "", {broken: "x"}), Reply(200, broken)):
+        with pytest.raises(ValueError, match="line break"):
+            serialise(reply, "1f", head_only=False, keep_alive=True)
