@@ -198,8 +198,8 @@ def _credential(values: Mapping[str, list[str]]) -> tuple[CredentialRef | None, 
         return None, "credential-missing"
     if len(akis) > 1 or len(serials) > 1:
         return None, "credential-ambiguous"
-    aki = _AKI_TEXT.match(akis[0].strip())
-    serial = _SERIAL_TEXT.match(serials[0])
-    if aki is None or serial is None or int(serials[0], 16) == 0:
-        return None, "credential-unreadable" if akis[0].strip() and serials[0] else "credential-missing"
-    return CredentialRef(aki[1].replace(":", "").lower(), int(serials[0], 16)), ""
+    aki, text = _AKI_TEXT.match(akis[0].strip()), serials[0]
+    serial = int(text, 16) if _SERIAL_TEXT.match(text) else 0
+    if aki is None or not serial:
+        return None, "credential-unreadable" if akis[0].strip() and text else "credential-missing"
+    return CredentialRef(aki[1].replace(":", "").lower(), serial), ""

@@ -114,17 +114,23 @@ class Credentials(Mapping[Key, Credential]):
         for block in self._blocks:
             yield from block
 
-    def __getitem__(self, key: Key) -> Credential:
-        issuer = self._tables.issuers.known(key[0])
-        if issuer is None or not 0 <= key[1] < 1 << 8 * _SERIAL_OCTETS:
-            raise KeyError(key)
-        block, at, octets = _place(issuer, key[1])
+    def find(self, aki: str, serial: int) -> Credential | None:
+        """The credential of this issuer key and serial number, if there is one."""
+        issuer = self._tables.issuers.known(aki)
+        if issuer is None or not 0 <= serial < 1 << 8 * _SERIAL_OCTETS:
+            return None
+        block, at, octets = _place(issuer, serial)
         keys, ends, records = self._blocks[block][at]
         index = _index(keys, octets)
         if index is None:
-            raise KeyError(key)
+            return None
         start = _END.unpack_from(ends, (index - 1) * _END.size)[0] if index else 0
-        return _read(records, start, key[1], self._tables)
+        return _read(records, start, serial, self._tables)
+
+    def __getitem__(self, key: Key) -> Credential:
+        if (found := self.find(*key)) is None:
+            raise KeyError(key)
+        return found
 
     def __iter__(self) -> Iterator[Key]:
         for keys, _, _ in self.parts():
@@ -217,6 +223,5 @@ def _read_text(records: bytes, at: int, tables: _Tables) -> tuple[str | None, in
     number, at = int.from_bytes(records[at + 1 : at + 3]), at + 3
     if kind == _TEXT:
         return records[at : at + number].decode(), at + number
-    digits = records[at : at + 16].hex()
-    parts = digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]
-    return tables.prefixes[number] + "-".join(parts), at + 16
+    d = records[at : at + 16].hex()
+    return f"{tables.prefixes[number]}{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}", at + 16

@@ -50,7 +50,7 @@ class Snapshot:
     """Another number after each change."""
 
     def credential(self, aki: str, serial: int) -> Credential | None:
-        return self.credentials.get((aki, serial))
+        return self.credentials.find(aki, serial)
 
 
 def credential_of(row: Mapping[str, Any]) -> tuple[Key, Credential]:
