@@ -141,6 +141,19 @@ def test_two_of_three_owners_are_asked_each_by_a_challenge_of_its_own_and_every_
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-35", "A-62")
+def test_every_approvers_long_poll_ends_with_its_own_question(tmp_path: Path) -> None:
+    async def story(team: Team) -> None:
+        polls = [asyncio.create_task(team.desks[name].waiting(20)) for name in NAMES]
+        await asyncio.sleep(0.05)
+        await team.submit(await team.ask())
+        for name, found in zip(NAMES, await asyncio.wait_for(asyncio.gather(*polls), 10), strict=True):
+            (row,) = found
+            assert open_challenge(team.campus, row["challenge"]).aud == team.owner(name).identifier
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-35")
 def test_the_agents_own_owner_is_always_among_them(tmp_path: Path) -> None:
     async def story(team: Team) -> None:
