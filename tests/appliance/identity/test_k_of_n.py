@@ -57,8 +57,9 @@ class Team:
         self.campus.close()
         self.campus = Campus.create(self.folder, reopen=self.campus, **self.settings)
         self.proxy = replace(self.proxy, campus=self.campus)
-        for desk in (*self.desks.values(), self.gateway):
+        for desk in self.desks.values():
             desk.owner = replace(desk.owner, campus=self.campus)
+        self.gateway.owner = replace(self.gateway.owner, campus=self.campus)
 
     def owner(self, name: str) -> OwnerHost:
         return self.desks[name].owner
