@@ -532,6 +532,8 @@ class Appliance:
         if self._has_started and (wanted := self.settings.identity.workers):
             running = len(self.workers.pids)
             rows.append(row("identity-workers", "ok" if running == wanted else "warning", f"{running} of {wanted}"))
+        if self._radius.refused:
+            rows.append(row("radius-configuration", "error", self._radius.refused, "appliance radius check"))
         rows += of_access(self.access, self.settings.access.stale_seconds)
         rows += of_directory(await self.sync.status(), self.settings.directory)
         certificates = self.ca.certificates | {name: own.certificate for name, own in self.servers.items()}

@@ -82,15 +82,20 @@ class RadiusEngine:
         self._refused = ""
 
     async def look(self) -> str:
-        """Who speaks RADIUS, in a few words; raises FreeRadiusRefused while FreeRADIUS serves not what it should."""
+        """Who speaks RADIUS, in a few words for anybody; raises FreeRadiusRefused while FreeRADIUS does not as told."""
         supervisor = self._supervisor
         if self._settings.engine != "freeradius":
             return "nobody here" if self._settings.engine == "none" else "the embedded server"
         if supervisor is None or not supervisor.is_serving:
             raise FreeRadiusRefused("FreeRADIUS does not serve; the log says why")
-        if why := self._refused or supervisor.rolled_back_why:
-            raise FreeRadiusRefused(f"FreeRADIUS runs on with an older configuration; the newer one: {why}")
+        if self.refused:
+            raise FreeRadiusRefused("FreeRADIUS runs on with an older configuration, the newer one does not work")
         return "FreeRADIUS serves what was rendered last"
+
+    @property
+    def refused(self) -> str:
+        """What is wrong with the configuration that FreeRADIUS should serve, for administrators; empty for nothing."""
+        return self._refused or ("" if self._supervisor is None else self._supervisor.rolled_back_why)
 
     def use(self, parts: RadiusParts) -> None:
         """Another certificate, or other CAs, from the next login on; FreeRADIUS is started again with them.

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ STOP_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 HUP_SECONDS = 3.0
-HUP_PAUSE_SECONDS = 6.0  # FreeRADIUS ignores one that comes less than 5 s after another
+HUP_PAUSE_SECONDS = 5.1  # FreeRADIUS ignores one that comes less than 5 s after another
 _READY = b"Ready to process requests"
 _SERVER_LOADED = b"Loaded virtual server"
-_HUP_IGNORED = b"gnoring"  # too soon after another, or no file is newer by a whole second
+_HUP_IGNORED = b"gnoring"  # too soon after another, or no file was changed in another second than before
 _KEPT_LINES = 50
 
 
@@ -164,16 +164,18 @@ class Supervisor:
         """Until FreeRADIUS ends, or what the folder holds takes more than a HUP."""
         servers = self._loaded
         while True:
-            asked = asyncio.create_task(self._wanted.wait())
-            try:
-                await asyncio.wait((following, asked), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                asked.cancel()
+            await self._asked(following)
             if following.done():
                 return
             self._wanted.clear()  # before the folder is read: what is written later is looked at again
             fresh = _files(self._folder)
-            if fresh == files or not is_taken_by_hup(files, fresh) or not await self._hup(process, servers):
+            by_hup = fresh != files and is_taken_by_hup(files, fresh)
+            if by_hup and await self._asked(following, self._hup_at + HUP_PAUSE_SECONDS):
+                self._wanted.set()  # something else came meanwhile: it may not wait as long
+                continue
+            if by_hup:
+                self._touch([name for name in fresh if fresh[name] != files[name]])
+            if not by_hup or not await self._hup(process, servers):
                 self._wanted.set()
                 return
             files, self._secrets = fresh, self._secrets | secrets_in(fresh)
@@ -182,12 +184,28 @@ class Supervisor:
             _log.info("event=freeradius-reload why=configuration-changed")
             self._served(files)
 
+    def _touch(self, names: Iterable[str]) -> None:
+        """FreeRADIUS knows by the second whether a file has changed."""
+        for name in names:
+            with contextlib.suppress(OSError):  # rendered anew just now
+                os.utime(self._folder / name)
+
+    async def _asked(self, following: asyncio.Task[None], until: float = float("inf")) -> bool:
+        """Whether a reload was asked for, or FreeRADIUS ended, before a time of the loop's clock."""
+        left = until - asyncio.get_running_loop().time()
+        if left <= 0:
+            return False
+        asked = asyncio.create_task(self._wanted.wait())
+        try:
+            timeout = None if left == float("inf") else left
+            await asyncio.wait((following, asked), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return asked.done() or following.done()
+        finally:
+            asked.cancel()
+
     async def _hup(self, process: asyncio.subprocess.Process, servers: int) -> bool:
         """Whether FreeRADIUS has read its virtual servers anew, all of them."""
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._hup_at < HUP_PAUSE_SECONDS:
-            return False
-        self._hup_at, self._loaded, self._ignored = loop.time(), 0, False
+        self._hup_at, self._loaded, self._ignored = asyncio.get_running_loop().time(), 0, False
         with contextlib.suppress(ProcessLookupError, TimeoutError):
             process.send_signal(signal.SIGHUP)
             async with asyncio.timeout(HUP_SECONDS):

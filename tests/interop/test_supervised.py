@@ -220,12 +220,23 @@ def test_what_virtual_servers_do_changes_by_hup_and_logins_under_way_go_on(place
                 service.instead = lambda: web.Response(status=500)
                 assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "98"
 
-                # FreeRADIUS ignores a HUP that follows another too soon: it is started anew
+                # FreeRADIUS ignores a HUP that follows another too soon: ours waits
                 written(folder, port, service.port, fail_mode="guest", guest_vlan=97)
                 supervisor.reload()
                 await served()
-                assert supervisor.pid != pid and supervisor.reloads == 1
+                assert (supervisor.pid, supervisor.reloads) == (pid, 2)
                 assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "97"
+
+                # what needs a restart does not wait for it
+                written(folder, port, service.port, fail_mode="guest", guest_vlan=96)
+                supervisor.reload()
+                await asyncio.sleep(0.3)
+                begun = time.monotonic()
+                written(folder, port, service.port, fail_mode="guest", guest_vlan=96, session_seconds=20)
+                supervisor.reload()
+                await served()
+                assert time.monotonic() - begun < 4 and supervisor.pid != pid and supervisor.reloads == 2
+                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "96"
 
     asyncio.run(act())
 
