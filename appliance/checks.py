@@ -9,6 +9,7 @@ from typing import Any
 
 from cryptography import x509
 
+from appliance.access.forwarding import check as check_forwarding
 from appliance.access.service import AccessService
 from appliance.access.sources.csv_file import read_whole
 from appliance.access.sources.ldap_source import LdapSource
@@ -145,6 +146,8 @@ def check_home(loaded: LoadedSettings, clock: Clock, *, passphrase_file: Path | 
         attempt("verifier", lambda: _verifier(settings), "appliance settings show; see the manual: Use a verifier")
     if settings.directory.source != "none":
         attempt("directory", lambda: check_source(settings, clock), "appliance directory status")
+    if settings.access.forward_to:
+        attempt("log-forwarding", lambda: check_forwarding(settings.access), "mend the settings access.forward_*")
     attempt("weak-keys", lambda: f"{len(read_weak_keys(settings))} listed", "mend the files that ca.weak_keys names")
     return rows
 

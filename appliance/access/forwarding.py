@@ -113,10 +113,9 @@ class Forwarder:
             self._now(True, "")
             while True:
                 self.news.clear()
-                if await self._send_page(wire):
-                    self._pause = FIRST_PAUSE
-                else:
+                if not await self._send_page(wire):
                     await self._wait(wire)
+                self._pause = FIRST_PAUSE  # not before: one that takes connections and closes them is not there
 
     async def _wait(self, wire: Wire) -> None:
         tasks = {asyncio.create_task(self.news.wait()), asyncio.create_task(wire.closed.wait())}
@@ -248,6 +247,17 @@ class LogForwarding:
     def _tls_context(self) -> ssl.SSLContext:
         """Whom receivers over TLS must chain to; read at every connection, as the file may be renewed."""
         return _client_context(self._ca_file)
+
+
+def check(settings: AccessSettings) -> str:
+    """What the settings say of forwarding; raises LogNotForwarded where they name a file that is none of CAs."""
+    try:
+        _client_context(settings.forward_ca_file)
+    except OSError as cause:
+        raise LogNotForwarded(
+            f"access.forward_ca_file: cannot read certificates from {settings.forward_ca_file}"
+        ) from cause
+    return ", ".join(settings.forward_to)
 
 
 def _client_context(ca_file: Path | None) -> ssl.SSLContext:

@@ -148,6 +148,20 @@ def test_a_setting_that_is_none_is_named_with_its_neighbour(home: Path) -> None:
     assert shown.status == 1 and "weeb.device_port" in shown.err and "web.device_port" in shown.err
 
 
+def test_where_the_decision_log_goes_is_checked(home: Path, tmp_path: Path) -> None:
+    assert "log-forwarding" not in look(home)
+    settings, ca = home / "appliance.toml", tmp_path / "ca.pem"
+    lines = f'[access]\nforward_to = ["tls://logs.example", "udp://[::1]:5514"]\nforward_ca_file = "{ca}"\n'
+    settings.write_text(settings.read_text().replace("[access]\n", lines))
+    for text in ("", "no certificate"):
+        ca.write_text(text)
+        assert look(home)["log-forwarding"] == (
+            "error", f"log-not-forwarded: access.forward_ca_file: cannot read certificates from {ca}"
+        )  # fmt: skip
+    ca.write_bytes(certificate_file(home, "root").read_bytes())
+    assert look(home)["log-forwarding"] == ("ok", "tls://logs.example, udp://[::1]:5514")
+
+
 def test_the_source_of_owners_is_checked_as_far_as_it_can_be_without_asking_it(home: Path, tmp_path: Path) -> None:
     assert "directory" not in look(home)
     settings = home / "appliance.toml"
