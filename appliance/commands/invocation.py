@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from appliance.errors import ApplianceError
 from appliance.settings import LoadedSettings, default_home, load_settings
@@ -40,9 +42,34 @@ class Invocation:
 _CURRENT: ContextVar[Invocation] = ContextVar("invocation")
 
 
+_HASH = re.compile(r"-[A-Za-z0-9_-]{42}")
+_MARK = "\0"
+"""No argument of a process holds it."""
+
+
+class _Verb(TyperCommand):
+    """A command to which 43 characters that begin with a dash are a thumbprint or hash (base64url), never options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, [_MARK + one if _HASH.fullmatch(one) else one for one in args])
+        ctx.params = {name: _unmarked(value) for name, value in ctx.params.items()}
+        return rest
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(one) for one in value]
+    return value.removeprefix(_MARK) if isinstance(value, str) else value
+
+
+class _Group(typer.Typer):
+    def command(self, name: str | None = None, **more: Any) -> Any:
+        return super().command(name, **{"cls": _Verb, **more})
+
+
 def group(text: str) -> typer.Typer:
     """A noun of the command line."""
-    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, epilog=EVERYWHERE)
+    return _Group(help=text, no_args_is_help=True, rich_markup_mode=None, epilog=EVERYWHERE)
 
 
 def hoist(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:

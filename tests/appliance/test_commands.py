@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from appliance.cli import app
+from appliance.commands import people
 from appliance.commands.invocation import begin, hoist, invocation
 from appliance.hierarchy import certificate_file
 from lab.demo import POLICY
@@ -74,6 +76,16 @@ def test_options_stand_before_or_after_the_verb(arguments: tuple[str, ...]) -> N
 def test_what_follows_two_dashes_is_left_alone() -> None:
     found, rest = hoist(["owners", "add", "--", "-o", "json"])
     assert (found.output, rest) == ("table", ["owners", "add", "--", "-o", "json"])
+
+
+def test_a_thumbprint_that_begins_with_a_dash_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(people, "ask", lambda _, **given: asked.append(given) or {})
+    thumbprint = "-o" + "x" * 41
+    for before, after in ((), ("-o", "json")), (("--home", "/h"), ()):
+        assert run_here(*before, "owners", "revoke-key", "alice", thumbprint, *after).status == 0
+    assert asked == [{"ref": "alice", "jkt": thumbprint}] * 2
+    assert run_here("owners", "revoke-key", "alice", "-nothing").status == 2
 
 
 def test_assignments_and_the_passphrase_file_are_kept_in_order() -> None:
