@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """Who hears of committed outbox rows, and on which loop (None: on the writer thread)."""
+    """Who hears of committed outbox rows, and on which loop (None: on a thread of the writer's)."""
 
     callback: Callable[[list[OutboxRow]], None]
     loop: asyncio.AbstractEventLoop | None
@@ -58,3 +60,51 @@ def deliver(callbacks: list[Callable[[list[OutboxRow]], None]], emitted: list[Ou
             job.future.set_exception(job.error)
         else:
             job.future.set_result(job.result)
+
+
+Delivery = tuple[list[Callable[[list[OutboxRow]], None]], list[OutboxRow], list[Job]]
+
+
+class Deliveries:
+    """What has to be told to whom, loop by loop, in the order of the commits.
+
+    Two threads end groups, and between a COMMIT and the call to a loop one may overtake the other. So a group is
+    added while the writer's lock is held; whichever call comes to the loop first tells everything that waits there.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop | None, deque[Delivery]] = {}
+        self._without_loop = threading.Lock()
+
+    def add(
+        self, subscribers: Sequence[Subscriber], emitted: list[OutboxRow], group: list[Job]
+    ) -> Iterable[asyncio.AbstractEventLoop | None]:
+        """Append a group's outcome; answers the loops for which run() must be called."""
+        told = subscribers if emitted else ()
+        loops = {one.loop: None for one in told} | {job.loop: None for job in group}
+        for loop in loops:
+            callbacks = [one.callback for one in told if one.loop is loop]
+            jobs = [job for job in group if job.loop is loop]
+            self._waiting.setdefault(loop, deque()).append((callbacks, emitted, jobs))
+        return loops
+
+    def run(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """On that loop, or on any thread for those without one: tell what waits."""
+        waiting = self._waiting.get(loop, ())
+        if loop is not None:
+            self._tell(waiting)
+            return
+        while waiting and self._without_loop.acquire(blocking=False):  # else: the thread that has it looks once more
+            try:
+                self._tell(waiting)
+            finally:
+                self._without_loop.release()
+
+    def drop(self, loop: asyncio.AbstractEventLoop | None) -> int:
+        """Forget what waits for a loop that is closed; answers for how many functions."""
+        return sum(len(jobs) for _, _, jobs in self._waiting.pop(loop, ()))
+
+    @staticmethod
+    def _tell(waiting: deque[Delivery] | tuple[()]) -> None:
+        while waiting:
+            deliver(*waiting.popleft())

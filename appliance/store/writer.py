@@ -23,6 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from appliance.store import schema
 from appliance.store.columns import from_micros, to_micros
 from appliance.store.hand_over import HandOver
 from appliance.store.heard import Heard
-from appliance.store.jobs import Job, Subscriber, deliver
+from appliance.store.jobs import Deliveries, Job, Subscriber
 from appliance.store.statements import Statements, plain
 from appliance.store.transaction import Chain, OutboxRow, Tx, Written, meant_by
 
@@ -100,6 +101,7 @@ class Writer:
         self._turn_loop: asyncio.AbstractEventLoop | None = None
         self._calling: asyncio.AbstractEventLoop | None = None
         self._commits = HandOver[_Open]()
+        self._deliveries = Deliveries()
         self._thread = threading.Thread(target=self._main, name="store-writer", daemon=True)
         self._committer = threading.Thread(target=self._commit_quick, name="store-committer", daemon=True)
         self._thread.start()
@@ -145,7 +147,7 @@ class Writer:
         self._commits.close()
         while self._quick:  # the loop has no turn left for them
             group = [self._quick.popleft() for _ in range(min(len(self._quick), _MAX_GROUP))]
-            self._commit(group, direct=True)
+            self._commit(group)
         self._connection.close()
 
     def _main(self) -> None:
@@ -165,7 +167,7 @@ class Writer:
             if job is None:
                 return
 
-    def _commit(self, group: list[Job], *, direct: bool = False) -> None:
+    def _commit(self, group: list[Job]) -> None:
         """A whole group on this thread, from BEGIN to the answers."""
         emitted: list[OutboxRow] = []
         chain = self._chain
@@ -178,11 +180,9 @@ class Writer:
                 self._heard.up_to(emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(group, emitted, head, error)
+            loops = self._deliveries.add(self._subscribers, emitted, group)
         self._call_turn()
-        if direct:
-            deliver([one.callback for one in self._subscribers] if emitted else [], emitted, group)
-        else:
-            self._answer(group, emitted)
+        self._answer(loops)
 
     def _turn(self, loop: asyncio.AbstractEventLoop, passes: int = 0) -> None:
         """On the event loop: run the functions of one quick group and hand its COMMIT over.
@@ -218,8 +218,10 @@ class Writer:
             self._commits.put(_Open(group, emitted, head, loop))
             return
         self._heard.up_to(emitted)
+        loops = self._deliveries.add(self._subscribers, emitted, group)
         self._lock.release()
-        self._answered(group, emitted, loop)
+        self._answer(loops, but=loop)
+        self._answered(loop)
 
     def _commit_quick(self) -> None:
         """On its own thread: the COMMIT of quick groups."""
@@ -229,18 +231,14 @@ class Writer:
                 self._heard.up_to(opened.emitted)
             except BaseException as error:  # noqa: BLE001 - supervisor: whatever it was, every caller has to hear of it
                 self._fail(opened.group, opened.emitted, opened.head, error)
+            loops = self._deliveries.add(self._subscribers, opened.emitted, opened.group)
             self._lock.release()
-            try:
-                opened.loop.call_soon_threadsafe(self._answered, opened.group, opened.emitted, opened.loop)
-            except RuntimeError:  # the loop is closed: nobody is left to be told
-                _log.warning("event=answer-dropped transactions=%d", len(opened.group))
+            self._call(opened.loop, self._answered)
+            self._answer(loops, but=opened.loop)
 
-    def _answered(self, group: list[Job], emitted: list[OutboxRow], loop: asyncio.AbstractEventLoop) -> None:
+    def _answered(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the event loop: tell subscribers and callers, then take the next quick group."""
-        mine = [one.callback for one in self._subscribers if one.loop is loop] if emitted else []
-        deliver(mine, emitted, group)
-        if emitted and len(mine) < len(self._subscribers):
-            self._answer([], emitted, but=loop)
+        self._deliveries.run(loop)
         loop.call_soon(self._turn, loop)
 
     def _call_turn(self) -> None:
@@ -357,21 +355,23 @@ class Writer:
         return self._disk_is_low
 
     def _answer(
-        self, group: list[Job], emitted: list[OutboxRow], *, but: asyncio.AbstractEventLoop | None = None
+        self,
+        loops: Iterable[asyncio.AbstractEventLoop | None],
+        *,
+        but: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """Tell subscribers and callers, each on its loop; those of the loop `but` have been told."""
-        subscribers = [one for one in self._subscribers if but is None or one.loop is not but] if emitted else []
-        loops = {subscriber.loop: None for subscriber in subscribers} | {job.loop: None for job in group}
+        """Have subscribers and callers told, each on its loop; the loop `but` is told otherwise."""
         for loop in loops:
-            callbacks = [subscriber.callback for subscriber in subscribers if subscriber.loop is loop]
-            jobs = [job for job in group if job.loop is loop]
             if loop is None:
-                deliver(callbacks, emitted, jobs)
-                continue
-            try:
-                loop.call_soon_threadsafe(deliver, callbacks, emitted, jobs)
-            except RuntimeError:  # the loop is closed: nobody is left to be told
-                _log.warning("event=answer-dropped transactions=%d", len(jobs))
+                self._deliveries.run(None)
+            elif loop is not but:
+                self._call(loop, self._deliveries.run)
+
+    def _call(self, loop: asyncio.AbstractEventLoop, function: Callable[[asyncio.AbstractEventLoop], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(function, loop)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            _log.warning("event=answer-dropped transactions=%d", self._deliveries.drop(loop))
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -257,6 +257,63 @@ def test_outbox_rows_reach_subscribers_in_order_and_before_the_writer_is_answere
     asyncio.run(run())
 
 
+class LeavesLate:
+    """The writer's lock; the committing thread lets go of it and then gets no processor until `may_go`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.acquire = self._lock.acquire
+        self.has_let_go, self.may_go = threading.Event(), threading.Event()
+
+    def release(self) -> None:
+        self._lock.release()
+        if threading.current_thread().name == "store-committer":
+            self.has_let_go.set()
+            assert self.may_go.wait(30)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_events_come_in_the_order_of_commits_where_one_thread_overtakes_the_other(store: Store) -> None:
+    lock = store._writer._lock = LeavesLate()
+    everywhere: list[str] = []
+    store.subscribe(lambda events: everywhere.extend(one.key for one in events))
+
+    async def run() -> list[str]:
+        seen: list[str] = []
+        store.subscribe(lambda events: seen.extend(one.key for one in events))
+        first = asyncio.create_task(store.write(lambda tx: tx.emit("topic", "first", {}), quick=True))
+        assert await asyncio.to_thread(lock.has_let_go.wait, 30)
+        await store.write(lambda tx: tx.emit("topic", "second", {}))
+        lock.may_go.set()
+        await first
+        return seen
+
+    try:
+        assert asyncio.run(run()) == ["first", "second"]
+    finally:
+        lock.may_go.set()
+    assert everywhere == ["first", "second"]
+
+
+def test_what_is_queued_when_the_store_closes_is_committed_and_answered(store: Store) -> None:
+    async def run() -> list[OutboxRow]:
+        writing = [
+            asyncio.create_task(store.write(lambda tx, n=n, q=q: tx.emit("t", f"{n} {q}", {}), quick=q))
+            for n in range(3)
+            for q in (True, False)
+        ]
+        await asyncio.sleep(0)
+        store.close()
+        return await asyncio.wait_for(asyncio.gather(*writing), 30)
+
+    assert sorted(row.id for row in asyncio.run(run())) == [1, 2, 3, 4, 5, 6]
+
+
 def test_what_was_rolled_back_is_not_emitted(store: Store) -> None:
     seen: list[OutboxRow] = []
     store.subscribe(seen.extend)
