@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar, Protocol
 
 from appliance.access import session_table
+from appliance.access.accept_queue import PAGE, AcceptQueue
 from appliance.access.assumed import MAX_ASSUMED, Accepted, Assumed, Key, key_of
 from appliance.access.decision_rows import decision_of
 from appliance.audit import APPLIANCE, Actor, AuditEvent, append
@@ -38,9 +38,9 @@ _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.2
 SWEEP_SECONDS = 30.0
+_AGAIN_SECONDS = 1.0
 AGAIN_AFTER = timedelta(minutes=10)  # what a NAS has refused is not asked of it anew at every sweep
 MAX_QUEUED = 20_000
-_PAGE = 500
 _LOOK_PAGE = 200
 _AT_ONCE = 20  # so many decisions take less than a millisecond, for which nobody else is served
 _LOOK_SHARE = 50  # looking at everything takes at most a fiftieth of the time
@@ -106,7 +106,9 @@ class SessionService:
         self._in_table: set[Key] = set()
         self._added: set[Key] = set()
         self._table_bound = MAX_ASSUMED
-        self._accepted: deque[Accepted] = deque()
+        self._accepted = AcceptQueue(store, self._decide_outdated)
+        self._moving: dict[int, Accepted] = {}
+        """Taken out of memory for the transaction that writes them down."""
         self._behind: set[Key] = set()
         """Stations in the table whose newest accept is assumed, because the queue was full."""
         self._owners: set[str] = set()
@@ -187,19 +189,28 @@ class SessionService:
         key = record.nas_address, session_table.station_key(record.calling_station, record.nas_port)
         self._into_table(key)
         assumed = self._assumed.pop(key)
+        if assumed is None:
+            await self._store.write(lambda tx: session_table.account(tx, record))
+            return
+        self._moving[id(assumed)] = assumed
+        # shielded: whoever gave up waiting would not know whether it is written
+        await asyncio.shield(asyncio.ensure_future(self._write_first(record, assumed)))
+
+    async def _write_first(self, record: AccountingRecord, assumed: Accepted) -> None:
+        """Write down the first record of a session, and before it the accept that only memory knew of."""
 
         def store(tx: Tx) -> None:
-            if assumed is not None:
-                session_table.accept(tx, *assumed[:3])
+            session_table.accept(tx, *assumed[:3])
             session_table.account(tx, record)
 
         try:
             await self._store.write(store)
-        except BaseException:  # whatever it was, cancellation too: the session stays known
-            if assumed is not None:
-                self._accepted.append(assumed)
-                self._awake.set()
+        except BaseException:  # whatever it was: the session stays known
+            self._accepted.append(assumed)
+            self._awake.set()
             raise
+        finally:
+            self._moving.pop(id(assumed), None)
 
     async def _restore(self) -> None:
         """What the decision log tells of sessions that were assumed when the appliance ended."""
@@ -214,7 +225,7 @@ class SessionService:
         for at, (decision, time) in enumerate(accepted):
             if time > heard.get(key_of(decision.request), (since, False))[0]:
                 self._take(decision, to_micros(time))
-            if not at % _PAGE:
+            if not at % PAGE:
                 await asyncio.sleep(0)
 
     async def search(self, *, everything: bool = False, mac: str = "", limit: int = 1000, **by: str) -> list[Session]:
@@ -222,15 +233,19 @@ class SessionService:
         await self._flush()
         key = mac_key(mac) if mac else ""
         wishes = {_SHOWN_AS.get(name, name): value for name, value in (by | {"mac_key": key}).items() if value}
-        assumed = {
-            one.id: one
-            for one in self._assumed.sessions()
-            if all(getattr(one, name) == value for name, value in wishes.items())
-        }
+
+        def shown(found: Iterable[Session]) -> list[Session]:
+            return [one for one in found if all(getattr(one, name) == value for name, value in wishes.items())]
+
+        assumed = {one.id: one for one in shown(self._assumed.sessions())}
+        under_way = (*self._accepted, *self._moving.values())
+        moving = shown(session_table.session_of(*one[:3]) for one in under_way)
         found = await self._store.read(lambda tx: sessions.search(tx, mac_key=key, ended=everything, limit=limit, **by))
-        if not assumed:
+        if not assumed and not moving:
             return found
-        both = assumed | {one.id: one for one in found}  # what went into the table meanwhile is in it
+        in_table = {(one.nas_address, one.mac_key) for one in found if one.is_live}
+        both = assumed | {one.id: one for one in moving if (one.nas_address, one.mac_key) not in in_table}
+        both |= {one.id: one for one in found}  # what went into the table meanwhile is in it
         return sorted(both.values(), key=lambda one: one.began_at, reverse=True)[:limit]
 
     async def live(self) -> AsyncIterator[Session]:
@@ -277,8 +292,8 @@ class SessionService:
             return made
 
         made: list[Change] = []
-        for at in range(0, len(wishes), _PAGE):
-            some = wishes[at : at + _PAGE]
+        for at in range(0, len(wishes), PAGE):
+            some = wishes[at : at + PAGE]
             made += await self._store.write(lambda tx: store(tx, some), essential=True)  # noqa: B023
         if made:
             self.ordered.set()
@@ -309,26 +324,30 @@ class SessionService:
                 await self._look()
             except ApplianceError as refused:
                 _log.warning("event=sessions-not-looked-at detail=%r", refused.detail)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(_AGAIN_SECONDS)
+                self._awake.set()
+            except Exception:  # noqa: BLE001 - supervisor: without this task nobody who was revoked leaves a port
+                _log.exception("event=sessions-not-looked-at")
+                await asyncio.sleep(_AGAIN_SECONDS)
                 self._awake.set()
             await asyncio.sleep(FLUSH_SECONDS / 2)
 
     async def _flush(self) -> None:
         """Write what is queued; a decision that was outdated when it came is changed like any other."""
-        while self._accepted or self._behind:
-            while self._behind and len(self._accepted) < _PAGE:
+        is_behind = True
+        while is_behind:  # once more after the last: somebody else may have queued, and not yet written, some
+            is_behind = bool(self._behind)
+            while self._behind and len(self._accepted) < PAGE:
                 self._write_down([self._behind.pop()])
-            batch = [self._accepted.popleft() for _ in range(min(len(self._accepted), _PAGE))]
+            await self._accepted.flush()
 
-            def store(tx: Tx) -> list[Session]:
-                return [session_table.accept(tx, *one[:3]) for one in batch]  # noqa: B023
-
-            try:
-                written = await self._store.write(store)
-            except ApplianceError:
-                self._accepted.extendleft(reversed(batch))
-                raise
-            await self._decide([one for one, told in zip(written, batch, strict=True) if told.is_outdated])
+    async def _decide_outdated(self, found: list[Session]) -> None:
+        try:
+            await self._decide(found)
+        except BaseException:  # they are in the table now, where the next look finds them
+            self._everything = True
+            self._awake.set()
+            raise
 
     async def _look(self) -> None:
         """Decide anew on every session that what happened may concern."""
@@ -367,7 +386,7 @@ class SessionService:
                 self._write_down([key], is_outdated=True)
             if not at % _AT_ONCE:
                 await asyncio.sleep(0)
-            if not at % _PAGE:
+            if not at % PAGE:
                 await self._flush()
         await self._flush()
 
@@ -400,6 +419,8 @@ class SessionService:
             except ApplianceError as refused:
                 _log.warning("event=sessions-not-swept detail=%r", refused.detail)
                 continue
+            except Exception:  # noqa: BLE001 - supervisor: what time alone has changed is found here and nowhere else
+                _log.exception("event=sessions-not-swept")
             self._everything = True
             self._awake.set()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from appliance.access import session_changes
+from appliance.access import sessions as sessions_module
 from appliance.access.nas import ALL, REQUESTS, Engine, NasService
 from appliance.access.open_sessions import OpenSessions
 from appliance.access.policies import PolicyService
@@ -266,7 +267,7 @@ def test_no_session_is_lost_where_more_change_at_once_than_are_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("appliance.access.sessions.MAX_QUEUED", 4)
-    monkeypatch.setattr("appliance.access.sessions._PAGE", 3)
+    monkeypatch.setattr("appliance.access.sessions.PAGE", 3)
     longest = 0
 
     async def story(world: World) -> None:
@@ -315,6 +316,108 @@ def test_no_accept_is_lost_while_the_store_takes_nothing(tmp_path: Path, monkeyp
         raise StoreUnavailable("full")
 
     play(tmp_path, story, runs=False)
+
+
+def slowly(world: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The store's writing waits for this event before it begins."""
+    write, may_go = world.store.write, asyncio.Event()
+
+    async def waits(*given: Any, **how: Any) -> Any:
+        await may_go.wait()
+        return await write(*given, **how)
+
+    monkeypatch.setattr(world.store, "write", waits)
+    return may_go
+
+
+def test_a_session_is_listed_at_every_moment_of_its_way_into_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        may_go = slowly(world, monkeypatch)
+        accounting = asyncio.create_task(world.account("start", ""))
+        await asyncio.sleep(0)
+        assert (await world.one()).state == "assumed"
+        may_go.set()
+        await accounting
+        assert (await world.one()).state == "open"
+
+    play(tmp_path, story, runs=False)
+
+
+def test_a_caller_that_gives_up_leaves_no_accept_behind_whose_session_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        may_go = slowly(world, monkeypatch)
+        accounting = asyncio.create_task(world.account("stop", ""))
+        await asyncio.sleep(0)
+        accounting.cancel()
+        await asyncio.gather(accounting, return_exceptions=True)
+        may_go.set()
+        await world.until(world.ended)
+        assert len(await world.all()) == 1
+        assert list(world.sessions._accepted) == []
+
+    play(tmp_path, story, runs=False)
+
+
+def test_a_later_accept_is_written_after_one_that_the_store_refused_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await world.account("start", "")
+        await world.sessions.stop()  # nobody but us writes
+        write, may_go = world.store.write, asyncio.Event()
+
+        async def refuses_once(*given: Any, **how: Any) -> Any:
+            monkeypatch.setattr(world.store, "write", write)
+            await may_go.wait()
+            raise StoreUnavailable("for a moment")
+
+        monkeypatch.setattr(world.store, "write", refuses_once)
+        world.log_in(nas_port="swp2")
+        first = asyncio.create_task(world.sessions._flush())
+        await asyncio.sleep(0.05)
+        world.log_in(nas_port="swp3")
+        second = asyncio.create_task(world.sessions._flush())
+        await asyncio.sleep(0.05)
+        may_go.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert [one.port for one in await world.all() if one.is_live] == ["swp3"]
+
+    play(tmp_path, story, runs=False)
+
+
+def test_an_accept_that_cannot_be_written_takes_no_other_with_it_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stations = [f"02-00-00-00-01-{at:02X}" for at in range(5)]
+    accept = sessions_module.session_table.accept
+
+    def broken(tx: Any, decision: Any, *times: int) -> Session:
+        if decision.request.calling_station == stations[2] and decision.request.nas_port == "swp9":
+            raise ValueError("cannot be written")
+        return accept(tx, decision, *times)
+
+    monkeypatch.setattr(sessions_module.session_table, "accept", broken)
+
+    async def story(world: World) -> None:
+        for station in stations:
+            world.log_in(calling_station=station)
+            await world.account("start", "", calling_station=station)
+        for station in stations:
+            world.log_in(calling_station=station, nas_port="swp9")
+        found = {one.mac: one.port for one in await world.all() if one.is_live}
+        assert found == {one: "swp9" for one in stations} | {stations[2]: "swp1"}
+        async with das(SECRET.encode()) as nas:  # and what is revoked is taken off as ever
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            await world.store.write(lambda tx: set_owner(tx, state="revoked"))
+            await world.until(world.ended, 20.0)
+
+    play(tmp_path, story)
 
 
 def test_a_reject_makes_none(tmp_path: Path) -> None:
