@@ -31,20 +31,22 @@ from tests.support import key
 
 NONE: frozenset[str] = frozenset()
 ROUTES = (
-    Route("device", "GET", "/who", "who", "anyone", NONE, 0, "none", 5),
-    Route("device", "POST", "/echo", "echo", "anyone", NONE, 65_536, "none", 0.5),
-    Route("device", "POST", "/.well-known/est/simpleenroll", "echo", "anyone", NONE, 65_536, "none", 0.5),
-    Route("device", "POST", "/mine", "echo", "certificate", NONE, 1000, "none", 5),
-    Route("device", "POST", "/json", "echo", "anyone", frozenset({"application/json"}), 1000, "none", 5),
-    Route("device", "GET", "/things/{name}.txt", "thing", "anyone", NONE, 0, "none", 5),
-    Route("device", "GET", "/docs/{path*}", "thing", "anyone", NONE, 0, "none", 5),
+    Route("device", "GET", "/who", "who", "anyone", NONE, 0, "none", 60),
+    Route("device", "POST", "/echo", "echo", "anyone", NONE, 65_536, "none", 60),
+    Route("device", "POST", "/.well-known/est/simpleenroll", "echo", "anyone", NONE, 65_536, "none", 60),
+    Route("device", "POST", "/mine", "echo", "certificate", NONE, 1000, "none", 60),
+    Route("device", "POST", "/json", "echo", "anyone", frozenset({"application/json"}), 1000, "none", 60),
+    Route("device", "GET", "/things/{name}.txt", "thing", "anyone", NONE, 0, "none", 60),
+    Route("device", "GET", "/docs/{path*}", "thing", "anyone", NONE, 0, "none", 60),
     Route("device", "GET", "/slow", "slow", "anyone", NONE, 0, "none", 0.3),
-    Route("device", "GET", "/broken", "broken", "anyone", NONE, 0, "none", 5),
-    Route("device", "GET", "/refused", "refused", "anyone", NONE, 0, "none", 5),
-    Route("device", "GET", "/bye", "bye", "anyone", NONE, 0, "none", 5),
-    Route("device", "GET", "/limited", "who", "anyone", NONE, 0, "address", 5),
-    Route("device", "GET", "/big", "big", "anyone", NONE, 0, "none", 5),
-    Route("device", "GET", "/split", "split", "anyone", NONE, 0, "none", 5),
+    Route("device", "POST", "/hasty", "echo", "anyone", NONE, 65_536, "none", 0.5),
+    Route("device", "GET", "/patient", "slow", "anyone", NONE, 0, "none", 3),
+    Route("device", "GET", "/broken", "broken", "anyone", NONE, 0, "none", 60),
+    Route("device", "GET", "/refused", "refused", "anyone", NONE, 0, "none", 60),
+    Route("device", "GET", "/bye", "bye", "anyone", NONE, 0, "none", 60),
+    Route("device", "GET", "/limited", "who", "anyone", NONE, 0, "address", 60),
+    Route("device", "GET", "/big", "big", "anyone", NONE, 0, "none", 60),
+    Route("device", "GET", "/split", "split", "anyone", NONE, 0, "none", 60),
 )
 
 
@@ -198,7 +200,7 @@ class Client:
         await self.writer.drain()
 
     async def read(self, *, head: bool = False) -> Answer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             raw = await self.reader.readuntil(b"\r\n\r\n")
             first, *lines = raw.decode("latin-1").split("\r\n")[:-2]
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -209,7 +211,7 @@ class Client:
         await self.send(data)
         return await self.read(head=head)
 
-    async def is_closed(self, seconds: float = 5.0) -> bool:
+    async def is_closed(self, seconds: float = 60.0) -> bool:
         """Whether the server closes the connection within this time."""
         try:
             async with asyncio.timeout(seconds):

@@ -38,13 +38,13 @@ def test_hanging_up_frees_neither_deadline_nor_place_of_what_is_under_way(caplog
         async with listening(timing=Timing(max_connections_per_address=2)) as (listener, port):
             for _ in range(2):
                 client = await Client.connect(port)
-                await client.send(get("/slow"))  # sleeps 30 s; the route allows 0.3
+                await client.send(get("/patient"))  # sleeps 30 s; the route allows 3
                 await asyncio.sleep(0.05)
                 client.writer.transport.abort()
             await asyncio.sleep(0.05)
             assert listener.connections == 2
             assert await (await Client.connect(port)).is_closed()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while listener.connections:
                     await asyncio.sleep(0.02)
             assert (await (await Client.connect(port)).ask(get("/who"))).status == 200
@@ -64,7 +64,7 @@ def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(tls:
                 client = await Client.connect(port, client_context() if tls else None)
                 assert (await client.ask(get("/who"))).status == 200
                 await client.close()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while listener.connections:
                     await asyncio.sleep(0.02)
             assert parts() == before
@@ -103,9 +103,12 @@ def test_a_process_without_descriptors_waits_instead_of_spinning(caplog: pytest.
             with no_more_descriptors():
                 with contextlib.suppress(BlockingIOError):
                     knocking.connect(("127.0.0.1", port))
+                async with asyncio.timeout(60):
+                    while not (refused := caplog.text.count("event=accept-failed")):
+                        await asyncio.sleep(0.01)
                 await asyncio.sleep(0.5)
                 refused = caplog.text.count("event=accept-failed")
-            assert 1 <= refused <= 2
+            assert refused <= 3
             reader, writer = await asyncio.open_connection(sock=knocking)
             assert (await Client(reader, writer).ask(get("/who"))).status == 200
             writer.close()
