@@ -276,7 +276,7 @@ def _files(folder: Path, factory: Factory, device: Identity) -> ProxySettings:
         idevid_certificate=certificate,
         idevid_key=key,
         masa_anchors=anchors,
-        give_up_seconds=5,
+        give_up_seconds=60,
         interfaces=("127.0.0.1",),
         discovery_listen_seconds=0,
     )

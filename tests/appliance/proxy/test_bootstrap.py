@@ -18,10 +18,13 @@ from appliance.proxy.bootstrap import Bootstrap
 from appliance.proxy.connection import ALLOWED, Connection, Trust
 from appliance.proxy.errors import BootstrapGaveUp, BootstrapNotConfigured
 from appliance.proxy.report import BootstrapReport
+from appliance.proxy.rounds import Hunt
 from appliance.proxy.state import ProxyState
 from appliance.proxy.timing import Timing
+from appliance.proxy.voucher_phase import Imprint
 from appliance.settings import ProxySettings
 from brski import Masa, Voucher, leaves, sealed, telemetry, voucher, voucher_request
+from brski.discovery import Offer
 from brski.paths import VOUCHER_CMS_JSON, VOUCHER_JWS_JSON
 from est.exchange import Call, Reply
 from lab.factory import Factory
@@ -37,7 +40,7 @@ from tests.appliance.proxy.campus import (
     write_reply,
 )
 
-QUICK = Timing(connect=2, voucher=3, call=3, spacing=0.2, round=0.3, first_pause=1.0)
+QUICK = Timing(connect=30, voucher=30, call=30, spacing=0.2, round=0.3, first_pause=0.1)
 Scenario = Callable[[Campus], Awaitable[None]]
 NOW = datetime.now(UTC)
 
@@ -56,6 +59,27 @@ async def bootstrap(
     state: ProxyState, settings: ProxySettings, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> BootstrapReport:
     return await Bootstrap(settings, state, SystemClock(), timing=QUICK, sleep=sleep).run()
+
+
+class Once(Hunt):
+    """The time is up when the first attempt has failed, however long that took."""
+
+    async def next(self) -> tuple[Imprint, Offer]:
+        if self.last is not None:
+            raise TimeoutError
+        return await super().next()
+
+    def _collect(self, done: set[asyncio.Task[Imprint]]) -> list[tuple[Imprint, Offer]]:
+        winners = super()._collect(done)
+        if self.last is not None:
+            raise TimeoutError
+        return winners
+
+
+async def bootstrap_once(state: ProxyState, settings: ProxySettings) -> BootstrapReport:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("appliance.proxy.bootstrap.Hunt", Once)
+        return await bootstrap(state, settings)
 
 
 def with_campus(world: World, scenario: Scenario) -> None:
@@ -393,7 +417,7 @@ def test_a_bad_voucher_is_reported_and_nothing_else_is_asked(
     async def scenario(campus: Campus) -> None:
         campus.instead["/.well-known/brski/requestvoucher"] = lambda call, client, proper: damage(world, proper())
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == code
         # the report goes out on the connection that brought the voucher, and after it nothing does
         assert campus.paths() == ["requestvoucher", "voucher_status"]
@@ -417,7 +441,7 @@ def test_a_chain_with_a_gap_below_the_pinned_root_is_refused(world: World, state
                 world.factory, proper(), pinned_domain_cert=root
             )
             with pytest.raises(BootstrapGaveUp) as caught:
-                await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+                await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
             assert caught.value.fields["because"] == "domain-not-pinned"
 
     asyncio.run(run())
@@ -450,7 +474,7 @@ def test_no_redirect_is_followed(world: World, state: ProxyState, where: str) ->
         location = where.format(port=campus.port)
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: Reply(307, headers={"location": location})
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == "redirect-refused"
         assert campus.paths() == ["requestvoucher"]
 
@@ -463,7 +487,7 @@ def test_a_flood_instead_of_a_voucher_is_cut_off(world: World, state: ProxyState
         flood = b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n" + b"x" * 65536
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: flood
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == "peer-reply-too-large"
 
     with_campus(world, scenario)
@@ -473,7 +497,7 @@ def test_a_registrar_that_hangs_up_is_explained(world: World, state: ProxyState)
     async def scenario(campus: Campus) -> None:
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: CLOSE
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=1.2))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         failed = [one for one in report_of(state)["steps"] if one["step"] == "attempt-failed"][0]
         assert failed["code"] == "peer-connection-closed"
         assert "manufacturer" in failed["hint"]
@@ -540,7 +564,7 @@ def test_a_connection_lost_after_the_voucher_is_not_continued_with_another_serve
             campus.instead["/.well-known/est/cacerts"] = swap
             with pytest.raises(BootstrapGaveUp):
                 impostor.instead["/.well-known/brski/requestvoucher"] = lambda *_: Reply(403)
-                await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=1.5))
+                await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
             failed = [one["code"] for one in report_of(state)["steps"] if one["step"] == "enrolment-failed"]
             assert failed == ["server-untrusted"]
             assert set(impostor.paths()) <= {"requestvoucher"}
@@ -557,7 +581,7 @@ def test_the_bad_news_about_a_voucher_is_told_even_if_the_registrar_has_closed(w
 
         campus.instead["/.well-known/brski/requestvoucher"] = bad_and_closed
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.5))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert statuses(campus, "voucher_status")[:1] == [False]
         assert campus.of("voucher_status")[0].connection == 2
 
@@ -584,7 +608,7 @@ def test_a_failed_enrolment_is_reported_even_if_its_connection_is_gone(world: Wo
         refusal = write_reply(Reply(403, "text/plain", body=b"not you\n"), {"connection": "close"})
         campus.instead["/.well-known/est/simpleenroll"] = lambda *_: refusal
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert statuses(campus, "enrollstatus")[:1] == [False]
         told = campus.of("enrollstatus")[0]
         assert (told.connection, told.client) == (2, world.device.certificate)
@@ -611,7 +635,7 @@ def test_a_failed_enrolment_is_reported_on_the_connection_that_failed(
     async def scenario(campus: Campus) -> None:
         campus.instead[f"/.well-known/est/{path}"] = lambda *_: reply
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == code
         last = campus.seen[-1]
         assert last.path.endswith("enrollstatus")
@@ -629,7 +653,7 @@ def test_ca_certificates_that_do_not_vouch_for_their_sender_are_not_stored(world
     async def scenario(campus: Campus) -> None:
         campus.anchors_served = [other_domain().root.certificate]
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == "est-reply-not-accepted"
         assert "simpleenroll" not in campus.paths()
         assert not state.configured
@@ -653,7 +677,7 @@ def test_a_certificate_for_another_key_is_not_taken(world: World, state: ProxySt
 
         campus.instead["/.well-known/est/simpleenroll"] = mixed_up
         with pytest.raises(BootstrapGaveUp) as caught:
-            await bootstrap(state, world.with_settings(registrar_url=campus.url, give_up_seconds=0.6))
+            await bootstrap_once(state, world.with_settings(registrar_url=campus.url))
         assert caught.value.fields["because"] == "est-reply-not-accepted"
         assert not state.configured
 
@@ -720,12 +744,8 @@ def test_a_failed_brski_never_becomes_est(world: World, state: ProxyState, tmp_p
     async def scenario(campus: Campus) -> None:
         campus.instead["/.well-known/brski/requestvoucher"] = lambda *_: Reply(403)
         with pytest.raises(BootstrapGaveUp):
-            await bootstrap(
-                state,
-                world.with_settings(
-                    registrar_url=campus.url, est_anchor=anchor, est_secret_file=secret, give_up_seconds=0.5
-                ),
-            )
+            settings = world.with_settings(registrar_url=campus.url, est_anchor=anchor, est_secret_file=secret)
+            await bootstrap_once(state, settings)
         assert set(campus.paths()) == {"requestvoucher"}
 
     with_campus(world, scenario)

@@ -34,7 +34,7 @@ from est.errors import EnrollmentRefused, Refusal, ReplyNotAccepted
 from est.exchange import Reply
 from tests.appliance.proxy.campus import PROXY_ID, Campus, World, asked, make_world, other_domain, server_identity
 
-QUICK = Timing(connect=2, voucher=3, call=3, first_pause=0.1)
+QUICK = Timing(connect=30, voucher=30, call=30, first_pause=0.1)
 SECRET = "proxy-1:correct-horse-battery"
 BASIC = "Basic " + base64.b64encode(SECRET.encode()).decode()
 LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -57,7 +57,7 @@ def settings_for(world: World, campus: Campus, **changes: object) -> ProxySettin
     secret.touch(0o600)
     secret.write_text(SECRET + "\n")
     base = ProxySettings(
-        method="est", registrar_url=campus.url, est_anchor=anchor, est_secret_file=secret, give_up_seconds=2
+        method="est", registrar_url=campus.url, est_anchor=anchor, est_secret_file=secret, give_up_seconds=60
     )
     return base.model_copy(update=changes)
 
