@@ -61,7 +61,7 @@ class Site:
         finally:
             await wire.close()
 
-    async def until(self, wanted: Callable[[Outcome], bool], ask: Callable[[], Any], seconds: float = 5.0) -> Outcome:
+    async def until(self, wanted: Callable[[Outcome], bool], ask: Callable[[], Any], seconds: float = 60.0) -> Outcome:
         deadline = time.monotonic() + seconds
         while True:
             outcome: Outcome = await ask()
@@ -236,7 +236,7 @@ def test_a_policy_with_another_guest_vlan_is_rendered(site: Site) -> None:
     policy = site.campus.cli("policy", "show").json["text"]
     (site.folder / "policy").write_text(policy.replace("99", "98"))
     assert site.campus.cli("policy", "publish", site.folder / "policy").status == 0
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while 'Tunnel-Private-Group-Id := "98"' not in rendered():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -19,6 +19,7 @@ from tests.bench.plan import Plan
 from tests.bench.radius_logins import SECRET, SUPPLICANTS, Site
 from tests.radius.das import das
 from tests.radius.test_accounting import Client, message
+from tests.support import stretched
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -62,7 +63,7 @@ def test_thirty_two_sessions_are_listed_accounted_for_and_ended_with_their_owner
     appliance = Cli(site)
 
     async def story() -> None:
-        async with das(SECRET.encode()) as nas, asyncio.timeout(100):
+        async with das(SECRET.encode()) as nas, asyncio.timeout(300):
             await appliance("nas", "set", "bench", "--coa-port", str(nas.port), "--profile", "hostapd")
             await asyncio.to_thread(site.logins, 1, "1.3")
             found = await appliance("sessions", "list")
@@ -80,19 +81,19 @@ def test_thirty_two_sessions_are_listed_accounted_for_and_ended_with_their_owner
             start = message(
                 (40, b"\0\0\0\1"), (44, b"S-1"), (31, b"02-00-00-00-00-05"), (87, b"swp5"), secret=SECRET.encode()
             )
-            assert await client.ask(start, 5) is not None
+            assert await client.ask(start, 60) is not None
             transport.close()
             (one,) = await appliance("sessions", "list", "--mac", "02:00:00:00:00:05")
             assert (one["state"], one["acct_session"], one["vlan"]) == ("open", "S-1", "20")
             await appliance("sessions", "disconnect", one["id"])
-            await until(lambda: len(nas.done) == 1, 5)
+            await until(lambda: len(nas.done) == 1, 60)
             assert (nas.done[0].get(44), nas.done[0].get(31)) == ([b"S-1"], [b"02-00-00-00-00-05"])
             shown = await appliance("sessions", "show", one["id"])
             assert shown["changes"][0]["want"] == "end"
             assert len(await appliance("sessions", "list", "--owner", owner)) == SUPPLICANTS - 1
             assert len(await appliance("sessions", "list", "--all")) == SUPPLICANTS
             await appliance("owners", "suspend", "bench")
-            assert await until(lambda: len(nas.done) == SUPPLICANTS, 6) < 5
+            assert await until(lambda: len(nas.done) == SUPPLICANTS, 60) < stretched(5)
             await asyncio.sleep(0.5)
             assert await appliance("sessions", "list") == []
             assert "session-unknown" in await appliance("sessions", "disconnect", "--owner", owner, fails=True)
@@ -109,7 +110,7 @@ def test_a_secret_is_rotated_while_logins_go_on(site: Site) -> None:
         chain, key = site.credentials[0]
         outcome = await authenticate(
             *site.address, secret, identity="x", certificate_chain_pem=chain, key_pem=key, ca_pem=site.root_pem,
-            server_name="radius.campus.example", seconds=3,
+            server_name="radius.campus.example", seconds=15,
         )  # fmt: skip
         return outcome.code
 

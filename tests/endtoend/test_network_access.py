@@ -85,7 +85,7 @@ class Site:
             "127.0.0.1", self.port, NAS_SECRET.encode(), identity=block["identity"],
             certificate_chain_pem=chain or Path(block["client_cert"]).read_bytes(),
             key_pem=key or Path(block["private_key"]).read_bytes(), ca_pem=Path(block["ca_cert"]).read_bytes(),
-            server_name=block["domain_match"], calling_station=MAC, **{"seconds": 2.0} | more,
+            server_name=block["domain_match"], calling_station=MAC, **{"seconds": 15.0} | more,
         )  # fmt: skip
 
     async def log_in_proxy(self, **more: Any) -> Outcome:
@@ -101,13 +101,13 @@ class Site:
             secret=NAS_SECRET.encode(),
         )  # fmt: skip
         try:
-            assert await client.ask(sent, 5) is not None
+            assert await client.ask(sent, 60) is not None
         finally:
             transport.close()
 
     async def seen(self, count: int) -> list[dict[str, Any]]:
         """Its live sessions as soon as there are so many: they are written in batches."""
-        for _ in range(50):
+        for _ in range(600):
             if len(found := self.sessions()) >= count:
                 break
             await asyncio.sleep(0.1)
@@ -118,7 +118,7 @@ class Site:
         return found
 
 
-async def until(check: Callable[[], Any], seconds: float = 5.0) -> Any:
+async def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < deadline, "not within its time"
@@ -126,7 +126,7 @@ async def until(check: Callable[[], Any], seconds: float = 5.0) -> Any:
     return found
 
 
-async def until_login(wanted: Callable[[Outcome], bool], ask: Callable[[], Any], seconds: float = 6.0) -> Outcome:
+async def until_login(wanted: Callable[[Outcome], bool], ask: Callable[[], Any], seconds: float = 60.0) -> Outcome:
     deadline = time.monotonic() + seconds
     while True:
         outcome: Outcome = await ask()

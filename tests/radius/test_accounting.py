@@ -64,7 +64,7 @@ def run(
         transport, client = await asyncio.get_running_loop().create_datagram_endpoint(Client, remote_addr=(host, port))
         client.transport = transport
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 await act(client, taken)
         finally:
             transport.close()

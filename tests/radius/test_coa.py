@@ -15,6 +15,7 @@ from radius.nas_profiles import PROFILES, Order, profile
 from tests.radius.das import Das, das
 from tests.radius.test_decide import ask
 from tests.radius.world import SECRET
+from tests.support import stretched
 
 NAME = SessionName("127.0.0.1", "02-00-00-00-00-01", "A1B2", "switch-1")
 DISCONNECT = PROFILES["hostapd"].end
@@ -46,7 +47,7 @@ def test_a_session_is_named_by_nas_station_and_acct_session_and_never_by_user_na
     assert (
         request.get(31) == [b"02-00-00-00-00-01"] and request.get(44) == [b"A1B2"] and request.get(32) == [b"switch-1"]
     )
-    assert abs(int.from_bytes(request.get(55)[0], "big") - time.time()) < 5
+    assert abs(int.from_bytes(request.get(55)[0], "big") - time.time()) < 60
     assert not {1, 25, 64, 65, 81} & {code for code in dict.keys(request) if isinstance(code, int)}
 
 
@@ -95,13 +96,13 @@ def test_a_lost_packet_is_sent_again_with_the_same_octets(plan: list[str], sent:
     assert found.sent == sent == len(nas.seen)
     assert len(set(nas.seen)) == 1
     assert len(nas.done) == 1
-    assert seconds < 2
+    assert seconds < stretched(2)
 
 
 def test_silence_ends_after_bounded_time() -> None:
     found, nas, seconds = exchange(*["drop"] * 9)
     assert (found.answer, found.words, found.sent) == (None, "no answer", 4)
-    assert 1.2 < seconds < 3.0
+    assert 1.2 < seconds < stretched(3)
 
 
 @pytest.mark.parametrize("fault", ["forged", "garbage", "wrong-id"])

@@ -122,10 +122,10 @@ def test_a_worker_that_dies_is_replaced_and_logins_go_on() -> None:
             os.kill(pid, signal.SIGKILL)
         begun = time.monotonic()
         while len(pool.pids) < 2 or set(pool.pids) & set(before):
-            assert time.monotonic() - begun < 15
+            assert time.monotonic() - begun < 120
             await asyncio.sleep(0.1)
-        while (await authenticate("127.0.0.1", port, SECRET, **login(agent, seconds=2))).code != "accept":
-            assert time.monotonic() - begun < 25
+        while (await authenticate("127.0.0.1", port, SECRET, **login(agent, seconds=15))).code != "accept":
+            assert time.monotonic() - begun < 120
 
     run(desk, act)
 
@@ -141,14 +141,14 @@ def test_what_changes_while_a_worker_starts_reaches_it() -> None:
             os.kill(pid, signal.SIGKILL)
         begun = time.monotonic()
         while len(pool.pids) < 2 or set(pool.pids) & set(before):
-            assert time.monotonic() - begun < 15
+            assert time.monotonic() - begun < 120
             await asyncio.sleep(0.005)
         rows[:] = [NasClient("127.0.0.1", "switch-1", OTHER)]  # they run, and have read nothing yet
         pool.refresh()
         while (await authenticate("127.0.0.1", port, OTHER, **login(agent, seconds=1))).code != "accept":
-            assert time.monotonic() - begun < 25
+            assert time.monotonic() - begun < 120
         for _ in range(8):
-            assert (await authenticate("127.0.0.1", port, OTHER, **login(agent, seconds=3))).code == "accept"
+            assert (await authenticate("127.0.0.1", port, OTHER, **login(agent, seconds=15))).code == "accept"
 
     run(desk, act, table=lambda: NasTable(rows))
 
@@ -164,10 +164,11 @@ def test_the_table_of_nas_follows_and_so_does_the_certificate() -> None:
         rows[:] = [NasClient("127.0.0.1", "switch-1", OTHER, SECRET, time.time() + 60)]
         pool.refresh()
         pool.use_identity(identity(campus().server("radius2.campus.example")))
-        await asyncio.sleep(0.3)
+        renewed = login(agent, server_name="radius2.campus.example")
         for secret in (OTHER, SECRET):
-            done = await authenticate("127.0.0.1", port, secret, **login(agent, server_name="radius2.campus.example"))
-            assert done.code == "accept"
+            async with asyncio.timeout(60):  # the workers hear of it one after the other
+                while (await authenticate("127.0.0.1", port, secret, **renewed)).code != "accept":
+                    await asyncio.sleep(0.05)
 
     run(desk, act, table=lambda: NasTable(rows), on_secret=lambda name, address, old: used.append((name, old)))
     assert ("switch-1", False) in used and ("switch-1", True) in used
