@@ -179,7 +179,7 @@ class Site:
         makers.load_or_create(folder, now=datetime.now(UTC))
         command: list[str | Path] = [sys.executable, "-m", "lab", "masa", "--dir", folder, "--port", str(port)]
         process = self.campus.cast.start(f"masa-{name}", [*command, *words])
-        process.wait_for("ready", 20)
+        process.wait_for("ready", 120)
         made = self.makers[name] = Maker(folder, name, port, process)
         if known:
             home = folder / "manufacturer"
