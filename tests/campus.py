@@ -85,7 +85,7 @@ class Ran:
         return json.loads(self.out)
 
 
-def appliance(*arguments: str | Path, stdin: str = "", timeout: float = 60, **more: str) -> Ran:
+def appliance(*arguments: str | Path, stdin: str = "", timeout: float = 240, **more: str) -> Ran:
     """One command line in its own process."""
     command = [sys.executable, "-m", "appliance", *map(str, arguments)]
     done = subprocess.run(
@@ -136,7 +136,7 @@ def tls_context(certificate: Path | None = None, key: Path | None = None) -> ssl
 class Client:
     """HTTP to one listener over one kept connection; opens a new one when the last was closed."""
 
-    def __init__(self, address: str, context: ssl.SSLContext | None, *, timeout: float = 15.0) -> None:
+    def __init__(self, address: str, context: ssl.SSLContext | None, *, timeout: float = 60.0) -> None:
         self.address = address
         self.context = context
         self._timeout = timeout
@@ -280,7 +280,7 @@ class Campus:
         makers.save_device(maker, folder, serial, device)
         command: list[str | Path] = [sys.executable, "-m", "lab", "masa", "--dir", folder, "--port", str(port)]
         process = self.cast.start("masa", [*command, *(("--break", ",".join(knobs)) if knobs else ())])
-        process.wait_for("ready", 20)
+        process.wait_for("ready", 120)
         manufacturer = folder / "manufacturer"
         self.ask(
             "manufacturers.add", name="acme", masa_url=f"https://{url}",
@@ -323,7 +323,7 @@ class Campus:
         self.starts += 1
         self.process = cast.start("appliance", self.run_command(*assignments))
         self.cast._members.append(self.process)
-        self.listeners = self.process.wait_for("ready", 30)["listeners"]
+        self.listeners = self.process.wait_for("ready", 120)["listeners"]
         spent = psutil.Process(self.process.popen.pid).cpu_times()
         return spent.user + spent.system
 
@@ -331,13 +331,13 @@ class Campus:
         """kill -9 of the appliance."""
         assert self.process is not None
         self.process.popen.send_signal(signal.SIGKILL)
-        self.process.popen.wait(10)
+        self.process.popen.wait(60)
 
     def stop(self) -> int:
         """SIGTERM to the appliance; answers its exit status."""
         assert self.process is not None
         self.process.popen.send_signal(signal.SIGTERM)
-        return self.process.finish(20)
+        return self.process.finish(60)
 
     def start_proxy(self, serial: str = "acme-0001", *assignments: str) -> Process:
         """Starts the identity proxy against this appliance, told where it is; it bootstraps if it has to."""
@@ -349,7 +349,7 @@ class Campus:
             f"proxy.idevid_certificate={device / 'idevid.pem'}", f"proxy.idevid_key={device / 'idevid.key.pem'}",
             f"proxy.masa_anchors={device / 'masa-anchors.pem'}",
             f"proxy.registrar_url=https://{self.listeners['device']}",
-            f"proxy.allow_root_agents={'true' if os.geteuid() == 0 else 'false'}", "proxy.give_up_seconds=30",
+            f"proxy.allow_root_agents={'true' if os.geteuid() == 0 else 'false'}", "proxy.give_up_seconds=120",
             *assignments,
         ]  # fmt: skip
         self.proxy_process = self.cast.start(
@@ -359,7 +359,7 @@ class Campus:
                 *(f"--set={one}" for one in chosen),
             ],
         )  # fmt: skip
-        self.proxy_process.wait_for("ready", 40)
+        self.proxy_process.wait_for("ready", 120)
         return self.proxy_process
 
     def close(self) -> None:
@@ -553,7 +553,7 @@ class Crowd:
     def is_busy(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
-    def join(self, seconds: float = 60) -> None:
+    def join(self, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

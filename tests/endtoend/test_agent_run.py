@@ -97,7 +97,7 @@ def test_from_one_standing_approval_to_logins_after_renewals_and_restarts(own_ca
     wait_for_renewals(process, 3)
 
     process.popen.send_signal(signal.SIGTERM)
-    assert process.finish(10) == 0, process.tail()
+    assert process.finish(60) == 0, process.tail()
     assert mark.read_text().count(".") >= 3
     outcome = log_in_with(agent, campus.listeners["radius"])
     assert outcome.code == "accept", outcome

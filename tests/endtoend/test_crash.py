@@ -45,7 +45,7 @@ class Story:
 
     def client(self) -> Client:
         """A connection to where the appliance listens now."""
-        assert self.up.wait(30)
+        assert self.up.wait(120)
         return self.campus.as_proxy()
 
     def patiently(self, do: Callable[[Client], Any]) -> Any:

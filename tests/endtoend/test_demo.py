@@ -37,7 +37,7 @@ def tell(folder: Path, *more: str) -> tuple[subprocess.CompletedProcess[str], di
     report = folder / "report.json"
     done = subprocess.run(
         [sys.executable, "-m", "lab", "demo", "--report", str(report), "--out", str(folder / "out"), *more],
-        capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=170, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=600, check=False,
     )  # fmt: skip
     return done, json.loads(report.read_text())
 

@@ -48,7 +48,7 @@ def race(campus: Campus, bodies: list[bytes], credentials: str, *, kill: bool = 
     def run(body: bytes) -> Answer | None:
         with closing(campus.client()) as client:
             assert client.send("GET", CACERTS).status == 200
-            barrier.wait(30)
+            barrier.wait(120)
             try:
                 return client.send("POST", ENROLL, body, "application/pkcs10", headers)
             except (OSError, http.client.HTTPException):
@@ -59,7 +59,7 @@ def race(campus: Campus, bodies: list[bytes], credentials: str, *, kill: bool = 
     with ThreadPoolExecutor(len(bodies)) as pool:
         running = [pool.submit(run, body) for body in bodies]
         if kill:
-            assert first.wait(30)
+            assert first.wait(120)
             campus.kill()
         return [one.result(60) for one in running]
 

@@ -165,6 +165,6 @@ def test_the_appliance_itself_is_trusted_at_an_address_that_its_certificate_does
         chosen = settings(campus, tmp_path, address, "behind a relay")
         command = [sys.executable, "-m", "appliance", "proxy", "run", "--state", tmp_path / "state", "-o", "json"]
         proxy = campus.cast.start("relayed", [*command, *chosen])
-        proxy.wait_for("ready", 30)
+        proxy.wait_for("ready", 120)
         proxy.stop()
     assert "behind a relay" in {row["name"] for row in campus.ask("proxies.list")}

@@ -33,7 +33,7 @@ def workers_of(campus: Campus) -> list[int]:
     return [int(pid) for pid in children if b"identity_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def until(wanted: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(wanted: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not wanted():
         assert time.monotonic() < end, "it did not happen"

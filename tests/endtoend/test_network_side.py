@@ -92,7 +92,7 @@ def eapol_test(agent: Path, address: str) -> tuple[bool, str]:
     assert program is not None
     done = subprocess.run(
         [program, "-c", str(agent / "wpa_supplicant.conf"), "-a", where, "-p", port, "-s", NAS_SECRET, "-t", "8"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     return done.returncode == 0, done.stdout
 
@@ -221,7 +221,7 @@ def test_one_transaction_id_is_found_from_the_request_to_the_switch(host: Host, 
     assert {"agent-request-received", "evidence-appraised", "owner-approved", "dual-identity-issued"} <= {*audited}, (
         audited
     )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not (rows := [row for row in campus.ask("access.log") if txn in json.dumps(row)]):
         assert time.monotonic() < deadline, "no row of the decision log names the transaction"
         time.sleep(0.1)

@@ -89,18 +89,18 @@ class Site:
             ],
         )  # fmt: skip
         self.campus.cast._members.append(self.process)
-        self.process.wait_for("ready", 20)
+        self.process.wait_for("ready", 120)
 
     def died(self) -> None:
         assert self.process is not None
-        self.process.popen.wait(15)
+        self.process.popen.wait(60)
 
     def hand_in(self, ask: Ask, **changed: Any) -> Answer:
         """What the proxy would do, with fresh evidence, over its own TLS connection to the gateway."""
         client = Client(
             f"127.0.0.1:{self.port}",
             tls_context(self.campus.state / "ldevid.pem", self.campus.state / "ldevid.key.pem"),
-            timeout=30,
+            timeout=240,
         )
         try:
             body = composite.write(replace(Composite(ask.token, ask.csr_der, (), self.evidence(ask)), **changed))
@@ -170,7 +170,7 @@ def test_from_the_agents_command_through_the_gateway_to_a_login(site: Site) -> N
     assert [(row["decision"], row["rule"]) for row in shown.json] == [("approved", "all")] * 2
     assert site.process is not None
     site.process.popen.terminate()
-    assert site.process.finish(15) == 0
+    assert site.process.finish(60) == 0
 
 
 @pytest.mark.lab
@@ -188,8 +188,8 @@ def test_one_to_one_in_the_proxys_process_with_keys_of_its_own(site: Site) -> No
             "--gateway", site.config,
         ],
     )  # fmt: skip
-    process.wait_for("gateway-ready", 20)
-    process.wait_for("ready", 20)
+    process.wait_for("gateway-ready", 120)
+    process.wait_for("ready", 120)
     done = run_agent(agent_command(campus, "notes"))
     assert done.returncode == 0, (done.stderr, campus.log("proxy"))
     issued = next(
@@ -202,7 +202,7 @@ def test_one_to_one_in_the_proxys_process_with_keys_of_its_own(site: Site) -> No
     }  # fmt: skip
     assert len(keys) == 4
     process.popen.terminate()
-    assert process.finish(15) == 0
+    assert process.finish(60) == 0
 
 
 @pytest.mark.lab

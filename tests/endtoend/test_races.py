@@ -56,7 +56,7 @@ class Field:
         barrier = threading.Barrier(CLIENTS)
 
         def run(at: int) -> Answer:
-            barrier.wait(30)
+            barrier.wait(120)
             return do(at)
 
         return list(self.pool.map(run, range(CLIENTS)))

@@ -16,6 +16,7 @@ import pytest
 
 from appliance.store.certificates import serial_octets
 from tests.campus import UNLIMITED, Campus, Client, Crowd, environment, leaf_of, new_ask, run_here
+from tests.support import stretched
 
 QUESTIONS: tuple[tuple[str, ...], ...] = (
     ("owners", "list"), ("manufacturers", "list"), ("pledges", "list"), ("pledges", "show", "acme-0001"),
@@ -61,7 +62,7 @@ def test_a_second_process_on_a_home_is_refused_in_one_line(own_campus: Callable[
     campus = own_campus()
     campus.start()
     command = [str(part) for part in campus.run_command()]
-    second = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=30, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr == f"appliance: home-locked: another process runs on {campus.home}\n"
     assert campus.ask("owners.list")
@@ -103,7 +104,7 @@ def test_a_taken_port_is_one_line_and_leaves_nothing_open(own_campus: Callable[[
     campus.start()
     taken = campus.listeners["pki"].rpartition(":")[2]
     command = [str(part) for part in other.run_command(f"web.pki_port={taken}")]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=30, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
     lines = [line for line in found.stderr.splitlines() if line.startswith("appliance: ")]
     assert found.returncode == 1 and found.stdout == "" and "Traceback" not in found.stderr
     assert len(lines) == 1 and "port-unavailable" in lines[0] and taken in lines[0]
@@ -137,11 +138,11 @@ def test_sigterm_under_load_loses_no_answer(own_campus: Callable[[], Campus], re
             cut.append(answer)
 
     crowd = Crowd(8, range(60), agent)
-    assert enough.wait(30)
+    assert enough.wait(120)
     time.sleep(rest)
     begun = time.monotonic()
     assert campus.stop() == 0
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < stretched(12)
     crowd.join()
     assert len(told) >= 8 and cut
     with closing(sqlite3.connect(campus.home / "appliance.db")) as database:

@@ -46,7 +46,7 @@ class User:
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         process = self.popen(*words)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
@@ -87,7 +87,7 @@ def test_an_agent_cannot_reach_its_owner_s_key_and_the_owner_cannot_pose_as_the_
         "--wait-approval", agent.folder / "approval.jws", "--wait-seconds", "50",
     )  # fmt: skip
     request = agent.folder / "notes" / "request.jws"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not request.exists() or not request.read_text().count(".") == 2:
         assert waiting.poll() is None and time.monotonic() < deadline, waiting.communicate()
         time.sleep(0.05)
@@ -122,12 +122,12 @@ def test_an_agent_cannot_reach_its_owner_s_key_and_the_owner_cannot_pose_as_the_
             str(socket), str(body),
         ],
         user=OWNER, group=OWNER, extra_groups=[], capture_output=True, text=True, cwd=owner.folder,
-        env={**environment(), "PYTHONPATH": str(ROOT)}, timeout=60, check=False,
+        env={**environment(), "PYTHONPATH": str(ROOT)}, timeout=240, check=False,
     )  # fmt: skip
     assert "request-not-yours" in posed.stdout, (posed.stdout, posed.stderr)
 
     give(owner.folder / "approval.jws", agent.folder / "approval.jws", agent)
-    out, err = waiting.communicate(timeout=60)
+    out, err = waiting.communicate(timeout=240)
     assert waiting.returncode == 0, err
     chain, agent_key = agent.folder / "notes" / "chain.pem", agent.folder / "notes" / "agent.key.pem"
     assert chain.exists() and (agent_key.stat().st_uid, stat.S_IMODE(agent_key.stat().st_mode)) == (AGENT, 0o600)

@@ -123,7 +123,7 @@ def test_a_death_around_the_masas_answer_heals_by_itself_and_the_history_stays_g
     with pytest.raises((OSError, http.client.HTTPException)):
         waiting.ask()
     assert waiting.campus.process is not None
-    waiting.campus.process.popen.wait(10)
+    waiting.campus.process.popen.wait(60)
     waiting.campus.start(*UNLIMITED)
     first = waiting.ask()
     assert first.status == 200 and waiting.ask().body == first.body

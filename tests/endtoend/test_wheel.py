@@ -50,7 +50,7 @@ def run(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     library = sysconfig.get_paths()["purelib"]
     return subprocess.run(
         [sys.executable, "-I", "-c", START, str(ROOT), str(unpacked), library, *arguments],
-        capture_output=True, text=True, cwd=unpacked.parent, timeout=60, check=False,
+        capture_output=True, text=True, cwd=unpacked.parent, timeout=240, check=False,
         env={key: value for key, value in os.environ.items() if not key.startswith(("APPLIANCE_", "PYTHON"))},
     )  # fmt: skip
 

@@ -162,7 +162,7 @@ async def freeradius(
         stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not (log.exists() and "Ready to process requests" in log.read_text(errors="replace")):
                 if process.returncode is not None:
                     pytest.fail(f"FreeRADIUS ended: {log.read_text(errors='replace')[-3000:] if log.exists() else ''}")

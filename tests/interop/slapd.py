@@ -283,6 +283,7 @@ class Rogue:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         self._play = play
+        self.was_reached = threading.Event()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, daemon=True)
@@ -295,6 +296,7 @@ class Rogue:
             except OSError:
                 return
             self._open.append(accepted)
+            self.was_reached.set()
             thread = threading.Thread(target=self._serve, args=(accepted,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -308,9 +310,9 @@ class Rogue:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
-        self._accepting.join(5)
+        self._accepting.join(30)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
 
 
 def relay(target: int, after_bytes: int, then: Callable[[], None]) -> Callable[[socket.socket], None]:

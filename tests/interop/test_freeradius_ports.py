@@ -243,10 +243,10 @@ def test_a_login_that_fails_before_policy_is_told_with_its_reason_and_a_decision
         assert "unknown ca" in " ".join(told["Module-Failure-Message"]["value"]).lower() or any(
             "issuer certificate" in one for one in told["Module-Failure-Message"]["value"]
         ), told["Module-Failure-Message"]
-        site.service.delay_seconds = 5.0  # an appliance that hangs must not hold the reject up
+        site.service.delay_seconds = 60.0  # an appliance that hangs must not hold the reject up
         begun = time.monotonic()
         assert await ask(site, campus("stranger").agent()) == "reject"
-        assert time.monotonic() - begun < 4.0
+        assert time.monotonic() - begun < 30.0
 
     play(story)
 
@@ -302,7 +302,7 @@ def test_a_nas_elsewhere_gets_no_mac_bypass_over_udp(play: Callable[[Story], Non
         )
         try:
             transport.sendto(call_check(SECRET))
-            assert (await asyncio.wait_for(got, 2))[0] == 3
+            assert (await asyncio.wait_for(got, 60))[0] == 3
             assert site.service.calls == calls
         finally:
             transport.close()

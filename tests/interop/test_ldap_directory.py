@@ -531,7 +531,7 @@ def test_a_directory_that_talks_nonsense_is_refused_in_bounded_time(
         wanted = refusal or (DirectoryAnswerUnusable, DirectoryUnreachable, DirectoryLoginRefused)
         with pytest.raises(wanted):
             await site.sync.sync(actor=APPLIANCE)
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 60  # silence and drips go on for ever
         assert await site.owners() == {}
         assert (await site.sync.status())[0]["outcome"] == "failed"
 
@@ -550,17 +550,17 @@ def test_a_reading_ends_when_the_appliance_stops(tmp_path: Path) -> None:
 
     async def story(site: Site) -> None:
         reading = asyncio.create_task(site.sync.sync(actor=APPLIANCE))
-        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(rogue.was_reached.wait, 60)
         begun = time.monotonic()
         site.sync.stop()
         with pytest.raises(DirectoryUnreachable):
             await reading
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 30  # it would have waited for 50
 
     try:
         play(
             tmp_path, story, source="ldap", ldap_url=f"ldap://127.0.0.1:{rogue.port}", ldap_start_tls=False,
-            ldap_base=BASE, ldap_timeout_seconds=30,
+            ldap_base=BASE, ldap_timeout_seconds=60,
         )  # fmt: skip
     finally:
         rogue.close()

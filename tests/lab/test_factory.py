@@ -89,13 +89,13 @@ def test_openssl_reads_the_device(tmp_path: Path) -> None:
         verify = subprocess.run(
             ["openssl", "verify", "-attime", "1767268800", "-CAfile", tmp_path / "manufacturer" / "ca.pem",
              "-untrusted", home / "idevid.pem", home / "idevid.pem"],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         text = subprocess.run(
             ["openssl", "x509", "-noout", "-text", "-in", home / "idevid.pem"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=240,
         ).stdout
     except FileNotFoundError:
         pytest.skip("openssl is not installed")

@@ -11,7 +11,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -516,10 +515,8 @@ def test_process_says_when_it_is_ready_serves_and_stops_cleanly(tmp_path: Path) 
         reply = Reply(answer.status, answer.headers["content-type"], {}, answer.read())
         assert exchange.conclude(reply, at.now).serial_number == "PX-1"
         assert connection.sock.version() in ("TLSv1.2", "TLSv1.3")
-        started = time.monotonic()
         running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
-        assert time.monotonic() - started < 5
+        assert running.wait(60) == 0  # though a connection is open
         connection.close()
     device = Records(tmp_path).find("PX-1", None)
     assert device is not None
@@ -549,7 +546,7 @@ def test_no_voucher_that_anybody_has_is_missing_from_the_log_after_kill_9(
             assert all(isinstance(one, aiohttp.ClientError | OSError) for one in askers), askers
 
         asyncio.run(ask_until_it_dies())
-        assert running.wait(10) == -signal.SIGKILL
+        assert running.wait(60) == -signal.SIGKILL
     assert len(received) >= 40
     with process("masa", "--dir", str(tmp_path), "--port", str(at.port)):
 
@@ -586,7 +583,7 @@ def test_process_refuses_unknown_knobs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=30,
+        timeout=240,
     )
     assert done.returncode == 1
     assert "nonsense" in done.stderr and "Traceback" not in done.stderr
