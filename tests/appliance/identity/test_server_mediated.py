@@ -531,16 +531,16 @@ def test_a_long_poll_ends_with_the_question_and_with_the_server(tmp_path: Path) 
         ask = await registered(campus, proxy, owner)
         polls = [asyncio.create_task(desk.waiting(20)) for _ in range(MAX_WAITING_CALLS)]
         await asyncio.sleep(0.05)
-        assert await asyncio.wait_for(desk.waiting(20), 1) == []  # one too many is answered at once
+        assert await asyncio.wait_for(desk.waiting(20), 15) == []  # one too many is answered at once
         await ask.submit()
-        for found in await asyncio.wait_for(asyncio.gather(*polls), 1):
+        for found in await asyncio.wait_for(asyncio.gather(*polls), 60):
             assert [row["request"] for row in found] == [ask.token]
         asked = await desk.asked()
         await desk.answer(asked, yes(owner, ask, asked))
         poll = asyncio.create_task(desk.waiting(20))
         await asyncio.sleep(0.05)
         campus.service.challenges.release()
-        assert await asyncio.wait_for(poll, 1) == []
+        assert await asyncio.wait_for(poll, 15) == []
 
     play(tmp_path, story)
 

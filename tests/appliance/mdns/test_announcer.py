@@ -40,7 +40,7 @@ async def look(instance: str, *, seconds: float = 3.0, interfaces: tuple[str, ..
         return set(info.parsed_scoped_addresses()) if found else set()
 
 
-async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 8) -> None:
+async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while True:

@@ -65,7 +65,7 @@ def provisional(
         async with Campus(world.factory, domain or world.domain) as campus:
             for path in (ASK.path, STATUS.path, ENROLL.path):
                 campus.instead[path] = lambda *_: Reply(200, "text/plain", body=b"ok")
-            connection = await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=3)
+            connection = await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=30)
             await scenario(campus, connection)
             await connection.close()
 
@@ -87,11 +87,11 @@ def test_who_answered_is_known_before_anything_is_sent(world: World) -> None:
 def test_a_provisional_connection_carries_the_two_brski_calls_only(world: World, call: Call) -> None:
     async def scenario(campus: Campus, connection: Connection) -> None:
         with pytest.raises(CallNotAllowed):
-            await connection.exchange(call, seconds=1)
+            await connection.exchange(call, seconds=30)
         assert campus.seen == []
         # our own mistake does not cost the connection
-        assert (await connection.exchange(ASK, seconds=1)).status == 200
-        assert (await connection.exchange(STATUS, seconds=1)).body == b"ok"
+        assert (await connection.exchange(ASK, seconds=30)).status == 200
+        assert (await connection.exchange(STATUS, seconds=30)).body == b"ok"
 
     provisional(world, scenario)
 
@@ -104,7 +104,7 @@ def test_a_pin_anywhere_on_the_path_ends_the_provisional_state(world: World, pin
         chosen = {"root": domain.root, "ca": domain.ca, "leaf": domain.registrar}[pin].certificate
         connection.upgrade(chosen, at=datetime.now(UTC))
         assert connection.trust is Trust.TRUSTED
-        assert (await connection.exchange(ENROLL, seconds=1)).status == 200
+        assert (await connection.exchange(ENROLL, seconds=30)).status == 200
         assert {one.connection for one in campus.seen} == {1}
         with pytest.raises(CallNotAllowed):
             connection.upgrade(chosen, at=None)
@@ -122,8 +122,8 @@ def test_a_foreign_pin_leaves_a_connection_that_hears_the_bad_news_only(world: W
             connection.upgrade(chosen, at=datetime.now(UTC))
         for call in (ASK, CACERTS, ENROLL):
             with pytest.raises(CallNotAllowed):
-                await connection.exchange(call, seconds=1)
-        assert (await connection.exchange(STATUS, seconds=1)).status == 200
+                await connection.exchange(call, seconds=30)
+        assert (await connection.exchange(STATUS, seconds=30)).status == 200
         # no second chance with the right one
         with pytest.raises(CallNotAllowed):
             connection.upgrade(world.domain.root.certificate, at=datetime.now(UTC))
@@ -136,10 +136,10 @@ def test_a_closed_connection_is_an_error_and_never_opened_again(world: World) ->
     async def scenario(campus: Campus, connection: Connection) -> None:
         campus.instead[ASK.path] = lambda *_: CLOSE
         with pytest.raises(ConnectionClosed):
-            await connection.exchange(ASK, seconds=1)
+            await connection.exchange(ASK, seconds=30)
         for _ in range(3):
             with pytest.raises(ConnectionClosed):
-                await connection.exchange(STATUS, seconds=1)
+                await connection.exchange(STATUS, seconds=30)
         assert campus.connections == 1
 
     provisional(world, scenario)
@@ -149,10 +149,10 @@ def test_a_connection_that_the_server_gives_up_after_an_answer_is_not_used_again
     async def scenario(campus: Campus, connection: Connection) -> None:
         last = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         campus.instead[ASK.path] = lambda *_: last
-        assert (await connection.exchange(ASK, seconds=1)).status == 200
+        assert (await connection.exchange(ASK, seconds=30)).status == 200
         assert not connection.usable
         with pytest.raises(ConnectionClosed):
-            await connection.exchange(STATUS, seconds=1)
+            await connection.exchange(STATUS, seconds=30)
 
     provisional(world, scenario)
 
@@ -165,7 +165,7 @@ def test_calls_at_the_same_time_wait_for_each_other(world: World) -> None:
 
         campus.instead[ASK.path] = slow
         calls = [Call("POST", ASK.path, body=str(n).encode()) for n in range(5)]
-        answers = await asyncio.gather(*(connection.exchange(call, seconds=2) for call in calls))
+        answers = await asyncio.gather(*(connection.exchange(call, seconds=30) for call in calls))
         assert [one.body for one in answers] == [b"0", b"1", b"2", b"3", b"4"]
         assert connection.exchanges == 5
 
@@ -186,7 +186,7 @@ def test_a_slow_peer_is_given_up_at_the_deadline(world: World, drip: bool) -> No
         started = time.monotonic()
         with pytest.raises(PeerSilent):
             await connection.exchange(ASK, seconds=0.3)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 25
         assert not connection.usable
 
     provisional(world, scenario)
@@ -203,10 +203,10 @@ def test_both_tls_versions_are_spoken(world: World, version: ssl.TLSVersion) -> 
 
     async def run() -> None:
         async with Only(world.factory, world.domain) as campus:
-            connection = await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=3)
+            connection = await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=30)
             assert connection.chain == campus.chain
             campus.instead[ASK.path] = lambda call, client, proper: Reply(200 if client else 401)
-            assert (await connection.exchange(ASK, seconds=1)).status == 200
+            assert (await connection.exchange(ASK, seconds=30)).status == 200
             await connection.close()
 
     asyncio.run(run())
@@ -220,8 +220,8 @@ def test_a_registrar_that_does_not_know_the_manufacturer_is_explained(world: Wor
     async def run() -> None:
         async with Campus(world.factory, world.domain) as campus:
             with pytest.raises(Refusal) as caught:
-                connection = await open_provisional(Target("127.0.0.1", campus.port), files(stranger), seconds=3)
-                await connection.exchange(ASK, seconds=1)
+                connection = await open_provisional(Target("127.0.0.1", campus.port), files(stranger), seconds=30)
+                await connection.exchange(ASK, seconds=30)
             # TLS 1.3 tells us only after our own handshake is over
             assert caught.value.reason in ("peer-connection-closed", "tls-handshake-failed")
             assert campus.seen == []
@@ -251,7 +251,7 @@ def test_what_is_no_tls_server_is_a_typed_refusal_in_time(world: World, kind: st
         started = time.monotonic()
         with pytest.raises((PeerUnreachable, TlsHandshakeFailed)):
             await open_provisional(Target("127.0.0.1", port), files(world), seconds=0.5)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 25
         server.close()
 
     asyncio.run(run())
@@ -265,7 +265,7 @@ def test_a_chain_without_end_is_refused(world: World) -> None:
     async def run() -> None:
         async with Campus(world.factory, world.domain, identity=leaf, chain=(leaf.certificate, *extra)) as campus:
             with pytest.raises(TlsHandshakeFailed):
-                await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=3)
+                await open_provisional(Target("127.0.0.1", campus.port), files(world), seconds=30)
 
     asyncio.run(run())
 
@@ -277,15 +277,15 @@ def test_a_chain_without_end_is_refused(world: World) -> None:
 def test_a_connection_without_anchors_carries_cacerts_without_credentials_only(world: World) -> None:
     async def run() -> None:
         async with Campus(world.factory, world.domain) as campus:
-            connection = await open_anchorless(Target("127.0.0.1", campus.port), seconds=3)
+            connection = await open_anchorless(Target("127.0.0.1", campus.port), seconds=30)
             secret = Call("GET", CACERTS.path, headers={"Authorization": "Basic eA=="})
             for call in (ENROLL, ASK, STATUS, secret):
                 with pytest.raises(CallNotAllowed):
-                    await connection.exchange(call, seconds=1)
+                    await connection.exchange(call, seconds=30)
             with pytest.raises(CallNotAllowed):
                 connection.upgrade(world.domain.root.certificate, at=None)
             assert campus.seen == []
-            assert (await connection.exchange(CACERTS, seconds=1)).status == 200
+            assert (await connection.exchange(CACERTS, seconds=30)).status == 200
             assert campus.seen[0].client is None
             await connection.close()
 
@@ -303,7 +303,7 @@ def test_explicit_anchors_decide(world: World, anchor: str, outcome: type[Except
     async def run() -> None:
         async with Campus(world.factory, domain) as campus:
             chosen = {"root": domain.root, "ca": domain.ca, "leaf": domain.registrar, "other": other.root}[anchor]
-            opening = open_verified(Target("127.0.0.1", campus.port), (chosen.certificate,), files(world), seconds=3)
+            opening = open_verified(Target("127.0.0.1", campus.port), (chosen.certificate,), files(world), seconds=30)
             if outcome is None:
                 connection = await opening
                 assert connection.trust is Trust.TRUSTED
@@ -325,7 +325,7 @@ def test_a_registration_authority_is_no_est_server_though_it_has_the_mark(world:
     async def run() -> None:
         async with Campus(world.factory, domain, identity=authority) as campus:
             with pytest.raises(ServerUntrusted, match="purpose"):
-                await open_verified(Target("127.0.0.1", campus.port), (domain.root.certificate,), None, seconds=3)
+                await open_verified(Target("127.0.0.1", campus.port), (domain.root.certificate,), None, seconds=30)
             assert campus.seen == []
 
     asyncio.run(run())
@@ -342,7 +342,7 @@ def test_without_a_trusted_clock_dates_are_not_judged(world: World, trust_clock:
     async def run() -> None:
         async with Campus(world.factory, domain, identity=old) as campus:
             opening = open_verified(
-                Target("127.0.0.1", campus.port), (domain.root.certificate,), None, seconds=3, trust_clock=trust_clock
+                Target("127.0.0.1", campus.port), (domain.root.certificate,), None, seconds=30, trust_clock=trust_clock
             )
             if trust_clock:
                 with pytest.raises(ServerUntrusted, match="expired"):

@@ -70,7 +70,7 @@ class Announcer:
         await self._zeroconf.async_close()
 
 
-async def until(discovery: Discovery, port: int, count: int, seconds: float = 8) -> list[Offer]:
+async def until(discovery: Discovery, port: int, count: int, seconds: float = 60) -> list[Offer]:
     """What is known of this port; others on this machine may announce registrars of their own meanwhile."""
     end = time.monotonic() + seconds
     while True:
@@ -209,7 +209,7 @@ def test_a_spoofed_announcement_with_better_priority_costs_a_moment_only(tmp_pat
             async with Announcer(spoof, true):
                 state = ProxyState.open(tmp_path / "state")
                 report = await Bootstrap(
-                    world.with_settings(give_up_seconds=15), state, SystemClock(), timing=QUICK
+                    world.with_settings(give_up_seconds=60), state, SystemClock(), timing=QUICK
                 ).run()
                 assert report.outcome == "ok"
                 assert report.steps[1].facts["how"] == "mdns"

@@ -187,7 +187,7 @@ from appliance.proxy.state import ProxyState
 from appliance.settings import ProxySettings
 url, certificate, key, anchors = sys.argv[1:]
 settings = ProxySettings(idevid_certificate=certificate, idevid_key=key, masa_anchors=anchors, registrar_url=url,
-                         give_up_seconds=20)
+                         give_up_seconds=90)
 
 def start(folder, point):
     child = os.fork()

@@ -19,7 +19,7 @@ from tests.appliance.proxy.test_run import JSON, ask, nonce_call, running
 @pytest.mark.req("B-117", "E-33")
 def test_a_server_at_a_new_place_is_found_again_and_a_stranger_is_not_taken_for_it(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    settings = world.with_settings(allow_root_agents=True, give_up_seconds=20)
+    settings = world.with_settings(allow_root_agents=True, give_up_seconds=60)
 
     async def run() -> None:
         folder = tmp_path / "state"

@@ -26,7 +26,7 @@ from tests.appliance.proxy.campus import CLOSE, PROXY_ID, Campus, World, make_wo
 from tests.appliance.proxy.test_agent_api import enroll_body
 from tests.support import key
 
-QUICK = Timing(connect=2, voucher=3, call=3, spacing=0.2, round=0.3, first_pause=0.1, retry=0.1)
+QUICK = Timing(connect=30, voucher=30, call=30, spacing=0.2, round=0.3, first_pause=0.1, retry=0.1)
 JSON = "application/json"
 TRUST = b'{"root": "PEM", "radius_server_name": "radius.campus.example", "trust_domain": "campus.example"}'
 
@@ -49,7 +49,7 @@ class Running:
         self._told.set()
 
     async def until(self, name: str) -> dict[str, object]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (found := [one for one in self.events if one["event"] == name]):
                 if self.task.done():
                     self.task.result()

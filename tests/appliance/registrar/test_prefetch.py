@@ -296,7 +296,7 @@ def test_vouchers_that_pin_a_ca_which_was_rolled_over_are_fetched_again(tmp_path
         world.masa.masa = Masa(factory.masa_signer, factory.masa_chain, factory.device_anchors, policy)
         running = asyncio.create_task(prefetch.run())
         prefetch.look()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(await prefetch.every()) < 2:
                 await asyncio.sleep(0.01)
         running.cancel()

@@ -164,7 +164,7 @@ def test_a_call_to_the_masa_that_a_crash_cut_short_is_made_again(tmp_path: Path)
         call = device.request()
         world.masa.gate = asyncio.Event()
         waiting = asyncio.create_task(world.handle(call, device.peer))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not world.masa.calls:
                 await asyncio.sleep(0.01)
         waiting.cancel()
