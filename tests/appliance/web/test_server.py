@@ -64,10 +64,9 @@ def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(tls:
                 client = await Client.connect(port, client_context() if tls else None)
                 assert (await client.ask(get("/who"))).status == 200
                 await client.close()
-            async with asyncio.timeout(60):
-                while listener.connections:
+            async with asyncio.timeout(60):  # the collector may not help, and what earlier tests left may go as well
+                while listener.connections or parts() > before:
                     await asyncio.sleep(0.02)
-            assert parts() == before
 
     gc.collect()
     before = parts()
