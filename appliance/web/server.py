@@ -261,21 +261,23 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = loop.time()
-            for secured in list(self._watched):
-                if secured.deadline < now:
-                    secured.expire()
-            for connection in list(self._connections):
-                if connection.deadline < now:
-                    connection.expire()
-                transport = connection.transport
-                if transport is not None and transport.get_write_buffer_size():
-                    since = self._stalled.setdefault(connection, now)
-                    if now - since > self.timing.stall_seconds:
-                        _log.info("event=stalled-reader listener=%s address=%s", self.name, connection.address)
-                        connection.abort()
-                else:
-                    self._stalled.pop(connection, None)
+            self._end_overdue(loop.time())  # in a frame of its own: this one would hold the last connection it saw
+
+    def _end_overdue(self, now: float) -> None:
+        for secured in list(self._watched):
+            if secured.deadline < now:
+                secured.expire()
+        for connection in list(self._connections):
+            if connection.deadline < now:
+                connection.expire()
+            transport = connection.transport
+            if transport is not None and transport.get_write_buffer_size():
+                since = self._stalled.setdefault(connection, now)
+                if now - since > self.timing.stall_seconds:
+                    _log.info("event=stalled-reader listener=%s address=%s", self.name, connection.address)
+                    connection.abort()
+            else:
+                self._stalled.pop(connection, None)
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:
