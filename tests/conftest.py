@@ -10,8 +10,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import conformance
+from tests.support import QUICKLY, WITH_FULL
 
 LONGEST_ID = 80
 IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/")
@@ -26,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the slow tests too, and those that start processes of a campus or foreign ones",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported: decorators take the profile's numbers."""
+    if not config.getoption("--hypothesis-profile", None):
+        settings.load_profile(WITH_FULL if config.getoption("--full") else QUICKLY)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

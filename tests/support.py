@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, settings
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -40,3 +41,18 @@ def stretched(seconds: float) -> float:
     beside_others = 3.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.0
     crowd = 2.0 * os.getloadavg()[0] / (os.cpu_count() or 1)
     return seconds * min(5.0, max(beside_others, crowd))
+
+
+WITH_FULL, QUICKLY = "with --full", "quickly"
+"""Profiles of the property tests: no time limit for an example, which a busy machine would miss."""
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(WITH_FULL, _PATIENT)
+settings.register_profile(QUICKLY, _PATIENT, max_examples=25)
+
+
+def examples(count: int, *more: HealthCheck) -> settings:
+    """How many examples a property is tried with; a quarter of them in the quick part."""
+    return settings(
+        max_examples=max(10, count * settings.default.max_examples // 100),
+        suppress_health_check=[HealthCheck.too_slow, *more],
+    )

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance import merkle
 from appliance.merkle import Frontier, leaf_hash
+from tests.support import examples
 
 LEAVES = [leaf_hash(b"entry %d" % number) for number in range(130)]
 
@@ -75,7 +76,7 @@ def test_a_stored_frontier_that_cannot_be_is_refused(size: int, octets: int) -> 
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_every_entry_can_be_proved_and_no_other_proof_fits(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 130))
     index = data.draw(st.integers(0, size - 1))
@@ -95,7 +96,7 @@ def test_every_entry_can_be_proved_and_no_other_proof_fits(data: st.DataObject) 
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_longer_log_is_proved_to_begin_with_the_older_one_and_with_no_other(data: st.DataObject) -> None:
     second = data.draw(st.integers(1, 130))
     first = data.draw(st.integers(1, second))

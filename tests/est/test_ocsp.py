@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp as other
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from est import der as tlv
@@ -18,7 +18,7 @@ from est import ocsp
 from est.errors import BodyMalformed, CertificateNotAsShaped, ShapeNotPossible
 from est.signer import KeySigner
 from tests.est.pki import campus
-from tests.support import NOW, key
+from tests.support import NOW, examples, key
 
 HOUR = timedelta(hours=1)
 NONCE = bytes(range(32))
@@ -106,7 +106,7 @@ def test_sixteen_certificates_and_unknown_extensions_that_are_not_critical_are_r
     assert [one.serial for one in found.certificates] == list(range(1, 17))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(0, 200), st.integers(0, 255))
 def test_a_damaged_request_is_read_or_malformed_and_nothing_else(at: int, octet: int) -> None:
     der = bytearray(request(nonce=NONCE))

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from est import chains, der, profiles, revocation
 from est.errors import CertificateNotAsShaped, ShapeNotPossible
 from est.signer import KeySigner
 from tests.est.pki import campus
-from tests.support import NOW, key
+from tests.support import NOW, examples, key
 
 WEEK = timedelta(days=7)
 
@@ -125,7 +125,7 @@ def test_a_list_of_many_megabytes_is_signed_like_a_small_one() -> None:
         profiles.assemble(tbs[:-1] + b"\x01", signature, key("campus ca").public_key())
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     serial=st.integers(1, (1 << 159) - 1),
     at=st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.binding import (
@@ -25,6 +25,7 @@ from appliance.binding.facts import Model
 from appliance.identity.routes import read_answer_call
 from est.signer import KeySigner
 from tests.appliance.binding.example import EXAMPLE, KEYS, OWNER, private, signer
+from tests.support import examples
 
 DER = bytes.fromhex(EXAMPLE["dual_identity_ext_der_hex"])
 SIGNER = KeySigner(private("agent"))
@@ -58,7 +59,7 @@ def test_any_text_is_canonical_base64url_or_malformed(text: str) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=10), JSON, max_size=6))
-@settings(max_examples=50)
+@examples(50)
 def test_any_claims_round_trip(claims: dict) -> None:
     try:
         text = jws.seal(claims, typ="test+jwt", signer=SIGNER)
@@ -117,7 +118,7 @@ def test_any_text_in_place_of_a_token_is_refused(text: str, opener) -> None:
         max_size=8,
     )
 )
-@settings(max_examples=150)  # fmt: skip
+@examples(150)  # fmt: skip
 def test_signed_claims_of_any_shape_are_refused_by_name(claims: dict) -> None:
     jwk = jws.jwk(KEYS["owner"], algorithm=True)
     for opener, typ, header in (
@@ -181,7 +182,7 @@ def test_random_bytes_are_no_dual_identity(der: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, len(DER) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(max_examples=300)
+@examples(300)
 def test_damaged_extension_is_refused_or_is_the_one_der_of_what_it_says(damage: list[tuple[int, int]]) -> None:
     octets = bytearray(DER)
     for at, value in damage:
@@ -198,7 +199,7 @@ def test_damaged_extension_is_refused_or_is_the_one_der_of_what_it_says(damage: 
     st.binary(min_size=1, max_size=64) | st.none(),
     st.booleans(),
 )
-@settings(max_examples=50)
+@examples(50)
 def test_extension_round_trips(uuid: str, ear_digest: bytes | None, log_index: bytes | None, standing: bool) -> None:
     dual = replace(
         dual_identity.read(DER),

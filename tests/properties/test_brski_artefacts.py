@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brski import (
@@ -33,7 +33,7 @@ from brski.idevid import read_masa_address
 from est.exchange import Reply
 from est.keys import spki_sha256
 from tests.brski.trio import Trio
-from tests.support import NOW
+from tests.support import NOW, examples
 
 dates = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)).map(
     lambda moment: moment.replace(microsecond=0)
@@ -192,7 +192,7 @@ def mutants(body: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.req("B-135", "T-23")
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(mutants(SENT.body))
 def test_registrar_refuses_every_damaged_request(body: bytes) -> None:
     try:
@@ -202,7 +202,7 @@ def test_registrar_refuses_every_damaged_request(body: bytes) -> None:
     _still_what_was_signed(taken.request.nonce, EXCHANGE.request.nonce)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(mutants(EXCHANGE.call.body))
 def test_masa_refuses_every_damaged_request(body: bytes) -> None:
     try:
@@ -217,7 +217,7 @@ def test_masa_refuses_every_damaged_request(body: bytes) -> None:
 
 
 @pytest.mark.req("B-135", "B-321")
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(mutants(REPLY.body))
 def test_pledge_refuses_every_damaged_voucher(body: bytes) -> None:
     reply = Reply(200, paths.VOUCHER_CMS_JSON, body=body)

@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brski import BrskiError, Dialect, jws, paths, sealed, voucher, voucher_request
@@ -17,7 +17,7 @@ from est.keys import spki_sha256
 from lab.factory import Identity
 from tests.brski.trio import Trio, device, factory
 from tests.properties.test_brski_artefacts import json_values, mutants
-from tests.support import NOW
+from tests.support import NOW, examples
 
 JWS = paths.VOUCHER_JWS_JSON
 TRIO = Trio(media_type=JWS)
@@ -87,7 +87,7 @@ def test_signed_headers_of_anybody_raise_refusals_only(header: dict[str, object]
 
 
 @pytest.mark.req("B-135", "T-23")
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(mutants(SENT.body))
 def test_registrar_refuses_every_damaged_request_in_jws(body: bytes) -> None:
     try:
@@ -97,7 +97,7 @@ def test_registrar_refuses_every_damaged_request_in_jws(body: bytes) -> None:
     assert taken.request.nonce == EXCHANGE.request.nonce
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(mutants(EXCHANGE.call.body))
 def test_masa_refuses_every_damaged_request_in_jws(body: bytes) -> None:
     try:
@@ -110,7 +110,7 @@ def test_masa_refuses_every_damaged_request_in_jws(body: bytes) -> None:
 
 
 @pytest.mark.req("B-135", "B-321")
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(mutants(REPLY.body))
 def test_pledge_refuses_every_damaged_voucher_in_jws(body: bytes) -> None:
     reply = Reply(200, JWS, body=body)

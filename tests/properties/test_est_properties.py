@@ -8,7 +8,7 @@ import json
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from est import (
@@ -29,7 +29,7 @@ from est import (
 from est.errors import BodyMalformed, EstError
 from est.signer import KeySigner
 from tests.est.pki import campus, sign, terms
-from tests.support import NOW, key
+from tests.support import NOW, examples, key
 
 BOTH = (cms.ID_DATA, cms.ID_CT_ANIMA_JSON_VOUCHER)
 SERVER, CLIENT = EstServer(), EstClient()
@@ -84,7 +84,7 @@ def damaged(draw: st.DrawFn, original: bytes) -> bytes:
     return bytes(data)
 
 
-hostile = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hostile = examples(400)
 
 
 def only_our_refusals(read: object, data: object) -> None:
@@ -258,7 +258,7 @@ def test_any_bytes_are_json_or_refused_by_us(body: bytes) -> None:
     only_our_refusals(transfer.read_json, body)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=60),
     st.integers(1, 2**159 - 1),

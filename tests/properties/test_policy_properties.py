@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from zoneinfo import ZoneInfo
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from radius import errors, read_policy
 from radius.policy import Policy, load_policy
 from radius.reach import find_unreachable
 from radius.rules import DAYS, MODELS, OWNER_KINDS, TIERS, Asked, Rule, canonical_department
+from tests.support import examples
 
 DEPARTMENTS = ["R&D", "HR", "Büro"]
 NAMES = ["sw-1", "sw-12", "sw-2", "ap-1"]
@@ -126,7 +127,7 @@ def load(source: list[dict[str, object]]) -> Policy:
         raise
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@examples(400, HealthCheck.filter_too_much)
 @given(rules, st.lists(st.tuples(asked, times), min_size=1, max_size=12))
 def test_match_is_the_first_rule_as_an_administrator_reads_them(
     source: list[dict[str, object]], logins: list[tuple[Asked, datetime]]
@@ -137,7 +138,7 @@ def test_match_is_the_first_rule_as_an_administrator_reads_them(
         assert (found.name if found else None) == plainly(source, login, now)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@examples(400, HealthCheck.filter_too_much)
 @given(rules, st.lists(st.tuples(asked, times), min_size=1, max_size=40))
 def test_no_login_is_ever_taken_by_a_rule_that_is_called_unreachable(
     source: list[dict[str, object]], logins: list[tuple[Asked, datetime]]
@@ -171,7 +172,7 @@ def _inside(rule: Rule, login: Asked) -> Asked:
 SHAPES = st.dictionaries(st.sampled_from(["department", "owner_kind", "nas", "site"]), st.integers(0, 5), max_size=3)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@examples(150, HealthCheck.filter_too_much)
 @given(st.lists(SHAPES, min_size=2, max_size=6))
 def test_of_rules_without_windows_every_unreachable_one_is_found(shapes: list[dict[str, int]]) -> None:
     """Against all logins there can be: the check is not only sound but complete where it says so."""

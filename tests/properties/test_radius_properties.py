@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from radius import (
@@ -30,6 +30,7 @@ from radius.hook import read_hook, write_answer
 from radius.reasons import STAGES
 from tests.radius.test_packets import GOOD, request_octets
 from tests.radius.world import OWNER_ID_OID, POLICY, SECRET
+from tests.support import examples
 
 text = st.text(max_size=20)
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))
@@ -101,7 +102,7 @@ policies = st.sampled_from(
 
 
 @pytest.mark.req("A-33")
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(requests, st.none() | credentials, facts, policies)
 def test_decide_is_total_and_every_yes_has_all_its_proofs(
     request: AccessRequest, credential: Credential | None, known: Facts, policy: Policy | None
@@ -155,7 +156,7 @@ def test_decide_is_total_and_every_yes_has_all_its_proofs(
 good_times = st.just(datetime(2026, 1, 1, tzinfo=UTC))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(requests, credentials, facts)
 def test_the_outer_identity_and_the_nas_never_change_an_answer(
     request: AccessRequest, credential: Credential, known: Facts
@@ -166,7 +167,7 @@ def test_the_outer_identity_and_the_nas_never_change_an_answer(
     assert one[:6] == two[:6]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.text(max_size=400)
     | st.lists(st.sampled_from(POLICY.splitlines() + ["", "[x]", "= 3"]), max_size=20).map("\n".join)
@@ -186,7 +187,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(json_values | st.dictionaries(text, st.fixed_dictionaries({"type": text, "value": json_values}), max_size=4))
 def test_any_json_is_a_request_or_malformed(document: object) -> None:
     try:
@@ -197,7 +198,7 @@ def test_any_json_is_a_request_or_malformed(document: object) -> None:
     assert request.defect
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.binary(max_size=200))
 def test_any_octets_are_an_eap_packet_or_malformed(octets: bytes) -> None:
     try:
@@ -206,7 +207,7 @@ def test_any_octets_are_an_eap_packet_or_malformed(octets: bytes) -> None:
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(min_size=1, max_size=5000), st.integers(1, 1500))
 def test_fragments_join_to_what_was_cut(message: bytes, size: int) -> None:
     cut, join = Fragmenter(message, size), Reassembler()
@@ -217,7 +218,7 @@ def test_fragments_join_to_what_was_cut(message: bytes, size: int) -> None:
     assert whole == message
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(
     st.lists(st.tuples(st.sampled_from(["send", "data", "raw"]), st.binary(max_size=40), st.booleans()), max_size=30)
 )
@@ -239,7 +240,7 @@ def test_a_conversation_meets_any_packets_with_its_own_refusals(acts: list[tuple
             pass
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.binary(max_size=300) | st.tuples(st.integers(0, len(GOOD) - 1), st.integers(1, 255)).map(
     lambda change: GOOD[: change[0]] + bytes([GOOD[change[0]] ^ change[1]]) + GOOD[change[0] + 1 :]))  # fmt: skip
 def test_any_datagram_that_is_not_authentic_is_dropped(octets: bytes) -> None:
@@ -247,7 +248,7 @@ def test_any_datagram_that_is_not_authentic_is_dropped(octets: bytes) -> None:
         packets.read_request(octets, SECRET)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(300)
 @given(st.lists(st.tuples(st.integers(1, 255).filter(lambda code: code != 80), st.binary(max_size=253)), max_size=12))
 def test_any_attributes_of_a_known_nas_are_read_and_answered(attributes: list[tuple[int, bytes]]) -> None:
     octets = request_octets(*[bytes([code, len(value) + 2]) + value for code, value in attributes])

@@ -7,10 +7,11 @@ import re
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.access.log_export import FORMATS, Line, enterprise_of, write_cef, write_json, write_syslog
+from tests.support import examples
 
 TIME = datetime(2026, 11, 28, 16, 34, 2, 123456, tzinfo=UTC)
 EVIL = 'a"b]c\\d|e=f\r\n<34>1 forged\u2028\u202e\x00\x1b[31m'
@@ -58,7 +59,7 @@ def test_severity_follows_the_verdict() -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("field", ["agent", "department", "nas", "port", "rule", "reason", "session", "vlan"])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.just(EVIL) | st.text(max_size=40))
 def test_nothing_ends_a_line_or_leaves_its_field(format_: str, field: str, text: str) -> None:
     found = FORMATS[format_](line(**{field: text}))
