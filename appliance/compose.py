@@ -70,6 +70,7 @@ from appliance.identity.routes import TrustInfo
 from appliance.identity.routes import endpoints as identity_endpoints
 from appliance.identity_worker import FOLLOW_SECONDS
 from appliance.identity_workers import IdentityWorkers
+from appliance.keeping import keep
 from appliance.keys import SealingBox, read_key
 from appliance.ocsp import OcspResponder
 from appliance.ports import address_text, is_loopback, listen, unavailable
@@ -492,7 +493,7 @@ class Appliance:
             self.servers,
             self.forwarding,
         )
-        self._tasks += [asyncio.create_task(one.run()) for one in keepers]
+        self._tasks += [asyncio.create_task(keep(one.run, type(one).__name__)) for one in keepers]
         if settings.registrar.announce:
             own = self.servers["registrar"]
             self._announcer = Announcer(

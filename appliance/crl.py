@@ -87,6 +87,7 @@ class CrlKeeper:
         self._short = short
         self._due: set[str] = set()
         self._wake = asyncio.Event()
+        self._follows = False
         self._published: dict[str, PublishedCrl] = {}
 
     async def crl(self, role: str) -> bytes:
@@ -160,7 +161,9 @@ class CrlKeeper:
 
     async def run(self) -> None:
         """Keep the lists fresh until cancelled; subscribes to the store itself."""
-        self._store.subscribe(self._on_events)
+        if not self._follows:
+            self._store.subscribe(self._on_events)
+            self._follows = True
         while True:
             due, self._due = self._due, set()
             self._wake.clear()

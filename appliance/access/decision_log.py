@@ -79,13 +79,20 @@ class DecisionLog:
 
         What is decided meanwhile waits for the next turn: a commit for every handful costs more than the decisions.
         """
-        left = len(self._queue)
+        left, most = len(self._queue), MAX_BATCH
         while left > 0 and self._queue:
-            batch = [self._queue.popleft() for _ in range(min(left, len(self._queue), MAX_BATCH))]
-            left -= len(batch)
+            batch = [self._queue.popleft() for _ in range(min(left, len(self._queue), most))]
             try:
                 await self._store.write(lambda tx: decisions.add(tx, batch))  # noqa: B023
             except ApplianceError:
                 self._queue.extendleft(reversed(batch))
                 raise
+            except Exception:  # noqa: BLE001 - smaller batches find the one that cannot be written; it is given up alone
+                if len(batch) > 1:
+                    self._queue.extendleft(reversed(batch))
+                    most = len(batch) // 2
+                    continue
+                _log.exception("event=decision-not-written")
+            left -= len(batch)
+            most = min(MAX_BATCH, 2 * most)
             self.on_written()

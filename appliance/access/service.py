@@ -18,6 +18,7 @@ from appliance.access.decision_log import DecisionLog
 from appliance.access.snapshot import AgentFact, Snapshot, aged, gathered, let_go, with_events
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
+from appliance.keeping import keep
 from appliance.settings import AccessSettings, DirectorySettings
 from appliance.store import facts, nas
 from appliance.store.owners import LDAP, LOCAL
@@ -83,7 +84,10 @@ class AccessService:
         """Load the snapshot and keep it fresh; raises what the store or the policy refuses."""
         self._store.subscribe(self._on_events)
         await self.reload()
-        self._tasks = [asyncio.create_task(self._log.run()), asyncio.create_task(self._keep_fresh())]
+        self._tasks = [
+            asyncio.create_task(keep(self._log.run, "decision-log")),
+            asyncio.create_task(self._keep_fresh()),
+        ]
 
     async def stop(self) -> None:
         """Stop the tasks and write what the log still holds."""

@@ -21,6 +21,7 @@ from appliance.access.sessions import SessionService, wanted
 from appliance.audit import APPLIANCE, AuditEvent, append
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
+from appliance.keeping import keep
 from appliance.store import sessions
 from appliance.store.sessions import Change, Session
 from appliance.store.store import Store
@@ -79,7 +80,7 @@ class ChangeRunner:
     async def start(self) -> None:
         """Go on with what is waiting, also from before a restart."""
         self._service.ordered.set()
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(keep(self._run, "session-changes"))
 
     async def stop(self) -> None:
         """Stop; what is under way is asked again after the next start."""

@@ -378,3 +378,28 @@ def test_time_passes_in_windows_of_the_policy(tmp_path):
             assert service.authorize(login()).vlan == 20
 
     asyncio.run(story())
+
+
+def test_a_row_that_cannot_be_written_takes_no_other_with_it(tmp_path, monkeypatch, caplog) -> None:
+    add = decisions.add
+
+    def broken(tx, rows):
+        if any("sw3" in row for row in rows):
+            raise ValueError("cannot be written")
+        add(tx, rows)
+
+    monkeypatch.setattr(decisions, "add", broken)
+
+    async def story() -> None:
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
+        log = DecisionLog(store, FixedClock(), keep_days=1, keep_rows=1000)
+        for at in range(7):
+            log._queue.append(row_of(failure(nas=f"sw{at}"), NOW))
+        await log.flush()
+        assert not log._queue
+        found = await store.read(lambda tx: decisions.newest(tx, limit=100))
+        assert {row["nas"] for row in found} == {"sw0", "sw1", "sw2", "sw4", "sw5", "sw6"}
+        store.close()
+
+    asyncio.run(story())
+    assert caplog.text.count("event=decision-not-written") == 1
