@@ -204,6 +204,7 @@ def replace_names(domain: Domain, **changes: object) -> Domain:
     return cast(Domain, SimpleNamespace(**{"chain": domain.chain, "ca": domain.ca, **changes}))
 
 
+@pytest.mark.slow
 def test_a_whole_appliance_lives_with_its_keys_in_a_token(hsm: HsmSettings, tmp_path: Path) -> None:
     """Made by `init`, which keeps what the command line said of the token; doctor finds nothing wrong."""
     home = tmp_path / "home"
@@ -258,6 +259,7 @@ def test_wrong_pins_libraries_tokens_and_files_are_refused_in_words(hsm: HsmSett
     assert open_token(HsmSettings()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.req("A-41", "A-70", "A-65")
 def test_an_owner_s_approval_key_in_a_token_signs_and_counts_where_software_does_not(
     hsm: HsmSettings, tmp_path: Path
@@ -321,6 +323,7 @@ def test_an_owner_s_approval_key_in_a_token_signs_and_counts_where_software_does
     asyncio.run(story())
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-103")
 def test_an_issuing_ca_in_a_token_gives_way_to_a_new_key_of_the_token(hsm: HsmSettings, tmp_path: Path) -> None:
     home = tmp_path / "home"

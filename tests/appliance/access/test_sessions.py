@@ -796,7 +796,7 @@ def test_a_session_that_the_nas_does_not_know_is_over(tmp_path: Path) -> None:
         async with das(SECRET.encode(), ["nak 503"] * 9) as nas:
             await plug(world, nas.port, "hostapd")
             await world.store.write(lambda tx: set_owner(tx, state="revoked"))
-            await world.until(world.ended, 15)
+            await world.until(world.ended)
             assert (await world.one()).cause == "unknown-to-nas"
             assert 1 <= len(nas.done) <= 4  # it may not have processed the Accept yet, so it is asked again
 
@@ -839,12 +839,14 @@ def test_a_login_after_reauthentication_settles_the_change(tmp_path: Path) -> No
     play(tmp_path, story)
 
 
-def test_a_supplicant_that_does_not_log_in_anew_is_taken_off(tmp_path: Path) -> None:
+def test_a_supplicant_that_does_not_log_in_anew_is_taken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_changes, "LOGIN_AFTER_ACK", timedelta(seconds=0.5))
+
     async def story(world: World) -> None:
         async with das(SECRET.encode()) as nas:
             await plug(world, nas.port, "reauthenticate")
             await world.store.write(lambda tx: set_owner(tx, "HR"))
-            await world.until(world.ended, 12)
+            await world.until(world.ended)
             assert [request.code for request in nas.done] == [43, 40]
 
     play(tmp_path, story)
@@ -893,7 +895,7 @@ def test_a_change_that_is_taken_back_in_time_costs_nobody_a_session(tmp_path: Pa
             async def settled() -> bool:
                 return (await world.sessions.changes(session.id))[0].state == "done"
 
-            await world.until(settled, 15)
+            await world.until(settled)
             (change,) = await world.sessions.changes(session.id)
             assert change.result == "not needed any more"
             assert (await world.one()).is_live

@@ -241,7 +241,7 @@ async def hangs_up(self: Wayward, request: web.Request, honest: str) -> web.Stre
 
 @instead("verifier-timed-out")
 async def takes_its_time(self: Wayward, request: web.Request, honest: str) -> web.StreamResponse:
-    await asyncio.sleep(3)
+    await asyncio.sleep(5)
     return eat(honest)
 
 
@@ -275,7 +275,7 @@ def test_a_verifier_that_fails_costs_the_owner_nothing(tmp_path: Path, name: str
         status, done, _ = await proxy.call("POST", "/v1/agents/enroll", body, composite.MEDIA_TYPE)
         assert status == 201, done
 
-    play(tmp_path, story, verifier_seconds=1)
+    play(tmp_path, story, verifier_seconds=2)
 
 
 def test_retry_after_is_what_the_verifier_says(tmp_path: Path) -> None:
@@ -395,6 +395,7 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, changed: dict
         read_destination(IdentitySettings(**(good | changed)))
 
 
+@pytest.mark.slow
 def test_the_labs_verifier_runs_as_a_program_and_refuses_what_is_no_evidence(tmp_path: Path) -> None:
     folder = tmp_path / "verifier"
     with subprocess.Popen(

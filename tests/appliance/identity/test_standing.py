@@ -542,6 +542,7 @@ def _count(url: str, s256: str, times: int, told: Any) -> None:
     told.put(wins)
 
 
+@pytest.mark.slow
 @pytest.mark.req("A-107")
 def test_two_processes_never_count_beyond_the_bound(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"

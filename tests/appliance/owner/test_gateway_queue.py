@@ -117,6 +117,7 @@ def _decide_all(folder: str, mine: str, barrier: object, results: object) -> Non
     queue.close()
 
 
+@pytest.mark.slow
 @pytest.mark.req("A-100")
 def test_two_processes_decide_the_same_two_hundred_requests_and_each_is_decided_once(tmp_path: Path) -> None:
     queue = Queue.open(tmp_path, create=True)
