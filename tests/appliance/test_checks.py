@@ -162,6 +162,7 @@ def test_where_the_decision_log_goes_is_checked(home: Path, tmp_path: Path) -> N
     assert look(home)["log-forwarding"] == ("ok", "tls://logs.example, udp://[::1]:5514")
 
 
+@pytest.mark.slow
 def test_the_source_of_owners_is_checked_as_far_as_it_can_be_without_asking_it(home: Path, tmp_path: Path) -> None:
     assert "directory" not in look(home)
     settings = home / "appliance.toml"

@@ -127,6 +127,7 @@ def test_help_and_settings_import_nothing_heavy(arguments: tuple[str, ...]) -> N
     assert done.stderr.strip().splitlines()[-1].split() == ["FOUND", "0"], done.stderr
 
 
+@pytest.mark.slow
 def test_help_is_quick() -> None:
     """Best of three, in time of the processor: a third of a second."""
     took = []

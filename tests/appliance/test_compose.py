@@ -83,6 +83,7 @@ def test_without_a_radius_engine_nobody_listens_for_it(home: Path) -> None:
     assert run(home, lambda appliance: appliance.listeners["radius"], "radius.engine=none") is None
 
 
+@pytest.mark.slow
 def test_start_and_stop_leave_no_descriptor_thread_or_task(home: Path) -> None:
     run(home, lambda appliance: None)
     gc.collect()

@@ -548,6 +548,7 @@ def damaged(text: str, chance: random.Random) -> str:
     return json.dumps(document)
 
 
+@pytest.mark.slow
 def test_the_commands_from_start_to_end_with_the_root_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

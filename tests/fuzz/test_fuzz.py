@@ -47,6 +47,7 @@ def test_former_crashes_stay_mended() -> None:
         check(TARGETS[name], path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.req("B-135", "T-23")
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra fuzz)")
 def test_a_slice_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
@@ -56,6 +57,7 @@ def test_a_slice_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra fuzz)")
 def test_the_fuzzer_finds_what_is_there_and_keeps_it(tmp_path: Path) -> None:
     program = f"""

@@ -71,6 +71,7 @@ def test_an_agent_that_never_got_in_proves_nothing_when_it_is_turned_away(tmp_pa
             port.must_get_in("travel")
 
 
+@pytest.mark.lab
 def test_sigterm_ends_every_process_of_the_story(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lab", "demo", "--out", str(tmp_path / "out")]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
