@@ -32,6 +32,7 @@ class Das(asyncio.DatagramProtocol):
     delay_seconds: float = 0.0
     port: int = 0
     _answers: dict[bytes, bytes] = field(default_factory=dict)
+    _in_work: set[bytes] = field(default_factory=set)
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -44,6 +45,8 @@ class Das(asyncio.DatagramProtocol):
         if data in self._answers:  # RFC 5080: a duplicate gets the same octets
             self.transport.sendto(self._answers[data], addr)
             return
+        if data in self._in_work:  # and one whose answer is still made gets that
+            return
         request = CoAPacket(secret=self.secret, packet=data, dict=packets.dictionary())
         if not request.VerifyCoARequest():
             return
@@ -55,10 +58,12 @@ class Das(asyncio.DatagramProtocol):
         what = self.plan.pop(0) if self.plan else "ack"
         if what == "drop":
             return
+        self._in_work.add(data)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(self.delay_seconds)
         self.under_way -= 1
+        self._in_work.discard(data)
         reply = request.CreateReply()
         if what.startswith("nak"):
             reply.code = NAK[request.code]
