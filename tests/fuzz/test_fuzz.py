@@ -53,7 +53,7 @@ def test_former_crashes_stay_mended() -> None:
 def test_a_slice_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
     done = _run("all", "--seconds", "6", "--crashes", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(done.stderr.partition("stat::number_of_executed_units:")[2].split()[0]) > 1000
+    assert int(done.stderr.partition("stat::number_of_executed_units:")[2].split()[0]) > 100
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +71,7 @@ folder = pathlib.Path({str(tmp_path)!r})
 target = targets.Target((feed,), (b"<seed",))
 session.fuzz("cms", target, folder, folder / "crashes", folder / "corpus", ["-runs=200000"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=400)
     assert done.returncode != 0
     (kept,) = (tmp_path / "crashes" / "cms").iterdir()
     assert kept.read_bytes()[:1] == b"<" and len(kept.read_bytes()) > 7
@@ -79,7 +79,7 @@ session.fuzz("cms", target, folder, folder / "crashes", folder / "corpus", ["-ru
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", *words], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-m", "tests.fuzz", *words], capture_output=True, text=True, cwd=ROOT, timeout=400
     )
 
 

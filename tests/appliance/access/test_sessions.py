@@ -784,7 +784,8 @@ def test_a_nas_that_refuses_coa_gets_a_disconnect(tmp_path: Path) -> None:
             session = await plug(world, nas.port, "generic-coa")
             await world.store.write(lambda tx: set_owner(tx, "HR"))
             await world.until(world.ended)
-            assert [request.code for request in nas.done] == [43, 40]
+            *asked, last = [request.code for request in nas.done]  # more than once where its answer comes too late
+            assert set(asked) == {43} and last == 40
             (change,) = await world.sessions.changes(session.id)
             assert (change.state, change.want, change.attempts) == ("done", "end", 2)
 
@@ -847,7 +848,8 @@ def test_a_supplicant_that_does_not_log_in_anew_is_taken_off(tmp_path: Path, mon
             await plug(world, nas.port, "reauthenticate")
             await world.store.write(lambda tx: set_owner(tx, "HR"))
             await world.until(world.ended)
-            assert [request.code for request in nas.done] == [43, 40]
+            *asked, last = [request.code for request in nas.done]  # more than once where its answer comes too late
+            assert set(asked) == {43} and last == 40
 
     play(tmp_path, story)
 
@@ -975,7 +977,8 @@ def test_an_administrator_takes_sessions_off_or_asks_them_anew(tmp_path: Path) -
             assert (await world.one()).is_live
             await world.sessions.order([session], "end", ADMIN)
             await world.until(world.ended)
-            assert [request.code for request in nas.done] == [43, 40]
+            *asked, last = [request.code for request in nas.done]  # more than once where its answer comes too late
+            assert set(asked) == {43} and last == 40
             with pytest.raises(SessionUnknown):
                 await world.sessions.order([], "end", ADMIN)
 

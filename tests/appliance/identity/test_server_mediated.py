@@ -530,7 +530,13 @@ def test_a_long_poll_ends_with_the_question_and_with_the_server(tmp_path: Path) 
         desk = await Desk.register(campus, owner, tmp_path)
         ask = await registered(campus, proxy, owner)
         polls = [asyncio.create_task(desk.waiting(20)) for _ in range(MAX_WAITING_CALLS)]
-        await asyncio.sleep(0.05)
+
+        def hanging() -> int:
+            return sum(map(len, campus.service.challenges._calls.values()))
+
+        async with asyncio.timeout(15):
+            while hanging() < MAX_WAITING_CALLS:
+                await asyncio.sleep(0.01)
         assert await asyncio.wait_for(desk.waiting(20), 15) == []  # one too many is answered at once
         await ask.submit()
         for found in await asyncio.wait_for(asyncio.gather(*polls), 60):
@@ -538,7 +544,9 @@ def test_a_long_poll_ends_with_the_question_and_with_the_server(tmp_path: Path) 
         asked = await desk.asked()
         await desk.answer(asked, yes(owner, ask, asked))
         poll = asyncio.create_task(desk.waiting(20))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(15):
+            while not hanging():
+                await asyncio.sleep(0.01)
         campus.service.challenges.release()
         assert await asyncio.wait_for(poll, 15) == []
 

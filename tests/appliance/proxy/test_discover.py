@@ -320,6 +320,13 @@ class Stage:
         self.progress: dict[int, Callable[[], None]] = {}
         self._ends = {int(port.removeprefix("p")): end for port, end in ends.items()}
 
+    async def until(self, ports: list[int]) -> None:
+        """Until these have been tried, these first, each in the order of its start."""
+        async with asyncio.timeout(60):
+            while len(self.started) < len(ports):
+                await asyncio.sleep(0.01)
+        assert sorted(self.started[: len(ports)]) == ports
+
     async def attempt(self, target: Target, progress: Callable[[], None]) -> Imprint:
         self.started.append(target.port)
         self.progress[target.port] = progress
@@ -342,11 +349,11 @@ def test_when_all_offers_have_failed_it_listens_until_another_turns_up() -> None
         stage = Stage(p1=PeerUnreachable("no"), p2=PeerUnreachable("no"), p3=PeerUnreachable("no"), p4=good)
         source = Known(offer(1), offer(2), offer(3))
         hunting = asyncio.ensure_future(hunt(source, stage.attempt).next())
-        await asyncio.sleep(0.3)
-        assert sorted(stage.started) == [1, 2, 3]
+        await stage.until([1, 2, 3])
+        await asyncio.sleep(0.1)
         assert not hunting.done()
         source.tell(offer(4))
-        assert (await asyncio.wait_for(hunting, 1))[0] is good
+        assert (await asyncio.wait_for(hunting, 15))[0] is good
 
     asyncio.run(run())
 
@@ -385,9 +392,9 @@ def test_a_registrar_that_turns_up_while_another_makes_us_wait_is_tried_at_once(
         stage = Stage(p2=good)  # 1 answers 202 for days
         source = Known(offer(1))
         hunting = asyncio.ensure_future(hunt(source, stage.attempt).next())
-        await asyncio.sleep(0.3)
+        await stage.until([1])
         source.tell(offer(2))
-        assert (await asyncio.wait_for(hunting, 1))[0] is good
+        assert (await asyncio.wait_for(hunting, 15))[0] is good
 
     asyncio.run(run())
 
@@ -397,15 +404,15 @@ def test_with_all_places_taken_the_attempt_without_progress_for_longest_gives_wa
     async def run() -> None:
         good = object()
         stage = Stage(p9=good)
-        timing = Timing(spacing=0.01, at_once=2, stall=0.4)
+        timing = Timing(spacing=0.01, at_once=2, stall=1.0)
         source = Known(offer(1), offer(2))
         hunting = asyncio.ensure_future(hunt(source, stage.attempt, timing).next())
-        await asyncio.sleep(0.2)
+        await stage.until([1, 2])
         source.tell(offer(9, priority=5))
         await asyncio.sleep(0.1)
         stage.progress[1]()
         assert sorted(stage.started) == [1, 2]  # nobody has been stuck for long enough yet
-        assert (await asyncio.wait_for(hunting, 2))[0] is good
+        assert (await asyncio.wait_for(hunting, 15))[0] is good
 
     asyncio.run(run())
 
@@ -416,11 +423,9 @@ def test_a_link_that_comes_back_starts_all_timers_anew() -> None:
         stage = Stage(p1=PeerUnreachable("no"))
         source = Known(offer(1))
         hunting = asyncio.ensure_future(hunt(source, stage.attempt, round_=3600).next())
-        await asyncio.sleep(0.2)
-        assert stage.started == [1]
+        await stage.until([1])
         source.tell(changes=1)
-        await asyncio.sleep(0.2)
-        assert stage.started == [1, 1]
+        await stage.until([1, 1])
         hunting.cancel()
         await asyncio.gather(hunting, return_exceptions=True)
 
@@ -433,11 +438,10 @@ def test_whoever_was_tried_least_often_comes_first() -> None:
         stage = Stage(p1=PeerUnreachable("no"), p2=PeerUnreachable("no"))
         source = Known(offer(1, priority=0))
         timing = Timing(spacing=0.01)
-        hunting = asyncio.ensure_future(hunt(source, stage.attempt, timing, round_=0.2).next())
-        await asyncio.sleep(0.1)
+        hunting = asyncio.ensure_future(hunt(source, stage.attempt, timing, round_=2.0).next())
+        await stage.until([1])
         source.tell(offer(2, priority=9))
-        await asyncio.sleep(0.1)
-        assert stage.started[:2] == [1, 2]
+        await stage.until([1, 2])
         hunting.cancel()
         await asyncio.gather(hunting, return_exceptions=True)
 
