@@ -5,7 +5,9 @@ A test counts for an id only when it ran and passed. Ids travel in user_properti
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,7 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test is imported: decorators take the profile's numbers."""
+    """Before any test is imported: decorators take the profile's numbers, and what is compiled is kept."""
+    if sys.dont_write_bytecode:  # else each worker, and each process that a test starts, compiles everything anew
+        sys.dont_write_bytecode = False
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile(WITH_FULL if config.getoption("--full") else QUICKLY)
 
