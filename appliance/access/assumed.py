@@ -8,11 +8,10 @@ nothing to the garbage collector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from appliance.access import session_table
-from appliance.store.sessions import Session
 from radius import AccessRequest, CredentialRef, Decision, Step
 from radius.reasons import STAGES
 from radius.request import EAP_TLS
@@ -96,11 +95,6 @@ class Assumed:
         """What is known of a station."""
         found = self._of.get(key)
         return None if found is None else _read(found)
-
-    def sessions(self) -> Iterator[Session]:
-        """Each as the table would show it."""
-        for found in self._of.values():
-            yield session_table.session_of(*_read(found)[:3])
 
 
 def _read(found: tuple[int, int, tuple[Any, ...]]) -> Accepted:

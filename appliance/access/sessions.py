@@ -42,6 +42,7 @@ _AGAIN_SECONDS = 1.0
 AGAIN_AFTER = timedelta(minutes=10)  # what a NAS has refused is not asked of it anew at every sweep
 MAX_QUEUED = 20_000
 _LOOK_PAGE = 200
+_SHOWN_AT_ONCE = 50
 _AT_ONCE = 20  # so many decisions take less than a millisecond, for which nobody else is served
 _LOOK_SHARE = 50  # looking at everything takes at most a fiftieth of the time
 _KNOWS_TOO_LITTLE = frozenset({"snapshot-stale", "policy-missing"})
@@ -107,8 +108,8 @@ class SessionService:
         self._added: set[Key] = set()
         self._table_bound = MAX_ASSUMED
         self._accepted = AcceptQueue(store, self._decide_outdated)
-        self._moving: dict[int, Accepted] = {}
-        """Taken out of memory for the transaction that writes them down."""
+        self._moving: dict[Key, Accepted] = {}
+        """Taken out of memory for the transaction that writes them down, until a newer accept makes them history."""
         self._behind: set[Key] = set()
         """Stations in the table whose newest accept is assumed, because the queue was full."""
         self._owners: set[str] = set()
@@ -147,6 +148,7 @@ class SessionService:
 
     def _take(self, decision: Decision, at: int, *, is_outdated: bool = False) -> None:
         key = key_of(decision.request)
+        self._moving.pop(key, None)
         is_full = len(self._accepted) >= MAX_QUEUED  # the store takes nothing: one per station is bound enough
         if not is_outdated and (is_full or key not in self._in_table):
             self._assumed.put(key, decision, at)
@@ -192,11 +194,11 @@ class SessionService:
         if assumed is None:
             await self._store.write(lambda tx: session_table.account(tx, record))
             return
-        self._moving[id(assumed)] = assumed
+        self._moving[key] = assumed
         # shielded: whoever gave up waiting would not know whether it is written
-        await asyncio.shield(asyncio.ensure_future(self._write_first(record, assumed)))
+        await asyncio.shield(asyncio.ensure_future(self._write_first(key, record, assumed)))
 
-    async def _write_first(self, record: AccountingRecord, assumed: Accepted) -> None:
+    async def _write_first(self, key: Key, record: AccountingRecord, assumed: Accepted) -> None:
         """Write down the first record of a session, and before it the accept that only memory knew of."""
 
         def store(tx: Tx) -> None:
@@ -205,12 +207,14 @@ class SessionService:
 
         try:
             await self._store.write(store)
-        except BaseException:  # whatever it was: the session stays known
-            self._accepted.append(assumed)
-            self._awake.set()
+        except BaseException:  # whatever it was: the session stays known, and what happened meanwhile counts for it
+            if self._moving.get(key) is assumed:
+                self._accepted.append(assumed._replace(is_outdated=True))
+                self._awake.set()
             raise
         finally:
-            self._moving.pop(id(assumed), None)
+            if self._moving.get(key) is assumed:
+                del self._moving[key]
 
     async def _restore(self) -> None:
         """What the decision log tells of sessions that were assumed when the appliance ended."""
@@ -237,7 +241,9 @@ class SessionService:
         def shown(found: Iterable[Session]) -> list[Session]:
             return [one for one in found if all(getattr(one, name) == value for name, value in wishes.items())]
 
-        assumed = {one.id: one for one in shown(self._assumed.sessions())}
+        assumed: dict[str, Session] = {}
+        async for page in self._assumed_pages():
+            assumed |= {one.id: one for one in shown(page)}
         under_way = (*self._accepted, *self._moving.values())
         moving = shown(session_table.session_of(*one[:3]) for one in under_way)
         found = await self._store.read(lambda tx: sessions.search(tx, mac_key=key, ended=everything, limit=limit, **by))
@@ -251,13 +257,22 @@ class SessionService:
     async def live(self) -> AsyncIterator[Session]:
         """Every live session, a page at a time."""
         await self._flush()
-        for session in list(self._assumed.sessions()):
-            yield session
+        async for some in self._assumed_pages():
+            for session in some:
+                yield session
         after = ""
         while page := await self._store.read(lambda tx: sessions.page(tx, after=after, count=_LOOK_PAGE)):  # noqa: B023
             for session in page:
                 yield session
             after = page[-1].id
+
+    async def _assumed_pages(self) -> AsyncIterator[list[Session]]:
+        """What memory alone knows of, a little at a time: decisions go on in between."""
+        keys = self._assumed.keys()
+        for begin in range(0, len(keys), _SHOWN_AT_ONCE):
+            found = (self._assumed.get(key) for key in keys[begin : begin + _SHOWN_AT_ONCE])
+            yield [session_table.session_of(*one[:3]) for one in found if one is not None]
+            await asyncio.sleep(0)
 
     async def changes(self, session_id: str) -> list[Change]:
         """What a session's NAS was asked for."""

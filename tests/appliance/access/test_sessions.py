@@ -840,6 +840,75 @@ def test_a_login_after_reauthentication_settles_the_change(tmp_path: Path) -> No
     play(tmp_path, story)
 
 
+@asynccontextmanager
+async def refused_first_record(world: World) -> AsyncIterator[None]:
+    """A session's first record waits in the store for the body of the block, and is refused after it."""
+    write, begun, may_go = world.store.write, asyncio.Event(), asyncio.Event()
+
+    async def refuse_once(do: Any, *more: Any, **how: Any) -> Any:
+        if "_write_first" not in do.__qualname__:
+            return await write(do, *more, **how)
+        world.store.write = write  # type: ignore[method-assign]
+        begun.set()
+        await may_go.wait()
+        raise StoreUnavailable("for a moment")
+
+    world.store.write = refuse_once  # type: ignore[assignment, method-assign]
+    first = asyncio.create_task(world.account("start", ""))
+    await begun.wait()
+    yield
+    may_go.set()
+    with pytest.raises(StoreUnavailable):
+        await first
+
+
+def test_an_accept_that_the_store_refused_is_not_written_over_a_newer_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in(nas_port="swp1")
+        async with refused_first_record(world):
+            world.log_in(nas_port="swp2")
+            await world.sessions._flush()
+        assert [(one.port, one.ended_at) for one in await world.all()] == [("swp2", None)]
+
+    play(tmp_path, story, runs=False)
+
+
+def test_what_happens_while_the_store_refuses_an_accept_counts_for_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        async with das(SECRET.encode()) as nas:
+            await world.nas.add("switch-1", "127.0.0.1", SECRET, ADMIN, coa_port=nas.port, profile="hostapd")
+            world.log_in()
+            write = world.store.write
+            async with refused_first_record(world):
+                await write(lambda tx: set_owner(tx, state="revoked"))
+                await asyncio.sleep(1)  # the look that this asked for is over, and saw no session
+            await world.until(world.ended, 12)
+            assert len(nas.done) == 1
+
+    play(tmp_path, story)
+
+
+def test_many_assumed_sessions_are_shown_a_few_at_a_time(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for at in range(200):
+            world.log_in(calling_station=f"02-00-00-00-02-{at:02X}")
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        others = asyncio.create_task(count())
+        found = [one async for one in world.sessions.live()]
+        assert len(found) == len(await world.all()) == 200
+        assert turns > 6
+        others.cancel()
+
+    play(tmp_path, story, runs=False)
+
+
 def test_a_supplicant_that_does_not_log_in_anew_is_taken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_changes, "LOGIN_AFTER_ACK", timedelta(seconds=0.5))
 
