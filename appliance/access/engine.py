@@ -182,7 +182,12 @@ class RadiusEngine:
         await self._freeradius.render(self._folder, APPLIANCE, port=port, accounting_port=self.accounting_port)
         ready, changed = asyncio.Event(), self._changed
         told = self._access.said_by_freeradius
-        supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=ready.set, on_line=told)
+
+        def served() -> None:
+            ready.set()
+            changed.set()  # the refresh that follows ends the token before
+
+        supervisor = Supervisor(self._folder, who=self._freeradius.who(), on_ready=served, on_line=told)
         self._supervisor = supervisor
         task = asyncio.create_task(supervisor.run())
         self._store.subscribe(lambda rows: changed.set() if any(map(_concerns, rows)) else None)

@@ -17,6 +17,7 @@ from typing import Any
 
 from appliance.access.nas import NasService
 from appliance.access.raddb_folder import (
+    LAST_GOOD,
     RunAs,
     find_libraries,
     find_program,
@@ -24,6 +25,7 @@ from appliance.access.raddb_folder import (
     own_folder,
     owner_of,
     run_as,
+    token_in,
 )
 from appliance.access.supervisor import check_folder
 from appliance.audit import Actor
@@ -100,8 +102,12 @@ class FreeRadius:
         return run_as(self._settings.user)
 
     async def render(self, folder: Path, actor: Actor, *, port: int = 0, accounting_port: int = 0) -> dict[str, Any]:
-        """Write a complete configuration to `folder`, with a fresh token; an older one of this folder dies with it."""
+        """Write a complete configuration to `folder`, with a fresh token.
+
+        The token of what served in this folder last counts until the new one serves: FreeRADIUS may have to go back.
+        """
         who = self.who()
+        await self._settle(folder, actor)
         self._port = port or self._port
         self._accounting_port = accounting_port or self._accounting_port
         # one token per folder: rendering for another machine must not silence the FreeRADIUS that runs here
@@ -119,8 +125,9 @@ class FreeRadius:
 
         True = there is something new to start on. A folder that this process has not rendered is rendered afresh.
         """
+        await self._settle(folder, actor)
         if folder not in self._tokens:
-            await self._check(None)  # before its token is replaced, without which nobody would be let in
+            await self._check(None)
             await self.render(folder, actor)
             return True
         await self._nas.reload()
@@ -160,6 +167,11 @@ class FreeRadius:
             write_raddb(files, folder, owner=owner_of(who))
             await check_folder(folder, who)
         return {"ok": True, "user": who.name if who else "", "clients": files["clients.conf"].count("\nclient ")}
+
+    async def _settle(self, folder: Path, actor: Actor) -> None:
+        """End the token before, where the supervisor has kept what carries the newest one as having served."""
+        if token := token_in(folder / LAST_GOOD):
+            await self._nas.serves_with(_token_name(str(folder)), token, actor)
 
     def _notes(self) -> str:
         """What serves, but perhaps not as meant."""

@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Any, Final, Literal, Protocol
 
+from appliance.access import server_tokens
+from appliance.access.server_tokens import digest_of
 from appliance.access.session_changes import Target, profile_of
 from appliance.audit import Actor, AuditEvent, append
 from appliance.ca import revoke
@@ -283,16 +284,17 @@ class NasService:
         }
 
     async def new_token(self, server: str, actor: Actor) -> str:
-        """A fresh token for a RADIUS server; only its hash is stored, and an older one is dead at once."""
-        token = secrets.token_urlsafe(32)
-        digest = sha256(token.encode()).digest()
-
-        def store(tx: Tx) -> None:
-            nas.put_server(tx, str(uuid.uuid4()), server, digest)
-            append(tx, AuditEvent("radius-server-added", actor, object=server))
-
-        await self._store.write(store)
+        """A fresh token for a RADIUS server; only its hash is kept. The one that serves counts until this one does."""
+        token, id_ = secrets.token_urlsafe(32), str(uuid.uuid4())
+        await self._store.write(lambda tx: server_tokens.put(tx, id_, server, digest_of(token), actor))
         return token
+
+    async def serves_with(self, server: str, token: str, actor: Actor) -> None:
+        """A RADIUS server came up with this token: if it is the newest one, the one before counts no more."""
+        digest = digest_of(token)
+        for row in await self._store.read(nas.servers):
+            if row.name == server and row.older_sha256 is not None and row.token_sha256 == digest.hex():
+                await self._store.write(lambda tx: server_tokens.end_older(tx, server, digest, actor), essential=True)
 
 
 def _secret(given: str) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from radius.render import FOLDER_MODE
 
 RUNTIME: Final = Path("/run/appliance-radius")
 LAST_GOOD: Final = "last-good"
+_TOKEN: Final = re.compile(r'Authorization: Bearer ([^"]+)"')
 
 
 class FreeRadiusMissing(ApplianceError):
@@ -123,8 +124,17 @@ def secrets_in(files: Mapping[str, str]) -> frozenset[str]:
     found: set[str] = set()
     for text in files.values():
         found.update(re.findall(r'^\s*secret = "([^"]+)"', text, re.MULTILINE))
-        found.update(re.findall(r'Authorization: Bearer ([^"]+)"', text))
+        found.update(_TOKEN.findall(text))
     return frozenset(found)
+
+
+def token_in(folder: Path) -> str:
+    """The decision port's token that a rendered folder carries; empty where there is none."""
+    try:
+        found = _TOKEN.search((folder / "sites-enabled" / "check-eap-tls").read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""
 
 
 def redacted(line: str, secrets: Iterable[str]) -> str:

@@ -77,9 +77,11 @@ class AccessRoutes:
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenRequired("the decision port wants a bearer token")
-        holder = self._service.check_token(token.strip())
+        token = token.strip()
+        holder = self._service.check_token(token)
         if self._sites is not None and holder != token_name(self._sites.name_of(peer)):
             raise NotPermitted("the bearer token is not that of the server whose certificate was shown")
+        self._service.served_with(holder, token)
 
 
 def decision_endpoints(sites: RadiusSites) -> Mapping[str, Handler]:

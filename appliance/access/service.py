@@ -12,10 +12,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from hashlib import sha256
 
+from appliance.access import server_tokens
 from appliance.access.decision_log import DecisionLog
+from appliance.access.server_tokens import digest_of
 from appliance.access.snapshot import AgentFact, Snapshot, aged, gathered, let_go, with_events
+from appliance.audit import APPLIANCE
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, TokenRequired
 from appliance.keeping import keep
@@ -56,7 +58,9 @@ class AccessService:
         self._store = store
         self._clock = clock
         self._snapshot = Snapshot(checked_at=float("-inf"))
-        self._tokens: dict[str, bytes] = {}
+        self._tokens: dict[str, tuple[bytes, ...]] = {}
+        """The newest of each server, and the one before until the newest serves."""
+        self._ending: dict[str, asyncio.Task[None]] = {}
         self._presented: dict[bytes, str] = {}
         """Holders of tokens that were found right, by the token's SHA-256: each login shows one of a few."""
         self._log = DecisionLog(
@@ -93,7 +97,7 @@ class AccessService:
         """Stop the tasks and write what the log still holds."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._ending.values(), return_exceptions=True)
         self._tasks = []
         try:
             self._log.tell_repeats(everything=True)
@@ -118,7 +122,7 @@ class AccessService:
             gc.freeze()
             if collects:
                 gc.enable()
-        self._tokens = {server.name: bytes.fromhex(server.token_sha256) for server in servers}
+        self._tokens = {server.name: _digests(server.token_sha256, server.older_sha256) for server in servers}
         self._presented.clear()
         self._take_tokens(missed)
         # events that came while the store was read may or may not be in what was read; applying one twice is harmless
@@ -174,17 +178,32 @@ class AccessService:
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""
-        digest = sha256(presented.encode("utf-8", "replace")).digest()
+        digest = digest_of(presented)
         if (holder := self._presented.get(digest)) is not None:
             return holder
         found = ""
-        for name, known in self._tokens.items():
-            if hmac.compare_digest(known, digest):
-                found = name
+        for name, every in self._tokens.items():
+            for known in every:
+                if hmac.compare_digest(known, digest):
+                    found = name
         if not found:
             raise TokenRequired("the bearer token is not that of a RADIUS server known here")
         self._presented[digest] = found
         return found
+
+    def served_with(self, holder: str, token: str) -> None:
+        """A RADIUS server asks with this token, so it came up with it: a newest one ends the one before."""
+        every = self._tokens.get(holder, ())
+        if len(every) > 1 and holder not in self._ending and digest_of(token) == every[0]:
+            self._ending[holder] = asyncio.create_task(self._end_older(holder, every[0]))
+
+    async def _end_older(self, holder: str, digest: bytes) -> None:
+        try:
+            await self._store.write(lambda tx: server_tokens.end_older(tx, holder, digest, APPLIANCE), essential=True)
+        except ApplianceError as refused:  # the next question tries again
+            _log.warning("event=older-token-not-ended server=%s detail=%r", holder, refused.detail)
+        finally:
+            self._ending.pop(holder, None)
 
     def _facts(self, snapshot: Snapshot, request: AccessRequest, credential: Credential | None) -> Facts:
         owner = None
@@ -222,8 +241,8 @@ class AccessService:
 
     def _take_tokens(self, events: list[OutboxRow]) -> None:
         for event in events:
-            if event.topic == "radius-server":
-                self._tokens[event.key] = bytes.fromhex(event.body["token_sha256"])
+            if event.topic == nas.SERVER_TOPIC:
+                self._tokens[event.key] = _digests(event.body["token_sha256"], event.body["older_sha256"])
                 self._presented.clear()
 
     async def _keep_fresh(self) -> None:
@@ -245,6 +264,10 @@ class AccessService:
                 _log.exception("event=snapshot-not-read age=%.0fs", self.snapshot_age_seconds)
                 continue
             self._snapshot = aged(self._snapshot, begun)
+
+
+def _digests(newest: str, older: str | None) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(one) for one in (newest, older) if one)
 
 
 def _with_source(decision: Decision, source: str, age: float, limit: float, rule: str) -> Decision:

@@ -155,7 +155,8 @@ class RadiusSites:
         `issuer_pem` goes behind its own certificate: the CA that signs now, and what leads to the other root while the
         root changes. `root_pem` is the root to believe from now on.
 
-        Whoever sends its token keeps it; others get a new one, and the one before is dead.
+        Whoever sends its token keeps it; others get a new one, and the one before counts until that one asks for a
+        decision.
         """
         name = self.name_of(peer)
         token = call.headers.get("authorization", "").partition(" ")[2].strip()

@@ -14,6 +14,7 @@ from appliance.store.statements import Row
 from appliance.store.transaction import Tx
 
 TOPIC = "nas"
+SERVER_TOPIC = "radius-server"
 DEFAULT_PROFILE = "generic-disconnect"
 DEFAULT_COA_PORT = 3799
 PROFILE = "nas"
@@ -40,6 +41,15 @@ _ROTATE = (
 _DELETE = delete(table).where(table.c.name == bindparam("key"))
 _ADD_SERVER = insert(radius_servers)
 _DROP_SERVER = delete(radius_servers).where(radius_servers.c.name == bindparam("key"))
+_END_OLDER = (
+    update(radius_servers)
+    .where(
+        radius_servers.c.name == bindparam("key"),
+        radius_servers.c.token_sha256 == bindparam("newer", type_=radius_servers.c.token_sha256.type),
+        radius_servers.c.older_sha256.is_not(None),
+    )
+    .values(older_sha256=None)
+)
 _SERVERS = select(radius_servers).order_by(radius_servers.c.name)
 _OF_ONE = (
     select(certificates)
@@ -88,10 +98,11 @@ class NasRow:
 
 @dataclass(frozen=True, slots=True)
 class RadiusServerRow:
-    """One RADIUS server that may ask for decisions."""
+    """One RADIUS server that may ask for decisions; `older_sha256` is of the token before, while that counts too."""
 
     name: str
     token_sha256: str
+    older_sha256: str | None = None
 
 
 def add(tx: Tx, row: NasRow) -> None:
@@ -156,17 +167,31 @@ def remove(tx: Tx, name: str) -> bool:
     return found
 
 
-def put_server(tx: Tx, id_: str, name: str, token_sha256: bytes) -> None:
-    """Insert a RADIUS server, or give one a new token; the old token is dead at once."""
+def put_server(tx: Tx, id_: str, name: str, token_sha256: bytes) -> str | None:
+    """Insert a RADIUS server, or give one a new token; answers the digest of the older one that counts until it serves.
+
+    There are two at the most: one that never served, as far as is known, is dead as soon as its successor is made.
+    """
+    before = next((row for row in servers(tx) if row.name == name), None)
+    older = None if before is None else before.older_sha256 or before.token_sha256
     tx.execute(_DROP_SERVER, {"key": name})
     values: dict[str, Any] = {"id": id_, "name": name, "token_sha256": token_sha256, "created_at": tx.now}
-    tx.execute(_ADD_SERVER, values)
-    tx.emit("radius-server", name, {"token_sha256": token_sha256.hex()})
+    tx.execute(_ADD_SERVER, values | {"older_sha256": older})
+    tx.emit(SERVER_TOPIC, name, {"token_sha256": token_sha256.hex(), "older_sha256": older or ""})
+    return older
+
+
+def end_older(tx: Tx, name: str, token_sha256: bytes) -> bool:
+    """The newest token serves, so the one before it counts no more; False where this is not the newest, or the only."""
+    found = tx.execute(_END_OLDER, {"key": name, "newer": token_sha256}).rowcount == 1
+    if found:
+        tx.emit(SERVER_TOPIC, name, {"token_sha256": token_sha256.hex(), "older_sha256": ""})
+    return found
 
 
 def servers(tx: Tx) -> list[RadiusServerRow]:
     """RADIUS servers that have a token."""
-    return [RadiusServerRow(row.name, row.token_sha256) for row in tx.all(_SERVERS)]
+    return [RadiusServerRow(row.name, row.token_sha256, row.older_sha256) for row in tx.all(_SERVERS)]
 
 
 def live_certificates(tx: Tx) -> list[str]:

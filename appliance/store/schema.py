@@ -658,4 +658,5 @@ radius_servers = Table(
     Column("name", Text, nullable=False, unique=True),
     _hex("token_sha256", null=False),
     _time("created_at"),
+    _hex("older_sha256"),
 )

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from appliance.access.freeradius import FreeRadius, RadiusFiles
+from appliance.access.nas import NasService
 from appliance.access.raddb_folder import (
     FreeRadiusRefused,
     RunAs,
@@ -28,11 +30,16 @@ from appliance.access.raddb_folder import (
     redacted,
     run_as,
     secrets_in,
+    token_in,
 )
+from appliance.access.service import AccessService
 from appliance.access.supervisor import Supervisor, check_folder
+from appliance.errors import TokenRequired
+from appliance.settings import AccessSettings, RadiusSettings
 from lab.supplicant import Outcome, Wire, authenticate
 from lab.supplicant import _Datagrams as Datagrams
 from radius.render import NasEntry, render, write_raddb
+from tests.appliance.access.test_access_service import ADMIN, Box
 from tests.interop.radius_tools import (
     LIBRARIES,
     TOKEN,
@@ -41,7 +48,9 @@ from tests.interop.radius_tools import (
     need_freeradius,
     raddb_values,
 )
-from tests.radius.world import SECRET, Desk, Issued, campus, login
+from tests.radius.world import OWNER_ID_OID, SECRET, Desk, Issued, campus, login
+from tests.stores import open_store
+from tests.support import FixedClock
 
 pytestmark = pytest.mark.interop
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user to become")
@@ -58,6 +67,11 @@ def place() -> Iterator[Path]:
 @functools.cache
 def server() -> Issued:
     return campus().server()
+
+
+@functools.cache
+def the_agent() -> Issued:
+    return campus().agent()
 
 
 def written(folder: Path, port: int, decision_port: int = 1, **changes: object) -> dict[str, str]:
@@ -171,6 +185,146 @@ def test_what_does_not_come_up_is_replaced_by_what_served_last(place: Path) -> N
                 assert (folder / "clients.conf").read_text() == good["clients.conf"]
 
     asyncio.run(act())
+
+
+@asynccontextmanager
+async def rendering(place: Path, port: int, key_pem: list[bytes]) -> AsyncIterator[tuple[FreeRadius, AccessService]]:
+    """What the appliance renders, with the last of these keys, and who then checks the tokens."""
+    store = open_store(f"sqlite:///{place / 'a.db'}", FixedClock())
+    access, nas = AccessService(AccessSettings(), store, FixedClock()), NasService(store, Box(), engine="none")
+    await access.start()
+    await nas.add("switch-1", "127.0.0.1", SECRET.decode(), ADMIN)
+    try:
+        async with decision_service(desk := Desk(), place) as service:
+            desk.admit(the_agent())
+
+            def knows(token: str) -> bool:
+                try:
+                    access.served_with(access.check_token(token), token)
+                except TokenRequired:
+                    return False
+                return True
+
+            def files() -> RadiusFiles:
+                cas = {name: campus().cas[name].pem.decode() for name in ("agents", "infrastructure")}
+                return RadiusFiles(
+                    certificate_chain_pem=server().pem.decode(), key_pem=key_pem[-1].decode(),
+                    agents_cas_pem=cas["agents"], devices_cas_pem="", infrastructure_cas_pem=cas["infrastructure"],
+                    decision_ca_pem=cas["infrastructure"], origin="spiffe://campus.example",
+                    decision_base=lambda: f"https://127.0.0.1:{service.port}",
+                )  # fmt: skip
+
+            service.knows = knows
+            settings = RadiusSettings(host="127.0.0.1", port=port, accounting_port=free_udp_port())
+            yield FreeRadius(settings, nas, files, lambda: None, owner_id_oid=OWNER_ID_OID), access
+    finally:
+        await access.stop()
+        store.close()
+
+
+@pytest.mark.parametrize("first", ["a look", "a login"])
+@pytest.mark.parametrize("fault", ["refused by the check", "does not come up"])
+def test_what_it_goes_back_to_has_a_token_that_counts_until_the_newer_one_serves(
+    place: Path, fault: str, first: str
+) -> None:
+    need_freeradius()
+    folder, port, keys = place / "raddb", free_udp_port(), [server().key_pem]
+
+    async def log_in() -> Outcome:
+        return await authenticate("127.0.0.1", port, SECRET, **login(the_agent()))
+
+    async def act() -> None:
+        async with rendering(place, port, keys) as (freeradius, access):
+            await freeradius.render(folder, ADMIN)
+            good = token_in(folder)
+            async with supervised(folder):
+                assert (await log_in()).vlan == "20"
+
+            # started anew, as `appliance radius run` does, and again for good measure
+            refused = []
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+                taken.bind(("127.0.0.1", 0))
+                if fault == "refused by the check":
+                    keys.append(campus().agent().key_pem)
+                for _ in range(2):
+                    elsewhere = taken.getsockname()[1] if fault == "does not come up" else port
+                    await freeradius.render(folder, ADMIN, port=elsewhere)
+                    refused.append(token_in(folder))
+                    async with supervised(folder) as (supervisor, _):
+                        assert (supervisor.rollbacks, token_in(folder)) == (1, good)
+                        assert (await log_in()).vlan == "20"
+                        assert not await freeradius.refresh(folder, ADMIN)
+                        assert (await log_in()).vlan == "20"
+            assert len({good, *refused}) == 3
+            with pytest.raises(TokenRequired):
+                access.check_token(refused[0])
+
+            # the fault is mended
+            keys.append(server().key_pem)
+            await freeradius.render(folder, ADMIN, port=port)
+            newest = token_in(folder)
+            async with supervised(folder) as (supervisor, _):
+                assert supervisor.rollbacks == 0 and access.check_token(good) == access.check_token(newest)
+                if first == "a look":
+                    assert not await freeradius.refresh(folder, ADMIN)
+                    with pytest.raises(TokenRequired):
+                        access.check_token(good)
+                assert (await log_in()).vlan == "20"
+                await until_refused(access, good)
+                await access.reload()
+                await until_refused(access, good)
+                assert (await log_in()).vlan == "20"
+
+            # what ended before never counts again, and going back leads to what served last
+            keys.append(campus().agent().key_pem)
+            await freeradius.render(folder, ADMIN)
+            async with supervised(folder) as (supervisor, _):
+                assert (supervisor.rollbacks, token_in(folder)) == (1, newest)
+                assert (await log_in()).vlan == "20"
+            for old in (good, *refused):
+                with pytest.raises(TokenRequired):
+                    access.check_token(old)
+
+    asyncio.run(act())
+
+
+def test_a_mended_rendering_comes_up_beside_the_one_that_was_gone_back_to(place: Path) -> None:
+    need_freeradius()
+    folder, port, keys = place / "raddb", free_udp_port(), [server().key_pem]
+
+    async def act() -> None:
+        async with rendering(place, port, keys) as (freeradius, access):
+            await freeradius.render(folder, ADMIN)
+            good = token_in(folder)
+            async with supervised(folder):
+                pass
+            keys.append(campus().agent().key_pem)
+            await freeradius.render(folder, ADMIN)
+            newer = token_in(folder)
+            async with supervised(folder) as (supervisor, served):
+                assert token_in(folder) == good
+                keys.append(server().key_pem)
+                assert await freeradius.refresh(folder, ADMIN)  # as the next look of `appliance radius run` does
+                assert token_in(folder) == newer and access.check_token(good)
+                supervisor.reload()
+                await served()
+                await freeradius.refresh(folder, ADMIN)
+                with pytest.raises(TokenRequired):
+                    access.check_token(good)
+                outcome = await authenticate("127.0.0.1", port, SECRET, **login(the_agent()))
+                assert outcome.vlan == "20"
+
+    asyncio.run(act())
+
+
+async def until_refused(access: AccessService, token: str) -> None:
+    for _ in range(100):
+        try:
+            access.check_token(token)
+        except TokenRequired:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("the older token still counts")
 
 
 class Held:

@@ -10,13 +10,14 @@ from hashlib import sha256
 
 import pytest
 
+from appliance import audit
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.access.routes import AccessRoutes
 from appliance.access.service import AccessService
 from appliance.access.sessions import SessionService
 from appliance.audit import Actor
-from appliance.errors import NotFound, RequestMalformed, TokenRequired
+from appliance.errors import Conflict, NotFound, RequestMalformed, TokenRequired
 from appliance.settings import AccessSettings, DirectorySettings
 from appliance.store import directory_sources, nas, schema
 from appliance.store.directory_sources import DONE, SourceRow
@@ -377,6 +378,20 @@ def test_the_decision_port_answers_in_rlm_rests_words_and_nothing_is_expanded(tm
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("shown", ["newest", "older"])
+def test_a_question_with_the_newest_token_ends_the_one_before_and_one_with_the_older_does_not(tmp_path, shown):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            routes = await with_port(service, store)
+            newest = await NasService(store, Box()).new_token("local", ADMIN)
+            routes.decide(call(hook_body(), newest if shown == "newest" else "right-token"), Peer(), {})
+            await asyncio.gather(*service._ending.values())
+            assert (counts(service, "right-token"), counts(service, newest)) == (shown == "older", True)
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("token", ["", "wrong", "right-token2"])
 def test_a_caller_without_the_token_learns_nothing(tmp_path, token):
     async def story():
@@ -439,16 +454,62 @@ def test_a_nas_that_could_break_a_configuration_is_refused(tmp_path, name, addre
     asyncio.run(story())
 
 
-def test_a_new_token_replaces_the_old_one_at_once(tmp_path):
+def counts(service, token):
+    try:
+        return service.check_token(token) == "local"
+    except TokenRequired:
+        return False
+
+
+def test_the_token_that_served_counts_until_its_successor_serves_and_there_are_two_at_the_most(tmp_path):
     async def story():
         async with access(tmp_path) as (service, store, _):
             box = NasService(store, Box())
             first = await box.new_token("local", ADMIN)
-            assert service.check_token(first) == "local"
+            other = await box.new_token("elsewhere", ADMIN)
             second = await box.new_token("local", ADMIN)
-            assert service.check_token(second) == "local"
-            with pytest.raises(TokenRequired):
-                service.check_token(first)
+            assert counts(service, first) and counts(service, second)
+            third = await box.new_token("local", ADMIN)  # the second never served
+            assert [counts(service, one) for one in (first, second, third)] == [True, False, True]
+            # neither the older one's serving nor that of a dead one or of another server ends anything
+            for name, token in (("local", first), ("local", second), ("elsewhere", third), ("elsewhere", other)):
+                await box.serves_with(name, token, ADMIN)
+            assert counts(service, first)
+            await box.serves_with("local", third, ADMIN)
+            await box.serves_with("local", third, ADMIN)
+            for _ in range(2):
+                assert [counts(service, one) for one in (first, second, third)] == [False, False, True]
+                await service.reload()
+            return await store.read(lambda tx: [json.loads(body) for body in audit.bodies(tx)])
+
+    rows = [row for row in asyncio.run(story()) if row["object"] == "local"]
+    assert sorted(row["event"] for row in rows) == ["radius-server-added"] * 3 + ["radius-server-token-ended"]
+    assert {row["fields"]["older_sha256"] != "" for row in rows if "older_sha256" in row["fields"]} == {True, False}
+
+
+def test_a_newest_token_that_asks_ends_the_one_before_and_a_write_that_fails_is_tried_again(tmp_path, monkeypatch):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            box = NasService(store, Box())
+            first, second = [await box.new_token("local", ADMIN) for _ in range(2)]
+            service.served_with("local", first)
+            assert not service._ending
+            with monkeypatch.context() as broken:
+
+                async def refuse(function, **more):
+                    raise Conflict("not now")
+
+                broken.setattr(store, "write", refuse)
+                service.served_with("local", second)
+                await asyncio.gather(*service._ending.values())
+            assert counts(service, first) and not service._ending
+            service.served_with("local", second)
+            service.served_with("local", second)
+            assert len(service._ending) == 1
+            await asyncio.gather(*service._ending.values())
+            assert [counts(service, one) for one in (first, second)] == [False, True]
+            service.served_with("local", second)
+            assert not service._ending
 
     asyncio.run(story())
 
@@ -505,6 +566,7 @@ def test_a_token_that_is_replaced_while_everything_is_read_anew_counts(tmp_path)
 
             async def replaced():
                 tokens.append(await box.new_token("local", ADMIN))
+                await box.serves_with("local", tokens[1], ADMIN)
 
             slow.between = replaced
             await service.reload()
