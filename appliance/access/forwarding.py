@@ -150,7 +150,7 @@ class Forwarder:
         last = decisions.last(tx)
         known = self._known(tx, last)
         row, at, dropped = known.row, known.at, known.dropped
-        if row > last:  # a backup was restored, or the log was empty and its ids began anew
+        if row > last:  # a backup was restored
             row = decisions.behind(tx, datetime.fromisoformat(at))
         if last - row > self._max_behind:
             dropped += last - self._max_behind - row
@@ -159,6 +159,8 @@ class Forwarder:
         if rows:
             dropped += rows[-1]["id"] - row - len(rows)  # pruned before their turn
             row, at = rows[-1]["id"], rows[-1]["time"].isoformat()
+        else:
+            dropped, row = dropped + last - row, last  # nothing is left of what had to come
         lines = [self._write(Line(as_json(one), one["time"], self._sender, self._pen)) for one in rows]
         return _Position(row, at, known.sent + len(rows), dropped), [line.encode() for line in lines]
 

@@ -1,7 +1,7 @@
 """The decision log: one row per conversation, or per many alike; written in batches off the decision path.
 
-Ids grow with time, so pages go by id. A search that no index answers walks a bounded number of rows per page and says
-where it stopped.
+Ids grow with time and never come again, not even when the log was emptied, so pages go by id. A search that no index
+answers walks a bounded number of rows per page and says where it stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Select, bindparam, case, delete, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from appliance.store import meta
 from appliance.store.columns import Time
 from appliance.store.schema import decisions as table
 from appliance.store.statements import plain
@@ -27,6 +28,9 @@ COLUMNS = (
     "serial", "policy_revision", "trace", "times",
 )  # fmt: skip
 _INSERT = plain(insert(table), *COLUMNS)
+_INSERT_AT = plain(insert(table), "id", *COLUMNS)
+_LAST_ID = "decisions_last_id"
+"""Where the row with the highest id was deleted, that id: SQLite would give it, or after the last row 1, again."""
 _NEWEST = select(table).order_by(_c.id.desc()).limit(bindparam("limit"))
 _ONE = select(table).where(_c.id == bindparam("key"))
 _LAST = select(func.max(_c.id))
@@ -66,6 +70,9 @@ _INDEXED = frozenset({"agent", "mac"})
 
 def add(tx: Tx, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows in stored form, each a value for every one of COLUMNS: time in microseconds, trace as JSON text."""
+    if rows and (given := _given(tx)) > _newest(tx):
+        tx.insert(_INSERT_AT, (given + 1, *rows[0]))
+        rows = rows[1:]
     tx.insert_many(_INSERT, rows)
 
 
@@ -81,8 +88,16 @@ def one(tx: Tx, key: int) -> dict[str, Any] | None:
 
 
 def last(tx: Tx) -> int:
-    """The newest id, 0 before the first row."""
+    """The newest id that was ever given, 0 before the first row."""
+    return max(_newest(tx), _given(tx))
+
+
+def _newest(tx: Tx) -> int:
     return int(tx.scalar(_LAST) or 0)
+
+
+def _given(tx: Tx) -> int:
+    return int(meta.get(tx, _LAST_ID) or 0)
 
 
 def search(
@@ -135,6 +150,9 @@ _FIRST_SINCE = select(func.min(_c.id)).where(_c.time >= bindparam("since", type_
 
 def prune(tx: Tx, before: datetime, *, keep_rows: int) -> int:
     """Delete some of what is older, or of what there is too much of; answers how many: 0 when nothing is left to do."""
+    known = last(tx)
     count = tx.execute(_PRUNE_OLD, {"before": before, "count": PRUNED_AT_ONCE}).rowcount
-    surplus = {"last": last(tx) - keep_rows, "count": PRUNED_AT_ONCE}
-    return count + tx.execute(_PRUNE_SURPLUS, surplus).rowcount
+    count += tx.execute(_PRUNE_SURPLUS, {"last": known - keep_rows, "count": PRUNED_AT_ONCE}).rowcount
+    if count and _newest(tx) < known:
+        meta.put(tx, _LAST_ID, str(known))
+    return count

@@ -181,6 +181,48 @@ def test_old_rows_and_too_many_rows_go(tmp_path):
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("goes", ["everything", "the newest alone"])
+def test_an_id_never_comes_again_whatever_was_pruned(tmp_path, goes):
+    async def story():
+        clock = FixedClock()
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
+        log = DecisionLog(store, clock, keep_days=30, keep_rows=50)
+
+        async def decide(count):
+            for _ in range(count):
+                log.put(ask())
+            await log.flush()
+
+        async def ids():
+            return [row["id"] for row in await store.read(lambda tx: decisions.newest(tx, limit=100))]
+
+        if goes == "the newest alone":  # the clock was set back in between
+            clock.advance(20 * 86_400)
+            await decide(3)
+            clock.advance(-20 * 86_400)
+            await decide(3)
+        else:
+            await decide(6)
+        clock.advance(31 * 86_400)
+        for _ in range(2):
+            await log.prune()
+        kept = await ids()
+        assert kept == ([1, 2, 3] if goes == "the newest alone" else [])
+        assert await store.read(decisions.last) == 6
+        store.close()
+
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", clock)
+        log = DecisionLog(store, clock, keep_days=30, keep_rows=50)
+        await decide(3)
+        await decide(2)
+        assert await ids() == [*kept, 7, 8, 9, 10, 11]
+        behind = await store.read(lambda tx: decisions.page(tx, after=6, since=NOW - timedelta(days=9), count=9))
+        assert [row["id"] for row in behind] == [7, 8, 9, 10, 11]
+        store.close()
+
+    asyncio.run(story())
+
+
 # ---- what FreeRADIUS tells
 
 

@@ -23,7 +23,7 @@ from appliance.access.forwarding import PAGE, LogForwarding, LogNotForwarded
 from appliance.access.log_export import VENDOR
 from appliance.clock import SystemClock
 from appliance.settings import AccessSettings
-from appliance.store import decisions, meta
+from appliance.store import decisions, meta, schema
 from appliance.store.store import Store
 from radius import AccessRequest
 from radius.decide import refuse
@@ -288,12 +288,20 @@ def test_too_much_for_a_receiver_that_is_away_is_dropped_and_counted(tmp_path: P
             await taken.until(lambda ids: ids[-11:] == [251, *some(302, 311)])
             status = await site.until(found, behind=0)
             assert status["dropped"] == 150 + 50 and status["sent"] == 1 + 100 + 10
-        # an empty log counts its rows from one again
-        await site.store.write(lambda tx: decisions.prune(tx, SystemClock().now(), keep_rows=1))
+        # also where nothing is left
+        await site.decide(4)
+        await site.store.write(lambda tx: decisions.prune(tx, long_ago, keep_rows=0))
+        async with receiver(taken, port), site.forwarding(url, forward_rows=100) as found:
+            assert (await site.until(found, state="connected", behind=0))["dropped"] == 150 + 50 + 4
+            await site.decide()
+            await taken.until(lambda ids: ids[-2:] == [311, 316])
+        # a backup from before the first row was restored
+        await site.store.write(lambda tx: tx.execute(schema.decisions.delete()))
+        await site.store.write(lambda tx: tx.execute(schema.meta.delete().where(schema.meta.c.key.like("decisions%"))))
         await site.decide(5)
         async with receiver(taken, port), site.forwarding(url, forward_rows=100) as found:
-            await taken.until(lambda ids: ids[-6:] == [311, *some(1, 5)])
-            assert (await site.until(found, behind=0))["dropped"] == 150 + 50
+            await taken.until(lambda ids: ids[-6:] == [316, *some(1, 5)])
+            assert (await site.until(found, behind=0))["dropped"] == 150 + 50 + 4
 
     play(tmp_path, story)
 
