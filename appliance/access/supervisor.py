@@ -169,7 +169,10 @@ class Supervisor:
                 return
             self._wanted.clear()  # before the folder is read: what is written later is looked at again
             fresh = _files(self._folder)
-            by_hup = fresh != files and is_taken_by_hup(files, fresh)
+            if fresh == files:  # changed, and changed back
+                self.rolled_back_why = ""
+                continue
+            by_hup = is_taken_by_hup(files, fresh)
             if by_hup and await self._asked(following, self._hup_at + HUP_PAUSE_SECONDS):
                 self._wanted.set()  # something else came meanwhile: it may not wait as long
                 continue
