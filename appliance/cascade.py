@@ -6,6 +6,9 @@ Everything revoked reaches the CRL and the decision snapshot through the outbox.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import approval as approvals
@@ -65,23 +68,21 @@ def revoke_owner(tx: Tx, owner: Owner, *, actor: Actor) -> int:
         if agent.state != agents.REVOKED:
             count += revoke_agent(tx, agent, actor=actor, reason="privilegeWithdrawn", why="owner revoked")
     count += _revoke_all(tx, "owner_id", owner.identifier, actor, "privilegeWithdrawn")
-    for row in further_approvals.live_certificates_of(tx, owner.identifier):
-        revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="privilegeWithdrawn", actor=actor)
-        count += 1
-    return count
+    beside = further_approvals.live_certificates_of(tx, owner.identifier)
+    return count + _revoke_each(tx, beside, actor, "privilegeWithdrawn")
 
 
 def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor) -> int:
     """Revoke the live credentials whose approval one key of an owner signed; returns how many.
 
     Its standing approvals are withdrawn. Those of other owners' agents fall too that it approved beside them. The
-    certificate itself holds the first approver's key, and the request behind
-    it every approval; a certificate whose extension cannot be read falls too.
+    certificate itself holds the first approver's key, and the request behind it every approval; a certificate whose
+    extension cannot be read falls too.
     """
     for standing in standing_approvals.live_of_owner(tx, owner.identifier):
         if standing.kid == jkt:
             withdraw_standing(tx, standing, actor=actor, why="owner key revoked")
-    count = 0
+    fallen = []
     behind: dict[str, set[str]] = {}
     for row in certificates.live(tx, "owner_id", owner.identifier, tx.now):
         if row.issuer_role != _AGENTS:
@@ -89,13 +90,9 @@ def revoke_approved_by(tx: Tx, owner: Owner, jkt: str, *, arc: str, actor: Actor
         if row.agent_id is not None and row.agent_id not in behind:
             behind[row.agent_id] = _certified_by(tx, row.agent_id, jkt)
         if _approving_key(row.der, arc) in (jkt, None) or row.serial in behind.get(row.agent_id or "", ()):
-            revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
-            count += 1
-    for row in further_approvals.live_certificates_of(tx, owner.identifier):
-        if row.approved_by == jkt:
-            revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason="keyCompromise", actor=actor)
-            count += 1
-    return count
+            fallen.append(row)
+    fallen += [row for row in further_approvals.live_certificates_of(tx, owner.identifier) if row.approved_by == jkt]
+    return _revoke_each(tx, fallen, actor, "keyCompromise")
 
 
 def _certified_by(tx: Tx, agent_id: str, jkt: str) -> set[str]:
@@ -131,6 +128,12 @@ def revoke_behind_proxy(tx: Tx, proxy_id: str, *, actor: Actor) -> int:
 
 def _revoke_all(tx: Tx, column: str, value: str, actor: Actor, reason: str) -> int:
     rows = [row for row in certificates.live(tx, column, value, tx.now) if row.issuer_role == _AGENTS]
-    for row in rows:
+    return _revoke_each(tx, rows, actor, reason)
+
+
+def _revoke_each(tx: Tx, rows: Iterable[Any], actor: Actor, reason: str) -> int:
+    """Revoke live certificates, each once however often it was found: a Conflict would undo the whole cascade."""
+    found = {row.id: row for row in rows}
+    for row in found.values():
         revoke_certificate(tx, row.issuer_aki, int(row.serial, 16), reason=reason, actor=actor)
-    return len(rows)
+    return len(found)

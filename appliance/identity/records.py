@@ -181,8 +181,10 @@ def check_agent(agent: Agent | None, submitter: Submitter) -> Agent:
     return agent
 
 
-def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
+def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter, certificate_row: int | None) -> None:
     """Spend nonce, request and approvals, register the agent and keep the request, if everything still stands.
+
+    `certificate_row` is the pending certificate, None for a WIT alone.
 
     This is the one transaction that writes the pending row, so a human's signature is never spent for nothing. Raises
     ApprovalSpent, StandingApproval..., NonceSpent, RequestReplayed, OwnerNotActive, KeyReused, AgentUnknown,
@@ -226,8 +228,7 @@ def spend(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
             kept = timedelta(seconds=approval.exp - approval.iat) + KEPT_AFTER_EXPIRY
             if not nonces.spend_id(tx, "approval", f"{approval.iss} {approval.jti}", tx.now + kept):
                 raise ApprovalSpent("this approval was used before")
-        if approval.iss != owner_id:
-            further_approvals.add(tx, request.rqh, approval.iss, approval.kid)
+    _keep_further(tx, grant, certificate_row)
     if grant.seats:
         if not all(challenges.spend(tx, one) for one in grant.seats):
             raise ApprovalSpent("an approver's answer was used before")
@@ -252,6 +253,7 @@ def take_up(
         raise ApprovalSpent("this request was decided with other approvals", rqh=row.rqh)
     requests.take(tx, row, evidence=grant.evidence, ear=grant.ear)
     _check_still_stands(tx, grant, agent, submitter)
+    _keep_further(tx, grant, certificate_row)
     for orphan in certificates.live(tx, "agent_id", row.agent_id, tx.now):
         if orphan.state == certificates.PENDING and orphan.txn == row.txn and orphan.id != certificate_row:
             revoke_certificate(
@@ -286,6 +288,15 @@ def tell_appraisal(tx: Tx, grant: Grant, tier: Tier, actor: Actor, request_id: s
         "evidence-appraised", actor, grant.request.sub, request_id=request_id, fields={**fields, "tier": str(tier)}
     )
     audit.append(tx, event)
+
+
+def _keep_further(tx: Tx, grant: Grant, certificate_row: int | None) -> None:
+    """Keep who approved this certificate beside the agent's own owner: it falls with each of them."""
+    if certificate_row is None:
+        return
+    for approval in grant.approvals:
+        if approval.iss != grant.request.owner:
+            further_approvals.add(tx, certificate_row, approval.iss, approval.kid)
 
 
 def _approvals(grant: Grant) -> str:

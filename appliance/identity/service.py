@@ -409,7 +409,7 @@ class IdentityService:
 
         def on_pending(tx: Tx, row_id: int | None) -> None:
             if earlier is None:
-                records.spend(tx, grant, agent, submitter)
+                records.spend(tx, grant, agent, submitter, row_id)
                 records.tell_decision(tx, grant, agent, submitter.actor, request_id)
             else:
                 records.take_up(tx, earlier, grant, agent, submitter, row_id)

@@ -521,7 +521,7 @@ challenges = Table(
 further_approvals = Table(
     "further_approvals",
     metadata,
-    Column("rqh", Text, primary_key=True),
+    Column("certificate_id", Integer, primary_key=True, autoincrement=False),
     Column("owner_id", Text, primary_key=True),
     _text("kid"),
     _time("created_at"),

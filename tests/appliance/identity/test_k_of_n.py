@@ -445,6 +445,64 @@ def test_credentials_fall_with_everyone_who_approved_them(tmp_path: Path, what: 
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-110", "A-95")
+@pytest.mark.parametrize("what", ["key", "owner"])
+def test_two_requests_under_one_reference_fall_each_with_its_own_approvers(tmp_path: Path, what: str) -> None:
+    """`txn` is the agent's own claim: saying it twice neither shields a credential nor takes another one along."""
+
+    async def story(team: Team) -> None:
+        key = await team.register()
+        serials: dict[str, str] = {}
+        first = await again(team.proxy, team.owner("alice"), key, txn="flow-7")
+        for at, others in enumerate(("carol", "bob", "bob", "carol")):
+            fresh = key if at == 0 else new_key()
+            renewal = {} if at == 0 else {"purpose": "renew", "previous": KeySigner(key), "nonce_sub": first.sub}
+            ask = first if at == 0 else await again(team.proxy, team.owner("alice"), fresh, txn="flow-7", **renewal)
+            assert (await team.submit(ask))[0] == 202
+            for name in ("alice", others):
+                assert (await team.answer(name, ask))[0] == 200
+            status, answer = await team.submit(ask)
+            assert (status, answer.get("txn")) == (201, "flow-7")
+            key = fresh
+            serials[answer["serial"]] = others
+        bobs = [serial for serial, name in serials.items() if name == "bob"]
+        shown = await team.campus.service.desk.issued(team.owner("bob").identifier)
+        assert [one["serial"] for one in shown["beside"]] == bobs[::-1]
+        if what == "key":
+            told = await team.campus.directory.revoke_key("bob", team.owner("bob").jkt, actor=ADMIN)
+        else:
+            told = await team.campus.directory.revoke("bob", actor=ADMIN)
+        assert told["credentials_revoked"] == 2
+        assert [serials[row.serial] for row in await team.issued(first)] == ["carol", "carol"]
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-100", "A-110")
+def test_what_was_taken_up_after_an_interruption_falls_with_a_further_approver_too(tmp_path: Path) -> None:
+    token = Token(campus_keys()[2]["agents"].signer)
+
+    async def story(team: Team) -> None:
+        ask = await team.ask()
+        await team.submit(ask)
+        for name in ("alice", "bob"):
+            await team.answer(name, ask)
+        team.restart(ca_token=token)
+        token.is_out = True
+        assert (await team.submit(ask))[0] == 500
+        token.is_out = False
+        status, answer = await team.submit(ask)
+        assert status == 201
+        shown = await team.campus.service.desk.issued(team.owner("bob").identifier)
+        assert [(one["serial"] == answer["serial"], one["state"]) for one in shown["beside"]] == [
+            (True, "issued"), (False, "revoked"),
+        ]  # fmt: skip
+        told = await team.campus.directory.revoke("bob", actor=ADMIN)
+        assert told["credentials_revoked"] == 1 and await team.issued(ask) == []
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-35", "A-61")
 def test_the_rule_is_that_of_the_class_when_the_credential_is_begun(tmp_path: Path) -> None:
     async def story(team: Team) -> None:

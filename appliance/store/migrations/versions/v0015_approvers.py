@@ -52,10 +52,10 @@ def upgrade() -> None:
         op.create_index(name, "challenges", columns, unique=False)
     op.create_table(
         "further_approvals",
-        sa.Column("rqh", sa.Text(), nullable=False),
+        sa.Column("certificate_id", sa.Integer(), nullable=False),
         sa.Column("owner_id", sa.Text(), nullable=False),
         sa.Column("kid", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("rqh", "owner_id"),
+        sa.PrimaryKeyConstraint("certificate_id", "owner_id"),
     )
     op.create_index("further_approvals_owner", "further_approvals", ["owner_id"], unique=False)
