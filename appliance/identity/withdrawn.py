@@ -14,12 +14,12 @@ _HELD = frozenset({"revoked", "suspended"})
 
 
 def is_withdrawn(tx: Tx, row: Request) -> bool:
-    """Whether the agent, its owner, a key that approved, or the certificate of an issued request is revoked."""
+    """Whether the agent, an owner or key that approved, or the certificate of an issued request is revoked."""
     return _is_any(tx, row, _ENDED)
 
 
 def is_held_back(tx: Tx, row: Request) -> bool:
-    """The same, also while agent, owner or key is suspended, or the proxy is not in force: nothing is handed out."""
+    """The same, also while agent, an approver or its key is suspended, or the proxy is not in force."""
     proxy = proxies.by_identifier(tx, row.proxy_id)
     return proxy is None or not proxy.is_active or _is_any(tx, row, _HELD)
 
@@ -32,8 +32,10 @@ def _is_any(tx: Tx, row: Request, states: Set[str]) -> bool:
     if owner is not None and owner.state in states:
         return True
     keys = (owners.key(tx, approvals.kid_of(token)) for token in row.approval.split())
-    if any(key is not None and key.state in states for key in keys):
-        return True
+    for key in keys:
+        approver = None if key is None else owners.by_identifier(tx, key.owner_id)
+        if key is not None and (key.state in states or approver is None or approver.state in states):
+            return True
     serial = (row.result or {}).get("serial")
     issued = None if serial is None else certificates.by_role_and_serial(tx, "agents", int(serial, 16))
     return issued is not None and issued.state == certificates.REVOKED

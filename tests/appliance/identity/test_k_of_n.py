@@ -503,6 +503,33 @@ def test_what_was_taken_up_after_an_interruption_falls_with_a_further_approver_t
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-110")
+@pytest.mark.parametrize("what", ["owner", "key"])
+@pytest.mark.parametrize("name", ["alice", "bob"])
+def test_nothing_is_handed_out_while_somebody_who_approved_is_suspended(tmp_path: Path, name: str, what: str) -> None:
+    async def story(team: Team) -> None:
+        ask = await team.ask()
+        await team.submit(ask)
+        for one in ("alice", "bob"):
+            await team.answer(one, ask)
+        assert (await team.submit(ask))[0] == 201
+        directory, jkt = team.campus.directory, team.owner(name).jkt
+        await directory.suspend("carol", actor=ADMIN)
+        assert (await team.proxy.status(ask.request.rqh))[0] == 200, "she approved nothing"
+        if what == "owner":
+            await directory.suspend(name, actor=ADMIN)
+        else:
+            await directory.suspend_key(name, jkt, actor=ADMIN)
+        assert (await team.proxy.status(ask.request.rqh))[1]["reason"] == "credential-withdrawn"
+        if what == "owner":
+            await directory.resume(name, actor=ADMIN)
+        else:
+            await directory.resume_key(name, jkt, actor=ADMIN)
+        assert (await team.proxy.status(ask.request.rqh))[0] == 200
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-35", "A-61")
 def test_the_rule_is_that_of_the_class_when_the_credential_is_begun(tmp_path: Path) -> None:
     async def story(team: Team) -> None:
