@@ -167,7 +167,7 @@ class LifetimeNotPossible(IdentityError):
 
 
 class RequestAbandoned(IdentityError):
-    """The credential could not be finished after an interruption; a new request and approval are needed."""
+    """The request expired before its credential was begun or finished; a new request and approval are needed."""
 
     reason: ClassVar[str] = "request-abandoned"
 

@@ -263,6 +263,9 @@ class IdentityService:
         if asking not in (parked[0].proxy_id, owner_id):
             return False
         rule.is_reached(owner_id, [(one.owner_id, state_of(one, tx.now)) for one in parked])
+        request = requests.unseal(parked[0].request)
+        if tx.now.timestamp() > request.exp + self._limits.of(request.model).skew_seconds:
+            raise RequestAbandoned("the request expired before its credential was begun; make a new one")
         return True
 
     async def _decide(

@@ -530,6 +530,24 @@ def test_nothing_is_handed_out_while_somebody_who_approved_is_suspended(tmp_path
     play(tmp_path, story)
 
 
+@pytest.mark.req("A-93", "A-100")
+def test_a_request_that_all_approved_and_nobody_handed_in_again_is_over_with_its_time(tmp_path: Path) -> None:
+    async def story(team: Team) -> None:
+        ask = await team.ask()
+        await team.submit(ask)
+        for name in ("alice", "bob"):
+            await team.answer(name, ask)
+        left = ask.request.exp - team.campus.clock.now().timestamp()
+        team.campus.clock.advance(left)
+        assert (await team.proxy.status(ask.request.rqh))[0] == 202
+        team.campus.clock.advance(61)  # beyond what clocks may differ
+        assert (await team.submit(ask))[1]["reason"] == "request-expired"
+        status, answer = await team.proxy.status(ask.request.rqh)
+        assert (status, answer["reason"]) == (409, "request-abandoned")
+
+    play(tmp_path, story)
+
+
 @pytest.mark.req("A-35", "A-61")
 def test_the_rule_is_that_of_the_class_when_the_credential_is_begun(tmp_path: Path) -> None:
     async def story(team: Team) -> None:
