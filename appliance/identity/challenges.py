@@ -20,6 +20,7 @@ from appliance.binding import request as requests
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.errors import (
     ApprovalDenied,
+    ApprovalSpent,
     BindingError,
     ChallengeExpired,
     OwnerNotActive,
@@ -41,7 +42,7 @@ from appliance.identity.errors import (
     IdentityError,
     OwnerClientUnknown,
 )
-from appliance.identity.questions import Questions, tell_parked
+from appliance.identity.questions import Questions, new_challenge_id, tell_parked
 from appliance.identity.records import KEPT_AFTER_EXPIRY, Registry
 from appliance.settings import IdentitySettings
 from appliance.store import agents, owner_clients, owners
@@ -162,6 +163,28 @@ class OwnerChallenges:
 
         await self._store.write(write)
         failpoint("challenge-parked")
+
+    async def replace(self, replaced: Sequence[tuple[str, OwnerApproval]], actor: Actor, request_id: str) -> None:
+        """Put good approvals in the places of unspent ones that came along with a parked request, all or none.
+
+        Raises ApprovalSpent for a place whose approval was spent or replaced meanwhile, ApproversNotDistinct for a key
+        that has said yes at another place meanwhile.
+        """
+
+        def write(tx: Tx) -> None:
+            made = []
+            for challenge_id, approval in replaced:
+                new_id = new_challenge_id()
+                if not rows.replace_brought(tx, challenge_id, new_id=new_id, token=approval.token):
+                    raise ApprovalSpent("this request was decided or handed in meanwhile", rqh=approval.rqh)
+                made.append((new_id, approval.kid))
+            for new_id, kid in made:
+                row = rows.get(tx, new_id)
+                assert row is not None  # this transaction named it
+                _check_other_key(tx, row, kid)
+                tell_parked(tx, row, actor, request_id)
+
+        await self._store.write(write)
 
     async def waiting(self, owner_id: str, wait_seconds: float) -> list[Challenge]:
         """What waits for an owner's answer; comes back as soon as there is something, at the latest after the wait."""

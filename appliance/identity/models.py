@@ -75,6 +75,8 @@ class Waiting:
     must_ask: bool = False
     brought: tuple[OwnerApproval, ...] = ()
     """Good approvals that came along, and are not enough."""
+    replaced: tuple[tuple[str, OwnerApproval], ...] = ()
+    """Good approvals that came along for a parked request, each with the challenge whose place it takes."""
 
 
 def bound(

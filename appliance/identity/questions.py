@@ -80,7 +80,7 @@ class Questions:
         now: datetime,
         exp: int,
     ) -> Challenge:
-        nonce, challenge_id = secrets.token_urlsafe(NONCE_BYTES), secrets.token_urlsafe(16)
+        nonce, challenge_id = secrets.token_urlsafe(NONCE_BYTES), new_challenge_id()
         iat = int(now.timestamp())
         token = None
         if brought is None:
@@ -112,6 +112,11 @@ class Questions:
         owner = self._store.read_sync(lambda tx: owners.by_identifier(tx, owner_id))
         is_policy = owner is not None and owner.kind == "policy"
         return self._settings.challenge_policy_seconds if is_policy else self._settings.challenge_seconds
+
+
+def new_challenge_id() -> str:
+    """A name for a row."""
+    return secrets.token_urlsafe(16)
 
 
 def tell_parked(tx: Tx, made: Challenge, actor: Actor, request_id: str) -> None:

@@ -337,6 +337,8 @@ class IdentityService:
                     actor=submitter.actor,
                     request_id=request_id,
                 )
+            elif answer.replaced:
+                await self.challenges.replace(answer.replaced, submitter.actor, request_id)
             return Unfinished(request.rqh, answer.retry_after_seconds)
         txn = facts.seats[0].row.txn if facts.seats else request.txn or str(uuid.uuid4())
         grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)

@@ -38,6 +38,11 @@ _ANSWER = (
 _SPEND = (
     update(table).where(_c.id == bindparam("key"), _c.state == APPROVED).values(state=SPENT, updated_at=bindparam("at"))
 )
+_REPLACE = (
+    update(table)
+    .where(_c.id == bindparam("key"), _c.state == APPROVED, _c.challenge.is_(None))
+    .values(id=bindparam("new_id"), answer=bindparam("new_answer"), updated_at=bindparam("at"))
+)
 _SUPERSEDE = (
     update(table)
     .where(_c.agent_id == bindparam("agent"), _c.state == WAITING)
@@ -139,6 +144,15 @@ def answer(tx: Tx, challenge_id: str, *, state: str, token: str) -> bool:
 def spend(tx: Tx, challenge_id: str) -> bool:
     """Spend an approved challenge; False if it is not approved, or spent already."""
     return tx.execute(_SPEND, {"key": challenge_id, "at": tx.now}).rowcount == 1
+
+
+def replace_brought(tx: Tx, challenge_id: str, *, new_id: str, token: str) -> bool:
+    """Put another approval in the place of one that came along; False if it was spent or replaced.
+
+    The row's new name keeps whoever read the old approval from spending this one.
+    """
+    values = {"key": challenge_id, "at": tx.now, "new_id": new_id, "new_answer": token}
+    return tx.execute(_REPLACE, values).rowcount == 1
 
 
 def close(tx: Tx, rqh: str) -> None:

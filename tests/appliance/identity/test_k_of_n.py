@@ -728,9 +728,11 @@ def test_what_a_gateway_submits_waits_for_the_others_whom_the_server_asks(tmp_pa
         team.restart()
         fresh = replace(made, evidence=team.proxy.evidence(ask.token))
         assert (await team.gateway.submit(fresh))[0] == 202
-        # the parked request is the one that was approved: with other approvals or material it is another
-        other = signed(ask, "member 0816", proxy=team.proxy.identifier)
-        assert (await team.gateway.submit(other))[1]["reason"] == "approval-spent"
+        # the material is what its owner signed for, and what waits is what its owner approved
+        forged = replace(fresh, approvals=(team.owner("bob").approve(ask.token),), org=())
+        assert (await team.gateway.submit(forged))[1]["reason"] == "approval-spent"
+        no = replace(fresh, approvals=(team.owner("alice").approve(ask.token, deny=True),), org=())
+        assert (await team.gateway.submit(no))[1]["reason"] == "approval-denied"
         assert (await team.gateway.submit(replace(fresh, org=("member 0816",))))[1]["reason"] == "org-material-mismatch"
         assert (await team.answer("carol", ask))[0] == 200
         status, answer = await team.gateway.submit(fresh)
@@ -741,6 +743,94 @@ def test_what_a_gateway_submits_waits_for_the_others_whom_the_server_asks(tmp_pa
         ]
         assert row["org"] == ["member 0815"]
         assert (await team.gateway.submit(fresh))[1]["reason"] == "approval-spent" and await team.waiting() == [0, 0, 0]
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-35", "A-50", "A-97", "A-100")
+def test_an_owners_other_gateway_finishes_what_the_first_one_parked(tmp_path: Path) -> None:
+    token = Token(campus_keys()[2]["agents"].signer)
+
+    async def story(team: Team) -> None:
+        at = int(team.campus.clock.now().timestamp())
+        ask = await team.ask(model=MODEL, exp=at + 7200)
+        first, second, third = (
+            signed(ask, org, proxy=team.proxy.identifier) for org in ("member 0815", "card 4711", "card 4711")
+        )
+        assert (await team.gateway.submit(first))[0] == 202
+        assert (await team.answer("bob", ask))[0] == 200
+        assert (await team.gateway.submit(replace(second, org=("member 0815",))))[1][
+            "reason"
+        ] == "org-material-mismatch"
+        assert (await team.gateway.submit(second))[0] == 202, "its approval takes the place of the other one"
+        told = [
+            one["fields"]
+            for one in await team.campus.audited("owner-answered")
+            if one["object"] == team.owner("alice").identifier
+        ]
+        assert [one["approval_s256"] for one in told] == [jws.s256(one.approvals[0]) for one in (first, second)]
+        team.restart(ca_token=token)
+        token.is_out = True
+        assert (await team.gateway.submit(second))[0] == 500
+        token.is_out = False
+        # what is spent is finished with the spent approvals, whichever gateway asks, and never with other material
+        assert (await team.gateway.submit(first))[1]["reason"] == "org-material-mismatch"
+        status, answer = await team.gateway.submit(third)
+        assert status == 201, answer
+        (row,) = (await team.campus.registry.show(ask.sub))["requests"]
+        assert row["approvals"][0]["s256"] == jws.s256(second.approvals[0]) and row["org"] == ["card 4711"]
+        for one in (first, second, third):
+            assert (await team.gateway.submit(one))[1]["reason"] == "approval-spent"
+        assert len(await team.issued(ask)) == 1
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-35", "A-97", "A-100")
+def test_an_approval_whose_place_was_taken_is_not_spent_by_who_read_it_before(tmp_path: Path) -> None:
+    async def story(team: Team) -> None:
+        ask = await team.ask(model=MODEL)
+        first, second = signed(ask), signed(ask)
+        await team.gateway.submit(first)
+        (old,) = [
+            one
+            for one in await team.campus.store.read(lambda tx: rows.by_rqh(tx, ask.request.rqh))
+            if not one.challenge
+        ]
+        assert (await team.gateway.submit(second))[0] == 202
+        kept = await team.campus.store.read(lambda tx: rows.by_rqh(tx, ask.request.rqh))
+        assert [one.answer for one in kept if not one.challenge] == [*second.approvals] and len(kept) == 3
+        assert not await team.campus.store.write(lambda tx: rows.spend(tx, old.id))
+        spent = kept[old.seat]
+        assert await team.campus.store.write(lambda tx: rows.spend(tx, spent.id))
+        again = await team.campus.store.write(
+            lambda tx: rows.replace_brought(tx, spent.id, new_id="another", token=first.approvals[0])
+        )
+        assert not again, "nothing takes the place of what is spent"
+        asked = next(one for one in kept if one.challenge)
+        assert not await team.campus.store.write(
+            lambda tx: rows.replace_brought(tx, asked.id, new_id="another", token=first.approvals[0])
+        )
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("A-35", "A-97")
+def test_the_other_gateways_key_counts_once_where_two_keys_of_one_owner_must_approve(tmp_path: Path) -> None:
+    async def story(team: Team) -> None:
+        team.restart(approvers={"robot": 2}, named_approvers={})
+        alice, desk, second = team.owner("alice"), team.desks["alice"], KeySigner(new_key())
+        await team.campus.directory.add_key("alice", alice.statement(second), actor=ADMIN)
+        ask = await team.ask(model=MODEL)
+        mine = signed(ask)
+        other = replace(mine, approvals=(alice.approve(ask.token, second),))
+        assert (await team.gateway.submit(mine))[0] == 202
+        assert (await team.gateway.submit(other))[0] == 202
+        asked = await desk.asked()
+        status, answer = await desk.answer(asked, yes(alice, ask, asked, signer=second))
+        assert (status, answer["reason"]) == (403, "approvers-not-distinct"), "it stands in the other place"
+        assert (await desk.answer(asked, yes(alice, ask, asked)))[0] == 200
+        assert (await team.gateway.submit(mine))[0] == 201, "its key has approved; what is there is enough"
 
     play(tmp_path, story)
 
