@@ -1,8 +1,10 @@
 """Forwards the decision log to syslog receivers as it is written: RFC 5424 over UDP, TCP or TLS.
 
 The log in the store is the queue, so nothing is on the way of a decision, and a position per receiver is all that has
-to be kept: after a restart, ours or the receiver's, it goes on behind what was delivered. A page whose delivery is in
-doubt is sent again. A receiver that is away for too long loses the oldest rows, which are counted.
+to be kept: after a restart, ours or the receiver's, it goes on behind what was delivered. That a host acknowledged a
+page says little: what accepts connections may close them as soon as it finds nobody behind itself. So a page is certain
+only when its connection lived on for a while, and what was sent last over one that ended is sent again. A receiver that
+is away for too long loses the oldest rows, which are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import logging
 import random
 import ssl
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,7 +34,10 @@ from appliance.store.transaction import Tx
 
 _log = logging.getLogger(__name__)
 
-PAGE: Final = 50  # what may be sent twice
+PAGE: Final = 50
+CERTAIN_SECONDS: Final = 5.0
+"""How long a connection must live on behind a page that it took."""
+WINDOW: Final = 256  # pages that are not certain yet: as many as go over a stream in that time
 LOOK_SECONDS: Final = 5.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
@@ -47,12 +53,16 @@ class LogNotForwarded(ApplianceError):
 
 @dataclass(slots=True)
 class _Position:
-    """What is kept of a receiver: the last row that it was given and its time, how many it got and never will."""
+    """What is kept of a receiver: the last row that it has for certain, its time, how many it got and never will."""
 
     row: int
     at: str
     sent: int = 0
     dropped: int = 0
+
+
+_Unsure = deque[tuple[float, _Position]]
+"""The monotonic time at which a page of this connection was acknowledged and the position behind it, oldest first."""
 
 
 class Forwarder:
@@ -111,44 +121,65 @@ class Forwarder:
             await self._save(self._position)
         async with contextlib.aclosing(await open_wire(self._receiver, self._context)) as wire:
             self._now(True, "")
+            opened, unsure = self._clock.monotonic(), _Unsure()
             while True:
                 self.news.clear()
-                if not await self._send_page(wire):
-                    await self._wait(wire)
-                self._pause = FIRST_PAUSE  # not before: one that takes connections and closes them is not there
+                wire.check()  # of a connection that has ended, nothing becomes certain
+                await self._settle(unsure)
+                if len(unsure) < WINDOW and await self._send_page(wire, unsure):
+                    continue
+                if not unsure and self._clock.monotonic() - opened >= CERTAIN_SECONDS:
+                    self._is_well()
+                await self._wait(wire, unsure)
 
-    async def _wait(self, wire: Wire) -> None:
+    async def _wait(self, wire: Wire, unsure: _Unsure) -> None:
+        seconds = LOOK_SECONDS
+        if unsure:
+            seconds = min(seconds, max(0.0, unsure[0][0] + CERTAIN_SECONDS - self._clock.monotonic()))
         tasks = {asyncio.create_task(self.news.wait()), asyncio.create_task(wire.closed.wait())}
         try:
-            await asyncio.wait(tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-        wire.check()
 
-    async def _send_page(self, wire: Wire) -> int:
-        """Send what comes next; how many rows that were."""
-        position, messages = await self._store.read(self._next)
+    async def _send_page(self, wire: Wire, unsure: _Unsure) -> bool:
+        """Send what comes next, if anything does."""
+        tip = unsure[-1][1] if unsure else self._position
+        position, messages = await self._store.read(lambda tx: self._next(tx, tip))
         if messages:
             await wire.send(messages)
-        before, self._position = self._position, position
-        if position == before:
-            return 0
+        if position != tip:
+            unsure.append((self._clock.monotonic(), position))
+        return bool(messages)
+
+    async def _settle(self, unsure: _Unsure) -> None:
+        """Stand behind the pages that have become certain."""
+        sent_until, before, position = self._clock.monotonic() - CERTAIN_SECONDS, self._position, None
+        while unsure and unsure[0][0] <= sent_until:
+            _, position = unsure.popleft()
+        if position is None:
+            return
         if before is not None and position.dropped > before.dropped:
             lost = position.dropped - before.dropped
             _log.warning("event=log-rows-dropped to=%s rows=%d", self._receiver.url, lost)
+        self._position = position
+        self._is_well()
         with contextlib.suppress(ApplianceError):  # a disk that is full: after a restart some come twice
             await self._save(position)
-        return len(messages)
+
+    def _is_well(self) -> None:
+        """A page is certain, or a connection lived for as long without any."""
+        self._pause = FIRST_PAUSE  # not before: one that takes connections and closes them is not there
 
     async def _save(self, position: _Position) -> None:
         text = json.dumps(asdict(position))
         await self._store.write(lambda tx: meta.put(tx, self._key, text))
 
-    def _next(self, tx: Tx) -> tuple[_Position, list[bytes]]:
+    def _next(self, tx: Tx, tip: _Position | None) -> tuple[_Position, list[bytes]]:
         """The position behind the next rows, and these as messages."""
         last = decisions.last(tx)
-        known = self._known(tx, last)
+        known = tip or self._known(tx, last)
         row, at, dropped = known.row, known.at, known.dropped
         if row > last:  # a backup was restored
             row = decisions.behind(tx, datetime.fromisoformat(at))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import socket
 import ssl
 import struct
 import termios
@@ -18,6 +19,7 @@ TAKE_SECONDS: Final = 30.0
 MAX_DATAGRAM: Final = 65_000
 _HEAR_SECONDS: Final = 0.02  # in which a host says that nobody listens there
 _LOOK_SECONDS: Final = 0.01
+_ESTABLISHED: Final = 1  # TCP_ESTABLISHED, the first octet of TCP_INFO
 _PORTS: Final = {"udp": 514, "tcp": 601, "tls": 6514}
 
 
@@ -44,7 +46,11 @@ class Wire(Protocol):
     """Set when it will take no more."""
 
     async def send(self, messages: Sequence[bytes]) -> None:
-        """Until the receiver's host has them, as far as that can be known; raises OSError, TimeoutError."""
+        """Until the receiver's host has them; raises OSError, TimeoutError.
+
+        The host, or what accepts connections for it: only a connection that lives on tells of the program. Datagrams
+        are gone when they are sent; all that can come back is that nobody listens.
+        """
 
     def check(self) -> None:
         """Raises OSError when it will take no more."""
@@ -134,8 +140,13 @@ class _Stream:
         (octets,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0\0\0\0"))
         return int(octets)
 
+    def _state(self) -> int:
+        """What the kernel knows of the connection (tcp(7)): a busy loop may not have read of its end yet."""
+        info = self._writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return int(info[0])
+
     def check(self) -> None:
-        if self.closed.is_set() or self._writer.is_closing():
+        if self.closed.is_set() or self._writer.is_closing() or self._state() != _ESTABLISHED:
             raise ConnectionResetError("the receiver closed the connection")
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +22,7 @@ from appliance.access import forwarding
 from appliance.access.decision_log import DecisionLog
 from appliance.access.forwarding import PAGE, LogForwarding, LogNotForwarded
 from appliance.access.log_export import VENDOR
+from appliance.access.syslog_wire import Receiver, open_wire
 from appliance.clock import SystemClock
 from appliance.settings import AccessSettings
 from appliance.store import decisions, meta, schema
@@ -38,6 +40,11 @@ MESSAGE = re.compile(
     r"<(?P<pri>\d{1,3})>1 (?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) (?P<host>[!-~]{1,255}) (?P<app>[!-~]{1,48})"
     r" - (?P<msgid>[!-~]{1,32}) (?P<sd>-|\[decision@\d+(?: " + _SD_PARAM + r")+\])(?: (?P<msg>.*))?"
 )
+
+
+@pytest.fixture(autouse=True)
+def certain_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "CERTAIN_SECONDS", 0.3)
 
 
 def read_message(octets: bytes) -> tuple[int, str]:
@@ -190,6 +197,7 @@ def test_rows_arrive_over_udp_a_datagram_each(tmp_path: Path) -> None:
             await site.until(found, state="connected", behind=0)
             await site.decide(PAGE + 10)
             await taken.until(lambda ids: ids == some(1, PAGE + 10))
+            await site.until(found, sent=PAGE + 10)
             transport.close()
             await site.decide()
             await site.until(found, state="away")  # its host says that nobody listens
@@ -263,6 +271,75 @@ def test_a_receiver_that_breaks_off_loses_nothing_and_gets_few_twice(tmp_path: P
                 await site.decide(20)
                 await taken.until(lambda ids: set(ids) >= set(some(1, PAGE + 22)), 15)
                 assert len(taken.ids) <= PAGE + 22 + 3 * PAGE
+
+    play(tmp_path, story)
+
+
+async def closes_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A balancer without anybody behind it: its host acknowledges what it never reads."""
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    await asyncio.sleep(0.15)
+    writer.transport.abort()
+
+
+def test_what_takes_connections_and_closes_them_late_got_nothing(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        taken, port = Taken(), free_tcp_port()
+        connections = 0
+
+        async def balancer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await closes_late(reader, writer)
+
+        async with site.forwarding(f"tcp://127.0.0.1:{port}") as found:
+            await site.until(found, state="away")
+            server = await asyncio.start_server(balancer, "127.0.0.1", port)
+            await site.decide(3 * PAGE)
+            await asyncio.sleep(3)
+            (status,) = await found.status()
+            assert (status["sent"], status["behind"], status["dropped"]) == (0, 3 * PAGE, 0)
+            assert 2 <= connections <= 5  # it is tried more and more slowly
+            server.close()
+            async with receiver(taken, port):
+                await taken.until(lambda ids: ids == some(1, 3 * PAGE))
+                await site.until(found, sent=3 * PAGE, behind=0)
+
+    play(tmp_path, story)
+
+
+def test_an_end_that_a_busy_loop_has_not_read_of_is_known() -> None:
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            wire = await open_wire(Receiver.read(f"tcp://127.0.0.1:{server.getsockname()[1]}"), lambda: None)
+            connection, _ = await asyncio.get_running_loop().sock_accept(server)
+            await wire.send([b"one"])
+            connection.close()
+            time.sleep(0.1)
+            assert not wire.closed.is_set()
+            with pytest.raises(ConnectionResetError):
+                wire.check()
+            await wire.aclose()
+
+    asyncio.run(story())
+
+
+def test_pages_do_not_wait_for_those_before_them_to_be_certain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "CERTAIN_SECONDS", 30.0)
+    monkeypatch.setattr(forwarding, "WINDOW", 6)
+
+    async def story(site: Site) -> None:
+        taken = Taken()
+        async with receiver(taken) as port, site.forwarding(f"tcp://127.0.0.1:{port}") as found:
+            await site.until(found, state="connected")
+            begun = time.monotonic()
+            await site.decide(10 * PAGE)
+            await taken.until(lambda ids: len(ids) >= 5 * PAGE)
+            assert time.monotonic() - begun < 5
+            await asyncio.sleep(0.5)
+            assert len(taken.ids) <= 6 * PAGE  # of what might come twice there is an end
+            assert (await found.status())[0]["sent"] == 0
 
     play(tmp_path, story)
 
