@@ -94,7 +94,7 @@ class Forwarder:
         self.news = asyncio.Event()
         """Set when rows were written to the log."""
         self.is_connected = False
-        self.since = clock.now()
+        self._opened = self._well_at = clock.now()
         self.why = ""
 
     async def run(self) -> None:
@@ -120,7 +120,7 @@ class Forwarder:
             self._position = await self._store.read(lambda tx: self._known(tx, decisions.last(tx)))
             await self._save(self._position)
         async with contextlib.aclosing(await open_wire(self._receiver, self._context)) as wire:
-            self._now(True, "")
+            self._now(True, self.why)  # what went wrong last is not over before something is certain
             opened, unsure = self._clock.monotonic(), _Unsure()
             while True:
                 self.news.clear()
@@ -171,6 +171,7 @@ class Forwarder:
     def _is_well(self) -> None:
         """A page is certain, or a connection lived for as long without any."""
         self._pause = FIRST_PAUSE  # not before: one that takes connections and closes them is not there
+        self._well_at, self.why = self._clock.now(), ""
 
     async def _save(self, position: _Position) -> None:
         text = json.dumps(asdict(position))
@@ -203,19 +204,19 @@ class Forwarder:
         return _Position(last, tx.now.isoformat()) if text is None else _Position(**json.loads(text))
 
     def _now(self, is_connected: bool, why: str) -> None:
-        if is_connected != self.is_connected or (why and why != self.why):
+        if is_connected != self.is_connected or why != self.why:
             word = "connected" if is_connected else "away"
             _log.log(
                 logging.INFO if is_connected else logging.WARNING,
                 "event=log-receiver-%s to=%s why=%r", word, self._receiver.url, why,
             )  # fmt: skip
-        if is_connected != self.is_connected:
-            self.since = self._clock.now()
+        if is_connected:
+            self._opened = self._clock.now()
         self.is_connected, self.why = is_connected, why
 
     def is_missed(self) -> bool:
-        """Whether the receiver has been away for longer than it takes to restart one."""
-        return not self.is_connected and self._clock.now() - self.since > PATIENCE
+        """Whether the receiver has been away for longer than it takes to restart one; to be connected does not help."""
+        return self._clock.now() - self._well_at > PATIENCE
 
     async def status(self) -> dict[str, Any]:
         """How it is, for people and programs."""
@@ -225,10 +226,11 @@ class Forwarder:
             return last, self._known(tx, last)
 
         last, position = await self._store.read(read)
+        is_there = self.is_connected and not self.is_missed()
         return {
             "to": self._receiver.url,
-            "state": "connected" if self.is_connected else "away" if self.why else "starting",
-            "since": self.since.isoformat(timespec="seconds"),
+            "state": "connected" if is_there else "away" if self.why or self.is_missed() else "starting",
+            "since": (self._opened if is_there else self._well_at).isoformat(timespec="seconds"),
             "sent": position.sent,
             "behind": max(0, last - position.row),
             "dropped": position.dropped,

@@ -440,6 +440,40 @@ def test_one_that_stays_away_is_told_to_the_administrator(tmp_path: Path, monkey
     play(tmp_path, story)
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_one_that_flaps_is_away_and_an_idle_or_busy_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE", timedelta(seconds=1.0))
+    monkeypatch.setattr(forwarding, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(forwarding, "LONGEST_PAUSE", 0.5)  # as the real one, below the patience
+
+    async def story(site: Site) -> None:
+        taken, port = Taken(), free_tcp_port()
+        server = await asyncio.start_server(lambda _, writer: writer.transport.abort(), "127.0.0.1", port)
+        async with site.forwarding(f"{scheme}://127.0.0.1:{port}") as found:  # nobody hears datagrams there
+            await site.until(found, behind=0)
+            await site.decide()
+            await asyncio.sleep(1.2)
+            for _ in range(40):
+                with pytest.raises(LogNotForwarded, match="1 of 1 are away"):
+                    await found.look()
+                (status,) = await found.status()
+                assert status["state"] == "away" and status["why"]
+                await asyncio.sleep(0.03)
+        server.close()
+        async with receiver(taken, port), site.forwarding(f"tcp://127.0.0.1:{port}") as found:
+            for count in (0, 1) * 15:
+                await site.decide(count)
+                await asyncio.sleep(0.1)
+                await found.look()
+            for _ in range(15):
+                await asyncio.sleep(0.1)
+                await found.look()
+
+    play(tmp_path, story)
+
+
 @pytest.mark.parametrize(
     "url", ["", "syslog.example", "http://x:1", "tcp://", "tcp://a:0", "udp://a:65536", "tls://u:p@a:1", "tcp://a/x"]
 )
