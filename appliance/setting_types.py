@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 import shlex
 from typing import Annotated
@@ -79,14 +80,16 @@ def _check_ldap_url(url: str) -> str:
 
 def _check_syslog_url(url: str) -> str:
     found = _SYSLOG_URL.fullmatch(url)
-    if found is None or not 0 < int(found[1] or 1) <= 65_535:
+    if found is None or not 0 < int(found[3] or 1) <= 65_535:
         raise ValueError("udp://HOST[:PORT], tcp://HOST[:PORT] or tls://HOST[:PORT] is wanted")
+    if found[2]:
+        ipaddress.IPv6Address(found[2])  # a ValueError that says what is wrong
     return url
 
 
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 _LDAP_URL = re.compile(r"ldaps?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?/?")
-_SYSLOG_URL = re.compile(r"(?:udp|tcp|tls)://(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253})(?::([0-9]{1,5}))?")
+_SYSLOG_URL = re.compile(r"(udp|tcp|tls)://(?:\[([0-9a-fA-F:.]{2,45})\]|[A-Za-z0-9.-]{1,253})(?::([0-9]{1,5}))?")
 AttributeName = Annotated[str, AfterValidator(_check_attribute)]
 """The name of an LDAP attribute without options, or nothing."""
 LdapFilter = Annotated[str, AfterValidator(_check_filter)]

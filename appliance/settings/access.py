@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from appliance.setting_types import AttributeName, HostName, LdapFilter, LdapUrl, SyslogUrl
 from appliance.settings.section import Section
@@ -45,6 +45,13 @@ class AccessSettings(Section):
         description="How many rows wait for a receiver that is away; the oldest beyond are dropped, and counted.",
     )
     session_days: int = Field(30, gt=0, description="How long ended sessions are kept, days.")
+
+    @field_validator("forward_to")
+    @classmethod
+    def _each_once(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(urls)) < len(urls):  # they would share one position
+            raise ValueError("a receiver is named twice")
+        return urls
 
 
 class DirectorySettings(Section):

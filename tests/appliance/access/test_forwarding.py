@@ -480,4 +480,7 @@ def test_one_that_flaps_is_away_and_an_idle_or_busy_one_is_not(
 def test_what_is_no_receiver_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="is wanted"):
         AccessSettings(forward_to=(url,))
+    for urls in (("tcp://[1.2.3.4]:514",), ("tls://[:::::]",), ("udp://a", "tcp://b", "udp://a")):
+        with pytest.raises(ValidationError, match="forward_to"):
+            AccessSettings(forward_to=urls)
     assert AccessSettings(forward_to=("tls://[::1]", "udp://a.example:5514")).forward_to
