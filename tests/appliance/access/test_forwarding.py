@@ -454,7 +454,9 @@ def test_one_that_flaps_is_away_and_an_idle_or_busy_one_is_not(
         async with site.forwarding(f"{scheme}://127.0.0.1:{port}") as found:  # nobody hears datagrams there
             await site.until(found, behind=0)
             await site.decide()
-            await asyncio.sleep(1.2)
+            async with asyncio.timeout(20):
+                while not found._forwarders[0].is_missed():
+                    await asyncio.sleep(0.05)
             for _ in range(40):
                 with pytest.raises(LogNotForwarded, match="1 of 1 are away"):
                     await found.look()
