@@ -136,8 +136,10 @@ def _about(tx: Tx, row: Any) -> list[audit.AuditRow]:
 
 
 def _is_about(entry: Mapping[str, Any], row: Any) -> bool:
+    """An agent chooses its `txn`, so another's entries may bear the same one."""
     fields = entry.get("fields", {})
-    return (row.txn is not None and fields.get("txn") == row.txn) or _is_of_certificate(entry, row)
+    is_same = row.txn is not None and fields.get("txn") == row.txn and fields.get("agent", row.agent_id) == row.agent_id
+    return is_same or _is_of_certificate(entry, row)
 
 
 def _is_of_certificate(entry: Mapping[str, Any], row: Any) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography import x509
 
+from appliance import evidence_package
 from appliance.binding import jws, package
 from appliance.binding.bundle import TrustBundle, read, write
 from appliance.binding.errors import PackageEntryWrong
@@ -305,3 +307,14 @@ def test_a_package_proves_that_the_issue_is_in_the_log_that_was_signed(
     (folder / package.INCLUSION).write_bytes(files[package.INCLUSION])
     assert run(command) == 1
     assert run(["verify", "--owners", str(owners), "--cert", str(jwk), "--audit-key", str(jwk)]) == 2
+
+
+def test_entries_of_another_agent_under_the_same_reference_are_left_out() -> None:
+    row = SimpleNamespace(txn="flow-7", agent_id="agent-a", serial="0a")
+    for fields, expected in (
+        ({"txn": "flow-7", "agent": "agent-a"}, True),
+        ({"txn": "flow-7"}, True),
+        ({"txn": "flow-7", "agent": "agent-b"}, False),
+        ({"txn": "flow-8", "agent": "agent-a"}, False),
+    ):
+        assert evidence_package._is_about({"fields": fields}, row) is expected
