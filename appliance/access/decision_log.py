@@ -34,6 +34,7 @@ class DecisionLog:
         self._keep = timedelta(days=keep_days)
         self._keep_rows = keep_rows
         self._queue: deque[tuple[Any, ...]] = deque(maxlen=MAX_QUEUED)
+        self._turn = asyncio.Lock()
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
         self.on_written: Callable[[], None] = lambda: None
@@ -75,10 +76,18 @@ class DecisionLog:
             left = await self._store.write(lambda tx: decisions.prune(tx, before, keep_rows=self._keep_rows))
 
     async def flush(self) -> None:
-        """Writes everything that is queued now.
+        """Writes everything that is queued now; when this returns it is in the log, whoever wrote it.
 
-        What is decided meanwhile waits for the next turn: a commit for every handful costs more than the decisions.
+        What is decided meanwhile waits for the next turn: a commit for every handful costs more than the decisions. A
+        caller that gives up stops nothing.
         """
+        await asyncio.shield(asyncio.ensure_future(self._write()))
+
+    async def _write(self) -> None:
+        async with self._turn:
+            await self._write_queued()
+
+    async def _write_queued(self) -> None:
         left, most = len(self._queue), MAX_BATCH
         while left > 0 and self._queue:
             batch = [self._queue.popleft() for _ in range(min(left, len(self._queue), most))]

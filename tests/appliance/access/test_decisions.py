@@ -445,3 +445,30 @@ def test_a_row_that_cannot_be_written_takes_no_other_with_it(tmp_path, monkeypat
 
     asyncio.run(story())
     assert caplog.text.count("event=decision-not-written") == 1
+
+
+def test_rows_that_somebody_else_is_writing_are_in_the_log_when_a_reader_has_flushed_it(tmp_path, monkeypatch) -> None:
+    async def story() -> None:
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
+        log = DecisionLog(store, FixedClock(), keep_days=1, keep_rows=1000)
+        write, begun, may_go = store.write, asyncio.Event(), asyncio.Event()
+
+        async def slow(do, **how):
+            begun.set()
+            await may_go.wait()
+            return await write(do, **how)
+
+        monkeypatch.setattr(store, "write", slow)
+        log._queue.append(row_of(failure(), NOW))
+        first = asyncio.create_task(log.flush())
+        await begun.wait()
+        first.cancel()  # its caller has gone; the rows are on their way all the same
+        reader = asyncio.create_task(log.flush())
+        await asyncio.sleep(0.05)
+        assert not reader.done()
+        may_go.set()
+        await reader
+        assert len(await store.read(lambda tx: decisions.newest(tx, limit=100))) == 1
+        store.close()
+
+    asyncio.run(story())
