@@ -282,6 +282,7 @@ async def closes_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     writer.transport.abort()
 
 
+@pytest.mark.slow
 def test_what_takes_connections_and_closes_them_late_got_nothing(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         taken, port = Taken(), free_tcp_port()
@@ -440,6 +441,7 @@ def test_one_that_stays_away_is_told_to_the_administrator(tmp_path: Path, monkey
     play(tmp_path, story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
 def test_one_that_flaps_is_away_and_an_idle_or_busy_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
