@@ -233,7 +233,7 @@ class ChangeRunner:
 
         def store(tx: Tx) -> None:
             standing = sessions.get(tx, change.session_id)
-            stored = next((one for one in sessions.changes_of(tx, change.session_id) if one.id == change.id), change)
+            stored = sessions.standing(tx, change) or change
             if stored.state == sessions.WAITING:
                 due = change.due_at if pause is None else tx.now + pause
                 sessions.save_change(tx, replace(change, state=state, result=result[:200], due_at=due))

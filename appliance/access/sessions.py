@@ -244,8 +244,7 @@ class SessionService:
         assumed: dict[str, Session] = {}
         async for page in self._assumed_pages():
             assumed |= {one.id: one for one in shown(page)}
-        under_way = (*self._accepted, *self._moving.values())
-        moving = shown(session_table.session_of(*one[:3]) for one in under_way)
+        moving = shown(self._under_way())
         found = await self._store.read(lambda tx: sessions.search(tx, mac_key=key, ended=everything, limit=limit, **by))
         if not assumed and not moving:
             return found
@@ -255,16 +254,27 @@ class SessionService:
         return sorted(both.values(), key=lambda one: one.began_at, reverse=True)[:limit]
 
     async def live(self) -> AsyncIterator[Session]:
-        """Every live session, a page at a time."""
+        """Every live session once, a page at a time."""
         await self._flush()
+        in_memory: set[str] = set()
         async for some in self._assumed_pages():
             for session in some:
+                in_memory.add(session.id)
+                yield session
+        for session in self._under_way():
+            if session.id not in in_memory:
+                in_memory.add(session.id)
                 yield session
         after = ""
         while page := await self._store.read(lambda tx: sessions.page(tx, after=after, count=_LOOK_PAGE)):  # noqa: B023
             for session in page:
-                yield session
+                if session.id not in in_memory:
+                    yield session
             after = page[-1].id
+
+    def _under_way(self) -> list[Session]:
+        """What has left memory for the table and is not known to be there."""
+        return [session_table.session_of(*one[:3]) for one in (*self._accepted, *self._moving.values())]
 
     async def _assumed_pages(self) -> AsyncIterator[list[Session]]:
         """What memory alone knows of, a little at a time: decisions go on in between."""

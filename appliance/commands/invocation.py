@@ -43,8 +43,8 @@ _CURRENT: ContextVar[Invocation] = ContextVar("invocation")
 
 
 _HASH = re.compile(r"-[A-Za-z0-9_-]{42}")
-_MARK = "\0"
-"""No argument of a process holds it."""
+_MARK = "\ue000"
+"""A character for private use: before a thumbprint it keeps the parser from taking the dash for that of options."""
 
 
 class _Verb(TyperCommand):
@@ -59,7 +59,9 @@ class _Verb(TyperCommand):
 def _unmarked(value: Any) -> Any:
     if isinstance(value, list):
         return [_unmarked(one) for one in value]
-    return value.removeprefix(_MARK) if isinstance(value, str) else value
+    if isinstance(value, str | Path) and (text := str(value)).startswith(_MARK) and _HASH.fullmatch(text[1:]):
+        return type(value)(text[1:])
+    return value
 
 
 class _Group(typer.Typer):

@@ -287,10 +287,15 @@ def due(tx: Tx, count: int) -> list[Change]:
     return [_read_change(row) for row in tx.all(_DUE, {"now": tx.now, "count": count})]
 
 
+def standing(tx: Tx, change: Change) -> Change | None:
+    """The change as it stands now; None if it is gone."""
+    return next((one for one in changes_of(tx, change.session_id) if one.id == change.id), None)
+
+
 def still_due(tx: Tx, change: Change) -> Change | None:
     """The change as it stands now; None once it is settled or put off."""
-    stored = next((one for one in changes_of(tx, change.session_id) if one.id == change.id), None)
-    return stored if stored is not None and stored.state == WAITING and stored.due_at <= tx.now else None
+    found = standing(tx, change)
+    return found if found is not None and found.state == WAITING and found.due_at <= tx.now else None
 
 
 def next_due(tx: Tx) -> datetime | None:

@@ -86,6 +86,8 @@ def test_a_thumbprint_that_begins_with_a_dash_is_no_option(monkeypatch: pytest.M
         assert run_here(*before, "owners", "revoke-key", "alice", thumbprint, *after).status == 0
     assert asked == [{"ref": "alice", "jkt": thumbprint}] * 2
     assert run_here("owners", "revoke-key", "alice", "-nothing").status == 2
+    missing = run_here("owners", "add-key", "alice", thumbprint)
+    assert missing.status == 1 and thumbprint in missing.err and "\ue000" not in missing.err
 
 
 def test_assignments_and_the_passphrase_file_are_kept_in_order() -> None:

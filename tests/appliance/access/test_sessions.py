@@ -866,6 +866,7 @@ def test_an_accept_that_the_store_refused_is_not_written_over_a_newer_one(tmp_pa
     async def story(world: World) -> None:
         world.log_in(nas_port="swp1")
         async with refused_first_record(world):
+            assert [one.port async for one in world.sessions.live()] == ["swp1"]
             world.log_in(nas_port="swp2")
             await world.sessions._flush()
         assert [(one.port, one.ended_at) for one in await world.all()] == [("swp2", None)]
