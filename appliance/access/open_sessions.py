@@ -11,14 +11,13 @@ from typing import Any, Final
 
 from appliance.access import session_table
 from appliance.access.service import AccessService
-from appliance.access.sessions import SessionService, wanted
+from appliance.access.sessions import KNOWS_TOO_LITTLE, SessionService, wanted
 from appliance.store.sessions import Session
 from radius import Decision, read_policy
 from radius.nas_profiles import Want
 
 MAX_LISTED: Final = 1000
 _AT_ONCE: Final = 10
-_KNOWS_TOO_LITTLE: Final = frozenset({"snapshot-stale", "policy-missing"})
 
 
 class OpenSessions:
@@ -39,7 +38,7 @@ class OpenSessions:
                 await asyncio.sleep(0)  # logins are decided in between
             login = session_table.read_login(session.request)
             now, then = self._access.simulate(login), self._access.simulate(login, draft)
-            if session.verdict == "unknown" or then.reason_code in _KNOWS_TOO_LITTLE:
+            if session.verdict == "unknown" or then.reason_code in KNOWS_TOO_LITTLE:
                 not_judged += 1
                 continue
             order = wanted(session, then)

@@ -45,7 +45,7 @@ _LOOK_PAGE = 200
 _SHOWN_AT_ONCE = 50
 _AT_ONCE = 20  # so many decisions take less than a millisecond, for which nobody else is served
 _LOOK_SHARE = 50  # looking at everything takes at most a fiftieth of the time
-_KNOWS_TOO_LITTLE = frozenset({"snapshot-stale", "policy-missing"})
+KNOWS_TOO_LITTLE = frozenset({"snapshot-stale", "policy-missing"})
 _CERTIFICATE, _OWNER, _AGENT = "certificate", "owner", "agent"
 _SHOWN_AS = {"session_id": "id", "owner": "owner_id", "agent": "agent_id"}
 
@@ -77,7 +77,7 @@ def wanted(session: Session, decision: Decision) -> tuple[Want, str] | None:
 
 
 def _wanted(granted: str, decision: Decision) -> tuple[Want, str] | None:
-    if decision.reason_code in _KNOWS_TOO_LITTLE:
+    if decision.reason_code in KNOWS_TOO_LITTLE:
         return None
     if decision.verdict == "reject":
         return "end", decision.reason_code
