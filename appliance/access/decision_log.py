@@ -94,14 +94,19 @@ class DecisionLog:
             try:
                 await self._store.write(lambda tx: decisions.add(tx, batch))  # noqa: B023
             except ApplianceError:
-                self._queue.extendleft(reversed(batch))
+                self._put_back(batch)
                 raise
             except Exception:  # noqa: BLE001 - smaller batches find the one that cannot be written; it is given up alone
                 if len(batch) > 1:
-                    self._queue.extendleft(reversed(batch))
+                    self._put_back(batch)
                     most = len(batch) // 2
                     continue
                 _log.exception("event=decision-not-written")
             left -= len(batch)
             most = min(MAX_BATCH, 2 * most)
             self.on_written()
+
+    def _put_back(self, batch: list[tuple[Any, ...]]) -> None:
+        """Before what was decided meanwhile, which stays: where there is no room, the oldest go."""
+        room = MAX_QUEUED - len(self._queue)
+        self._queue.extendleft(reversed(batch[max(0, len(batch) - room) :]))

@@ -9,13 +9,14 @@ from datetime import timedelta
 
 import pytest
 
+from appliance.access import decision_log
 from appliance.access.decision_log import DecisionLog
 from appliance.access.decision_rows import as_json, decision_of, row_of
 from appliance.access.explaining import Explainer
 from appliance.access.log_reader import DecisionReader
 from appliance.access.policies import PolicyService
 from appliance.access.repeats import BURST, MAX_KINDS, WINDOW_SECONDS, Repeats
-from appliance.errors import NotFound, RequestMalformed, TokenRequired
+from appliance.errors import NotFound, RequestMalformed, StoreUnavailable, TokenRequired
 from appliance.store import decisions
 from appliance.web.peer import Peer
 from radius import AccessRequest
@@ -469,6 +470,33 @@ def test_rows_that_somebody_else_is_writing_are_in_the_log_when_a_reader_has_flu
         may_go.set()
         await reader
         assert len(await store.read(lambda tx: decisions.newest(tx, limit=100))) == 1
+        store.close()
+
+    asyncio.run(story())
+
+
+def test_what_was_decided_while_the_store_was_away_stays_and_the_oldest_go(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(decision_log, "MAX_QUEUED", 5)
+
+    async def story() -> None:
+        store = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())
+        log = DecisionLog(store, FixedClock(), keep_days=1, keep_rows=1000)
+        write = store.write
+
+        async def away(do, **how):
+            for at in (5, 6):
+                log._queue.append(row_of(failure(nas=f"sw{at}"), NOW))
+            raise StoreUnavailable("for a moment")
+
+        for at in range(5):
+            log._queue.append(row_of(failure(nas=f"sw{at}"), NOW))
+        monkeypatch.setattr(store, "write", away)
+        with pytest.raises(StoreUnavailable):
+            await log.flush()
+        monkeypatch.setattr(store, "write", write)
+        await log.flush()
+        found = await store.read(lambda tx: decisions.newest(tx, limit=100))
+        assert [row["nas"] for row in found] == ["sw2", "sw3", "sw4", "sw5", "sw6"]
         store.close()
 
     asyncio.run(story())
