@@ -173,7 +173,12 @@ class Keeper:
                 "folder": str(folder),
             }
         )
-        await self._notify()
+        notifying = asyncio.ensure_future(self._notify())
+        try:
+            await asyncio.shield(notifying)
+        except asyncio.CancelledError:
+            await notifying  # the new files are in place: the program hears of them although the keeper ends
+            raise
 
     async def _notify(self) -> None:
         """Tell the user's program; that it did not listen keeps nobody from the new files."""

@@ -398,6 +398,23 @@ def test_the_program_hears_of_each_new_credential_by_command_and_by_signal(tmp_p
     play(tmp_path, story)
 
 
+def test_a_keeper_that_is_stopped_tells_the_program_of_the_credential_it_has_just_put_in_place(tmp_path: Path) -> None:
+    async def story(site: Site) -> None:
+        agent_id = await site.first()
+        begun, mark = tmp_path / "begun", tmp_path / "mark"
+        notice = Notice(("sh", "-c", 'touch "$0"; sleep 0.3; touch "$1"', str(begun), str(mark)))
+        site.stop_after = 100
+        task = asyncio.create_task(site.keeper(standing_file(site, agent_id), notice=notice).run())
+        while not begun.exists():
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert mark.exists() and site.count("credential-renewed") == 1 and not site.count("notice-failed")
+
+    play(tmp_path, story)
+
+
 def test_folders_that_hold_no_whole_credential_are_refused(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         await site.first()
