@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -35,8 +36,11 @@ async def run_eapol_test(
     seconds: float = 15.0,
     repeat: int = 0,
     keep: Path | None = None,
+    attributes: Mapping[int, str | int] | None = None,
 ) -> Outcome:
     """Log in once (or 1 + `repeat` times, offering to resume) with eapol_test; `keep` is a folder for its output.
+
+    `attributes` are what a NAS adds to its requests, by their number.
 
     Raises FileNotFoundError where the program is not installed. eapol_test takes the shared secret in its arguments
     only, so this is for laboratories.
@@ -56,6 +60,8 @@ async def run_eapol_test(
         station = calling_station.replace("-", ":")
         arguments = ["-c", str(folder / "network.conf"), "-a", server, "-p", str(port), "-s", secret.decode()]
         arguments += ["-M", station, "-t", str(int(seconds)), *(["-r", str(repeat)] if repeat else [])]
+        for code, value in (attributes or {}).items():
+            arguments += ["-N", f"{code}:{'d' if isinstance(value, int) else 's'}:{value}"]
         process = await asyncio.create_subprocess_exec(
             program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )

@@ -16,6 +16,7 @@ from lab.eapol import run_eapol_test
 from lab.supplicant import Outcome, authenticate
 from radius import AccessRequest, Decision
 from radius.render import render, write_raddb
+from tests.bench import decide
 from tests.interop.radius_tools import (
     DecisionService,
     decision_service,
@@ -95,6 +96,32 @@ def test_both_supplicants_get_the_vlan_of_the_department(tmp_path: Path, version
         assert request.san == f"URI:{desk.decisions[0].agent_id}"
         assert request.tls_version == version
         assert service.calls == 6  # once per login, not per round
+
+    run(tmp_path, desk, act)
+
+
+def test_what_is_not_read_is_not_posted(tmp_path: Path) -> None:
+    """And the bench of the decision port asks with the same attributes."""
+    need_eapol_test()
+    desk, agent = Desk(), campus().agent()
+    desk.admit(agent)
+    switch = {
+        5: 17,
+        12: 1400,
+        30: "02-00-00-00-00-FF:campus",
+        32: "lab-switch",
+        44: "8a1f",
+        61: 15,
+        77: "CONNECT",
+        87: "17",
+    }
+
+    async def act(service: DecisionService, port: int, log: Path) -> None:
+        for version in ("1.2", "1.3"):
+            given = login(agent, tls_version=version, attributes=switch)
+            assert (await run_eapol_test("127.0.0.1", port, SECRET, **given)).code == "accept"
+            posted = service.documents.pop()
+            assert isinstance(posted, dict) and set(posted) == decide.POSTED
 
     run(tmp_path, desk, act)
 
