@@ -55,7 +55,8 @@ class DecisionLog:
             await asyncio.sleep(BATCH_SECONDS)
             try:
                 self.tell_repeats()
-                await self.flush()
+                if self._queue:
+                    await self.flush()
                 if self._clock.monotonic() - self._pruned_at > PRUNE_SECONDS:
                     self._pruned_at = self._clock.monotonic()
                     await self.prune()

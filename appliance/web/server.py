@@ -92,6 +92,7 @@ class Listener:
         self._open = 0
         self._stalled: dict[HttpConnection, float] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._occupied = asyncio.Event()
         self._drained: asyncio.Event | None = None
 
     def use_tls(self, tls: TlsFront | ssl.SSLContext) -> None:
@@ -157,6 +158,7 @@ class Listener:
     def connected(self, connection: HttpConnection) -> None:
         """A connection is ready for its first request."""
         self._connections.add(connection)
+        self._occupied.set()
 
     def lost(self, connection: HttpConnection) -> None:
         """A connection has ended, and what it had under way."""
@@ -168,6 +170,7 @@ class Listener:
     def watch(self, transport: TlsTransport) -> None:
         """A TLS connection has a deadline of its own now: in its handshake, and at its end."""
         self._watched.add(transport)
+        self._occupied.set()
 
     def unwatch(self, transport: TlsTransport) -> None:
         """The deadline is met."""
@@ -260,6 +263,9 @@ class Listener:
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if not self._connections and not self._watched:
+                self._occupied.clear()
+                await self._occupied.wait()  # an idle listener wakes nobody
             await asyncio.sleep(_SWEEP_SECONDS)
             self._end_overdue(loop.time())  # in a frame of its own: this one would hold the last connection it saw
 
