@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 20_000
 MAX_BATCH = 2_000
-BATCH_SECONDS = 0.2
+BATCH_SECONDS = 0.5
 PRUNE_SECONDS = 600.0
 
 
