@@ -41,6 +41,7 @@ IMPURE_MODULES = {
     "ssl",
     "socket",
     "aiohttp",
+    "httptools",
     "zeroconf",
     "sqlite3",
     "sqlalchemy",

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: aiohttp's parser reads the requests, everything that is said back is ours.
+"""One HTTP/1.1 connection: reading.py makes requests of its bytes, everything that is said back is made here.
 
 One request at a time, its body within the route's limit before the endpoint sees it. Deadlines are one number per
 connection that the listener's sweep looks at, so a stranger who drips bytes costs a comparison and not a timer. Every
@@ -11,59 +11,34 @@ import asyncio
 import logging
 import re
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-
-from aiohttp import EMPTY_PAYLOAD, StreamReader
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
+from typing import TYPE_CHECKING
 
 from appliance.errors import ExpectationRefused, HttpMalformed, Overloaded, RequestTooSlow
 from appliance.web.app import Match, refuse, too_slow
 from appliance.web.peer import Peer
 from appliance.web.problems import one_line, problem
+from appliance.web.reading import MAX_HEAD_BYTES, Request, RequestReader, read_headers
 from appliance.web.transports import abort, half_close
-from est.errors import BodyTooLarge, MediaTypeNotAccepted, Refusal
+from est.errors import BodyTooLarge, Refusal
 from est.exchange import Call, Reply
 
 if TYPE_CHECKING:
     from appliance.web.server import Listener
 
 _log = logging.getLogger(__name__)
-MAX_HEAD_BYTES = 16_384
-_MAX_PIPELINED = 16
-_SLICE = 4096
+_MAX_BEHIND = 65_536
 _MAX_DISCARDED = 1_048_576
 _LINGER_SECONDS = 2.0
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({204, 304})
-_ONCE = frozenset({"host", "content-type", "content-length", "authorization", "content-encoding", "transfer-encoding"})
 _NEVER_FROM_HANDLERS = frozenset({"content-length", "connection", "date", "transfer-encoding"})
 _NEVER = float("inf")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,8})[ \t]*(?=\r\n|\Z)")
 _NOT_PLAIN = (b"\r\ntransfer-encoding", b"\r\nexpect", b"\r\nupgrade", b"\r\nconnection:", b"http/1.0")
-
-
-@dataclass(slots=True)
-class _Request:
-    """The request being read or answered."""
-
-    method: str
-    path: str
-    query: str
-    id: str
-    keep_alive: bool
-    payload: StreamReader
-    headers: dict[str, str] = field(default_factory=dict)
-    match: Match | None = None
-    media_type: str = ""
-    chunks: list[bytes] = field(default_factory=list)
-    size: int = 0
 
 
 @lru_cache(maxsize=64)
@@ -116,31 +91,25 @@ def _crowded(second: int) -> bytes:
     return serialise(problem(error, path="/", request_id=request_id), request_id, head_only=False, keep_alive=True)
 
 
-class HttpConnection(BaseProtocol):
+class HttpConnection(asyncio.Protocol):
     """A connection of one listener; `deadline` is loop time, `released` frees its place in the caps."""
 
     def __init__(self, owner: Listener, address: str, slot: int, released: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        parser = HttpRequestParser(
-            self,
-            loop,
-            65_536,
-            max_line_size=4096,
-            max_field_size=8192,
-            max_headers=64,
-            auto_decompress=False,
-        )
-        super().__init__(loop, parser)
+        self._loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
         self.address = address
         self.deadline = _NEVER
         self._owner = owner
         self._slot = slot
         self._released = released
         self._peer: Peer | None = None
-        self._waiting: deque[tuple[RawRequestMessage, StreamReader]] = deque()
-        self._request: _Request | None = None
+        self._reader = RequestReader()
+        self._waiting = self._reader.arrived
+        self._request: Request | None = None
         self._task: asyncio.Task[None] | None = None
-        self._head_bytes = 0
+        self._awaits_head = False  # the rest of one that has begun
+        self._paused = False  # what is written waits
+        self._held = False  # nothing is read for now
         self._discarded = -1  # 0 and up: the answer is out, the rest of the request is thrown away
         self._overran = False
         self._draining = False
@@ -154,16 +123,16 @@ class HttpConnection(BaseProtocol):
     # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
         self.deadline = self._loop.time() + self._owner.timing.header_seconds
         self._owner.connected(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         # An endpoint that is running is not cancelled: what it began, it finishes; only the answer has nowhere to go.
         # Until then it keeps its deadline and its place in the caps, or hanging up would be a way around both.
-        self._waiting.clear()
-        super().connection_lost(exc)
-        self._parser = None  # it holds this object too, which would leave both to the garbage collector
+        self._reader.close()
+        self.transport = None
         if self._task is None:
             self._request = None
             self._end()
@@ -171,14 +140,12 @@ class HttpConnection(BaseProtocol):
     def eof_received(self) -> None:
         return None  # closes the transport: a client that stops sending does not wait for answers
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._advance()
+    def pause_writing(self) -> None:
+        self._paused = True
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # the payload asks for this after every read, paused or not, and each time the parser would be run on nothing
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._advance()
 
     def data_received(self, data: bytes) -> None:
         if self._discarded >= 0:
@@ -189,41 +156,36 @@ class HttpConnection(BaseProtocol):
         if (admission := self._owner.admission) is not None and admission.is_refusing and self._turn_away(data):
             admission.refused += 1
             return
-        if self._request is None and data:
-            if not self._head_bytes:
-                self.deadline = self._loop.time() + self._owner.timing.header_seconds
-            self._head_bytes += len(data)
-        for start in range(0, len(data) or 1, _SLICE):
-            if not self._parse(data if len(data) <= _SLICE else data[start : start + _SLICE]):
-                return
+        try:
+            self._reader.feed(data)
+        except HttpMalformed as error:
+            self._refuse_early(error)
+            return
         self._advance()
-        if self._request is None and self._head_bytes > MAX_HEAD_BYTES and not self._waiting:
-            self._refuse_early(HttpMalformed("the header block is too long"))
+        if self._waiting:
+            self._hold()
+        elif self._request is None and self._reader.is_amid and not self._awaits_head and self._discarded < 0:
+            self._awaits_head = True
+            self.deadline = self._loop.time() + self._owner.timing.header_seconds
+
+    def _hold(self) -> None:
+        """Read nothing more while the bodies of requests that wait for their turn are large, and then go on."""
+        is_much = sum(len(request.body) for request in self._waiting) > _MAX_BEHIND
+        if is_much != self._held and self.transport is not None:
+            self._held = is_much
+            if is_much:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     def _turn_away(self, data: bytes) -> bool:
         """Refuse one whole POST without a look at its body; False if it is anything but that."""
-        if self._request is not None or self._head_bytes or self._waiting or self._paused or self.transport is None:
+        if self._request is not None or self._reader.is_amid or self._waiting or self._paused or self.transport is None:
             return False
         if not is_whole_post(data):
             return False
         self.transport.write(_crowded(int(time.time())))
         self.deadline = self._loop.time() + self._owner.timing.keepalive_seconds
-        return True
-
-    def _parse(self, data: bytes) -> bool:
-        assert self._parser is not None
-        try:
-            messages, upgraded, _ = self._parser.feed_data(data)
-        except HttpProcessingError as error:
-            _log.debug("event=malformed address=%s error=%r", self.address, error)
-            self._refuse_early(HttpMalformed("the bytes are not an HTTP request that is read here"))
-            return False
-        self._waiting.extend(messages)
-        if upgraded:  # the parser stops here; the message says so itself and is refused by its Upgrade header
-            self._upgraded = False
-        if len(self._waiting) > _MAX_PIPELINED:
-            self._refuse_early(HttpMalformed("too many requests at once"))
-            return False
         return True
 
     # what the listener calls
@@ -236,7 +198,7 @@ class HttpConnection(BaseProtocol):
             self._task.cancel()
         elif self._request is not None:
             self._refuse(RequestTooSlow("the body did not arrive in time"))
-        elif self._head_bytes and self._discarded < 0:
+        elif self._awaits_head and self._discarded < 0:
             self._refuse_early(RequestTooSlow("the header did not arrive in time"))
         else:
             self.close()
@@ -262,7 +224,7 @@ class HttpConnection(BaseProtocol):
     # one request after the other
 
     def _advance(self) -> None:
-        if self._advancing:  # reading a body lets the transport go on, which comes back here
+        if self._advancing:  # a transport that has written may come back here
             return
         self._advancing = True
         try:
@@ -270,59 +232,50 @@ class HttpConnection(BaseProtocol):
                 if self._request is None:
                     if not self._waiting or self.transport is None:
                         return
-                    self._begin(*self._waiting.popleft())
+                    self._begin(self._waiting.popleft())
                 elif not self._read_body():
                     return
         finally:
             self._advancing = False
 
-    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
-        self._head_bytes = 0
-        keep_alive = not message.should_close and message.version != HttpVersion10 and not self._draining
-        path, _, query = message.path.partition("?")
-        request = self._request = _Request(
-            message.method, path, query, self._owner.app.new_request_id(), keep_alive, payload
-        )
+    def _begin(self, request: Request) -> None:
+        self._awaits_head = False
+        if self._held:
+            self._hold()
+        self._request = request
+        request.path, _, request.query = request.target.partition("?")
+        request.id = self._owner.app.new_request_id()
         try:
-            headers = request.headers = read_headers(message)
-            match = request.match = self._owner.app.match(message.method, path)
-            route = match.entry.route
-            self.deadline = self._loop.time() + route.seconds
+            headers = request.headers = read_headers(request)
+            match = request.match = self._owner.app.match(request.method, request.path)
+            if not request.is_whole:
+                self.deadline = self._loop.time() + match.entry.route.seconds
             length = headers.get("content-length")
             media_type = request.media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             self._owner.app.admit(match, media_type, self._who(), int(length) if length is not None else None)
         except Refusal as error:
             self._refuse(error)
             return
-        # Even a body that came with the head is still unread: _advance goes on to it.
+        # Even a body that came with the head was not looked at: _advance goes on to it.
 
     def _read_body(self) -> bool:
-        """Take what has arrived of the body; True if that changed what there is to do next."""
+        """Look at what has arrived of the body; True if that changed what there is to do next."""
         request = self._request
         assert request is not None
         assert request.match is not None
-        if request.payload.exception() is not None:
-            self._refuse(HttpMalformed("the body's framing is wrong"))
+        limit = request.match.entry.route.max_body
+        if len(request.body) > limit:
+            self._refuse(BodyTooLarge("the body is too large", limit=limit))
             return True
-        chunk = request.payload.read_nowait(-1)
-        if chunk:
-            request.size += len(chunk)
-            limit = request.match.entry.route.max_body
-            if request.size > limit:
-                self._refuse(BodyTooLarge("the body is too large", limit=limit))
-                return True
-            request.chunks.append(chunk)
-        if not request.payload.is_eof():
+        if not request.is_whole:
             return False
         self._dispatch(request, request.match)
         return True
 
-    def _dispatch(self, request: _Request, match: Match) -> None:
+    def _dispatch(self, request: Request, match: Match) -> None:
         headers = request.headers
         headers["x-request-id"] = request.id
-        chunks = request.chunks
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        call = Call(request.method, request.path, request.media_type, headers, body, request.query)
+        call = Call(request.method, request.path, request.media_type, headers, bytes(request.body), request.query)
         self.deadline = self._loop.time() + match.entry.route.seconds
         try:
             reply = match.entry.handler(call, self._who(), match.params)
@@ -333,7 +286,7 @@ class HttpConnection(BaseProtocol):
         else:
             self._task = self._loop.create_task(self._answer(request, reply))
 
-    async def _answer(self, request: _Request, awaited: Awaitable[Reply]) -> None:
+    async def _answer(self, request: Request, awaited: Awaitable[Reply]) -> None:
         try:
             reply = await awaited
         except asyncio.CancelledError:
@@ -363,7 +316,7 @@ class HttpConnection(BaseProtocol):
         """Answer the request under way without its endpoint."""
         request = self._request
         assert request is not None
-        if isinstance(error, HttpMalformed | ExpectationRefused | RequestTooSlow) or not request.payload.is_eof():
+        if isinstance(error, HttpMalformed | ExpectationRefused | RequestTooSlow) or not request.is_whole:
             request.keep_alive = False  # the rest of a body is not waited for
         try:
             peer = self._who()
@@ -378,12 +331,13 @@ class HttpConnection(BaseProtocol):
             self._draining = True
             return
         if self._request is None:
-            self._request = _Request("", "/.well-known/", "", self._owner.app.new_request_id(), False, EMPTY_PAYLOAD)
+            self._request = Request("", "", "", False, [])
+            self._request.path, self._request.id = "/.well-known/", self._owner.app.new_request_id()
         request = self._request
         request.keep_alive = False
         self._write(request, refuse(error, request.method, request.path, Peer(self.address, self._slot), request.id))
 
-    def _write(self, request: _Request, reply: Reply) -> None:
+    def _write(self, request: Request, reply: Reply) -> None:
         self._request = None
         transport = self.transport
         if transport is None:
@@ -402,11 +356,14 @@ class HttpConnection(BaseProtocol):
                 "event=answered path=%r status=%d request_id=%s", one_line(request.path), reply.status, request.id
             )
         if keep_alive:
-            self.deadline = self._loop.time() + self._owner.timing.keepalive_seconds
+            timing = self._owner.timing
+            self._awaits_head = self._reader.is_amid and not self._waiting
+            seconds = timing.header_seconds if self._awaits_head else timing.keepalive_seconds
+            self.deadline = self._loop.time() + seconds
             return
         self._waiting.clear()
         self._discarded = 0
-        if request.match is not None and request.payload.is_eof():
+        if request.match is not None and request.is_whole:
             self.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
             transport.resume_reading()  # a large body may have paused it, and nobody reads that any more
@@ -417,33 +374,3 @@ class HttpConnection(BaseProtocol):
         if self._peer is None:
             self._peer = self._owner.peer_of(self.transport, self.address, self._slot)
         return self._peer
-
-
-def read_headers(message: RawRequestMessage) -> dict[str, str]:
-    """Headers by lower-case name; refuses what this server does not do.
-
-    Raises HttpMalformed, ExpectationRefused (Expect, Upgrade), MediaTypeNotAccepted (a compressed body).
-    """
-    headers: dict[str, str] = {}
-    for name, value in message.headers.items():
-        name = name.lower()
-        if name in headers:
-            if name in _ONCE:
-                raise HttpMalformed(f"the header {name} stands twice")
-            value = f"{headers[name]}, {value}"
-        headers[name] = value
-    _check_head(headers, message)
-    return headers
-
-
-def _check_head(headers: Mapping[str, str], message: Any) -> None:
-    if "expect" in headers or "upgrade" in headers or message.method == "CONNECT":
-        raise ExpectationRefused("Expect, Upgrade and CONNECT are not done here")
-    if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
-        raise MediaTypeNotAccepted("compressed bodies are not read here", expected=["identity"])
-    if "transfer-encoding" in headers and headers["transfer-encoding"].lower() != "chunked":
-        raise HttpMalformed("this transfer coding is not read here")
-    if not message.path.startswith("/"):
-        raise HttpMalformed("the request target must be a path")
-    if "host" not in headers and message.version != HttpVersion10:
-        raise HttpMalformed("the header host is missing")

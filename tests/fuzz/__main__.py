@@ -17,7 +17,7 @@ TARGETS = (
     "content", "cms", "cms-dialect", "jws", "jws-header", "pledge-request", "registrar-request", "voucher",
     "tokens", "claims", "bodies", "extension", "csr", "csr-info", "http-signature", "bundle",
     "radius-datagram", "radius-packet", "radius-fragments", "radius-damage", "radius-tunnel", "radius-accounting",
-    "radius-coa", "radius-hook", "radius", "all",
+    "radius-coa", "radius-hook", "http-requests", "radius", "all",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from appliance.web.reading import RequestReader, read_headers
 from brski import jws, paths, read_dialect, sealed, voucher, voucher_request
 from brski.dialect import SWITCHES
 from est import jose
@@ -131,6 +132,24 @@ def _jws_header(data: bytes) -> None:
     jws.unseal(json.dumps({"payload": payload, "signatures": [one]}).encode())
 
 
+def _http_requests(data: bytes) -> None:
+    """What comes over one connection."""
+    reader = RequestReader()
+    try:
+        reader.feed(data)
+        for request in reader.arrived:
+            read_headers(request)
+    finally:
+        reader.close()
+
+
+_HTTP = (
+    b"GET /a?b HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\nPOST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
+    b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n0\r\nA: b\r\n\r\n",
+    b"GET /a HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+)
+
+
 def _contents(*names: str) -> tuple[bytes, ...]:
     made = [jws.unseal(body).content for body in _artefacts(JWS)]
     chosen = {"pvr": made[0], "rvr": made[1], "voucher": made[2]}
@@ -158,6 +177,7 @@ def _targets() -> Mapping[str, Target]:
         "voucher": Target(_back(CMS) + _back(JWS), _contents("voucher")),
         **{name: Target(reads, seeds) for name, (reads, seeds) in identity.READS.items()},
         **radius_targets(),
+        "http-requests": Target((_http_requests,), _HTTP),
     }
 
 

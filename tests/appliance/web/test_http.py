@@ -83,6 +83,42 @@ def test_a_flood_of_pipelined_requests_is_cut() -> None:
     asyncio.run(run())
 
 
+def test_bodies_behind_a_slow_request_are_read_no_further_than_a_limit() -> None:
+    async def run() -> None:
+        async with listening() as (listener, port):
+            client = await Client.connect(port)
+            bodies = [bytes((at,)) * 60_000 for at in range(12)]
+            await client.send(get("/patient"))
+            sending = asyncio.create_task(client.send(b"".join(post("/echo", body) for body in bodies)))
+            async with asyncio.timeout(60):
+                while not any(one._held for one in listener._connections):
+                    await asyncio.sleep(0.01)
+            (connection,) = listener._connections
+            assert connection.transport is not None and not connection.transport.is_reading()
+            assert sum(len(request.body) for request in connection._waiting) <= 2 * 65_536
+            assert (await client.read()).status == 503
+            assert [(await client.read()).body for _ in bodies] == bodies
+            await sending
+            assert connection.transport.is_reading()
+
+    asyncio.run(run())
+
+
+def test_a_header_without_end_behind_a_slow_request_is_cut() -> None:
+    async def run() -> None:
+        async with listening() as (listener, port):
+            client = await Client.connect(port)
+            await client.send(get("/patient") + b"GET /who HTTP/1.1\r\nHost: x\r\nA: ")
+            for _ in range(20):
+                await client.send(b"b" * 1024)
+                await asyncio.sleep(0.01)
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (503, "close")
+            assert await client.is_closed()
+
+    asyncio.run(run())
+
+
 def test_a_body_may_come_in_drips_and_in_chunks() -> None:
     async def run() -> None:
         async with listening() as (_, port):
@@ -250,6 +286,8 @@ MALFORMED = {
     "rubbish": b"\x00\x01\x02 rubbish\r\n\r\n",
     "tls on a plain port": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
     "no version": b"GET /who\r\n\r\n",
+    "no version but a host": b"GET /who\r\nHost: x\r\n\r\n",
+    "version 2": b"GET /who HTTP/2.0\r\nHost: x\r\n\r\n",
     "version 3": b"GET /who HTTP/3.0\r\nHost: x\r\n\r\n",
     "unknown method": b"BREW /who HTTP/1.1\r\nHost: x\r\n\r\n",
     "no host": b"GET /who HTTP/1.1\r\n\r\n",
@@ -263,6 +301,7 @@ MALFORMED = {
     "length in hex": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\na",
     "huge length": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 400 + b"\r\n\r\n",
     "bad chunk": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n",
+    "trailer with a host": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: y\r\n\r\n",
     "other coding": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "space before colon": b"GET /who HTTP/1.1\r\nHost : x\r\n\r\n",
     "folded header": b"GET /who HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
@@ -390,6 +429,17 @@ def test_a_header_begun_in_time_gets_408() -> None:
         async with listening(timing=QUICK) as (_, port):
             client = await Client.connect(port)
             assert (await client.ask(b"GET /who HTTP/1.1\r\nHost:")).status == 408
+            assert await client.is_closed()
+
+    asyncio.run(run())
+
+
+def test_a_header_begun_with_the_request_before_it_gets_408_too() -> None:
+    async def run() -> None:
+        async with listening(timing=replace(QUICK, keepalive_seconds=3600.0)) as (_, port):
+            client = await Client.connect(port)
+            assert (await client.ask(get("/refused") + b"GET /who HTTP/1.1\r\nHost:")).status == 404
+            assert (await client.read()).status == 408
             assert await client.is_closed()
 
     asyncio.run(run())
