@@ -227,7 +227,8 @@ def test_hostapd_refuses_a_coa_and_gets_a_disconnect_instead(tmp_path: Path) -> 
             assert await made.until(closed) < stretched(5)
             await made.until(made.ended)
             (change,) = await made.sessions.changes(session.id)
-            assert (change.state, change.want, change.attempts) == ("done", "end", 2)
+            assert (change.state, change.want) == ("done", "end")
+            assert change.attempts in (1, 2)  # the port's Stop may be stored before the answer that came with it
 
     asyncio.run(story())
 

@@ -326,16 +326,22 @@ def test_t17_no_redirect_leads_the_pledge_to_another_origin(site: Site, box: Box
 
 @pytest.mark.req("T-31", "B-111")
 def test_t31_two_registrars_at_once_get_two_nonces_and_the_second_voucher_is_ignored(site: Site, box: Box) -> None:
-    over = threading.Event()
+    asked, over = threading.Event(), threading.Event()
 
     async def late(call: Call, proper: Callable[[], Reply]) -> Reply:
         """When the race is over."""
+        asked.set()
         await asyncio.to_thread(over.wait, 60)
+        return proper()
+
+    async def behind(call: Call, proper: Callable[[], Reply]) -> Reply:
+        """When the other was asked as well: who wins sooner is asked alone."""
+        await asyncio.to_thread(asked.wait, 60)
         return proper()
 
     with (
         RogueRegistrar(CAMPUS, site.acme, instead={"requestvoucher": late}) as first,
-        RogueRegistrar(CAMPUS, site.acme) as second,
+        RogueRegistrar(CAMPUS, site.acme, instead={"requestvoucher": behind}) as second,
     ):
         offers = [Offer("first", ("127.0.0.1",), first.port), Offer("second", ("127.0.0.1",), second.port)]
         assert race(box, offers) == second.port
