@@ -51,7 +51,10 @@ class StoreSettings(Section):
 
     url: str = Field("", description="SQLAlchemy URL; empty = SQLite file HOME/appliance.db.")
     free_bytes: int = Field(
-        16_000_000, ge=0, description="Refuse to issue when the disk has fewer free bytes than this."
+        16_000_000,
+        ge=0,
+        description="Refuse to issue when the disk has fewer free bytes than this; its log beside it may grow to"
+        " some 8 MB.",
     )
 
 

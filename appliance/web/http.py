@@ -363,7 +363,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         self._discarded = 0
-        if request.match is not None and request.is_whole:
+        if request.match is not None and request.is_whole and not self._reader.has_ended:
             self.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
             transport.resume_reading()  # a large body may have paused it, and nobody reads that any more

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from appliance.errors import ExpectationRefused, HttpMalformed
 from appliance.web.app import Match
@@ -22,6 +22,7 @@ MAX_HEAD_BYTES = 16_384
 _MAX_TARGET = 4096
 _MAX_FIELD = 8192
 _MAX_FIELDS = 64
+_MAX_LENGTH_DIGITS = 20
 _MAX_PIPELINED = 16
 _SLICE = 4096
 _ONCE = frozenset(
@@ -78,6 +79,11 @@ class RequestReader:
         self._fields: list[tuple[bytes, bytes]] = []
         self._unfinished = 0  # bytes since the end of a header block or a piece of a body
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is read, whatever comes."""
+        return self._parser is None
+
     def feed(self, data: bytes) -> None:
         """Take these bytes; HttpMalformed where they are no HTTP request, and then nothing more is read.
 
@@ -97,7 +103,7 @@ class RequestReader:
         except HttpParserError as error:
             self._parser = None
             _log.debug("event=malformed error=%r", error)
-            if isinstance(error.__context__, HttpMalformed):  # raised in a callback
+            if isinstance(error, HttpParserCallbackError) and error.__context__ is not None:  # raised in a callback
                 raise error.__context__ from None
             raise HttpMalformed("the bytes are not an HTTP request that is read here") from error
 
@@ -127,12 +133,12 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name, value))
+        if len(self._fields) > _MAX_FIELDS:  # each takes far more memory than its bytes, so their end is not waited for
+            raise HttpMalformed("there are too many headers")
 
     def on_headers_complete(self) -> None:
         parser, fields = self._parser, self._fields
         assert parser is not None
-        if len(fields) > _MAX_FIELDS:
-            raise HttpMalformed("there are too many headers")
         if self._unfinished > _SLICE:  # of what came within two slices nothing is too long
             _check_sizes(self._target, fields)
         version = parser.get_http_version()
@@ -209,6 +215,8 @@ def _check_head(request: Request, headers: Mapping[str, str]) -> None:
         raise MediaTypeNotAccepted("compressed bodies are not read here", expected=["identity"])
     if "transfer-encoding" in headers and headers["transfer-encoding"].lower() != "chunked":
         raise HttpMalformed("this transfer coding is not read here")
+    if len(headers.get("content-length", "")) > _MAX_LENGTH_DIGITS:  # zeros in front: llhttp counts to 64 bits
+        raise HttpMalformed("this length is not read here")
     if not request.target.startswith("/"):
         raise HttpMalformed("the request target must be a path")
     if "host" not in headers and request.version == "1.1":

@@ -98,6 +98,12 @@ def test_impossible_values_are_refused(changes: dict[str, object]) -> None:
         render(replace(VALUES, **changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("max_sessions", "max_requests"), [(4096, 32_768), (17, 1024), (1_000_000, 8_000_000)])
+def test_a_conversation_may_have_all_its_requests_kept(max_sessions: int, max_requests: int) -> None:
+    config = render(replace(VALUES, max_sessions=max_sessions))["radiusd.conf"]
+    assert f"max_requests = {max_requests}\n" in config
+
+
 def test_a_refusal_never_shows_a_secret() -> None:
     for changes in ({"token": "se cret-token-0123456789"}, {"nas": [NasEntry("a", "192.0.2.1", "se cret-secret")]}):
         with pytest.raises(RaddbValueInvalid) as caught:

@@ -40,7 +40,7 @@ ROUTES = (
     Route("device", "GET", "/docs/{path*}", "thing", "anyone", NONE, 0, "none", 60),
     Route("device", "GET", "/slow", "slow", "anyone", NONE, 0, "none", 0.3),
     Route("device", "POST", "/hasty", "echo", "anyone", NONE, 65_536, "none", 0.5),
-    Route("device", "GET", "/patient", "slow", "anyone", NONE, 0, "none", 3),
+    Route("device", "GET", "/patient", "slow", "anyone", NONE, 0, "none", 6),
     Route("device", "GET", "/broken", "broken", "anyone", NONE, 0, "none", 60),
     Route("device", "GET", "/refused", "refused", "anyone", NONE, 0, "none", 60),
     Route("device", "GET", "/bye", "bye", "anyone", NONE, 0, "none", 60),

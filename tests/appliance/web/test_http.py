@@ -119,6 +119,27 @@ def test_a_header_without_end_behind_a_slow_request_is_cut() -> None:
     asyncio.run(run())
 
 
+def test_an_answer_to_bytes_behind_a_whole_body_is_not_lost_to_a_reset() -> None:
+    async def run() -> None:
+        async with listening() as (listener, port):
+            client = await Client.connect(port)
+            head, body = post("/echo", b"ab").split(b"\r\n\r\n")
+            await client.send(head + b"\r\n\r\n")
+            async with asyncio.timeout(60):
+                while not any(one.busy for one in listener._connections):
+                    await asyncio.sleep(0.01)
+            answer = await client.ask(body + b"\x00\x01")
+            assert (answer.status, answer.headers["connection"]) == (400, "close")
+            assert await client.is_closed()
+            (connection,) = listener._connections
+            await client.send(b"more")
+            async with asyncio.timeout(60):
+                while connection._discarded < 4:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
 def test_a_body_may_come_in_drips_and_in_chunks() -> None:
     async def run() -> None:
         async with listening() as (_, port):

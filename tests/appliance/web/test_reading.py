@@ -140,6 +140,11 @@ TABLE: dict[str, tuple[bytes, str | type[Refusal]]] = {
     "http 2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BAD),
     "http 1": (head(first="GET /a HTTP/1"), BAD),
     "http 1.10": (head(first="GET /a HTTP/1.10"), BAD),
+    "rtsp": (head(first="GET /a RTSP/1.0"), TAKEN),
+    "rtsp 1.1": (head(first="GET /a RTSP/1.1"), TAKEN),
+    "rtsp 2.0": (head(first="GET /a RTSP/2.0"), BAD),
+    "ice": (head(first="GET /a ICE/1.0"), BAD),
+    "ice of its own method": (head(first="SOURCE /a ICE/1.0"), TAKEN),
     "small letters": (head(first="get /a HTTP/1.1"), BAD),
     "version in small letters": (head(first="GET /a http/1.1"), BAD),
     "unknown method": (head(first="BREW /a HTTP/1.1"), BAD),
@@ -224,6 +229,7 @@ TABLE: dict[str, tuple[bytes, str | type[Refusal]]] = {
     "length list": (sized("2, 2"), BAD),
     "empty length": (sized(""), BAD),
     "huge length": (sized("9" * 30), BAD),
+    "length in thousands of zeros": (sized("0" * 5000 + "2"), BAD),
     "two lengths": (sized("2", b"ab", "Content-Length: 3"), BAD),
     "two equal lengths": (sized("2", b"ab", "Content-Length: 2"), BAD),
     "length and chunks": (sized("2", b"0\r\n\r\n", "Transfer-Encoding: chunked"), BAD),
@@ -415,6 +421,25 @@ def test_a_header_that_never_ends_is_cut_whatever_came_before() -> None:
                 reader.feed(fill)
         reader.feed(head())
         assert len(reader.arrived) < 3
+
+
+@pytest.mark.parametrize("begun", [b"GET /a HTTP/1.1\r\n", chunked(b"0\r\n")], ids=["header", "trailer"])
+def test_many_small_headers_are_refused_before_their_end(begun: bytes) -> None:
+    reader = RequestReader()
+    with pytest.raises(HttpMalformed, match="too many headers"):
+        reader.feed(begun + b"a:\r\n" * 100)
+    assert reader.has_ended
+
+
+def test_a_fault_of_our_own_while_reading_is_no_fault_of_the_request() -> None:
+    class Faulty(RequestReader):
+        def on_headers_complete(self) -> None:
+            raise ZeroDivisionError
+
+    reader = Faulty()
+    with pytest.raises(ZeroDivisionError):
+        reader.feed(head())
+    assert reader.has_ended
 
 
 def test_nothing_is_read_behind_an_upgrade() -> None:
