@@ -18,7 +18,7 @@ from typing import Any
 
 from est.revocation import EntryWriter
 
-_BATCH = 10_000
+_BATCH = 2_000
 
 
 def main() -> None:

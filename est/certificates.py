@@ -20,7 +20,7 @@ from est import der as tlv
 from est.errors import BodyMalformed, CertificateMalformed
 
 MAX_CERTIFICATE = 8192
-_KEPT = 512
+_KEPT = 256
 _SKI = x509.SubjectKeyIdentifier.oid.dotted_string
 
 UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     names: tuple[x509.GeneralName, ...]
     private: Mapping[x509.ObjectIdentifier, bytes]
     """The extensions that the library does not know, each with its DER value."""
+    issuer: x509.Name
 
 
 class Parts(NamedTuple):
@@ -118,10 +119,10 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     """What is asked of a certificate; raises CertificateMalformed unless all of it can be read."""
     _check_size(certificate.public_bytes(Encoding.DER))
     try:
+        issuer = certificate.issuer
         _ = (
             certificate.serial_number,
             certificate.subject,
-            certificate.issuer,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
         )
@@ -147,7 +148,7 @@ def facts_of(certificate: x509.Certificate) -> Facts:
             names = tuple(value)
         elif kind is x509.UnrecognizedExtension:
             private[value.oid] = value.value
-    return Facts(usage, purposes, basic, issuer_key, own_key, names, MappingProxyType(private))
+    return Facts(usage, purposes, basic, issuer_key, own_key, names, MappingProxyType(private), issuer)
 
 
 @lru_cache(maxsize=_KEPT)

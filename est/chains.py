@@ -247,7 +247,8 @@ def _build(
         raise ChainNotTrusted("there are no trust anchors for this certificate")
     # Certificates of one name and key that certify each other make hundreds of paths, all of which the library tries.
     # Where none of them can end at an anchor, there is nothing to try.
-    if not any(one.issuer in anchors.names for one in (leaf, *intermediates)) and leaf not in anchors.certificates:
+    issuers = (facts_of(one).issuer for one in (leaf, *intermediates))
+    if not any(one in anchors.names for one in issuers) and leaf not in anchors.certificates:
         raise ChainNotTrusted("no certificate of the chain names a trust anchor as its issuer")
     links = _links(intermediates, anchors, at)
     verifier = (

@@ -44,7 +44,7 @@ _ECDSA_WITH = {
 }
 _ECDSA_OVER = {one.name: ec.ECDSA(one()) for one in _HASHES}
 _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
-_MAX_KEPT = 1024
+_MAX_KEPT = 256
 _MAX_OCTETS = 2048
 
 

@@ -27,7 +27,7 @@ MAX_EXPONENT = 1 << 256
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _K = TypeVar("_K")
 _T = TypeVar("_T")
-_KEPT = 1024
+_KEPT = 256
 _SHORT = 160
 """No SubjectPublicKeyInfo of P-256, P-384 or P-521 is longer; a stranger may send RSA keys that are, and many."""
 
@@ -109,7 +109,7 @@ def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     raise KeyNotAccepted("only elliptic curve (P-256, P-384) and RSA keys are accepted")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_KEPT)
 def public_key_of(certificate: x509.Certificate, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     """The certificate's key under the rules; raises KeyNotAccepted or CertificateMalformed."""
     try:
@@ -126,7 +126,7 @@ def spki(key: x509.Certificate | PublicKey) -> bytes:
     return _spki_of(key) if isinstance(key, x509.Certificate) else _write_spki(key)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=_KEPT)
 def _spki_of(certificate: x509.Certificate) -> bytes:
     try:
         return _write_spki(certificate.public_key())

@@ -258,7 +258,7 @@ def agent(
     return _end_entity(terms, subject, key, (CLIENT_AUTH, SERVER_AUTH), identifier, extra=extra, small=True)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _uri(identifier: str, *, is_critical: bool) -> Extension:
     """The one name of a client, which comes again with each renewal."""
     return Extension(x509.SubjectAlternativeName([_uri_name(identifier)]), is_critical)

@@ -35,7 +35,7 @@ ECDSA = {"secp256r1": tlv.oid("1.2.840.10045.4.3.2"), "secp384r1": tlv.oid("1.2.
 _REASON_CODE = tlv.oid("2.5.29.21")
 _AUTHORITY_KEY_IDENTIFIER = tlv.oid("2.5.29.35")
 _CRL_NUMBER = tlv.oid("2.5.29.20")
-_MAX_MINUTES = 100_000
+_MAX_MINUTES = 10_000
 _SECONDS = tuple(b"%02dZ" % second for second in range(60))
 
 

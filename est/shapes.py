@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from est import der as tlv
 from est.certificates import extensions_of, load_certificate, load_own
-from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
+from est.errors import BodyMalformed, CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.keys import PublicKey, check_key, kept_by_identity, spki
 from est.signer import signed_form
 
@@ -28,6 +29,7 @@ _ECDSA = {
 _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 _NO_SIGNATURE = b"\x03\x01\x00"
 _CRITICAL = b"\x01\x01\xff"
+_URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
 _WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
 
 
@@ -170,16 +172,42 @@ def _check_extensions(certificate: x509.Certificate, shape: Shape, written: Sequ
     wanted = shape.extensions
     if len({one.value.oid for one in wanted}) != len(wanted):
         raise ShapeNotPossible("an extension occurs twice")
-    if all([one.settled for one in wanted]):
-        return
-    found = list(extensions_of(certificate))
-    if len(found) != len(wanted):
-        raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
-    for read, one in zip(found, wanted, strict=True):
-        if read.critical != one.critical or (read.oid != one.value.oid if one.settled else read.value != one.value):
+    if not all([one.settled or _is_plainly(one, der) for one, der in zip(wanted, written, strict=True)]):
+        found = list(extensions_of(certificate))
+        if len(found) != len(wanted):
             raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
+        for read, one in zip(found, wanted, strict=True):
+            if read.critical != one.critical or (read.oid != one.value.oid if one.settled else read.value != one.value):
+                raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
     for one, der in zip(wanted, written, strict=True):
         one.settled = der
+
+
+def _is_plainly(extension: Extension, der: bytes) -> bool:
+    """Whether our own reader finds the extension in its DER; False also where only the library can tell.
+
+    The library reads all extensions of a certificate or none, and these are the ones that are another's in each.
+    """
+    value: Any = extension.value
+    kind = type(value)  # isinstance() with the library's abstract classes is slow
+    if kind is x509.UnrecognizedExtension:
+        octets = value.value
+    elif kind is x509.SubjectAlternativeName:
+        names = list(value)
+        if not all([type(one) is x509.UniformResourceIdentifier for one in names]):
+            return False
+        octets = tlv.sequence(*(tlv.tlv(_URI, one.value.encode("ascii")) for one in names))
+    else:
+        return False
+    try:
+        at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
+        _, after = tlv.expect(der, at, end, tlv.OID)
+        if der[at:after] != tlv.oid(value.oid.dotted_string) or der.startswith(_CRITICAL, after) != extension.critical:
+            return False
+        start, stop = tlv.only(der, after + len(_CRITICAL) * extension.critical, end, tlv.OCTET_STRING)
+    except BodyMalformed:
+        return False
+    return bool(der[start:stop] == octets)
 
 
 @kept_by_identity

@@ -11,6 +11,8 @@ import json
 import math
 import re
 
+import orjson
+
 from est import der as tlv
 from est.errors import BodyMalformed, BodyTooLarge
 
@@ -95,6 +97,15 @@ def read_json(body: bytes, *, max_bytes: int = MAX_BODY, max_depth: int = 16) ->
     UTF-8 without byte order mark or lone surrogates, no duplicate names, no NaN or Infinity, integers of at most 20
     digits, arrays and objects nested at most `max_depth`. Raises BodyTooLarge or BodyMalformed.
     """
+    # What orjson writes in the same octets again has no name twice, no white space and no number of two meanings. Most
+    # programs write JSON like that. Brackets that are too few to nest too deeply need not be looked at.
+    if len(body) <= min(max_bytes, MAX_BODY) and body.count(b"[") + body.count(b"{") <= max_depth:
+        try:
+            value: object = orjson.loads(body)
+            if orjson.dumps(value) == body:
+                return value
+        except (orjson.JSONDecodeError, TypeError):
+            pass  # the slow way has the words for it
     return _read(body, _DECODER, max_bytes, max_depth)
 
 

@@ -81,7 +81,7 @@ def read_kind(uri: str, kind: Kind, *, origin: str | None = None) -> Identifier:
 
 
 # What was read is kept, because every object about an agent names it, its owner and its proxy once more.
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _read(uri: str, max_bytes: int) -> Identifier:
     return _parse(uri, SCHEMES, max_bytes)
 
@@ -93,7 +93,7 @@ def _parse(uri: str, schemes: Collection[str], max_bytes: int) -> Identifier:
     return Identifier(uri, *origin, segments)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _read_kind(uri: str, kind: Kind) -> Identifier:
     identifier = read(uri, max_bytes=MAX_OWNER_BYTES if kind is Kind.OWNER else MAX_BYTES)
     if identifier.segments[0] != kind:

@@ -274,7 +274,7 @@ def _read_header(header: bytes) -> Mapping[str, object]:
     return MappingProxyType(read_object(_unbase64url(header, "header"), "header"))
 
 
-_read_short_header = lru_cache(maxsize=1024)(_read_header)
+_read_short_header = lru_cache(maxsize=256)(_read_header)
 
 
 @lru_cache(maxsize=64)
@@ -313,7 +313,7 @@ def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
     raise Malformed("the JWK is neither P-256, P-384 nor Ed25519, or has no coordinates", object=what)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     """The key of a point, which must be on the curve, and the SHA-256 of its SubjectPublicKeyInfo.
 

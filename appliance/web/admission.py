@@ -1,10 +1,11 @@
 """Admission: who is served when a port is asked for more than it can do.
 
-Served in turn, everybody waits as long as the whole queue is; so past a certain load nobody is served in time and all
-the work is in vain. Here a queue that stands is noticed by the loop being late, twice in a row, which a burst is not.
-From then on the newest request goes first, because its client still waits, and one that has waited past its time is
-told 503 and Retry-After, for a fraction of what its answer would cost: only its bytes are decrypted. A few may always
-wait. When nobody had to be refused for a while everything is as before.
+A crowd is noticed by the loop being late, twice in a row. From then on requests wait here, and in turn: a few NAS with
+all their threads busy are served whole, a refusal would be a rejected login. Where more wait than those can be, for
+longer than a login notices, it is a storm: served in turn, everybody would wait as long as the whole queue is, and all
+the work would be in vain. Then the newest goes first, because its client still waits, and whoever was not served within
+a moment hears 503 and Retry-After, for a fraction of what the answer would cost: only the bytes are decrypted. Nobody
+is left waiting. When few had to be refused for a while everything is as before.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _log = logging.getLogger(__name__)
 BEAT_SECONDS = 0.005
 LATE_SECONDS = 0.003
 """asyncio's own timers come up to a millisecond late."""
-CALM_BEATS = 20
-PATIENCE_SECONDS = 0.02
+WINDOW_BEATS = 20
 MAY_WAIT = 64
-"""A FreeRADIUS asks over 32 connections at the most, and to it a refusal is a rejected login: a burst of two of them is
-served whole."""
-TURN_SECONDS = 0.00015
+"""A FreeRADIUS asks over 32 connections at the most: a burst of two of them is served whole, however long it takes."""
+PATIENCE_SECONDS = 0.01
+STORM_PATIENCE_SECONDS = 0.0002
+TURN_SECONDS = 0.0001
 GREETINGS = 2
 HELD_BYTES, HELD_GREETING_BYTES = 65_536, 16_384
 """Of one connection; past it nothing more is read until they were passed on."""
@@ -65,18 +66,21 @@ class Admission:
         self._name = name
         self._now = now
         self.is_crowded = False
+        self.is_storm = False
         self.is_watching = False
         self.is_refusing = False
         self.refused = 0
         """How many, ever; HTTP counts them."""
+        self.served = 0
+        """How many had to wait and were passed on, ever."""
         self._held: dict[Holdable, _Held] = {}
         self._asked: deque[_Held] = deque()
         self._greeting: deque[_Held] = deque()
         self._is_due = False
         self._late = 0
-        self._calm = 0
+        self._beats = 0
+        self._served_before = self._refused_before = 0
         self._most = 0
-        self._told = 0
 
     def holds(self, wire: Holdable, data: bytes) -> bool:
         """Whether these bytes wait here; if not, whoever has them goes on with them."""
@@ -115,27 +119,38 @@ class Admission:
         self._is_due = False
         for _ in range(min(GREETINGS, len(self._greeting))):
             self._pass_on(self._greeting.popleft())
-        asked, patience = self._asked, PATIENCE_SECONDS
-        end = self._now() + TURN_SECONDS
-        while asked and (now := self._now()) < end:
-            newest = asked.pop()
-            if now - newest.since > patience and len(asked) >= MAY_WAIT:
-                asked.append(newest)
-                break
-            self._pass_on(newest)
-        end = self._now() + TURN_SECONDS
-        self.is_refusing = True
-        try:
-            while len(asked) > MAY_WAIT and (now := self._now()) < end and now - asked[0].since > patience:
+        asked = self._asked
+        if len(asked) > MAY_WAIT and not self.is_storm and self._now() - asked[0].since > PATIENCE_SECONDS:
+            self.is_storm = True
+            self._begin_window()
+            _log.warning("event=storm listener=%s waiting=%d", self._name, len(asked))
+        if self.is_storm:
+            self._choose()
+        else:
+            end = self._now() + TURN_SECONDS
+            while asked and self._now() < end:
                 self._pass_on(asked.popleft())
-        finally:
-            self.is_refusing = False
         if asked or self._greeting:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
+    def _choose(self) -> None:
+        """Serve the newest, refuse those that waited too long; one of the two whenever somebody waits."""
+        asked, patience = self._asked, STORM_PATIENCE_SECONDS
+        end = self._now() + TURN_SECONDS
+        while asked and (now := self._now()) < end and now - asked[-1].since <= patience:
+            self._pass_on(asked.pop())
+        end = self._now() + TURN_SECONDS
+        self.is_refusing = True
+        try:
+            while asked and (now := self._now()) < end and now - asked[0].since > patience:
+                self._pass_on(asked.popleft())
+        finally:
+            self.is_refusing = False
+
     def _pass_on(self, held: _Held) -> None:
         if held.data:
+            self.served += not self.is_refusing
             self._held.pop(held.wire, None)
             if held.room < 0:
                 held.wire.choke(False)
@@ -146,18 +161,30 @@ class Admission:
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._late = self._late + 1 if loop.time() - due > LATE_SECONDS else 0
-        refused, self._told = self.refused - self._told, self.refused
         if self.is_crowded:
-            self._calm = self._calm + 1 if not refused and self._most <= MAY_WAIT else 0
-            self._most = len(self._asked)
-            if self._calm >= CALM_BEATS and not self._held:
-                self.is_crowded = False
-                _log.warning("event=crowd-over listener=%s refused_ever=%d", self._name, self.refused)
+            self._beats += 1
+            if self._beats >= WINDOW_BEATS:
+                self._end_window()
         elif self._late >= 2:
             self.is_crowded = True
-            self._calm = 0
+            self._begin_window()
             _log.warning("event=crowded listener=%s", self._name)
         if self.is_crowded or self._late:
             self._next_beat(loop)
         else:
             self.is_watching = False
+
+    def _begin_window(self) -> None:
+        self._beats = 0
+        self._most = len(self._asked)
+        self._served_before, self._refused_before = self.served, self.refused
+
+    def _end_window(self) -> None:
+        """The storm is over when nine in ten were served, the crowd when not many waited at any time."""
+        served, refused, most = self.served - self._served_before, self.refused - self._refused_before, self._most
+        self._begin_window()
+        if self.is_storm:
+            self.is_storm = refused * 10 > served + refused
+        elif most <= MAY_WAIT and not self._held:
+            self.is_crowded = False
+            _log.warning("event=crowd-over listener=%s refused_ever=%d", self._name, self.refused)

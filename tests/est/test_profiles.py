@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
-from est import chains, profiles
+from est import chains, profiles, shapes
 from est.errors import CertificateNotAsShaped, KeyNotAccepted, ShapeNotPossible
 from est.signer import KeySigner
 from tests.est.pki import DAY, YEAR, campus, sign, terms
@@ -237,6 +237,26 @@ def test_an_extension_that_was_read_back_is_settled_and_written_the_same_again()
     first = profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key())
     assert names.settled == names.encode() == profiles.Extension(value, False).encode()
     assert profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key()) == first
+
+
+@pytest.mark.req("E-205")
+def test_our_own_reader_knows_the_extensions_that_differ_in_each_certificate_from_others() -> None:
+    uri, private = x509.UniformResourceIdentifier, x509.UnrecognizedExtension
+    san = x509.SubjectAlternativeName
+    values: list[x509.ExtensionType] = [
+        san([uri(URI)]), san([uri(URI), uri(URI)]), san([uri(URI + "x" * 200)]), san([]), san([x509.DNSName("a")]),
+        private(DUAL[0].oid, b"\x05\x00"), private(DUAL[0].oid, b"\x05\x01\x00"), private(DUAL[0].oid, b"a" * 300),
+        private(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00"), x509.SubjectKeyIdentifier(b"abc"),
+    ]  # fmt: skip
+    ways = [profiles.Extension(value, critical) for value in values for critical in (False, True)]
+    plain = [one for one in ways if shapes._is_plainly(one, one.encode())]
+    assert len(plain) == 2 * 8  # all but the host name and the key identifier
+    for one in plain:
+        for other in ways:
+            assert shapes._is_plainly(one, other.encode()) is (one is other)
+        der = one.encode()
+        for broken in (der[:-1], der + b"\x00", b"", b"\x31" + der[1:], der[:-1] + bytes((der[-1] ^ 1,))):
+            assert not shapes._is_plainly(one, broken)
 
 
 @pytest.mark.req("E-205")

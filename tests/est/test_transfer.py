@@ -6,6 +6,8 @@ import base64
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from est import csr, profiles, transfer
 from est.errors import BodyMalformed, BodyTooLarge
@@ -138,6 +140,36 @@ def test_json_from_outside_is_read() -> None:
 def test_json_that_could_surprise_is_malformed(body: bytes) -> None:
     with pytest.raises(BodyMalformed):
         transfer.read_json(body)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**22), 10**22) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "ä", ""]), inner),
+    max_leaves=8,
+)
+_PIECES = st.sampled_from(
+    [b'{"a":1,"a":1}', b"-0", b"1e5", b"1E400", b"NaN", b"18446744073709551616", b'"\\ud800"', b'"\\u0061"', b" ",
+     b'\xef\xbb\xbf"a"', b"[[[[[", b'"\xff"', b"1.0", b"0.10", b'"\\/"', b"", b"null"]
+)  # fmt: skip
+
+
+@given(
+    _VALUES.map(lambda value: json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()) | _PIECES, _PIECES
+)
+def test_json_is_read_alike_the_fast_way_and_the_slow_way(body: bytes, piece: bytes) -> None:
+    for text in (
+        body,
+        b"[%b,%b]" % (body, piece),
+        b'{"x":%b,"x":%b}' % (body, piece),
+        b'{"x":%b,"y":%b}' % (piece, body),
+    ):
+        verdicts = []
+        for way in (text, text + b" "):  # which no fast way reads
+            try:
+                verdicts.append(repr(transfer.read_json(way, max_depth=6)))
+            except BodyMalformed as refusal:
+                verdicts.append(refusal.detail)
+        assert verdicts[0] == verdicts[1], text
 
 
 def test_json_depth_counts_containers_and_not_brackets_in_strings() -> None:

@@ -65,7 +65,7 @@ def test_a_loop_that_is_late_once_is_a_burst_and_twice_a_crowd_until_it_has_been
         assert not gate.is_crowded
         gate._beat(loop, loop.time() - late)
         assert gate.is_crowded
-        for _ in range(rules.CALM_BEATS):
+        for _ in range(rules.WINDOW_BEATS):
             assert gate.is_crowded
             gate._beat(loop, loop.time())
         assert not gate.is_crowded
@@ -73,26 +73,95 @@ def test_a_loop_that_is_late_once_is_a_burst_and_twice_a_crowd_until_it_has_been
     play(story)
 
 
-def test_fresh_requests_are_served_newest_first() -> None:
+def end_window(gate: Admission) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in range(rules.WINDOW_BEATS):
+        gate._beat(loop, loop.time())
+
+
+def deliveries(hands: list[Hand]) -> list[Hand]:
+    """Whom the gate passes on, in that order."""
+    order: list[Hand] = []
+
+    def note(hand: Hand) -> None:
+        plain = hand.deliver
+        hand.deliver = lambda data: (order.append(hand), plain(data))[1]  # type: ignore[method-assign]
+
+    for hand in hands:
+        note(hand)
+    return order
+
+
+def test_a_crowd_is_served_in_turn_and_nobody_refused_however_long_it_waited() -> None:
     def story(gate: Admission, now: list[float]) -> None:
-        order: list[Hand] = []
-        hands = crowd(gate, 20)
-        for hand in hands:
-            hand.deliver = lambda data, hand=hand: order.append(hand)  # type: ignore[method-assign, misc]
+        hands = crowd(gate, rules.MAY_WAIT)
+        order = deliveries(hands)
+        now[0] = 1.0
         gate._turn()
-        assert order == hands[::-1]
+        assert order == hands and not gate.is_storm
+        assert all(hand.got == [(b"x", False)] for hand in hands)
 
     play(story)
 
 
-def test_who_waited_past_the_time_is_refused_the_oldest_first_but_for_a_few() -> None:
+def test_more_than_may_wait_for_longer_than_a_moment_are_a_storm() -> None:
     def story(gate: Admission, now: list[float]) -> None:
-        hands = crowd(gate, 12 + rules.MAY_WAIT)
-        now[0] = 1.0
+        hands = crowd(gate, rules.MAY_WAIT + 1)
+        now[0] = rules.PATIENCE_SECONDS
         gate._turn()
-        assert [hand.got for hand in hands] == [[(b"x", True)]] * 12 + [[]] * rules.MAY_WAIT
+        assert not gate.is_storm and all(hand.got == [(b"x", False)] for hand in hands)
+        late, hands = hands, crowd(gate, rules.MAY_WAIT + 1)
+        now[0] += rules.PATIENCE_SECONDS + 0.001
         gate._turn()
-        assert [hand.got for hand in hands[12:]] == [[(b"x", False)]] * rules.MAY_WAIT
+        assert gate.is_storm and all(hand.got == [(b"x", True)] for hand in hands) and len(late) == len(hands)
+
+    play(story)
+
+
+def test_in_a_storm_the_newest_go_first_and_everybody_else_hears_no_the_oldest_first() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        gate.is_storm = True
+        old = crowd(gate, 5)
+        now[0] = rules.STORM_PATIENCE_SECONDS + 0.0001
+        new = crowd(gate, 3)
+        order = deliveries(old + new)
+        gate._turn()
+        assert order == new[::-1] + old
+        assert [hand.got for hand in old] == [[(b"x", True)]] * 5 and [hand.got for hand in new] == [
+            [(b"x", False)]
+        ] * 3
+        assert not gate._held
+
+    play(story)
+
+
+def test_a_storm_is_over_when_nine_in_ten_were_served_and_then_the_crowd() -> None:
+    def story(gate: Admission, now: list[float]) -> None:
+        gate.is_storm = gate.is_crowded = True
+        gate.served, gate.refused = 88, 12
+        end_window(gate)
+        assert gate.is_storm
+        gate.served, gate.refused = 88 + 90, 12 + 10
+        end_window(gate)
+        assert gate.is_crowded and not gate.is_storm
+        end_window(gate)
+        assert not gate.is_crowded
+
+    play(story)
+
+
+def test_nobody_is_left_waiting_while_others_come_again_and_again() -> None:
+    """Newest first with a place for the oldest left some of them until their connection had outlived its deadline."""
+
+    def story(gate: Admission, now: list[float]) -> None:
+        for is_storm in (False, True):
+            gate.is_storm = is_storm
+            first = crowd(gate, 10)
+            for _ in range(100):
+                now[0] += 0.001
+                crowd(gate, 3)
+                gate._turn()
+            assert all(len(hand.got) == 1 for hand in first)
 
     play(story)
 
