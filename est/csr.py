@@ -22,7 +22,7 @@ from est.errors import (
     KeyNotAccepted,
     ProofOfPossessionFailed,
 )
-from est.keys import PublicKey, check_key, is_ec, read_spki, spki, spki_sha256
+from est.keys import PublicKey, check_key, is_ec, is_plain_spki, read_spki, spki, spki_sha256
 from est.signer import KeySigner, Signer
 from est.transfer import check_der
 
@@ -37,6 +37,8 @@ _READ_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtens
 _SAN = x509.SubjectAlternativeName.oid
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _HASH_NAMES = frozenset(one.name for one in _HASHES)
+_ALGORITHMS = frozenset(tlv.sequence(tlv.oid(one)) for one in _ECDSA.values())
+_VERSION = tlv.integer(0)
 _ECDSA_WITH = {
     "sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256,
     "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384,
@@ -73,10 +75,13 @@ def read(der: bytes) -> Csr:
 
     Raises BodyTooLarge, BodyMalformed (not strict DER), CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed.
     """
-    check_der(der, max_bytes=MAX_CSR)
+    outline = _known_outline(der)
+    if outline is None:
+        check_der(der, max_bytes=MAX_CSR)
     try:
         request = x509.load_der_x509_csr(der)
-        outline = _outline(der)
+        if outline is None:
+            outline = _outline(der)
         public_key = check_key(read_spki(outline.spki))
         digest = request.signature_hash_algorithm
         digest_name = "" if digest is None else digest.name
@@ -239,6 +244,33 @@ def _read_asked(request: x509.CertificateSigningRequest, subject_der: bytes, att
     except (*_READ_ERRORS, UnsupportedAlgorithm) as error:
         raise CsrMalformed("the certification request cannot be read") from error
     return _Asked(subject, subject_der, san, san_der, extensions, MappingProxyType(attributes), challenge)
+
+
+def _known_outline(der: bytes) -> _Outline | None:
+    """The outline of a request in which only the key and the signature are new; None for any other.
+
+    Its Name and attributes were checked when they first came, octet for octet, and for a key on P-256 or P-384 and an
+    ECDSA signature nothing else is left that could be other than strict DER.
+    """
+    if len(der) > MAX_CSR:
+        return None
+    try:
+        at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
+        start, stop = tlv.expect(der, at, end, tlv.SEQUENCE)
+        if not der.startswith(_VERSION, start):
+            return None
+        subject_at = start + len(_VERSION)
+        _, subject_end = tlv.expect(der, subject_at, stop, tlv.SEQUENCE)
+        _, key_end = tlv.expect(der, subject_end, stop, tlv.SEQUENCE)
+        found = _Outline(der[subject_at:subject_end], der[subject_end:key_end], der[key_end:stop])
+        if found[::2] not in _kept or not is_plain_spki(found.spki):
+            return None
+        _, algorithm_end = tlv.expect(der, stop, end, tlv.SEQUENCE)
+        signature_at, _ = tlv.only(der, algorithm_end, end, tlv.BIT_STRING)
+        is_plain = der[stop:algorithm_end] in _ALGORITHMS and der.startswith(b"\x00", signature_at)
+    except BodyMalformed:
+        return None
+    return found if is_plain else None
 
 
 def _outline(der: bytes) -> _Outline:

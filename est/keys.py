@@ -142,6 +142,14 @@ def _write_spki(key: object) -> bytes:
         raise CertificateMalformed("the public key cannot be read") from error
 
 
+def is_plain_spki(der: bytes) -> bool:
+    """Whether these octets can be nothing but the SubjectPublicKeyInfo of an uncompressed point on P-256 or P-384."""
+    return any(
+        len(der) == len(before) + 1 + 2 * size and der.startswith(before + b"\x04")
+        for before, size in ((_BEFORE_POINT["secp256r1"], 32), (_BEFORE_POINT["secp384r1"], 48))
+    )
+
+
 def spki_of_point(curve: str, point: bytes) -> bytes:
     """DER SubjectPublicKeyInfo of an uncompressed point on P-256 or P-384 (curve by name; RFC 5480, section 2)."""
     return _BEFORE_POINT[curve] + point

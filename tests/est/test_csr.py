@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from est import csr, der, keys, profiles
-from est.errors import BodyMalformed, CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed
+from est.errors import BodyMalformed, CsrMalformed, EstError, KeyNotAccepted, ProofOfPossessionFailed
 from est.signer import KeySigner
 from tests.support import key
 
@@ -218,3 +218,34 @@ def test_names_that_the_library_fails_at_in_its_own_ways_are_malformed(value: by
     subject = der.sequence(der.set_of([der.sequence(der.oid("2.5.4.3"), value)]))
     with pytest.raises(CsrMalformed):
         csr.read(hand_made(subject=subject))
+
+
+@pytest.mark.req("E-21")
+@pytest.mark.parametrize("curve", ["p256", "p384"])
+def test_a_request_like_an_earlier_one_is_looked_at_as_strictly_as_the_first(curve: str) -> None:
+    """Every octet changed in two ways, every octet taken away and one put in: the same verdict either way."""
+    keys_ = [ec.generate_private_key(ec.SECP384R1() if curve == "p384" else ec.SECP256R1()) for _ in range(2)]
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://campus.example/proxy/1")])
+    first, second = (csr.build(subject=profiles.name("proxy 1"), key=one, san=san) for one in keys_)
+
+    def verdict(der_: bytes) -> str:
+        try:
+            return repr(csr.read(der_))
+        except EstError as refusal:
+            return f"{type(refusal).__name__} {refusal.detail}"
+
+    changed = [second, second + b"\x00", b""]
+    for at in range(len(second)):
+        changed += [second[:at] + bytes((second[at] ^ mask,)) + second[at + 1 :] for mask in (0x01, 0x80)]
+        changed += [second[:at] + second[at + 1 :], second[:at] + b"\x00" + second[at:]]
+    for one in changed:
+        csr._kept.clear()
+        alone = verdict(one)
+        csr._kept.clear()
+        csr.read(first)
+        assert verdict(one).partition(" object at ")[0] == alone.partition(" object at ")[0]
+    csr._kept.clear()
+    assert csr._known_outline(second) is None
+    csr.read(first)
+    assert csr._known_outline(second) is not None
+    assert csr._known_outline(second + b"\x00") is None
