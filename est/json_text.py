@@ -18,17 +18,12 @@ quoted: Callable[[str], str] = encoder.encode_basestring
 _STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
-def encoder_of(
-    *, sort_keys: bool = False, ensure_ascii: bool = False, has_fractions: bool = True
-) -> Callable[[Any], str]:
+def encoder_of(*, sort_keys: bool = False, ensure_ascii: bool = False) -> Callable[[Any], str]:
     """A function from a value to its JSON text; it refuses what JSON does not know (TypeError) and NaN (ValueError).
 
-    Values that are often None and never a fraction are written faster with `has_fractions` false. An exponent stands
-    without a zero in front, unlike the standard library's: 1e-7. UUIDs are written as strings.
+    An exponent stands without a zero in front, unlike the standard library's: 1e-7. UUIDs are written as strings.
     """
-    standard = json.JSONEncoder(
-        sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False, check_circular=False
-    ).encode
+    standard = _standard(sort_keys, ensure_ascii)
     option = _STRICT | (orjson.OPT_SORT_KEYS if sort_keys else 0)
     dumps = orjson.dumps
 
@@ -37,10 +32,24 @@ def encoder_of(
             octets = dumps(value, None, option)
         except TypeError:  # names that are no strings, integers of more than 64 bits, lone surrogates
             return standard(value)
-        if has_fractions and b"null" in octets:  # perhaps NaN
+        if b"null" in octets:  # perhaps NaN
             return standard(value)
         if ensure_ascii and (not octets.isascii() or b"\x7f" in octets):
             return standard(value)
         return octets.decode()
 
     return encode
+
+
+def _standard(sort_keys: bool, ensure_ascii: bool) -> Callable[[Any], str]:
+    """The standard library's; its `encode` would make a new encoder for every call, here one is kept for good."""
+    standard = json.JSONEncoder(
+        sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False, check_circular=False
+    )
+    make: Any = getattr(encoder, "c_make_encoder", None)
+    if make is None:  # an interpreter without the C module
+        return standard.encode
+    string = encoder.encode_basestring_ascii if ensure_ascii else quoted
+    chunks = make(None, standard.default, string, None, ":", ",", sort_keys, False, False)
+    join = "".join
+    return lambda value: join(chunks(value, 0))

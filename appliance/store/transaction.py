@@ -20,7 +20,7 @@ from est.json_text import encoder_of
 
 _EMIT = plain(insert(schema.outbox), "time", "topic", "key", "body")
 _APPEND = plain(insert(schema.audit), "seq", "time", "event", "body", "prev", "hash")
-_encode = encoder_of(has_fractions=False)
+_encode = encoder_of()
 _NOTHING: Mapping[str, Any] = {}
 
 _DUPLICATE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
