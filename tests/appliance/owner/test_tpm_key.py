@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,19 +33,24 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """One TPM of its own seed; answers its process and TCTI."""
     pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed (extra tpm)")
     folder.mkdir()
-    socket = folder / "s"
+    path = folder / "s"
     process = subprocess.Popen(
         [
-            "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--server", f"type=unixio,path={socket}",
-            "--ctrl", f"type=unixio,path={socket}.ctrl", "--flags", "not-need-init,startup-clear",
+            "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--server", f"type=unixio,path={path}",
+            "--ctrl", f"type=unixio,path={path}.ctrl", "--flags", "not-need-init,startup-clear",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 10
-    while not socket.exists():
+    while not all(map(_listens, (path, f"{path}.ctrl"))):  # a socket's file is there before anybody may connect to it
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    return process, f"swtpm:path={socket}"
+    return process, f"swtpm:path={path}"
+
+
+def _listens(path: Path | str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 @pytest.fixture(scope="module")
