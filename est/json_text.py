@@ -21,7 +21,8 @@ _STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATET
 def encoder_of(*, sort_keys: bool = False, ensure_ascii: bool = False) -> Callable[[Any], str]:
     """A function from a value to its JSON text; it refuses what JSON does not know (TypeError) and NaN (ValueError).
 
-    An exponent stands without a zero in front, unlike the standard library's: 1e-7. UUIDs are written as strings.
+    Unlike the standard library it may write a fraction in another form of the same value (0.00001 for 1e-05), UUIDs as
+    strings, and members of any Enum by their value.
     """
     standard = _standard(sort_keys, ensure_ascii)
     option = _STRICT | (orjson.OPT_SORT_KEYS if sort_keys else 0)

@@ -1,8 +1,8 @@
 """A certificate before its signature: shape, sign, check (RFC 5280, section 4).
 
-`to_be_signed` writes the bytes to be signed and has cryptography read them back, so what is signed is byte for byte
-what was checked; `assemble` puts the signature on and verifies it. Extensions that many certificates share are encoded
-and compared once, when they are made. Serial numbers, times and keys are arguments.
+`to_be_signed` writes what is to be signed and has it read back, by cryptography, or by our own reader if it is plain,
+so what is signed is byte for byte what was checked; `assemble` puts the signature on and verifies it. Extensions that
+many certificates share are encoded and compared once, when they are made. Serial numbers, times and keys are arguments.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 
 from est import der as tlv
 from est.certificates import extensions_of, load_certificate, load_own
@@ -30,6 +31,8 @@ _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 _NO_SIGNATURE = b"\x03\x01\x00"
 _CRITICAL = b"\x01\x01\xff"
 _URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
+_KNOWN = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
+"""Kinds of extensions that the library reads, so that it has to be asked."""
 _WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
 
 
@@ -190,11 +193,11 @@ def _is_plainly(extension: Extension, der: bytes) -> bool:
     """
     value: Any = extension.value
     kind = type(value)  # isinstance() with the library's abstract classes is slow
-    if kind is x509.UnrecognizedExtension:
+    if kind is x509.UnrecognizedExtension and value.oid not in _KNOWN:
         octets = value.value
     elif kind is x509.SubjectAlternativeName:
         names = list(value)
-        if not all([type(one) is x509.UniformResourceIdentifier for one in names]):
+        if not names or not all([type(one) is x509.UniformResourceIdentifier for one in names]):
             return False
         octets = tlv.sequence(*(tlv.tlv(_URI, one.value.encode("ascii")) for one in names))
     else:

@@ -46,8 +46,8 @@ _CACHED: Final = (
     "Aruba-User-Role",
 )
 """Reply attributes that the last known good answer gives again."""
-# FreeRADIUS keeps an answered request for cleanup_delay, and counts it: a login of eight round trips counts eight times
-# for five seconds. Too few, and it drops whole logins of a busy hour, which the supplicants then begin again.
+# FreeRADIUS keeps an answered request for cleanup_delay, and counts it: a login of up to eight round trips counts eight
+# times for five seconds. Too few, and it drops logins of a busy hour, which the supplicants then begin again.
 _REQUESTS_PER_SESSION: Final = 8
 _LOOPBACK: Final = '((&Tmp-String-1 == "127.0.0.1") || (&Tmp-String-1 == "::1"))'
 _NAS_OF_CONNECTION: Final = "%{listen:TLS-Client-Cert-Common-Name}"

@@ -17,6 +17,7 @@ adds its own, so every process hears of every event in the order of the commits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -48,6 +49,7 @@ _HEAD = plain(
     )
 )
 _MAX_GROUP = 128
+_NICE = 10
 _PASSES = 4
 """How often the loop goes round before a group begins that is not expected to be alone."""
 _MAX_WAITING = 10_000
@@ -151,6 +153,8 @@ class Writer:
         self._connection.close()
 
     def _main(self) -> None:
+        if not self._is_shared:
+            _give_way()
         while True:
             job = self._jobs.get()
             group: list[Job] = []
@@ -380,3 +384,13 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_dev, state.st_ino
+
+
+def _give_way() -> None:
+    """Let the other threads of this process go first where processors are few, as far as the system knows threads.
+
+    What is written here can wait; decisions and quick transactions on the event loop cannot, and a scheduler would
+    take the processor from them for milliseconds.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -2,10 +2,11 @@
 
 A crowd is noticed by the loop being late, twice in a row. From then on requests wait here, and in turn: a few NAS with
 all their threads busy are served whole, a refusal would be a rejected login. Where more wait than those can be, for
-longer than a login notices, it is a storm: served in turn, everybody would wait as long as the whole queue is, and all
-the work would be in vain. Then the newest goes first, because its client still waits, and whoever was not served within
-a moment hears 503 and Retry-After, for a fraction of what the answer would cost: only the bytes are decrypted. Nobody
-is left waiting. When few had to be refused for a while everything is as before.
+longer than a moment, it is a storm: served in turn, everybody would wait as long as the whole queue is, and all the
+work would be in vain. Then the newest goes first, because its client still waits, and whoever was not served within a
+moment hears 503 and Retry-After, for a fraction of what the answer would cost: only the bytes are decrypted. One of the
+two happens in every turn, so nobody is left waiting and somebody is always served. The storm is over when no more
+connections ask than a few NAS have, or everybody who asked could have been served.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ BEAT_SECONDS = 0.005
 LATE_SECONDS = 0.003
 """asyncio's own timers come up to a millisecond late."""
 WINDOW_BEATS = 20
-MAY_WAIT = 64
-"""A FreeRADIUS asks over 32 connections at the most: a burst of two of them is served whole, however long it takes."""
+MAY_WAIT = 128
+"""A FreeRADIUS asks over 32 connections at the most: four of them are served whole, however long it takes."""
 PATIENCE_SECONDS = 0.01
 STORM_PATIENCE_SECONDS = 0.0002
-TURN_SECONDS = 0.0001
+"""At least; it is as long as a request takes."""
+TURN_SECONDS, STORM_TURN_SECONDS = 0.002, 0.0001
+"""In a storm, but where the loop has other work for longer than MOMENT_SECONDS: then as much as that."""
+MOMENT_SECONDS = 0.0004
+FULL = 0.95
 GREETINGS = 2
 HELD_BYTES, HELD_GREETING_BYTES = 65_536, 16_384
 """Of one connection; past it nothing more is read until they were passed on."""
@@ -71,16 +76,19 @@ class Admission:
         self.is_refusing = False
         self.refused = 0
         """How many, ever; HTTP counts them."""
-        self.served = 0
-        """How many had to wait and were passed on, ever."""
         self._held: dict[Holdable, _Held] = {}
         self._asked: deque[_Held] = deque()
         self._greeting: deque[_Held] = deque()
         self._is_due = False
+        self._ended = self._now()
         self._late = 0
         self._beats = 0
-        self._served_before = self._refused_before = 0
-        self._most = 0
+        self._begun = 0.0
+        self._askers: set[Holdable] = set()
+        self._served = self._refused_before = 0
+        self._serving = 0.0
+        self._each = 0.0
+        """Seconds that a request takes."""
 
     def holds(self, wire: Holdable, data: bytes) -> bool:
         """Whether these bytes wait here; if not, whoever has them goes on with them."""
@@ -98,7 +106,7 @@ class Admission:
                 self._greeting.append(held)
             else:
                 self._asked.append(held)
-            self._most = max(self._most, len(self._asked))
+                self._askers.add(wire)
         held.data.append(data)
         held.room -= len(data)
         if held.room < 0:
@@ -117,8 +125,6 @@ class Admission:
     def _turn(self) -> None:
         """A little of everything, then the loop looks for newer ones."""
         self._is_due = False
-        for _ in range(min(GREETINGS, len(self._greeting))):
-            self._pass_on(self._greeting.popleft())
         asked = self._asked
         if len(asked) > MAY_WAIT and not self.is_storm and self._now() - asked[0].since > PATIENCE_SECONDS:
             self.is_storm = True
@@ -128,19 +134,31 @@ class Admission:
             self._choose()
         else:
             end = self._now() + TURN_SECONDS
-            while asked and self._now() < end:
+            while asked:
                 self._pass_on(asked.popleft())
+                if self._now() >= end:
+                    break
+        self._ended = self._now()
+        for _ in range(min(GREETINGS, len(self._greeting))):
+            self._pass_on(self._greeting.popleft())
         if asked or self._greeting:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _choose(self) -> None:
-        """Serve the newest, refuse those that waited too long; one of the two whenever somebody waits."""
-        asked, patience = self._asked, STORM_PATIENCE_SECONDS
-        end = self._now() + TURN_SECONDS
-        while asked and (now := self._now()) < end and now - asked[-1].since <= patience:
+        """Serve the newest, one whatever its age, and refuse those that waited too long."""
+        asked, patience = self._asked, max(STORM_PATIENCE_SECONDS, self._each)
+        begun = now = self._now()
+        elsewhere = begun - self._ended
+        share = elsewhere if elsewhere > MOMENT_SECONDS else STORM_TURN_SECONDS
+        while asked:
             self._pass_on(asked.pop())
-        end = self._now() + TURN_SECONDS
+            self._served += 1
+            now = self._now()
+            if now - begun >= share or (asked and now - asked[-1].since > patience):
+                break
+        self._serving += now - begun
+        end = now + max(share, now - begun)
         self.is_refusing = True
         try:
             while asked and (now := self._now()) < end and now - asked[0].since > patience:
@@ -150,7 +168,6 @@ class Admission:
 
     def _pass_on(self, held: _Held) -> None:
         if held.data:
-            self.served += not self.is_refusing
             self._held.pop(held.wire, None)
             if held.room < 0:
                 held.wire.choke(False)
@@ -176,15 +193,20 @@ class Admission:
 
     def _begin_window(self) -> None:
         self._beats = 0
-        self._most = len(self._asked)
-        self._served_before, self._refused_before = self.served, self.refused
+        self._begun = self._now()
+        self._askers = {held.wire for held in self._asked}
+        self._served, self._refused_before = 0, self.refused
+        self._serving = 0.0
 
     def _end_window(self) -> None:
-        """The storm is over when nine in ten were served, the crowd when not many waited at any time."""
-        served, refused, most = self.served - self._served_before, self.refused - self._refused_before, self._most
-        self._begin_window()
+        """The storm is over when few ask or everybody could have been served, the crowd when nobody waits."""
         if self.is_storm:
-            self.is_storm = refused * 10 > served + refused
-        elif most <= MAY_WAIT and not self._held:
+            self._each = self._serving / self._served if self._served else 0.0
+            wanted = (self._served + self.refused - self._refused_before) * self._each
+            if len(self._askers) <= MAY_WAIT or wanted < FULL * (self._now() - self._begun):
+                self.is_storm = False
+                _log.warning("event=storm-over listener=%s refused_ever=%d", self._name, self.refused)
+        elif not self._held:
             self.is_crowded = False
-            _log.warning("event=crowd-over listener=%s refused_ever=%d", self._name, self.refused)
+            _log.warning("event=crowd-over listener=%s", self._name)
+        self._begin_window()

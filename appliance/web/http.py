@@ -363,7 +363,8 @@ class HttpConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         self._discarded = 0
-        if request.match is not None and request.is_whole and not self._reader.has_ended:
+        is_all_read = request.match is not None and request.is_whole and not self._reader.has_ended
+        if is_all_read or not transport.can_write_eof():  # TLS waits for its peer's end by itself
             self.close()
         else:  # closing on unread bytes would reset the connection and lose the answer
             transport.resume_reading()  # a large body may have paused it, and nobody reads that any more

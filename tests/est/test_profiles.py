@@ -250,13 +250,32 @@ def test_our_own_reader_knows_the_extensions_that_differ_in_each_certificate_fro
     ]  # fmt: skip
     ways = [profiles.Extension(value, critical) for value in values for critical in (False, True)]
     plain = [one for one in ways if shapes._is_plainly(one, one.encode())]
-    assert len(plain) == 2 * 8  # all but the host name and the key identifier
+    assert len(plain) == 2 * 7  # all but the host name, the key identifier and no name at all
     for one in plain:
         for other in ways:
             assert shapes._is_plainly(one, other.encode()) is (one is other)
         der = one.encode()
         for broken in (der[:-1], der + b"\x00", b"", b"\x31" + der[1:], der[:-1] + bytes((der[-1] ^ 1,))):
             assert not shapes._is_plainly(one, broken)
+
+
+@pytest.mark.req("E-205")
+@pytest.mark.parametrize(
+    ("oid", "octets"),
+    [
+        (ExtensionOID.BASIC_CONSTRAINTS, b"\x30\x03\x01\x01\xff"),
+        (ExtensionOID.KEY_USAGE, b"rubbish"),
+        (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x00"),
+        (ExtensionOID.SUBJECT_KEY_IDENTIFIER, b"\x04\x01a"),
+    ],
+)
+def test_an_extension_that_the_library_knows_is_not_signed_as_a_private_one(
+    oid: x509.ObjectIdentifier, octets: bytes
+) -> None:
+    good = END_ENTITIES["ldevid"][0]
+    shape = replace(good, extensions=(profiles.Extension(x509.UnrecognizedExtension(oid, octets), False),))
+    with pytest.raises((ShapeNotPossible, CertificateNotAsShaped)):
+        profiles.to_be_signed(shape, issuer_key=key("campus ca").public_key())
 
 
 @pytest.mark.req("E-205")
