@@ -15,6 +15,7 @@ import orjson
 quoted: Callable[[str], str] = encoder.encode_basestring
 """One string as JSON; TypeError for anything else. Characters beyond ASCII stay as they are."""
 
+_SCALARS: Final = frozenset((str, int, bool, type(None)))
 _STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -33,13 +34,18 @@ def encoder_of(*, sort_keys: bool = False, ensure_ascii: bool = False) -> Callab
             octets = dumps(value, None, option)
         except TypeError:  # names that are no strings, integers of more than 64 bits, lone surrogates
             return standard(value)
-        if b"null" in octets:  # perhaps NaN
+        if b"null" in octets and not _is_flat(value):  # perhaps NaN
             return standard(value)
         if ensure_ascii and (not octets.isascii() or b"\x7f" in octets):
             return standard(value)
         return octets.decode()
 
     return encode
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is an object of strings, whole numbers and the like, in which nothing but None can be null."""
+    return type(value) is dict and _SCALARS.issuperset(map(type, value.values()))
 
 
 def _standard(sort_keys: bool, ensure_ascii: bool) -> Callable[[Any], str]:

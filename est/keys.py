@@ -47,12 +47,13 @@ ISSUER_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1", "secp521r1"}), (2048
 """Keys of other people's CAs."""
 
 
-def kept_by_identity(make: Callable[[_K], _T]) -> Callable[[_K], _T]:
+def kept_by_identity(make: Callable[[_K], _T], kept: dict[int, tuple[object, _T]] | None = None) -> Callable[[_K], _T]:
     """`make` for keys, which never change and cannot be hashed: what it returned is kept by the key object.
 
-    The object is kept beside its result, so that its identity does not become another one's.
+    The object is kept beside its result, so that its identity does not become another one's. `kept` may be filled by
+    whoever knows a result already.
     """
-    kept: dict[int, tuple[object, _T]] = {}
+    kept = {} if kept is None else kept
 
     @wraps(make)
     def find(key: _K) -> _T:
@@ -89,7 +90,12 @@ def read_spki(der: bytes) -> object:
     return _read_short(der) if len(der) <= _SHORT else load_der_public_key(der)
 
 
-_read_short = lru_cache(maxsize=_KEPT)(load_der_public_key)
+@lru_cache(maxsize=_KEPT)
+def _read_short(der: bytes) -> object:
+    key = load_der_public_key(der)
+    if is_plain_spki(der) and len(_written) < _KEPT:  # spki() would write the same octets again
+        _written[id(key)] = key, der
+    return key
 
 
 def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
@@ -134,12 +140,17 @@ def _spki_of(certificate: x509.Certificate) -> bytes:
         raise CertificateMalformed("the public key cannot be read") from error
 
 
-@kept_by_identity
-def _write_spki(key: object) -> bytes:
+_written: dict[int, tuple[object, bytes]] = {}
+
+
+def _make_spki(key: object) -> bytes:
     try:
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateMalformed("the public key cannot be read") from error
+
+
+_write_spki = kept_by_identity(_make_spki, _written)
 
 
 def is_plain_spki(der: bytes) -> bool:

@@ -196,6 +196,15 @@ def test_a_key_on_a_curve_is_one_object_wherever_it_comes_and_a_long_one_is_not_
     assert keys.read_spki(long) is not keys.read_spki(long)
 
 
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
+def test_a_key_that_was_read_is_written_in_the_same_octets(curve: ec.EllipticCurve) -> None:
+    public = ec.generate_private_key(curve).public_key()
+    octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert keys.is_plain_spki(octets) is (curve.name != "secp521r1")
+    assert keys.spki(keys.read_spki(octets)) == octets  # type: ignore[arg-type]
+    assert not keys.is_plain_spki(octets[:-1]) and not keys.is_plain_spki(octets + b"\x00")
+
+
 def test_more_than_16_names_are_refused() -> None:
     names = [x509.DNSName(f"h{n}.example") for n in range(17)]
     assert csr.read(foreign(san=x509.SubjectAlternativeName(names[:16]))).san

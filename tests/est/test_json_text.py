@@ -56,6 +56,8 @@ def test_what_json_does_not_know_is_refused() -> None:
         with pytest.raises(TypeError):
             encode(value)
     for number in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            encode({"a": [number]})
+        for value in (number, {"a": number}, {"a": None, "b": number}, {"a": None, "b": [number]}):
+            with pytest.raises(ValueError, match="not JSON compliant"):
+                encode(value)
+    assert encode({"a": None, "b": 1, "c": "d", "e": True}) == '{"a":null,"b":1,"c":"d","e":true}'
     assert encode([1e-7, 2.5, UUID(int=0)]) == '[1e-7,2.5,"00000000-0000-0000-0000-000000000000"]'
