@@ -28,6 +28,7 @@ from appliance.errors import (
     CertificateUnknown,
     ClockWentBack,
     IssuanceFailed,
+    KeyInUse,
     NotFound,
 )
 from appliance.failpoint import failpoint
@@ -443,6 +444,16 @@ def read_weak_keys(settings: Settings) -> ListedKeys:
         except (OSError, ValueError) as cause:
             raise SettingsInvalid(f"ca.weak_keys: {file}: {cause}") from cause
     return ListedKeys.read(*texts)
+
+
+def require_own_key(tx: Tx, pending: PendingRow, subject_id: str) -> None:
+    """Refuse (KeyInUse) a key for which a certificate of another subject was ever begun: one key, one subject (E-204).
+
+    For `on_pending` of certificates that are few; enrolment and issuance ask the same together with other things.
+    """
+    digest = spki_sha256(pending.shape.public_key)
+    if certificates.is_key_of_another(tx, digest, subject_id):
+        raise KeyInUse("the key of this request belongs to another certificate")
 
 
 _EVENT_COLUMNS = ("profile", "subject_id", "agent_id", "owner_id", "proxy_id", "pledge_id", "txn", "model", "tier")

@@ -2,7 +2,7 @@
 
 Refusal
 └── ApplianceError          (abstract; never raised bare)
-    ├── NotFound  Conflict  NotPermitted  RequestMalformed
+    ├── NotFound  Conflict  NotPermitted  RequestMalformed  KeyInUse
     ├── CertificateRequired  TokenRequired
     ├── RateLimited  QueueFull  Overloaded  StoreBusy  DiskFull  StoreUnavailable   (carry retry_after_seconds)
     ├── RouteUnknown  HttpMalformed  RequestTooSlow  AnswerTooSlow  ExpectationRefused
@@ -45,6 +45,12 @@ class RequestMalformed(ApplianceError):
     """An argument or body of an administrative request cannot be read."""
 
     reason: ClassVar[str] = "request-malformed"
+
+
+class KeyInUse(ApplianceError):
+    """The key in the certification request belongs to a certificate of somebody else (E-204)."""
+
+    reason: ClassVar[str] = "key-in-use"
 
 
 class CertificateRequired(ApplianceError):

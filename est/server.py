@@ -6,7 +6,7 @@ Knows nothing of who is calling; the service that holds an EstServer authenticat
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from urllib.parse import unquote
@@ -56,7 +56,8 @@ class EstServer:
 
     Raises LabelNotUsable for a label that is an operation's name or not a path segment (RFC 7030, section 3.2.2).
     `keygen` are the labels under which serverkeygen exists, None = the default. `never` are extensions, by dotted
-    type, that are refused and not just left out. `max_body` is in bytes.
+    type, that are refused and not just left out. `wraps` says whether base64 of more than 1000 bytes has lines of 64;
+    None = as each client wrote its own. `max_body` is in bytes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class EstServer:
         labels: Collection[str] = (),
         keygen: Collection[str | None] = (),
         never: Collection[str] = (),
+        wraps: bool | None = None,
         max_body: int = transfer.MAX_BODY,
     ) -> None:
         for label in labels:
@@ -79,6 +81,7 @@ class EstServer:
             if name != paths.SERVERKEYGEN or label in self._keygen
         }
         self._never = frozenset(never)
+        self._wraps = wraps
         self._max_body = max_body
 
     def operation(self, call: Call) -> Operation:
@@ -117,7 +120,7 @@ class EstServer:
         _check_media_type(call)
         request = csr.read(transfer.decode_base64(call.body, max_bytes=self._max_body))
         _check_requested(request.extensions, self._never)
-        return EnrollAsk(request, transfer.is_wrapped(call.body))
+        return EnrollAsk(request, transfer.is_wrapped(call.body) if self._wraps is None else self._wraps)
 
     def read_keygen(self, call: Call) -> KeygenAsk:
         """The request for a key pair in a serverkeygen call; its own key and signature mean nothing (section 4.4.1).
@@ -127,7 +130,7 @@ class EstServer:
         _check_media_type(call)
         ask = serverkeygen.read(call.body, max_bytes=self._max_body)
         _check_requested(ask.csr.extensions, self._never)
-        return ask
+        return ask if self._wraps is None else replace(ask, wrapped=self._wraps)
 
     def check_reenroll(self, request: Csr, old_certificate: x509.Certificate) -> None:
         """Subject and subjectAltName are those of the old certificate, byte for byte (RFC 7030, section 4.2.2).
@@ -142,7 +145,9 @@ class EstServer:
 
     def cacerts_reply(self, ca_certificates: Sequence[x509.Certificate], call: Call) -> Reply:
         """The CA certificates; wrapped only for libest, which cannot read long lines, while others need them."""
-        wrapped = call.headers.get("user-agent", "").startswith("libest")
+        wrapped = self._wraps
+        if wrapped is None:
+            wrapped = call.headers.get("user-agent", "").startswith("libest")
         return _certs_only({*map(certificates.der_of, ca_certificates)}, wrapped=wrapped)
 
     def enroll_reply(self, certificate: x509.Certificate | bytes, ask: EnrollAsk) -> Reply:

@@ -48,6 +48,7 @@ PURPOSES: Mapping[str, str] = {
     "est.cacerts": "the CA certificates, as certs-only CMS (RFC 7030, section 4.1)",
     "est.simpleenroll": "first LDevID: by a pledge after its voucher, or with a one-time enrolment secret",
     "est.simplereenroll": "renewal of an LDevID, over TLS with the old one, names unchanged",
+    "est.fullcmc": "404: not offered; the answer says what is",
     "est.serverkeygen": "a key pair made here and its certificate, where the EST label makes keys (`est.serverkeygen`)",
     "registrar.csrattrs": "what the caller's CSR must have (`application/csrattrs`)",
     "registrar.request_voucher": "a pledge's voucher-request in, the MASA's voucher out; 202 while it waits",

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.audit import Actor
-from appliance.ca import CertificateAuthority, PendingRow, Slot
+from appliance.ca import CertificateAuthority, PendingRow, Slot, require_own_key
 from appliance.errors import NotFound, RequestMalformed
 from appliance.store import nas
 from appliance.store.store import Store
@@ -31,7 +31,8 @@ class NasCertificates:
     async def certify(self, name: str, csr_pem: str, actor: Actor) -> dict[str, Any]:
         """A certificate for the key of a request; names in the request count for nothing.
 
-        Raises NotFound for a NAS that is not on the list, RequestMalformed, and what est.csr.read and the CA raise.
+        Raises NotFound for a NAS that is not on the list, RequestMalformed, KeyInUse, and what est.csr.read and the CA
+        raise.
         """
         try:
             request = x509.load_pem_x509_csr(csr_pem.encode())
@@ -47,6 +48,7 @@ class NasCertificates:
         def begin(tx: Tx, pending: PendingRow) -> None:
             if _require(tx, name=name).id != row.id:
                 raise NotFound(f"there is no NAS named {name} any more")
+            require_own_key(tx, pending, identifier)
 
         issued = await self._ca.issue(
             "infrastructure",

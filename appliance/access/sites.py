@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -24,7 +25,7 @@ from appliance.access.freeradius import FreeRadius
 from appliance.access.nas import NasService
 from appliance.access.service import AccessService
 from appliance.audit import Actor
-from appliance.ca import CertificateAuthority, PendingRow, Slot
+from appliance.ca import CertificateAuthority, PendingRow, Slot, require_own_key
 from appliance.clock import Clock
 from appliance.errors import CertificateRequired, NotPermitted, TokenRequired
 from appliance.store import est_secrets, nas
@@ -117,12 +118,12 @@ class RadiusSites:
         if before is not None and row.spent_at is not None:
             return self._est.enroll_reply(x509.load_der_x509_certificate(before), ask)
 
-        def begin(tx: Tx, pending: PendingRow) -> None:
+        def spend(tx: Tx) -> None:
             if not est_secrets.spend(tx, row):
                 raise TokenRequired("the one-time secret was used before, or its time has passed")
 
         actor = Actor("radius-server", name, address=peer.address)
-        return await self._issue(ask, f"{self._origin}/radius/{name}", actor, begin)
+        return await self._issue(ask, f"{self._origin}/radius/{name}", actor, spend)
 
     async def simplereenroll(self, call: Call, peer: Peer) -> Reply:
         """A newer certificate with the names of the live one that is shown."""
@@ -133,9 +134,15 @@ class RadiusSites:
             raise NotPermitted("this certificate is not valid at this time")
         ask = self._est.read_enroll(call)
         actor = Actor("radius-server", name, fingerprint=(peer.certificate_sha256 or b"").hex(), address=peer.address)
-        return await self._issue(ask, f"{self._origin}/radius/{name}", actor, lambda tx, pending: None)
+        return await self._issue(ask, f"{self._origin}/radius/{name}", actor)
 
-    async def _issue(self, ask: EnrollAsk, identifier: str, actor: Actor, begin: object) -> Reply:
+    async def _issue(
+        self, ask: EnrollAsk, identifier: str, actor: Actor, spend: Callable[[Tx], None] = lambda tx: None
+    ) -> Reply:
+        def begin(tx: Tx, pending: PendingRow) -> None:
+            require_own_key(tx, pending, identifier)
+            spend(tx)
+
         issued = await self._ca.issue(
             _ROLE,
             partial(_shape, ask.csr, identifier, self._server_name, self._life),
@@ -143,7 +150,7 @@ class RadiusSites:
             actor=actor,
             event="infrastructure-certificate-issued",
             fields={"identifier": identifier, "label": LABEL},
-            on_pending=begin,  # type: ignore[arg-type]
+            on_pending=begin,
         )
         return self._est.enroll_reply(issued.certificate, ask)
 

@@ -28,11 +28,16 @@ _SAN = x509.SubjectAlternativeName.oid
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Names and curve of a request; `san_der` is the value of subjectAltName, None = no such extension."""
+    """Names and curve of a request; `san_der` is the value of subjectAltName, None = no such extension.
+
+    `links_by` is the attribute, dotted, that ties the request to its connection: a server that lists estIdentityLinking
+    gets that (RFC 7894, section 3.2), others get challengePassword.
+    """
 
     subject: x509.Name
     san_der: bytes | None
     curve: ec.EllipticCurve
+    links_by: str = csr.CHALLENGE_PASSWORD
 
     def fits(self, der: bytes) -> bool:
         """Whether this request asks for the same."""
@@ -44,10 +49,11 @@ class Asking:
             and key.curve.name == self.curve.name
         )
 
-    def request(self, key: ec.EllipticCurvePrivateKey, *, challenge_password: bytes | None = None) -> bytes:
-        """The signed request, DER."""
+    def request(self, key: ec.EllipticCurvePrivateKey, *, binding: bytes | None = None) -> bytes:
+        """The signed request, DER; `binding` is the text that ties it to its connection (est.linking)."""
         names = () if self.san_der is None else (x509.UnrecognizedExtension(_SAN, self.san_der),)
-        return csr.build(subject=self.subject, key=key, extensions=names, challenge_password=challenge_password)
+        linked = {} if binding is None else {self.links_by: (tlv.tlv(tlv.UTF8_STRING, binding),)}
+        return csr.build(subject=self.subject, key=key, extensions=names, attributes=linked)
 
 
 def first(wanted: CsrAttrs) -> Asking:
@@ -55,7 +61,9 @@ def first(wanted: CsrAttrs) -> Asking:
     curve = _CURVES.get(wanted.key.curve if wanted.key else None, ec.SECP256R1())
     demanded = next((one.value for one in wanted.extensions if one.kind == csrattrs.SUBJECT_ALT_NAME), None)
     san_der = demanded if demanded is not None and _uris(demanded) else None
-    return Asking(_subject(wanted, san_der), san_der, curve)
+    is_listed = csrattrs.IDENTITY_LINKING in wanted.attributes
+    links_by = csrattrs.IDENTITY_LINKING if is_listed else csr.CHALLENGE_PASSWORD
+    return Asking(_subject(wanted, san_der), san_der, curve, links_by)
 
 
 def again(old: x509.Certificate) -> Asking:

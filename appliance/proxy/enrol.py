@@ -192,8 +192,9 @@ class EnrolPhase:
             """The request bound to its connection, made once for each (RFC 7030, section 4.2.3; E-15, E-75)."""
             if connection not in bound:
                 binding = connection.binding()
-                password = None if binding is None else binding_text(binding)
-                bound[connection] = call(wanted.request(key, challenge_password=password) if password else request)
+                bound[connection] = call(
+                    request if binding is None else wanted.request(key, binding=binding_text(binding))
+                )
             return bound[connection]
 
         while True:

@@ -167,6 +167,7 @@ def assemble(
         refusals=refusals,
         turns=turns,
         never_granted=never_granted,
+        wraps={"as-asked": None, "always": True, "never": False}[est_settings.line_breaks],
     )
     prefetch = Prefetch(settings, store=store, clock=clock, registrar=registrar, manufacturers=manufacturers, masa=masa)
     return RegistrarPart(

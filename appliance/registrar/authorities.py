@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
-from appliance.ca import CertificateAuthority, IssuedRow, Slot
+from appliance.ca import CertificateAuthority, IssuedRow, Slot, require_own_key
 from appliance.clock import Clock
 from appliance.errors import RequestMalformed
 from appliance.registrar.admission import ProxyIdentities, ldevids_of
@@ -77,7 +77,7 @@ class Authorities:
     async def add(self, name: str, request: bytes, *, days: float, actor: Actor) -> Json:
         """A certificate with cmcRA for this PKCS#10 request (PEM or DER); its names are ours.
 
-        Raises RequestMalformed, and what reading the request and issuing raise.
+        Raises RequestMalformed, KeyInUse, and what reading the request and issuing raise.
         """
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise RequestMalformed(f"a name has 1 to {MAX_NAME} printable characters")
@@ -97,6 +97,7 @@ class Authorities:
             actor=actor,
             event="authority-added",
             fields={"name": name, "identifier": identifier},
+            on_pending=partial(require_own_key, subject_id=identifier),
         )
         chain = b"".join(map(_pem, (issued.certificate, *issued.chain[:1])))
         return {

@@ -17,7 +17,6 @@ ApplianceError
 │   ├── EnrollmentDenied         a person said no to this request
 │   ├── LabelNotYours            the client belongs to another EST label
 │   ├── NamesNotJustified        the CSR claims a name that its sender has no right to
-│   ├── KeyInUse                 the CSR's key belongs to somebody else's certificate
 │   ├── NameChangeRefused        ChangeSubjectName asks for what the EST label does not give
 │   ├── AuthorityNotWanted       a registration authority under a label without them, or for a proxy of others
 │   ├── DecryptKeyUnknown        serverkeygen: the key that the answer shall be encrypted with is not known
@@ -110,12 +109,6 @@ class NamesNotJustified(ApplianceError):
     """The certification request claims a name that its sender has no right to (RFC 8995, section 5.9)."""
 
     reason: ClassVar[str] = "names-not-justified"
-
-
-class KeyInUse(ApplianceError):
-    """The key in the certification request belongs to a certificate of somebody else (E-204)."""
-
-    reason: ClassVar[str] = "key-in-use"
 
 
 class NameChangeRefused(ApplianceError):

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from cryptography import x509
 
 from appliance.ca import CertificateAuthority, IssuedRow, PendingRow, Slot
+from appliance.errors import KeyInUse
 from appliance.registrar import approvals
 from appliance.registrar.admission import LDEVID
 from appliance.registrar.applicants import Applicant
 from appliance.registrar.caller import Caller
-from appliance.registrar.errors import KeyInUse
 from appliance.registrar.est_callers import REPEAT_WINDOW
 from appliance.registrar.est_policy import EstPolicy
 from appliance.registrar.ldevids import ROLE

@@ -55,8 +55,9 @@ class EstService:
         refusals: EstRefusals,
         turns: Turns,
         never_granted: Collection[str] = (),
+        wraps: bool | None = None,
     ) -> None:
-        """`never_granted` are extensions that a request is refused for, by dotted type."""
+        """`never_granted` are extensions that a request is refused for, by dotted type; `wraps` as EstServer has it."""
         self._origin = origin
         self._policies = policies
         self._max_ldevids = max_ldevids
@@ -78,7 +79,7 @@ class EstService:
         }
         makes_keys = [label or None for label, policy in policies.items() if policy.makes_keys]
         labels = [label for label in policies if label]
-        self._est = EstServer(labels=labels, keygen=makes_keys, never=never_granted)
+        self._est = EstServer(labels=labels, keygen=makes_keys, never=never_granted, wraps=wraps)
 
     async def cacerts(self, call: Call, peer: Peer) -> Reply:
         """The root and the CA that issues LDevIDs (RFC 7030, section 4.1); nobody has to authenticate.
@@ -101,6 +102,11 @@ class EstService:
             await self._refusals.note(refusal, call, caller, is_known=False)
             raise
         return self._est.csrattrs_reply(wanted)
+
+    async def fullcmc(self, call: Call, peer: Peer) -> Reply:
+        """Not offered (RFC 7030, section 4.3); raises OperationUnknown, which says what is, and LabelUnknown."""
+        operation = self._est.operation(call)
+        raise AssertionError(f"{operation.name} is no fullcmc")
 
     async def simpleenroll(self, call: Call, peer: Peer) -> Reply:
         """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).

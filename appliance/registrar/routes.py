@@ -26,6 +26,7 @@ def endpoints(
         "est.cacerts": _endpoint(est.cacerts),
         "est.simpleenroll": _endpoint(est.simpleenroll),
         "est.simplereenroll": _endpoint(est.simplereenroll),
+        "est.fullcmc": _endpoint(est.fullcmc),
     }
 
 

@@ -196,6 +196,11 @@ def of(tx: Tx, column: str, value: str | bytes) -> list[Row]:
     return tx.all(_ALL[column], {"value": value})
 
 
+def is_key_of_another(tx: Tx, spki_sha256: bytes, subject_id: str) -> bool:
+    """Whether a certificate was ever begun for this key and another subject (E-204)."""
+    return any(row.subject_id != subject_id for row in of(tx, "spki_sha256", spki_sha256.hex()))
+
+
 def count_live_of_proxy(tx: Tx, proxy_id: str, profile: str, *, limit: int) -> int:
     """How many unexpired, unrevoked certificates of this profile a proxy has, counted up to `limit`."""
     return len(tx.rows(_SOME_OF_PROXY, (proxy_id, profile, REVOKED, to_micros(tx.now), limit)))

@@ -90,6 +90,10 @@ ROUTES: tuple[Route, ...] = (
         "address",
         10,
     ),
+    Route("device", "GET", f"{_EST}/fullcmc", "est.fullcmc", "anyone", _ANY, 0, "address", 10),
+    Route("device", "POST", f"{_EST}/fullcmc", "est.fullcmc", "anyone", _ANY, 64 * KiB, "address", 10),
+    Route("device", "GET", f"{_EST}/{{label}}/fullcmc", "est.fullcmc", "anyone", _ANY, 0, "address", 10),
+    Route("device", "POST", f"{_EST}/{{label}}/fullcmc", "est.fullcmc", "anyone", _ANY, 64 * KiB, "address", 10),
     Route("device", "POST", f"{_EST}/serverkeygen", "est.serverkeygen", "anyone", _ANY, 64 * KiB, "address", 10),
     Route(
         "device", "POST", f"{_EST}/{{label}}/serverkeygen", "est.serverkeygen", "anyone", _ANY, 64 * KiB, "address", 10
@@ -198,7 +202,7 @@ ROUTES: tuple[Route, ...] = (
     *_scim("Groups", "group", 1024 * KiB),
     Route("admin", "POST", "/v1/operations/{name}", "console.operation", "uid", _JSON, 4096 * KiB, "none", 120),
 )
-"""Every route of the appliance. fullcmc and requestauditlog have no row: 404."""
+"""Every route of the appliance. fullcmc has one so that its 404 says what to use; requestauditlog has none."""
 
 OPTIONAL = frozenset({"est.serverkeygen"})
 """Endpoints that a site may be without; their rows are not there then, and their paths are 404."""

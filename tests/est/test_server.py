@@ -284,6 +284,19 @@ def test_long_cacerts_are_wrapped_for_libest_alone_and_one_root_is_short() -> No
     assert len(SERVER.cacerts_reply([campus().root], Call("GET", "/")).body) <= 1000
 
 
+@pytest.mark.req("E-26")
+@pytest.mark.parametrize("wraps", [True, False])
+def test_a_site_may_say_how_long_bodies_go_out_whatever_a_client_writes(wraps: bool) -> None:
+    server, many = EstServer(wraps=wraps, keygen=[None]), [campus().root, campus().ca, campus().proxy]
+    for agent in ("curl/8", "libest 1.0"):
+        reply = server.cacerts_reply(many, Call("GET", "/", headers={"user-agent": agent}))
+        assert (reply.body.count(b"\n") > 10) is wraps
+    for body in (LINE, base64.encodebytes(DER)):
+        assert server.read_enroll(enroll(body)).wrapped is wraps
+        assert server.read_keygen(enroll(body)).wrapped is wraps
+    assert server.cacerts_reply([campus().root], Call("GET", "/")).body.count(b"\n") == 1
+
+
 @pytest.mark.req("E-17", "E-26", "E-123", "E-124")
 def test_an_enrolment_is_answered_with_the_certificate_alone() -> None:
     issued = sign(

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.console.devices import EstOperations
-from appliance.errors import RequestMalformed
+from appliance.errors import KeyInUse, RequestMalformed
 from est import csr, profiles
 from est.chains import CMC_RA
 from est.exchange import Call, Reply
@@ -66,6 +66,22 @@ def test_an_administrator_certifies_an_authority_and_the_certificate_serves_no_t
                 await EstOperations(world.part, ADMIN).authority(**{"name": "a", "request": "", **bad})
 
     play(tmp_path, story)
+
+
+@pytest.mark.req("E-204")
+def test_the_key_of_another_certificate_makes_no_authority(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        ra, _ = await authority(world)
+        peer, device = world.peer(ra), ec.generate_private_key(ec.SECP256R1())
+        assert (await world.handle(under("plant", enroll_call(asked(device))), peer)).status == 200
+        for taken in (device, ra.key):
+            request = x509.load_der_x509_csr(csr.build(subject=profiles.name("x"), key=taken))
+            pem = request.public_bytes(Encoding.PEM).decode()
+            with pytest.raises(KeyInUse):
+                await EstOperations(world.part, ADMIN).authority("another", pem)
+        assert len(await world.audited("authority-added")) == 1
+
+    play(tmp_path, story, est=LABELS)
 
 
 @pytest.mark.req("E-56", "E-119", "E-55")

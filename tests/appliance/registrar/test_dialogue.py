@@ -189,7 +189,7 @@ def test_tls_unique_of_the_standard_library_links_on_tls_1_2_and_means_nothing_o
         headers, key = basic(made["credentials"]), ec.generate_private_key(ec.SECP256R1())
 
         async def ask(client: RawClient, unique: bytes) -> Reply:
-            der = csr.build(subject=x509.Name([]), key=key, challenge_password=binding_text(unique))
+            der = csr.build(subject=x509.Name([]), key=key, binding=binding_text(unique))
             return await asyncio.to_thread(client.send, enroll_call(der, headers=headers))
 
         client, other = await site.client(None, version), await site.client(None, version)
@@ -213,7 +213,7 @@ def test_the_proxy_s_client_binds_its_request_to_each_connection_and_gets_one_ce
         target, anchors = Target("127.0.0.1", site.port), [site.world.ca.chain("devices")[-1]]
 
         async def ask(connection: Connection, binding: bytes) -> Reply:
-            der = asking.first(CsrAttrs()).request(key, challenge_password=binding_text(binding))
+            der = asking.first(CsrAttrs()).request(key, binding=binding_text(binding))
             return await connection.exchange(enroll_call(der, headers=basic(made["credentials"])), seconds=20)
 
         first = await open_verified(target, anchors, None, seconds=20)

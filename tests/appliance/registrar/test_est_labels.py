@@ -56,7 +56,7 @@ def test_a_label_has_its_own_life_key_and_linking_and_the_plain_path_keeps_its_o
         small = csr.build(subject=x509.Name([]), key=world.device().key, challenge_password=binding_text(EXPORTER))
         refused = await ask(small)
         assert (refused.status, b"P-384 only" in refused.body) == (400, True)
-        reply = await ask(asking.first(wanted).request(key, challenge_password=binding_text(UNIQUE)))
+        reply = await ask(asking.first(wanted).request(key, binding=binding_text(UNIQUE)))
         certificate = certificate_in(reply)
         assert certificate.not_valid_after_utc - NOW == timedelta(days=7)
         (issued,) = await world.audited("ldevid-issued")

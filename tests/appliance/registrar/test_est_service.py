@@ -39,7 +39,7 @@ def san_of(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
     return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
-@pytest.mark.req("E-58", "E-91", "E-92", "E-93", "B-206", "E-59")
+@pytest.mark.req("E-58", "E-91", "E-92", "E-93", "B-206", "E-59", "E-190")
 def test_anybody_gets_the_ca_certificates(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         reply = await world.handle(Call("GET", "/.well-known/est/cacerts"), world.peer())
@@ -48,7 +48,9 @@ def test_anybody_gets_the_ca_certificates(tmp_path: Path) -> None:
         wanted = EstClient().read_csrattrs(await world.handle(EstClient().csrattrs_call(), world.peer()))
         assert wanted == CsrAttrs(key=KeyDemand(EC_PUBLIC_KEY, curve=CURVES["secp256r1"]))
         assert (await world.handle(Call("GET", "/.well-known/est/no-such-label/cacerts"), world.peer())).status == 404
-        assert (await world.handle(Call("POST", "/.well-known/est/fullcmc"), world.peer())).status == 404
+        refused = await world.handle(Call("POST", "/.well-known/est/fullcmc"), world.peer())
+        assert refused.status == 404 and b"use simpleenroll and simplereenroll" in refused.body
+        assert (await world.handle(Call("POST", "/.well-known/est/no-such-label/fullcmc"), world.peer())).status == 404
 
     play(tmp_path, story)
 

@@ -55,7 +55,6 @@ def test_every_row_of_the_table_is_reachable_and_says_its_limits() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/.well-known/est/fullcmc",
         "/.well-known/est/serverkeygen",
         "/.well-known/est",
         "/.well-known/est/",
