@@ -136,8 +136,8 @@ class EstSettings(EstProfile):
 
     line_breaks: Literal["as-asked", "always", "never"] = Field(
         "as-asked",
-        description="Whether base64 of more than 1000 bytes goes out in lines of 64: as a client wrote its own (cacerts:"
-        " for libest), or the same for all.",
+        description="Whether base64 of more than 1000 bytes goes out in lines of 64: as a client wrote its own (for"
+        " cacerts: if it is libest), or the same for all.",
     )
     labels: dict[str, EstProfile] = Field(
         {}, description="Labels with rules of their own, each a table [est.labels.NAME] with the keys above."
