@@ -162,7 +162,8 @@ def gateway_owner(campus: Campus) -> str:
 @pytest.mark.req("A-11", "E-118", "B-252")
 def test_the_same_bytes_pass_for_one_and_are_refused_to_all_others(place: Place) -> None:
     requests = good_requests(place)
-    assert set(requests) == {route.endpoint for route in ROUTES if route.listener == "device"} - OPTIONAL
+    never = {"est.fullcmc"}  # 404 for everybody, see test_what_is_recognised_elsewhere_is_nothing_here
+    assert set(requests) == {route.endpoint for route in ROUTES if route.listener == "device"} - OPTIONAL - never
     wrong = []
     for endpoint, (send, allowed) in requests.items():
         # those who may not come first, or the one who may would have spent what is spent once

@@ -189,7 +189,7 @@ def test_tls_unique_of_the_standard_library_links_on_tls_1_2_and_means_nothing_o
         headers, key = basic(made["credentials"]), ec.generate_private_key(ec.SECP256R1())
 
         async def ask(client: RawClient, unique: bytes) -> Reply:
-            der = csr.build(subject=x509.Name([]), key=key, binding=binding_text(unique))
+            der = csr.build(subject=x509.Name([]), key=key, challenge_password=binding_text(unique))
             return await asyncio.to_thread(client.send, enroll_call(der, headers=headers))
 
         client, other = await site.client(None, version), await site.client(None, version)
