@@ -30,7 +30,7 @@ from appliance.web.limits import Bucket, Gcra
 from appliance.web.peer import Peer
 from est import paths
 from est.csr import Csr
-from est.errors import Refusal
+from est.errors import OperationUnknown, Refusal
 from est.exchange import Call, Reply
 from est.server import EstServer
 
@@ -104,9 +104,9 @@ class EstService:
         return self._est.csrattrs_reply(wanted)
 
     async def fullcmc(self, call: Call, peer: Peer) -> Reply:
-        """Not offered (RFC 7030, section 4.3); raises OperationUnknown, which says what is, and LabelUnknown."""
-        operation = self._est.operation(call)
-        raise AssertionError(f"{operation.name} is no fullcmc")
+        """Not offered (RFC 7030, section 4.3): raises OperationUnknown, which says what is, or LabelUnknown."""
+        self._est.operation(call)
+        raise OperationUnknown("fullcmc is not offered")
 
     async def simpleenroll(self, call: Call, peer: Peer) -> Reply:
         """The first certificate: for a pledge after BRSKI, or against a one-time secret (RFC 7030, section 4.2.1).

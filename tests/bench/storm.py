@@ -178,9 +178,9 @@ def _in_a_storm(
         with contextlib.suppress(PermissionError):  # or it waits for the end of the other one's slice
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         seen = alone.ask(calls, seconds=seconds, rate=PROBES)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         storm = ours.recv()
     finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         process.join(30)
     if isinstance(storm, AssertionError):
         raise storm
