@@ -2,8 +2,8 @@
 
 Campuses of a dozen processes share the processors with two other workers, and a wait can be too short for that. A
 test that then passes twice alone is told and does not fail the run; whether its wait or our code is too slow is for
-whoever reads it to find out. Only tests that start processes get this second chance, and those of live sessions, in
-which several parties talk by timers; and only a few of them: what fails among the others is a fault.
+whoever reads it to find out. Only tests that start processes get this second chance, and only a few of them: what fails
+among the others is a fault.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
-WITH_PROCESSES = ("tests/endtoend/", "tests/interop/", "tests/lab/", "tests/appliance/access/test_sessions.py")
+WITH_PROCESSES = ("tests/endtoend/", "tests/interop/", "tests/lab/")
 MOST = 3
 
 

@@ -88,7 +88,7 @@ class Das(asyncio.DatagramProtocol):
 @asynccontextmanager
 async def das(secret: bytes, plan: Iterable[str] = (), host: str = "127.0.0.1", **more: Any) -> AsyncIterator[Das]:
     made = Das(secret, list(plan), **more)
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: made, local_addr=(host, 0))
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: made, local_addr=(host, made.port))
     made.port = transport.get_extra_info("sockname")[1]
     try:
         yield made

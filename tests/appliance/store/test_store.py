@@ -540,3 +540,11 @@ def test_a_store_that_follows_hears_of_others_without_writing_anything_itself(st
         await asyncio.to_thread(mine.store.close)
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have a niceness of their own on Linux alone")
+def test_the_writers_thread_gives_way_and_the_committers_does_not(store: Store) -> None:
+    asyncio.run(store.write(lambda tx: None))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = {one.name: os.getpriority(os.PRIO_PROCESS, one.native_id or 0) for one in threading.enumerate()}
+    assert (nice["store-writer"], nice["store-committer"]) == (min(19, own + 10), own)
