@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from appliance.access.decision_rows import row_of
 from appliance.access.repeats import Repeats
+from appliance.access.row_queue import RowQueue
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.store import decisions
@@ -33,7 +33,7 @@ class DecisionLog:
         self._clock = clock
         self._keep = timedelta(days=keep_days)
         self._keep_rows = keep_rows
-        self._queue: deque[tuple[Any, ...]] = deque(maxlen=MAX_QUEUED)
+        self._queue: RowQueue[tuple[Any, ...]] = RowQueue(page=MAX_BATCH, room=MAX_QUEUED, on_given_up=_tell)
         self._turn = asyncio.Lock()
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
@@ -89,25 +89,14 @@ class DecisionLog:
             await self._write_queued()
 
     async def _write_queued(self) -> None:
-        left, most = len(self._queue), MAX_BATCH
-        while left > 0 and self._queue:
-            batch = [self._queue.popleft() for _ in range(min(left, len(self._queue), most))]
-            try:
-                await self._store.write(lambda tx: decisions.add(tx, batch))  # noqa: B023
-            except ApplianceError:
-                self._put_back(batch)
-                raise
-            except Exception:  # noqa: BLE001 - smaller batches find the one that cannot be written; it is given up alone
-                if len(batch) > 1:
-                    self._put_back(batch)
-                    most = len(batch) // 2
-                    continue
-                _log.exception("event=decision-not-written")
-            left -= len(batch)
-            most = min(MAX_BATCH, 2 * most)
-            self.on_written()
+        wanted = self._queue.done + len(self._queue)
+        while self._queue and (left := wanted - self._queue.done) > 0:
+            if await self._queue.write_some(self._into_log, left):
+                self.on_written()
 
-    def _put_back(self, batch: list[tuple[Any, ...]]) -> None:
-        """Before what was decided meanwhile, which stays: where there is no room, the oldest go."""
-        room = MAX_QUEUED - len(self._queue)
-        self._queue.extendleft(reversed(batch[max(0, len(batch) - room) :]))
+    async def _into_log(self, batch: list[tuple[Any, ...]]) -> None:
+        await self._store.write(lambda tx: decisions.add(tx, batch))
+
+
+def _tell(row: tuple[Any, ...]) -> None:
+    _log.exception("event=decision-not-written")

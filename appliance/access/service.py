@@ -104,6 +104,8 @@ class AccessService:
             await self._log.flush()
         except ApplianceError as refused:
             _log.warning("decision log not written at the end: %s", refused.detail)
+        except Exception:  # noqa: BLE001 - supervisor: what is stopped after this, the store last, is stopped all the same
+            _log.exception("event=decision-log-not-written")
 
     async def reload(self) -> None:
         """Read every fact from the store anew; what expired is forgotten."""

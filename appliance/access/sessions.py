@@ -138,6 +138,8 @@ class SessionService:
             await self._flush()
         except ApplianceError as refused:
             _log.warning("event=sessions-not-written detail=%r", refused.detail)
+        except Exception:  # noqa: BLE001 - supervisor: what is stopped after this, the store last, is stopped all the same
+            _log.exception("event=sessions-not-written")
 
     def accepted(self, decision: Decision) -> None:
         """An Access-Accept goes out; never blocks, never fails."""

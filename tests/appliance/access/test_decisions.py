@@ -448,6 +448,36 @@ def test_a_row_that_cannot_be_written_takes_no_other_with_it(tmp_path, monkeypat
     assert caplog.text.count("event=decision-not-written") == 1
 
 
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_mistake_of_ours_takes_no_row_away_and_ends_nothing(tmp_path, monkeypatch, caplog, is_mended) -> None:
+    monkeypatch.setattr("appliance.keeping.AGAIN_SECONDS", 0.0)
+
+    def mistaken(tx, rows):
+        raise TypeError("a bug")
+
+    async def story() -> None:
+        async with access(tmp_path) as (service, store, _):
+            with monkeypatch.context() as broken:
+                broken.setattr(decisions, "add", mistaken)
+                for at in range(3):
+                    service._log.put(failure(nas=f"sw{at}"))
+                with pytest.raises(TypeError):  # a reader hears that it would not see everything
+                    await service.flush()
+                while caplog.text.count("event=task-broke task=decision-log") < 2:
+                    await asyncio.sleep(0.02)
+                if not is_mended:
+                    await service.stop()
+                    assert "event=decision-log-not-written" in caplog.text
+                    return
+            written = asyncio.Event()
+            service.on_logged(written.set)
+            await asyncio.wait_for(written.wait(), 60)  # by the task that met the mistake
+            found = await store.read(lambda tx: decisions.newest(tx, limit=100))
+            assert [row["nas"] for row in found] == ["sw0", "sw1", "sw2"]
+
+    asyncio.run(story())
+
+
 def test_rows_that_somebody_else_is_writing_are_in_the_log_when_a_reader_has_flushed_it(tmp_path, monkeypatch) -> None:
     async def story() -> None:
         store = open_store(f"sqlite:///{tmp_path / 'a.db'}", FixedClock())

@@ -433,6 +433,38 @@ def test_an_accept_that_cannot_be_written_takes_no_other_with_it_and_stops_nobod
     play(tmp_path, story)
 
 
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_mistake_of_ours_while_accepts_are_written_takes_none_away_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_mended: bool
+) -> None:
+    def mistaken(*_: Any) -> Session:
+        raise TypeError("a bug")
+
+    async def story(world: World) -> None:
+        await world.account("start", "")
+        with monkeypatch.context() as broken:
+            broken.setattr(sessions_module.session_table, "accept", mistaken)
+            world.log_in(nas_port="swp9")
+
+            async def is_told() -> bool:
+                return caplog.text.count("event=sessions-not-looked-at") >= 2
+
+            await world.until(is_told)
+            assert len(world.sessions._accepted) == 1
+            if not is_mended:  # the appliance stops, and closes its store, all the same
+                await world.sessions.stop()
+                assert "event=sessions-not-written" in caplog.text and "a bug" in caplog.text
+                return
+
+        async def is_written() -> bool:
+            return not len(world.sessions._accepted)
+
+        await world.until(is_written)  # by the task that met the mistake
+        assert [one.port for one in await world.all() if one.is_live] == ["swp9"]
+
+    play(tmp_path, story, runs=False)
+
+
 def test_a_reject_makes_none(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.store.write(lambda tx: set_owner(tx, state="suspended"))
