@@ -43,6 +43,7 @@ from tests.appliance.access.test_access_service import ADMIN, Box
 from tests.interop.radius_tools import (
     LIBRARIES,
     TOKEN,
+    DecisionService,
     decision_service,
     free_udp_port,
     need_freeradius,
@@ -74,36 +75,76 @@ def the_agent() -> Issued:
     return campus().agent()
 
 
-def written(folder: Path, port: int, decision_port: int = 1, **changes: object) -> dict[str, str]:
-    same = {"certificate_chain_pem": server().pem.decode(), "key_pem": server().key_pem.decode()}
-    files = render(raddb_values(folder, decision_port, port, **same, **changes))
-    who = run_as("freerad")
-    write_raddb(files, folder, owner=owner_of(who))
-    return files
+class Raddb:
+    """A folder that FreeRADIUS is run on, any number of times, and the agent that logs in there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.folder = place / "raddb"
+        self.port = free_udp_port()
+        self.who = run_as("freerad")
+
+    def write(self, decision_port: int = 1, **changes: Any) -> dict[str, str]:
+        """Render it anew; answers the files."""
+        same = {"certificate_chain_pem": server().pem.decode(), "key_pem": server().key_pem.decode()}
+        files = render(raddb_values(self.folder, decision_port, **({"port": self.port} | same | changes)))
+        write_raddb(files, self.folder, owner=owner_of(self.who))
+        return files
+
+    @asynccontextmanager
+    async def decided(self) -> AsyncIterator[DecisionService]:
+        """Who decides lets the agent in."""
+        desk = Desk()
+        desk.admit(the_agent())
+        async with decision_service(desk, self.place) as service:
+            yield service
+
+    def supervisor(self, on_ready: Callable[[], None] = lambda: None) -> Supervisor:
+        return Supervisor(self.folder, who=self.who, on_ready=on_ready, ready_seconds=5.0)
+
+    @asynccontextmanager
+    async def supervised(self) -> AsyncIterator[tuple[Supervisor, Callable[[], Awaitable[None]]]]:
+        """A supervisor that serves, and how to wait until it serves again."""
+        ready = asyncio.Event()
+        supervisor = self.supervisor(ready.set)
+        task = asyncio.create_task(supervisor.run())
+
+        async def served() -> None:
+            waiting = asyncio.create_task(ready.wait())
+            await asyncio.wait((waiting, task), timeout=15, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if task.done():
+                task.result()
+            assert ready.is_set()
+            ready.clear()
+
+        try:
+            await served()
+            yield supervisor, served
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @asynccontextmanager
+    async def serving(
+        self, **changes: Any
+    ) -> AsyncIterator[tuple[DecisionService, Supervisor, Callable[[], Awaitable[None]]]]:
+        """All of it: who decides, and a supervisor on what was rendered for that."""
+        async with self.decided() as service:
+            self.write(service.port, **changes)
+            async with self.supervised() as (supervisor, served):
+                yield service, supervisor, served
+
+    async def log_in(self, port: int = 0, *, wire: Wire | None = None, **changes: Any) -> Outcome:
+        """The agent's login, at the port that all began with unless it says another."""
+        given: dict[str, Any] = login(the_agent(), **changes)
+        return await authenticate("127.0.0.1", port or self.port, SECRET, **given, wire=wire)
 
 
-@asynccontextmanager
-async def supervised(folder: Path) -> AsyncIterator[tuple[Supervisor, Callable[[], Awaitable[None]]]]:
-    """A supervisor that serves, and how to wait until it serves again."""
-    ready = asyncio.Event()
-    supervisor = Supervisor(folder, who=run_as("freerad"), on_ready=ready.set, ready_seconds=5.0)
-    task = asyncio.create_task(supervisor.run())
-
-    async def served() -> None:
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait((waiting, task), timeout=15, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if task.done():
-            task.result()
-        assert ready.is_set()
-        ready.clear()
-
-    try:
-        await served()
-        yield supervisor, served
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+@pytest.fixture
+def raddb(place: Path) -> Raddb:
+    need_freeradius()
+    return Raddb(place)
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -112,75 +153,60 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 @AS_ROOT
-def test_it_runs_as_its_own_user_and_its_files_are_for_that_users_group_only(place: Path) -> None:
-    need_freeradius()
-    folder, port, who = place / "raddb", free_udp_port(), run_as("freerad")
+def test_it_runs_as_its_own_user_and_its_files_are_for_that_users_group_only(raddb: Raddb) -> None:
+    folder, who = raddb.folder, raddb.who
     assert who is not None
 
     async def act() -> None:
-        desk, agent = Desk(), campus().agent()
-        desk.admit(agent)
-        async with decision_service(desk, place) as service:
-            written(folder, port, service.port)
-            async with supervised(folder) as (supervisor, _):
-                seen = status_of(supervisor.pid)
-                assert set(seen["Uid"].split()) == {str(who.uid)} and set(seen["Gid"].split()) == {str(who.gid)}
-                assert seen["Groups"] == "" and seen["NoNewPrivs"] == "1" and int(seen["CapEff"], 16) == 0
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
-                for path in folder.rglob("*"):
-                    found = path.stat()
-                    assert not stat.S_IMODE(found.st_mode) & 0o007, path
-                    if "run" not in path.relative_to(folder).parts:
-                        assert (found.st_uid, found.st_gid) == (0, who.gid), path
-                        assert not stat.S_IMODE(found.st_mode) & 0o020, path
+        async with raddb.serving() as (_, supervisor, _):
+            seen = status_of(supervisor.pid)
+            assert set(seen["Uid"].split()) == {str(who.uid)} and set(seen["Gid"].split()) == {str(who.gid)}
+            assert seen["Groups"] == "" and seen["NoNewPrivs"] == "1" and int(seen["CapEff"], 16) == 0
+            assert (await raddb.log_in()).vlan == "20"
+            for path in folder.rglob("*"):
+                found = path.stat()
+                assert not stat.S_IMODE(found.st_mode) & 0o007, path
+                if "run" not in path.relative_to(folder).parts:
+                    assert (found.st_uid, found.st_gid) == (0, who.gid), path
+                    assert not stat.S_IMODE(found.st_mode) & 0o020, path
 
     asyncio.run(act())
 
 
-def test_a_dead_one_is_started_again_and_a_reload_takes_the_new_folder(place: Path) -> None:
-    need_freeradius()
-    folder, port = place / "raddb", free_udp_port()
-
+def test_a_dead_one_is_started_again_and_a_reload_takes_the_new_folder(raddb: Raddb) -> None:
     async def act() -> None:
-        desk, agent = Desk(), campus().agent()
-        desk.admit(agent)
-        async with decision_service(desk, place) as service:
-            written(folder, port, service.port)
-            async with supervised(folder) as (supervisor, served):
-                os.kill(supervisor.pid, signal.SIGKILL)
-                await served()
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
-                other = free_udp_port()
-                written(folder, other, service.port)
-                supervisor.reload()
-                await served()
-                assert (await authenticate("127.0.0.1", other, SECRET, **login(agent))).vlan == "20"
-                assert supervisor.rollbacks == 0
+        async with raddb.serving() as (service, supervisor, served):
+            os.kill(supervisor.pid, signal.SIGKILL)
+            await served()
+            assert (await raddb.log_in()).vlan == "20"
+            other = free_udp_port()
+            raddb.write(service.port, port=other)
+            supervisor.reload()
+            await served()
+            assert (await raddb.log_in(other)).vlan == "20"
+            assert supervisor.rollbacks == 0
 
     asyncio.run(act())
 
 
-def test_what_does_not_come_up_is_replaced_by_what_served_last(place: Path) -> None:
-    need_freeradius()
-    folder, port = place / "raddb", free_udp_port()
+def test_what_does_not_come_up_is_replaced_by_what_served_last(raddb: Raddb) -> None:
+    folder = raddb.folder
 
     async def act() -> None:
-        desk, agent = Desk(), campus().agent()
-        desk.admit(agent)
-        async with decision_service(desk, place) as service:
-            good = written(folder, port, service.port)
-            async with supervised(folder) as (supervisor, served):
+        async with raddb.decided() as service:
+            good = raddb.write(service.port)
+            async with raddb.supervised() as (supervisor, served):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
                     taken.bind(("127.0.0.1", 0))
-                    written(folder, taken.getsockname()[1], service.port)  # the check cannot see that
-                    await check_folder(folder, run_as("freerad"))
+                    raddb.write(service.port, port=taken.getsockname()[1])  # the check cannot see that
+                    await check_folder(folder, raddb.who)
                     supervisor.reload()
                     await served()
                 assert supervisor.rollbacks == 1
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "20"
+                assert (await raddb.log_in()).vlan == "20"
             # also over a restart of ours, and when the folder was broken by hand meanwhile
             (folder / "clients.conf").write_text("client {")
-            async with supervised(folder) as (supervisor, _):
+            async with raddb.supervised() as (supervisor, _):
                 assert supervisor.rollbacks == 1
                 assert (folder / "clients.conf").read_text() == good["clients.conf"]
 
@@ -188,15 +214,14 @@ def test_what_does_not_come_up_is_replaced_by_what_served_last(place: Path) -> N
 
 
 @asynccontextmanager
-async def rendering(place: Path, port: int, key_pem: list[bytes]) -> AsyncIterator[tuple[FreeRadius, AccessService]]:
+async def rendering(raddb: Raddb, key_pem: list[bytes]) -> AsyncIterator[tuple[FreeRadius, AccessService]]:
     """What the appliance renders, with the last of these keys, and who then checks the tokens."""
-    store = open_store(f"sqlite:///{place / 'a.db'}", FixedClock())
+    store = open_store(f"sqlite:///{raddb.place / 'a.db'}", FixedClock())
     access, nas = AccessService(AccessSettings(), store, FixedClock()), NasService(store, Box(), engine="none")
     await access.start()
     await nas.add("switch-1", "127.0.0.1", SECRET.decode(), ADMIN)
     try:
-        async with decision_service(desk := Desk(), place) as service:
-            desk.admit(the_agent())
+        async with raddb.decided() as service:
 
             def knows(token: str) -> bool:
                 try:
@@ -215,7 +240,7 @@ async def rendering(place: Path, port: int, key_pem: list[bytes]) -> AsyncIterat
                 )  # fmt: skip
 
             service.knows = knows
-            settings = RadiusSettings(host="127.0.0.1", port=port, accounting_port=free_udp_port())
+            settings = RadiusSettings(host="127.0.0.1", port=raddb.port, accounting_port=free_udp_port())
             yield FreeRadius(settings, nas, files, lambda: None, owner_id_oid=OWNER_ID_OID), access
     finally:
         await access.stop()
@@ -225,20 +250,16 @@ async def rendering(place: Path, port: int, key_pem: list[bytes]) -> AsyncIterat
 @pytest.mark.parametrize("first", ["a look", "a login"])
 @pytest.mark.parametrize("fault", ["refused by the check", "does not come up"])
 def test_what_it_goes_back_to_has_a_token_that_counts_until_the_newer_one_serves(
-    place: Path, fault: str, first: str
+    raddb: Raddb, fault: str, first: str
 ) -> None:
-    need_freeradius()
-    folder, port, keys = place / "raddb", free_udp_port(), [server().key_pem]
-
-    async def log_in() -> Outcome:
-        return await authenticate("127.0.0.1", port, SECRET, **login(the_agent()))
+    folder, keys = raddb.folder, [server().key_pem]
 
     async def act() -> None:
-        async with rendering(place, port, keys) as (freeradius, access):
+        async with rendering(raddb, keys) as (freeradius, access):
             await freeradius.render(folder, ADMIN)
             good = token_in(folder)
-            async with supervised(folder):
-                assert (await log_in()).vlan == "20"
+            async with raddb.supervised():
+                assert (await raddb.log_in()).vlan == "20"
 
             # started anew, as `appliance radius run` does, and again for good measure
             refused = []
@@ -247,40 +268,40 @@ def test_what_it_goes_back_to_has_a_token_that_counts_until_the_newer_one_serves
                 if fault == "refused by the check":
                     keys.append(campus().agent().key_pem)
                 for _ in range(2):
-                    elsewhere = taken.getsockname()[1] if fault == "does not come up" else port
+                    elsewhere = taken.getsockname()[1] if fault == "does not come up" else raddb.port
                     await freeradius.render(folder, ADMIN, port=elsewhere)
                     refused.append(token_in(folder))
-                    async with supervised(folder) as (supervisor, _):
+                    async with raddb.supervised() as (supervisor, _):
                         assert (supervisor.rollbacks, token_in(folder)) == (1, good)
-                        assert (await log_in()).vlan == "20"
+                        assert (await raddb.log_in()).vlan == "20"
                         assert not await freeradius.refresh(folder, ADMIN)
-                        assert (await log_in()).vlan == "20"
+                        assert (await raddb.log_in()).vlan == "20"
             assert len({good, *refused}) == 3
             with pytest.raises(TokenRequired):
                 access.check_token(refused[0])
 
             # the fault is mended
             keys.append(server().key_pem)
-            await freeradius.render(folder, ADMIN, port=port)
+            await freeradius.render(folder, ADMIN, port=raddb.port)
             newest = token_in(folder)
-            async with supervised(folder) as (supervisor, _):
+            async with raddb.supervised() as (supervisor, _):
                 assert supervisor.rollbacks == 0 and access.check_token(good) == access.check_token(newest)
                 if first == "a look":
                     assert not await freeradius.refresh(folder, ADMIN)
                     with pytest.raises(TokenRequired):
                         access.check_token(good)
-                assert (await log_in()).vlan == "20"
+                assert (await raddb.log_in()).vlan == "20"
                 await until_refused(access, good)
                 await access.reload()
                 await until_refused(access, good)
-                assert (await log_in()).vlan == "20"
+                assert (await raddb.log_in()).vlan == "20"
 
             # what ended before never counts again, and going back leads to what served last
             keys.append(campus().agent().key_pem)
             await freeradius.render(folder, ADMIN)
-            async with supervised(folder) as (supervisor, _):
+            async with raddb.supervised() as (supervisor, _):
                 assert (supervisor.rollbacks, token_in(folder)) == (1, newest)
-                assert (await log_in()).vlan == "20"
+                assert (await raddb.log_in()).vlan == "20"
             for old in (good, *refused):
                 with pytest.raises(TokenRequired):
                     access.check_token(old)
@@ -288,20 +309,19 @@ def test_what_it_goes_back_to_has_a_token_that_counts_until_the_newer_one_serves
     asyncio.run(act())
 
 
-def test_a_mended_rendering_comes_up_beside_the_one_that_was_gone_back_to(place: Path) -> None:
-    need_freeradius()
-    folder, port, keys = place / "raddb", free_udp_port(), [server().key_pem]
+def test_a_mended_rendering_comes_up_beside_the_one_that_was_gone_back_to(raddb: Raddb) -> None:
+    folder, keys = raddb.folder, [server().key_pem]
 
     async def act() -> None:
-        async with rendering(place, port, keys) as (freeradius, access):
+        async with rendering(raddb, keys) as (freeradius, access):
             await freeradius.render(folder, ADMIN)
             good = token_in(folder)
-            async with supervised(folder):
+            async with raddb.supervised():
                 pass
             keys.append(campus().agent().key_pem)
             await freeradius.render(folder, ADMIN)
             newer = token_in(folder)
-            async with supervised(folder) as (supervisor, served):
+            async with raddb.supervised() as (supervisor, served):
                 assert token_in(folder) == good
                 keys.append(server().key_pem)
                 assert await freeradius.refresh(folder, ADMIN)  # as the next look of `appliance radius run` does
@@ -311,8 +331,7 @@ def test_a_mended_rendering_comes_up_beside_the_one_that_was_gone_back_to(place:
                 await freeradius.refresh(folder, ADMIN)
                 with pytest.raises(TokenRequired):
                     access.check_token(good)
-                outcome = await authenticate("127.0.0.1", port, SECRET, **login(the_agent()))
-                assert outcome.vlan == "20"
+                assert (await raddb.log_in()).vlan == "20"
 
     asyncio.run(act())
 
@@ -350,91 +369,77 @@ class Held:
         self._wire.send(octets)
 
 
-def test_what_virtual_servers_do_changes_by_hup_and_logins_under_way_go_on(place: Path) -> None:
-    need_freeradius()
-    folder, port = place / "raddb", free_udp_port()
-
+def test_what_virtual_servers_do_changes_by_hup_and_logins_under_way_go_on(raddb: Raddb) -> None:
     async def act() -> None:
-        desk, agent = Desk(), campus().agent()
-        desk.admit(agent)
-        async with decision_service(desk, place) as service:
-            written(folder, port, service.port, fail_mode="guest", guest_vlan=99)
-            async with supervised(folder) as (supervisor, served):
-                pid = supervisor.pid
-                held = Held(await Datagrams.open("127.0.0.1", port))
-                under_way = asyncio.create_task(authenticate("127.0.0.1", port, SECRET, **login(agent), wire=held))
-                await held.waits.wait()
-                await asyncio.sleep(1.1)  # FreeRADIUS knows a changed file by the second
-                written(folder, port, service.port, fail_mode="guest", guest_vlan=98)
-                supervisor.reload()
-                await served()
-                assert (supervisor.pid, supervisor.reloads) == (pid, 1)
-                held.go_on.set()
-                assert (await under_way).vlan == "20"
-                service.instead = lambda: web.Response(status=500)
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "98"
+        async with raddb.serving(fail_mode="guest", guest_vlan=99) as (service, supervisor, served):
 
-                # FreeRADIUS ignores a HUP that follows another too soon: ours waits
-                written(folder, port, service.port, fail_mode="guest", guest_vlan=97)
+            def render_anew(guest_vlan: int, **more: Any) -> None:
+                raddb.write(service.port, fail_mode="guest", guest_vlan=guest_vlan, **more)
                 supervisor.reload()
-                await served()
-                assert (supervisor.pid, supervisor.reloads) == (pid, 2)
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "97"
 
-                # what needs a restart does not wait for it
-                written(folder, port, service.port, fail_mode="guest", guest_vlan=96)
-                supervisor.reload()
-                await asyncio.sleep(0.3)
-                begun = time.monotonic()
-                written(folder, port, service.port, fail_mode="guest", guest_vlan=96, session_seconds=20)
-                supervisor.reload()
-                await served()
-                assert time.monotonic() - begun < 4 and supervisor.pid != pid and supervisor.reloads == 2
-                assert (await authenticate("127.0.0.1", port, SECRET, **login(agent))).vlan == "96"
+            pid = supervisor.pid
+            held = Held(await Datagrams.open("127.0.0.1", raddb.port))
+            under_way = asyncio.create_task(raddb.log_in(wire=held))
+            await held.waits.wait()
+            await asyncio.sleep(1.1)  # FreeRADIUS knows a changed file by the second
+            render_anew(98)
+            await served()
+            assert (supervisor.pid, supervisor.reloads) == (pid, 1)
+            held.go_on.set()
+            assert (await under_way).vlan == "20"
+            service.instead = lambda: web.Response(status=500)
+            assert (await raddb.log_in()).vlan == "98"
+
+            # FreeRADIUS ignores a HUP that follows another too soon: ours waits
+            render_anew(97)
+            await served()
+            assert (supervisor.pid, supervisor.reloads) == (pid, 2)
+            assert (await raddb.log_in()).vlan == "97"
+
+            # what needs a restart does not wait for it
+            render_anew(96)
+            await asyncio.sleep(0.3)
+            begun = time.monotonic()
+            render_anew(96, session_seconds=20)
+            await served()
+            assert time.monotonic() - begun < 4 and supervisor.pid != pid and supervisor.reloads == 2
+            assert (await raddb.log_in()).vlan == "96"
 
     asyncio.run(act())
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_a_login_that_a_restart_cuts_ends_authentically_and_succeeds_when_tried_again(
-    place: Path, version: str
+    raddb: Raddb, version: str
 ) -> None:
-    need_freeradius()
-    folder, port = place / "raddb", free_udp_port()
-
     async def act() -> None:
-        desk, agent = Desk(), campus().agent()
-        desk.admit(agent)
-        async with decision_service(desk, place) as service:
-            written(folder, port, service.port)
-            async with supervised(folder) as (supervisor, served):
-                held = Held(await Datagrams.open("127.0.0.1", port))
-                who = login(agent, tls_version=version)
-                under_way = asyncio.create_task(authenticate("127.0.0.1", port, SECRET, **who, wire=held))
-                await held.waits.wait()
-                other = NasEntry("switch-2", "127.0.0.2", SECRET.decode())
-                known = NasEntry("switch-1", "127.0.0.1", SECRET.decode())
-                written(folder, port, service.port, nas=[known, other])
-                supervisor.reload()
-                begun = time.monotonic()
-                # one that begins while nobody listens: the NAS says it again, as every NAS does
-                between = asyncio.create_task(repeating(port, who))
-                await served()
-                assert time.monotonic() - begun < 3
-                held.go_on.set()
-                outcome = await under_way
-                # EAP-Failure with Message-Authenticator (RFC 3579, section 3.2): a NAS drops anything less
-                assert (outcome.code, outcome.eap_code, outcome.trouble) == ("reject", 4, "")
-                assert (await between).vlan == "20"
-                assert (await authenticate("127.0.0.1", port, SECRET, **who)).vlan == "20"
-                assert supervisor.reloads == 0
+        async with raddb.serving() as (service, supervisor, served):
+            held = Held(await Datagrams.open("127.0.0.1", raddb.port))
+            under_way = asyncio.create_task(raddb.log_in(wire=held, tls_version=version))
+            await held.waits.wait()
+            other = NasEntry("switch-2", "127.0.0.2", SECRET.decode())
+            known = NasEntry("switch-1", "127.0.0.1", SECRET.decode())
+            raddb.write(service.port, nas=[known, other])
+            supervisor.reload()
+            begun = time.monotonic()
+            # one that begins while nobody listens: the NAS says it again, as every NAS does
+            between = asyncio.create_task(repeating(raddb, version))
+            await served()
+            assert time.monotonic() - begun < 3
+            held.go_on.set()
+            outcome = await under_way
+            # EAP-Failure with Message-Authenticator (RFC 3579, section 3.2): a NAS drops anything less
+            assert (outcome.code, outcome.eap_code, outcome.trouble) == ("reject", 4, "")
+            assert (await between).vlan == "20"
+            assert (await raddb.log_in(tls_version=version)).vlan == "20"
+            assert supervisor.reloads == 0
 
     asyncio.run(act())
 
 
-async def repeating(port: int, who: dict[str, Any]) -> Outcome:
+async def repeating(raddb: Raddb, version: str) -> Outcome:
     """A login whose packets are sent again until something answers."""
-    wire = await Datagrams.open("127.0.0.1", port)
+    wire = await Datagrams.open("127.0.0.1", raddb.port)
     last = b""
 
     class Again:
@@ -452,15 +457,12 @@ async def repeating(port: int, who: dict[str, Any]) -> Outcome:
 
     task = asyncio.create_task(again())
     try:
-        return await authenticate("127.0.0.1", port, SECRET, **who, wire=Again())
+        return await raddb.log_in(wire=Again(), tls_version=version)
     finally:
         task.cancel()
 
 
-def test_a_folder_that_never_served_is_refused_in_words(place: Path) -> None:
-    need_freeradius()
-    folder = place / "raddb"
-
+def test_a_folder_that_never_served_is_refused_in_words(raddb: Raddb) -> None:
     async def act() -> None:
         for name, text, words in (
             ("clients.conf", "client {", "changed by hand or is cut short"),
@@ -468,10 +470,10 @@ def test_a_folder_that_never_served_is_refused_in_words(place: Path) -> None:
             ("mods-enabled/rest", "rast {\n}\n", "a module of FreeRADIUS is not installed"),
             ("certs/server.key", campus().agent().key_pem.decode(), "does not belong to its certificate"),
         ):
-            written(folder, free_udp_port())
-            (folder / name).write_text(text)
+            raddb.write()
+            (raddb.folder / name).write_text(text)
             with pytest.raises(FreeRadiusRefused, match=words) as caught:
-                await Supervisor(folder, who=run_as("freerad"), on_ready=lambda: None).run()
+                await raddb.supervisor().run()
             assert TOKEN not in caught.value.detail and SECRET.decode() not in caught.value.detail
 
     asyncio.run(act())
