@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import NoReturn, Protocol
 
 from est.errors import Refusal
 from lab import credentials
@@ -65,10 +65,24 @@ MAKERS: Mapping[str, tuple[str, ...]] = {"acme": (), "shady": ("foreign-signer",
 """Manufacturers of the story, and how their MASAs misbehave."""
 
 
-class Demo(Stage):
-    """One run of the story."""
+class Tale(Protocol):
+    """What is told, and the stage that it is told on."""
 
-    makers: ClassVar[Mapping[str, tuple[str, ...]]] = MAKERS
+    @property
+    def stage(self) -> Stage: ...
+
+    def tell(self) -> None:
+        """The whole of it; raises DemoFailed when it cannot go on."""
+        ...
+
+
+class Demo:
+    """The story of this module; others begin with its first acts."""
+
+    def __init__(self, stage: Stage, makers: Mapping[str, tuple[str, ...]] = MAKERS) -> None:
+        """`makers`: manufacturers whose MASAs are on line, and how these misbehave."""
+        self.stage = stage
+        self.makers = makers
 
     def tell(self) -> None:
         """The whole way, then the attacks."""
@@ -83,162 +97,162 @@ class Demo(Stage):
         self.table()
 
     def set_up(self) -> None:
-        story, out = self.story, self.out
+        stage, story, out = self.stage, self.stage.story, self.stage.out
         with story.step("Acme makes a device; its MASA goes on line. The campus sets up its appliance."):
-            self.admin("init", "--trust-domain", "campus.example", "--org", "Example University")
-            self.server = self.cast.start(
+            stage.admin("init", "--trust-domain", "campus.example", "--org", "Example University")
+            server = stage.cast.start(
                 "appliance",
                 [
-                    sys.executable, "-m", "appliance", "run", "--home", self.home, "-o", "json",
-                    "--set", f"radius.engine={self.engine}",
+                    sys.executable, "-m", "appliance", "run", "--home", stage.home, "-o", "json",
+                    "--set", f"radius.engine={stage.engine}",
                     *(f"--set=web.{port}_port=0" for port in ("device", "console", "decision", "pki")),
                     "--set", "radius.port=0",
                 ],
             )  # fmt: skip
-            ready = self.server.wait_for("ready", 30)
-            self.listeners = ready["listeners"]
+            ready = server.wait_for("ready", 30)
+            stage.listeners = ready["listeners"]
             for maker, knobs in self.makers.items():
-                folder, port = self.maker(maker), free_port()
-                self.lab("factory", "--dir", folder, "--serial", f"{maker}-0001", "--masa-url", f"127.0.0.1:{port}")
-                self.masa(folder, f"masa-{maker}", port, *knobs)
-                self.admin(
+                folder, port = stage.maker(maker), free_port()
+                stage.lab("factory", "--dir", folder, "--serial", f"{maker}-0001", "--masa-url", f"127.0.0.1:{port}")
+                stage.masa(folder, f"masa-{maker}", port, *knobs)
+                stage.admin(
                     "manufacturers", "add", folder / "manufacturer" / "ca.pem", "--name", maker,
                     "--masa", f"https://127.0.0.1:{port}",
                     "--masa-anchors", folder / "manufacturer" / "masa-tls-ca.pem",
                 )  # fmt: skip
-            self.admin("nas", "add", "lab-switch", "127.0.0.1", "--secret-file", self.secret_file())
+            stage.admin("nas", "add", "lab-switch", "127.0.0.1", "--secret-file", stage.secret_file())
             (out / "policy.toml").write_text(POLICY)
             (out / "owners.csv").write_text(OWNERS)
-            self.admin("policy", "publish", out / "policy.toml", "--comment", "demo")
-            self.admin("owners", "import", out / "owners.csv", "--confirm")
-            self.owner_ids = {row["ref"]: row["identifier"] for row in self.admin("owners", "list")}
-            story.say(f"  appliance ready: {', '.join(f'{k} {v}' for k, v in self.listeners.items() if v)}")
+            stage.admin("policy", "publish", out / "policy.toml", "--comment", "demo")
+            stage.admin("owners", "import", out / "owners.csv", "--confirm")
+            stage.owner_ids = {row["ref"]: row["identifier"] for row in stage.admin("owners", "list")}
+            story.say(f"  appliance ready: {', '.join(f'{k} {v}' for k, v in stage.listeners.items() if v)}")
         with story.step("Alice (R&D) and Bob (HR) make their approval keys; the admin registers them."):
-            for ref in self.owner_ids:
-                made = self.appliance(
+            for ref in stage.owner_ids:
+                made = stage.appliance(
                     "owner", "keygen", "--out", out / "owners" / ref, "--ref", ref, "--trust-domain", "campus.example"
                 )
-                self.statements[ref] = Path(made["statement"])
-                self.admin("owners", "add-key", ref, made["statement"])
-                story.say(f"  {ref}: key {made['jkt'][:16]}..., {self.owner_ids[ref]}")
+                stage.statements[ref] = Path(made["statement"])
+                stage.admin("owners", "add-key", ref, made["statement"])
+                story.say(f"  {ref}: key {made['jkt'][:16]}..., {stage.owner_ids[ref]}")
 
     def take_in_the_proxy(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("A proxy is plugged in. It knows only its IDevID and its maker's anchors."):
             begun = time.monotonic()
-            proxy = self.proxy("proxy", "acme")
+            proxy = stage.proxy("proxy", "acme")
             found = proxy.wait_for("step", 30, {"step": "registrars-found"})
             story.say(f"  {found['offers']} registrar(s) found by {found['how']} after {found['ms']:.0f} ms")
             ready = proxy.wait_for("ready", 60)
-            self.socket = Path(ready["socket"])
+            stage.socket = Path(ready["socket"])
             where = ready["registrar"]
-            story.check("proxy-discovered", f"mdns, {self.listeners['device']}", f"{found['how']}, {where}")
+            story.check("proxy-discovered", f"mdns, {stage.listeners['device']}", f"{found['how']}, {where}")
             story.say(f"  from link up to LDevID: {time.monotonic() - begun:.1f} s")
-            state, device = self.out / "proxy", self.device("acme")
+            state, device = stage.out / "proxy", stage.device("acme")
             observed = credentials.voucher_facts(
-                state, device / "masa-anchors.pem", (self.ca("root"), self.ca("devices"))
+                state, device / "masa-anchors.pem", (stage.ca("root"), stage.ca("devices"))
             )
             story.check("voucher-verified", "serial acme-0001, nonce as sent, pins this campus", observed)
             # the proxy tells how its enrolment went over a new connection, right after it is ready
             told = proxy.wait_for("step", 10, {"step": "enroll-status-sent"})
             story.say(f"  enrolment told to the registrar: {told['code']}")
-            subject = credentials.verified_uri(state / "ldevid.pem", self.ca("devices"), self.ca("root"))
-            pledge = self.admin("pledges", "show", "acme-0001")
+            subject = credentials.verified_uri(state / "ldevid.pem", stage.ca("devices"), stage.ca("root"))
+            pledge = stage.admin("pledges", "show", "acme-0001")
             story.check("proxy-enrolled", f"confirmed as {ready['proxy']}", f"{pledge['state']} as {subject}")
 
     def give_agents_their_credentials(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Four agents ask their proxy. Each owner reads the request and signs exactly that."):
             for name, owner in AGENTS.items():
-                agent = Agent(name, owner, self.out / "agents" / name)
+                agent = Agent(name, owner, stage.out / "agents" / name)
                 begun = time.monotonic()
-                self.request(agent, self.owner_command(owner))
-                self.agents[name] = agent
+                stage.request(agent, stage.owner_command(owner))
+                stage.agents[name] = agent
                 story.say(f"  {name:<10} for {owner:<6} in {time.monotonic() - begun:.1f} s")
-            agent = self.agents["notes"]
+            agent = stage.agents["notes"]
             observed = credentials.dual_facts(
                 agent.chain,
-                self.ca("root"),
-                self.statements["alice"],
-                self.owner_ids["alice"],
+                stage.ca("root"),
+                stage.statements["alice"],
+                stage.owner_ids["alice"],
                 "https://ids.campus.example/v1",
                 backdating_seconds=300,
             )
-            alice = self.owner_ids["alice"]
+            alice = stage.owner_ids["alice"]
             story.check(
                 "agent-credential-dual", f"agent key and owner key of {alice}, approval verified offline", observed
             )
 
     def log_in(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("The agents' hosts log in at a switch port (EAP-TLS)."):
-            story.check("vlan-rnd", "20", self.vlan("notes"))
-            story.check("vlan-hr", "30", self.vlan("payroll"))
+            story.check("vlan-rnd", "20", stage.vlan("notes"))
+            story.check("vlan-hr", "30", stage.vlan("payroll"))
 
     def change_owners(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("People move, leave and are suspended. No certificate changes."):
-            self.admin("owners", "move", "alice", "--department", "HR")
-            story.eventually("owner-moves-department", "30", lambda: self.vlan("notes"), CHANGE_SECONDS)
-            self.admin("owners", "move", "alice", "--department", "R&D")
-            self.admin("owners", "move", "bob", "--department", "Astrology")
-            story.eventually("unmapped-department-guest", "99", lambda: self.vlan("payroll"), CHANGE_SECONDS)
-            self.admin("owners", "move", "bob", "--department", "HR")
-            self.must_get_in("travel")
-            self.admin("agents", "revoke", credentials.uri(self.agents["travel"].chain), "--reason", "retired")
-            story.eventually("revoked-agent-rejected", "reject", lambda: self.vlan("travel"), CHANGE_SECONDS)
-            self.must_get_in("screening")
-            self.admin("owners", "suspend", "bob")
-            story.eventually("suspended-owner-rejected", "reject", lambda: self.vlan("screening"), CHANGE_SECONDS)
-            self.admin("owners", "resume", "bob")
+            stage.admin("owners", "move", "alice", "--department", "HR")
+            story.eventually("owner-moves-department", "30", lambda: stage.vlan("notes"), CHANGE_SECONDS)
+            stage.admin("owners", "move", "alice", "--department", "R&D")
+            stage.admin("owners", "move", "bob", "--department", "Astrology")
+            story.eventually("unmapped-department-guest", "99", lambda: stage.vlan("payroll"), CHANGE_SECONDS)
+            stage.admin("owners", "move", "bob", "--department", "HR")
+            stage.must_get_in("travel")
+            stage.admin("agents", "revoke", credentials.uri(stage.agents["travel"].chain), "--reason", "retired")
+            story.eventually("revoked-agent-rejected", "reject", lambda: stage.vlan("travel"), CHANGE_SECONDS)
+            stage.must_get_in("screening")
+            stage.admin("owners", "suspend", "bob")
+            story.eventually("suspended-owner-rejected", "reject", lambda: stage.vlan("screening"), CHANGE_SECONDS)
+            stage.admin("owners", "resume", "bob")
 
     def turn_strangers_away(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Certificates that look right, and are not an agent's of this campus."):
-            stranger = credentials.forge_stranger(self.agents["notes"].chain, self.out / "stranger")
-            story.check("stranger-certificate-rejected", "reject", self.login(*stranger).word)
-            state = self.out / "proxy"
+            stranger = credentials.forge_stranger(stage.agents["notes"].chain, stage.out / "stranger")
+            story.check("stranger-certificate-rejected", "reject", stage.login(*stranger).word)
+            state = stage.out / "proxy"
             story.check(
                 "proxy-certificate-not-an-agent",
                 "reject",
-                self.login(state / "ldevid.pem", state / "ldevid.key.pem").word,
+                stage.login(state / "ldevid.pem", state / "ldevid.key.pem").word,
             )
 
     def refuse_bad_approvals(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Rogue agents: they approve themselves, borrow an approval, use one twice."):
             for trick, reason in TRICKS.items():
-                answer = self.lab(
-                    "rogue", "--socket", self.socket, "--trick", trick, "--owner", self.owner_ids["alice"],
-                    "--owner-key", self.out / "owners" / "alice" / "owner.key.pem",
+                answer = stage.lab(
+                    "rogue", "--socket", stage.socket, "--trick", trick, "--owner", stage.owner_ids["alice"],
+                    "--owner-key", stage.out / "owners" / "alice" / "owner.key.pem",
                 )  # fmt: skip
                 story.check(f"{trick}-refused", reason, f"{answer['status']} {answer['reason']}")
 
     def refuse_bad_vouchers(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Two more pledges, whose vouchers were made by a stranger and changed on the way."):
-            port = int(self.listeners["device"].rpartition(":")[2])
-            proxy = self.proxy("proxy-shady", "shady")
-            refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": self.listeners["device"]})
+            port = int(stage.listeners["device"].rpartition(":")[2])
+            proxy = stage.proxy("proxy-shady", "shady")
+            refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": stage.listeners["device"]})
             told = proxy.wait_for("step", 10, {"step": "voucher-status-sent"})
             proxy.stop()
-            observed = f"proxy: {refused['code']}, status {str(told['status']).lower()}, {self.ldevid('proxy-shady')}"
+            observed = f"proxy: {refused['code']}, status {str(told['status']).lower()}, {stage.ldevid('proxy-shady')}"
             story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], observed)
-            proxy = self.proxy("proxy-sloppy", "sloppy")
+            proxy = stage.proxy("proxy-sloppy", "sloppy")
             refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "port": port})
             proxy.stop()
-            timeline = self.admin("pledges", "show", "sloppy-0001")["timeline"]
+            timeline = stage.admin("pledges", "show", "sloppy-0001")["timeline"]
             noticed = next((step["code"] for step in timeline if step["step"] == "masa-failed"), "nothing")
-            observed = f"registrar: {noticed}, proxy: {refused['code']}, {self.ldevid('proxy-sloppy')}"
+            observed = f"registrar: {noticed}, proxy: {refused['code']}, {stage.ldevid('proxy-sloppy')}"
             story.check("tampered-voucher-refused", VOUCHER_REASONS["sloppy"], observed)
 
     def table(self) -> None:
         """The end of the story: who got what, as the supplicants saw it."""
-        story = self.story
-        departments = {row["ref"]: row["department"] for row in self.admin("owners", "list")}
+        stage, story = self.stage, self.stage.story
+        departments = {row["ref"]: row["department"] for row in stage.admin("owners", "list")}
         rows = [("AGENT", "OWNER", "DEPARTMENT", "CREDENTIAL SERIAL", "VLAN", "WHY")]
-        for name, agent in self.agents.items():
-            login = self.login(agent.chain, agent.key)
+        for name, agent in stage.agents.items():
+            login = stage.login(agent.chain, agent.key)
             serial = credentials.serial(agent.chain)
             rows.append((name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, login.message))
         widths = [max(len(row[at]) for row in rows) for at in range(5)]
@@ -282,19 +296,21 @@ def main(arguments: Sequence[str]) -> int:
         story.skip("freeradius", "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest")
         return _finish(story, options.report, supplicant)
     if options.models:
-        from lab.models import Models  # it is told in this module's words
+        from lab.models import Models, ModelsStage  # it is told in this module's words
 
-        return play(Models(out, engine, supplicant, story), options.report, keep=options.keep)
+        models = Models(ModelsStage(out, engine, supplicant, story))
+        return play(models, options.report, keep=options.keep)
     if not options.wired:
-        return play(Demo(out, engine, supplicant, story), options.report, keep=options.keep)
+        return play(Demo(Stage(out, engine, supplicant, story)), options.report, keep=options.keep)
     from lab.wired import campus  # not on the way of a demonstration without it
+    from lab.wired.stage import WiredStage
     from lab.wired.story import WiredStory, checks_of
 
     if reason := campus.why_not():
         for name in checks_of(engine):
             story.skip(name, reason)
         return _finish(story, options.report, supplicant)
-    return play(WiredStory(out, engine, story), options.report, keep=options.keep)
+    return play(WiredStory(WiredStage(out, engine, story)), options.report, keep=options.keep)
 
 
 def new_folder(wanted: Path | None) -> Path:
@@ -306,18 +322,19 @@ def new_folder(wanted: Path | None) -> Path:
     return out
 
 
-def play(demo: Stage, report: Path | None, *, keep: bool = False) -> int:
+def play(tale: Tale, report: Path | None, *, keep: bool = False) -> int:
     """Tell the story, report how it went, and end every process; answers the exit status."""
-    story = demo.story
+    stage = tale.stage
+    story = stage.story
     try:
         try:
-            demo.tell()
+            tale.tell()
         except (DemoFailed, Refusal, OSError, ValueError, LookupError, subprocess.SubprocessError) as failed:
             # whatever a program of the lab did: the report tells it, and how far the story came
             story.check("story-told", "to its end", str(failed) or type(failed).__name__)
-        status = _finish(story, report, demo.supplicant)
-        if keep and demo.agents:
-            look_around(demo)
+        status = _finish(story, report, stage.supplicant)
+        if keep and stage.agents:
+            look_around(stage)
         return status
     except KeyboardInterrupt:
         story.say("\ninterrupted")
@@ -325,7 +342,7 @@ def play(demo: Stage, report: Path | None, *, keep: bool = False) -> int:
     finally:
         heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
         try:
-            demo.close()
+            stage.close()
         finally:
             signal.signal(signal.SIGINT, heeded)
 
@@ -336,11 +353,11 @@ def interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def look_around(demo: Stage) -> None:
+def look_around(stage: Stage) -> None:
     """Wait for Ctrl-C, or until nothing runs any more."""
-    demo.story.say(f"\nEverything keeps running until Ctrl-C. Look around:{demo.sights()}")
+    stage.story.say(f"\nEverything keeps running until Ctrl-C. Look around:{stage.sights()}")
     with contextlib.suppress(KeyboardInterrupt):
-        while demo.cast.running():
+        while stage.cast.running():
             time.sleep(0.5)
 
 

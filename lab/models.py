@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -37,19 +37,8 @@ longest_seconds = 28800
 """Rules of an owner's tool: what an agent of this lab asks for, and nothing else."""
 
 
-class Models(Demo):
-    """One appliance and one proxy, and on it every story of `STORIES`."""
-
-    makers: ClassVar[Mapping[str, tuple[str, ...]]] = {"acme": ()}
-
-    def tell(self) -> None:
-        """All stories, one after the other."""
-        self.set_up()
-        self.take_in_the_proxy()
-        for story in STORIES:
-            story(self)
-
-    # -- what stories are made of
+class ModelsStage(Stage):
+    """What the stories are made of."""
 
     def agent(self, name: str, owner: str) -> Agent:
         """An agent of this story, under a name of its own."""
@@ -157,7 +146,7 @@ class Models(Demo):
         return f"{dual.model} for {who}, VLAN {campus.login(agent.chain, key or agent.key).word}"
 
 
-def agent_mediated(stage: Models) -> None:
+def agent_mediated(stage: ModelsStage) -> None:
     """The agent carries its owner's signature."""
     with stage.story.step("Agent-mediated: Alice signs on her own machine, her agent brings the signature along."):
         agent = stage.agent("notes", "alice")
@@ -165,7 +154,7 @@ def agent_mediated(stage: Models) -> None:
         stage.story.check("agent-mediated", "agent-mediated for alice, VLAN 20", stage.landed(agent))
 
 
-def owner_mediated(stage: Models) -> None:
+def owner_mediated(stage: ModelsStage) -> None:
     """The proxy hands the request to the owner's gateway; the owner looks at the queue and approves by hand."""
     with stage.story.step("Owner-mediated: the proxy asks Alice's gateway, Alice approves in its queue, it submits."):
         gateway = stage.gateway("alice-gateway", "alice", stage.campus("alice"))
@@ -184,7 +173,7 @@ def owner_mediated(stage: Models) -> None:
         gateway.stop()
 
 
-def many_proxies(stage: Models) -> None:
+def many_proxies(stage: ModelsStage) -> None:
     """One gateway whose rules sign, for two proxies of one campus and one of another."""
     with stage.story.step("One gateway for many: an owner's rules sign for two campuses and three proxies."):
         annex = Annex(stage, "annex.example")
@@ -235,7 +224,7 @@ def many_proxies(stage: Models) -> None:
         gateway.stop()
 
 
-def server_mediated(stage: Models) -> None:
+def server_mediated(stage: ModelsStage) -> None:
     """The server asks the owner."""
     with stage.story.step("Server-mediated: the server parks the request and asks Bob's tool over its own connection."):
         agent = stage.agent("payroll", "bob")
@@ -248,7 +237,7 @@ def server_mediated(stage: Models) -> None:
         responder.stop()
 
 
-STORIES: tuple[Callable[[Models], None], ...] = (
+STORIES: tuple[Callable[[ModelsStage], None], ...] = (
     agent_mediated,
     owner_mediated,
     many_proxies,
@@ -256,3 +245,18 @@ STORIES: tuple[Callable[[Models], None], ...] = (
     *models_life.STORIES,
 )
 """What `--models` tells; add a function here."""
+
+
+class Models:
+    """One appliance and one proxy, and on their stage every story of `STORIES`."""
+
+    def __init__(self, stage: ModelsStage) -> None:
+        self.stage = stage
+
+    def tell(self) -> None:
+        """All stories, one after the other."""
+        beginning = Demo(self.stage, {"acme": ()})
+        beginning.set_up()
+        beginning.take_in_the_proxy()
+        for story in STORIES:
+            story(self.stage)

@@ -57,10 +57,6 @@ class Stage:
         self.statements: dict[str, Path] = {}
         self.socket = out / "proxy" / "agent.sock"
 
-    def tell(self) -> None:
-        """The story itself; raises DemoFailed when it cannot go on."""
-        raise NotImplementedError
-
     def close(self) -> None:
         """Ends every process of the story."""
         self.cast.stop()

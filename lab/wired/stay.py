@@ -11,6 +11,7 @@ from pathlib import Path
 from lab import demo
 from lab.story import Story, find
 from lab.wired import campus
+from lab.wired.stage import WiredStage
 from lab.wired.story import WiredStory
 
 
@@ -18,7 +19,7 @@ class Staying(WiredStory):
     """The first half of the story: everybody is where they belong."""
 
     def tell(self) -> None:
-        self.stand_up()
+        self.stage.stand_up()
         self.look_at_closed_ports()
         self.take_in_the_proxy()
         self.give_agents_their_credentials()
@@ -41,4 +42,4 @@ def main(words: Sequence[str]) -> int:
         return 1
     signal.signal(signal.SIGTERM, demo.interrupt)
     engine = options.radius or ("freeradius" if find("freeradius") else "embedded")
-    return demo.play(Staying(out, engine, Story()), None, keep=True)
+    return demo.play(Staying(WiredStage(out, engine, Story())), None, keep=True)

@@ -36,12 +36,15 @@ def checks_of(engine: str) -> tuple[str, ...]:
     return _CHECKS if engine == "embedded" else _CHECKS + _HOOK_CHECKS
 
 
-class WiredStory(WiredStage):
-    """One run of the story."""
+class WiredStory:
+    """The story of this module."""
+
+    def __init__(self, stage: WiredStage) -> None:
+        self.stage = stage
 
     def tell(self) -> None:
         """The whole way, then what may go wrong."""
-        self.stand_up()
+        self.stage.stand_up()
         self.look_at_closed_ports()
         self.take_in_the_proxy()
         self.give_agents_their_credentials()
@@ -54,28 +57,31 @@ class WiredStory(WiredStage):
         self.lose_the_hook()
 
     def look_at_closed_ports(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Three hosts are plugged in. Nobody has logged in."):
-            desks = [self.host(name) for name in campus.HOSTS[1:]]
+            desks = [stage.host(name) for name in campus.HOSTS[1:]]
             for desk in desks:
                 desk.cable.plug()
-            seen = self.at_once([lambda desk=desk: self.port_state(desk) for desk in desks])  # type: ignore[misc]
+            seen = stage.at_once([lambda desk=desk: stage.port_state(desk) for desk in desks])  # type: ignore[misc]
             expected = "reaches nothing, hostapd: unknown"
             story.check("port-closed-before", "; ".join([expected] * 3), "; ".join(seen))
 
     def take_in_the_proxy(self) -> None:
-        story, host = self.story, self.host("proxy")
+        stage, story = self.stage, self.stage.story
+        host = stage.host("proxy")
         with story.step("A proxy is plugged into a fresh port. It knows only its IDevID and its maker's anchors."):
-            proxy = self.start_proxy(host)
+            proxy = stage.start_proxy(host)
             begun = time.monotonic()
             host.cable.plug()
-            self.lands("onboarding-vlan", "onboarding", host)
+            stage.lands("onboarding-vlan", "onboarding", host)
             ready = proxy.wait_for("ready", 60)
-            self.socket = Path(ready["socket"])
+            stage.socket = Path(ready["socket"])
             found = proxy.wait_for("step", 1, {"step": "registrars-found"})
-            pledge = self.admin("pledges", "show", "acme-0001")
-            subject = credentials.verified_uri(self.out / "proxy" / "ldevid.pem", self.ca("devices"), self.ca("root"))
-            port = self.listeners["device"].rpartition(":")[2]
+            pledge = stage.admin("pledges", "show", "acme-0001")
+            subject = credentials.verified_uri(
+                stage.out / "proxy" / "ldevid.pem", stage.ca("devices"), stage.ca("root")
+            )
+            port = stage.listeners["device"].rpartition(":")[2]
             story.check(
                 "proxy-zero-touch",
                 f"found by mdns at 10.66.{VLANS['onboarding']}.1:{port}, LDevID of {ready['proxy']}, confirmed",
@@ -88,25 +94,26 @@ class WiredStory(WiredStage):
             for version in reversed(TLS):  # 1.3 is what the proxy wrote
                 if version != "1.3":
                     host.use_tls(version)
-                seen.append(self.landing(host, "infrastructure"))
+                seen.append(stage.landing(host, "infrastructure"))
             story.check("proxy-infrastructure-vlan", _both("infrastructure", reversed(TLS)), "; ".join(seen))
             moved = proxy.wait_for("server-moved", 30)
             story.say(f"  the proxy found its server again, at {moved['registrar']}")
 
     def give_agents_their_credentials(self) -> None:
-        with self.story.step("Agents ask their proxy, which is in the infrastructure VLAN now; owners sign."):
+        stage = self.stage
+        with stage.story.step("Agents ask their proxy, which is in the infrastructure VLAN now; owners sign."):
 
             def ask(name: str, owner: str) -> None:
-                agent = Agent(name, owner, self.out / "agents" / name)
-                self.request(agent, self.owner_command(owner))
-                self.agents[name] = agent
+                agent = Agent(name, owner, stage.out / "agents" / name)
+                stage.request(agent, stage.owner_command(owner))
+                stage.agents[name] = agent
 
-            self.at_once([lambda one=one: ask(*one) for one in AGENTS.items()])  # type: ignore[misc]
-            self.story.say(f"  {', '.join(f'{name} for {owner}' for name, owner in AGENTS.items())}")
-            self.story.say("  (their hosts share the file system with the proxy: an Agent API is a Unix socket)")
+            stage.at_once([lambda one=one: ask(*one) for one in AGENTS.items()])  # type: ignore[misc]
+            stage.story.say(f"  {', '.join(f'{name} for {owner}' for name, owner in AGENTS.items())}")
+            stage.story.say("  (their hosts share the file system with the proxy: an Agent API is a Unix socket)")
 
     def log_in(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("The agents' hosts log in: each lands where its owner's department belongs."):
             plan = {
                 "agent-vlan-rnd": ("desk-a", "notes", "rnd"),
@@ -116,49 +123,50 @@ class WiredStory(WiredStage):
             seen: dict[str, list[str]] = {name: [] for name in plan}
             for version in TLS:
                 for desk, agent, _ in plan.values():
-                    self.host(desk).login(self.block(agent), version)
+                    stage.host(desk).login(stage.block(agent), version)
                 for name, (desk, _, vlan) in plan.items():
-                    seen[name].append(self.landing(self.host(desk), vlan))
+                    seen[name].append(stage.landing(stage.host(desk), vlan))
             for name, (_, _, vlan) in plan.items():
                 story.check(name, _both(vlan), "; ".join(seen[name]))
 
     def change_identity(self) -> None:
-        story, desk = self.story, self.host("desk-a")
+        stage, story = self.stage, self.stage.story
+        desk = stage.host("desk-a")
         with story.step("Same cable, same MAC address, another agent: the port follows the identity."):
             seen = []
             for version in TLS:
                 for agent, vlan in (("stars", "guest"), ("notes", "rnd")):
-                    desk.login(self.block(agent), version)
-                    seen.append(self.landing(desk, vlan))
+                    desk.login(stage.block(agent), version)
+                    seen.append(stage.landing(desk, vlan))
             expected = "; ".join(f"TLS {version}: {vlan}" for version in TLS for vlan in ("guest", "rnd"))
             story.check("same-mac-new-identity-moves", expected, "; ".join(seen))
 
     def move_owner(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Alice changes her department while her agents' hosts are on line. Nobody touches the hosts."):
-            before = self.log_in_both("notes", "lab-book", "rnd", "rnd")
-            self.admin("owners", "move", "alice", "--department", "HR")
-            there = self.both(self.within, "hr", "hr")
-            self.admin("owners", "move", "alice", "--department", "R&D")
-            back = self.both(self.within, "rnd", "rnd")
+            before = stage.log_in_both("notes", "lab-book", "rnd", "rnd")
+            stage.admin("owners", "move", "alice", "--department", "HR")
+            there = stage.both(stage.within, "hr", "hr")
+            stage.admin("owners", "move", "alice", "--department", "R&D")
+            back = stage.both(stage.within, "rnd", "rnd")
             seen = [f"{one}, then {two}, then {three}" for one, two, three in zip(before, there, back, strict=True)]
             limit = f"within {CHANGE_SECONDS:.0f} s"
             expected = "; ".join(f"TLS {version}: rnd, then hr {limit}, then rnd {limit}" for version in TLS)
             story.check("owner-moves-live", expected, "; ".join(seen))
-            story.say(f"  seen by ping after {max(self.took):.1f} s at the latest")
+            story.say(f"  seen by ping after {max(stage.took):.1f} s at the latest")
 
     def revoke(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Two agents are revoked while their hosts are on line."):
-            before = self.log_in_both("travel", "lab-book", "rnd", "rnd")
-            self.at_once([
-                lambda name=name: self.admin(  # type: ignore[misc]
-                    "agents", "revoke", credentials.uri(self.agents[name].chain), "--reason", "retired"
+            before = stage.log_in_both("travel", "lab-book", "rnd", "rnd")
+            stage.at_once([
+                lambda name=name: stage.admin(  # type: ignore[misc]
+                    "agents", "revoke", credentials.uri(stage.agents[name].chain), "--reason", "retired"
                 )
                 for name in ("travel", "lab-book")
             ])  # fmt: skip
-            after = self.both(lambda desk: f"{self.within(desk, 'nothing')}, hostapd: {self.campus.hostapd(desk)}")
-            self.both(Host.stop_supplicant)
+            after = stage.both(lambda desk: f"{stage.within(desk, 'nothing')}, hostapd: {stage.campus.hostapd(desk)}")
+            stage.both(Host.stop_supplicant)
             seen = [f"{one}, then {two}" for one, two in zip(before, after, strict=True)]
             closed = f"nothing within {CHANGE_SECONDS:.0f} s, hostapd: not authorized"
             story.check(
@@ -167,14 +175,14 @@ class WiredStory(WiredStage):
             )  # fmt: skip
 
     def lose_the_link(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("Cables are pulled and put back; whoever comes then has not logged in."):
-            before = self.log_in_both("notes", "payroll", "rnd", "hr")
-            self.both(Host.stop_supplicant)  # hostapd notices neither this nor the cable
-            still = self.both(Host.reach)
-            self.both(self.fresh)
+            before = stage.log_in_both("notes", "payroll", "rnd", "hr")
+            stage.both(Host.stop_supplicant)  # hostapd notices neither this nor the cable
+            still = stage.both(Host.reach)
+            stage.both(stage.fresh)
             time.sleep(0.5)
-            after = self.both(self.port_state)
+            after = stage.both(stage.port_state)
             expected = [
                 f"TLS {version}: {vlan}; without supplicant: {vlan}; new cable: reaches nothing, hostapd: unknown"
                 for version, vlan in zip(TLS, ("rnd", "hr"), strict=True)
@@ -186,14 +194,14 @@ class WiredStory(WiredStage):
             story.check("link-loss-closes", "; ".join(expected), "; ".join(seen))
 
     def lose_radius(self) -> None:
-        story = self.story
+        stage, story = self.stage, self.stage.story
         with story.step("The RADIUS server is silent: nobody gets in. It comes back: the login goes on."):
-            self.both(self.fresh)
-            with self.paused(radius=True):
-                self.begin_both("notes", "stars")
+            stage.both(stage.fresh)
+            with stage.paused(radius=True):
+                stage.begin_both("notes", "stars")
                 time.sleep(4.0)
-                silent = self.both(self.port_state)
-            back = self.both(self.landing, "rnd", "guest")
+                silent = stage.both(stage.port_state)
+            back = stage.both(stage.landing, "rnd", "guest")
             expected = [
                 f"silent: reaches nothing, hostapd: not authorized; back: TLS {version}: {vlan}"
                 for version, vlan in zip(TLS, ("rnd", "guest"), strict=True)
@@ -202,8 +210,8 @@ class WiredStory(WiredStage):
             story.check("radius-down-closed", "; ".join(expected), "; ".join(seen))
 
     def lose_the_hook(self) -> None:
-        story = self.story
-        if self.engine == "embedded":
+        stage, story = self.stage, self.stage.story
+        if stage.engine == "embedded":
             story.say("\n  hook-down-fail-mode is not asked for: the embedded server decides in its own process")
             return
         results: list[bool] = []
@@ -214,23 +222,24 @@ class WiredStory(WiredStage):
 
     def hook_down(self, mode: str, vlans: tuple[str, str]) -> bool:
         """Each mode is a configuration of its own, so the appliance starts anew with it."""
-        assert self.server is not None
-        self.server.stop()
-        self.start_appliance(f"--set=radius.fail_mode={mode}")
-        self.both(self.fresh)
-        before = self.log_in_both("notes", "payroll", "rnd", "hr")
-        self.both(self.fresh)
-        with self.paused(radius=False):
-            self.begin_both("notes", "payroll")
+        stage = self.stage
+        assert stage.server is not None
+        stage.server.stop()
+        stage.start_appliance(f"--set=radius.fail_mode={mode}")
+        stage.both(stage.fresh)
+        before = stage.log_in_both("notes", "payroll", "rnd", "hr")
+        stage.both(stage.fresh)
+        with stage.paused(radius=False):
+            stage.begin_both("notes", "payroll")
             if "nothing" in vlans:
                 time.sleep(3.0)
-            after = self.both(self.where, *vlans)
+            after = stage.both(stage.where, *vlans)
         seen = [f"{one}, hook down: {two}" for one, two in zip(before, after, strict=True)]
         expected = [
             f"TLS {version}: {vlan}, hook down: {then}"
             for version, vlan, then in zip(TLS, ("rnd", "hr"), vlans, strict=True)
         ]
-        return self.story.check(f"hook-down-fail-mode-{mode}", "; ".join(expected), "; ".join(seen))
+        return stage.story.check(f"hook-down-fail-mode-{mode}", "; ".join(expected), "; ".join(seen))
 
 
 def _both(vlan: str, versions: Any = TLS) -> str:

@@ -25,7 +25,7 @@ class Short(demo.Demo):
     fault: Exception = DemoFailed("gone")
 
     def tell(self) -> None:
-        self.story.check("vlan-rnd", "20", "20")
+        self.stage.story.check("vlan-rnd", "20", "20")
         raise self.fault
 
 
@@ -54,7 +54,7 @@ def test_a_report_that_cannot_be_written_is_said_before_the_story(
 
 @pytest.mark.parametrize("fault", [DemoFailed("gone"), subprocess.TimeoutExpired("appliance", 60), KeyError("device")])
 def test_whatever_ends_the_story_early_the_report_tells_it(tmp_path: Path, fault: Exception) -> None:
-    short = Short(tmp_path, "embedded", "project", Story(io.StringIO()))
+    short = Short(Stage(tmp_path, "embedded", "project", Story(io.StringIO())))
     short.fault = fault
     report = tmp_path / "r.json"
     assert demo.play(short, report) == 1

@@ -12,18 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.binding import dual_identity
 from lab import credentials, demo
 from lab.models_life import STORIES
-from lab.stage import Agent
+from lab.stage import Agent, Stage
 from lab.story import Story
 
 
-class Life(demo.Demo):
-    """One appliance, one proxy, and the stories."""
-
-    def tell(self) -> None:
-        self.set_up()
-        self.take_in_the_proxy()
-        for story in STORIES:
-            story(self)
+class Life(Stage):
+    """What the stories need of a stage."""
 
     def agent(self, name: str, owner: str) -> Agent:
         made = self.agents[name] = Agent(name, owner, self.out / "agents" / name)
@@ -57,7 +51,11 @@ def test_passkey_renewal_and_cascade_come_out_as_told(tmp_path: Path) -> None:
     stage = Life(tmp_path / "out", "embedded", "project", story)
     (tmp_path / "out").mkdir(exist_ok=True)
     try:
-        stage.tell()
+        beginning = demo.Demo(stage)
+        beginning.set_up()
+        beginning.take_in_the_proxy()
+        for tell in STORIES:
+            tell(stage)
     finally:
         stage.cast.stop()
     checks = {check.name: check for check in story.checks}
