@@ -1,7 +1,8 @@
 """Rows on their way into the store, a batch at a time: one that cannot be written takes no other with it.
 
-What is wrong with one row fails its whole batch, so smaller ones find it, and it alone is given up. Whatever else goes
-wrong, a store that is away or a mistake of ours, says nothing about the rows: they stay where they were.
+What is wrong with one row fails its whole batch, so smaller ones find it, and it alone is given up. A store that is
+away, busy or full says nothing about the rows: they stay where they were. So they do at a mistake of ours; but where it
+is always the same row that runs into it, those behind it are worth more than that one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final, Generic, TypeVar
 
 from appliance.errors import Conflict
 from appliance.store.transaction import DRIVER_ERRORS
+from est.errors import Refusal
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
@@ -32,6 +34,7 @@ class RowQueue(Generic[Row]):
         self._waiting: deque[Row] = deque(maxlen=room)
         self._under_way: list[Row] = []
         self._full_page = self._page = page
+        self._suspect: Row | None = None
         self._on_given_up = on_given_up
         self.done = 0
         """How many rows were written or given up."""
@@ -54,7 +57,7 @@ class RowQueue(Generic[Row]):
         """(rows that are written, what `write` answered), of one batch of up to `most`; None if nothing was written.
 
         Then either a row was given up, or the next batch is a smaller one. Only one call at a time. Raises what `write`
-        raises and is not about a row.
+        raises and is not about a row; a row that alone ran into a mistake twice running is given up then.
         """
         count = min(self._page, len(self._waiting), self._page if most is None else most)
         batch = self._under_way = [self._waiting.popleft() for _ in range(count)]
@@ -70,8 +73,17 @@ class RowQueue(Generic[Row]):
             self._on_given_up(batch[0])
             self._settle()
             return None
-        except Exception:  # whatever it was, it is the caller's; no row is lost by it
+        except Refusal:
             self._put_back()
+            raise
+        except Exception:  # a mistake of ours: the caller hears of it, and smaller batches find who runs into it
+            self._page = max(1, len(batch) // 2)
+            if len(batch) == 1 and batch[0] is self._suspect:
+                self._on_given_up(batch[0])
+                self._settle()
+            else:
+                self._suspect = batch[0] if len(batch) == 1 else None
+                self._put_back()
             raise
         self._settle()
         return batch, answer
@@ -79,6 +91,7 @@ class RowQueue(Generic[Row]):
     def _settle(self) -> None:
         self.done += len(self._under_way)
         self._under_way = []
+        self._suspect = None
         self._page = min(self._full_page, 2 * self._page)
 
     def _put_back(self) -> None:

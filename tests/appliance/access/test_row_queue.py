@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,18 +164,38 @@ def test_where_there_is_no_room_to_put_a_batch_back_the_oldest_go(room: int, lef
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("mistake", [TypeError("a bug"), KeyError("a bug"), AssertionError("a bug")], ids=type)
-def test_a_mistake_of_ours_is_raised_and_costs_no_row(mistake: Exception) -> None:
+MISTAKES = pytest.mark.parametrize(
+    "mistake", [TypeError("a bug"), KeyError("a bug"), AssertionError("a bug")], ids=type
+)
+
+
+@MISTAKES
+def test_a_mistake_of_ours_is_raised_and_costs_no_row_if_it_is_gone_the_next_time(mistake: Exception) -> None:
     async def story() -> None:
         table = Table(faults={3: mistake})
         queue = table.queue(*range(5))
         for _ in range(3):
             with pytest.raises(type(mistake)):
-                await queue.write_some(table.write)
-        assert (list(queue), queue.done, table.given_up) == (list(range(5)), 0, [])
+                while True:
+                    await queue.write_some(table.write)
+        assert (list(queue), queue.done, table.given_up) == ([3, 4], 3, [])
         table.faults.clear()
         await drain(queue, table)
         assert (table.rows, table.given_up) == (list(range(5)), [])
+
+    asyncio.run(story())
+
+
+@MISTAKES
+def test_a_row_that_alone_runs_into_a_mistake_twice_running_holds_nobody_up(mistake: Exception) -> None:
+    async def story() -> None:
+        table = Table(faults={3: mistake})
+        queue = table.queue(*range(9))
+        while queue:
+            with contextlib.suppress(type(mistake)):
+                await queue.write_some(table.write)
+        assert (table.rows, table.given_up) == ([0, 1, 2, 4, 5, 6, 7, 8], [3])
+        assert table.batches == [8, 4, 2, 4, 2, 1, 2, 1, 1, 2, 3]  # it alone failed twice, which is the second 1, 1
 
     asyncio.run(story())
 
