@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.authorities import Authorities, KnownAuthorities, check_authorities, load_authorities
 from appliance.clock import Clock
+from appliance.cohort import Cohort
 from appliance.errors import (
     CaExpired,
     CertificateUnknown,
@@ -156,6 +157,7 @@ class CertificateAuthority:
         self._backdate = timedelta(seconds=backdate_seconds)
         self._weak_keys = weak_keys or ListedKeys()
         self._roles: dict[str, Role] = {}
+        self._cohort = Cohort()
         self._now = self._take(Authorities(root, dict(issuing)))
 
     def adopt(self, authorities: Authorities) -> None:
@@ -286,38 +288,43 @@ class CertificateAuthority:
         request_id: str = "",
         fields: Mapping[str, Any] | None = None,
         on_pending: Callable[[Tx, PendingRow], None] | None = None,
-        on_signed: Callable[[IssuedRow], None] | None = None,
+        on_signed: Callable[[IssuedRow, Cohort], Awaitable[None]] | None = None,
         on_issued: Callable[[Tx, IssuedRow], None] | None = None,
         by: IssuingCa | None = None,
     ) -> Issued:
         """Issue one certificate; it is in the store and in the audit log when this returns.
 
-        `make_shape`, `on_pending` and `on_issued` run on the writer thread inside their transaction and must be quick;
-        a Refusal from the first two leaves nothing behind. `on_signed` runs between the transactions, where the caller
-        checks the certificate as its receiver will; a Refusal from it leaves the row pending. `row` are columns of the
+        `make_shape`, `on_pending` and `on_issued` run inside their transaction and must be quick; a Refusal from the
+        first two leaves nothing behind. `on_signed` runs between the transactions, where the caller checks the
+        certificate as its receiver will, in steps; a Refusal from it leaves the row pending. `row` are columns of the
         certificates table: `profile` is required, subject_id, agent_id, owner_id, proxy_id, pledge_id, txn, model,
-        csr_sha256 may be given. `event` names the final audit entry, `fields` are added to it. `by` is another
+        csr_sha256, tier may be given. `event` names the final audit entry, `fields` are added to it. `by` is another
         generation of the role than the one that signs (for the OCSP signer of an old one). Raises what they raise,
         KeyWeak, CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
         """
         issuing = by or self.issuing(role)
-        prepared = await self._store.write(
-            lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
-        )
-        failpoint("issue-pending")
-        if isinstance(issuing.signer, KeySigner):
-            signature = issuing.signer.sign(prepared.tbs)
-        else:  # a token or a TPM takes its time
-            signature = await asyncio.to_thread(issuing.signer.sign, prepared.tbs)
-        failpoint("issue-signed")
-        certificate, der = _finish(prepared, signature, issuing)
-        issued = IssuedRow(prepared.row.id, role, prepared.row.serial, certificate, der, prepared.row.log_index)
-        if on_signed is not None:
-            on_signed(issued)
-        await self._store.write(
-            lambda tx: self._record(tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued),
-            quick=True,
-        )
+        with self._cohort:
+            prepared = await self._store.write(
+                lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
+            )
+            failpoint("issue-pending")
+            if isinstance(issuing.signer, KeySigner):
+                signature = issuing.signer.sign(prepared.tbs)
+                await self._cohort.step()
+            else:  # a token or a TPM takes its time
+                signature = await asyncio.to_thread(issuing.signer.sign, prepared.tbs)
+            failpoint("issue-signed")
+            certificate, der = _finish(prepared, signature, issuing)
+            issued = IssuedRow(prepared.row.id, role, prepared.row.serial, certificate, der, prepared.row.log_index)
+            if on_signed is not None:
+                await self._cohort.step()
+                await on_signed(issued, self._cohort)
+            await self._store.write(
+                lambda tx: self._record(
+                    tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued
+                ),
+                quick=True,
+            )
         failpoint("issue-issued")
         chain = issuing.certificate, self.root
         return Issued(certificate, der, chain, issued.serial, issued.log_index)

@@ -13,7 +13,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from est.errors import CertificateMalformed, KeyNotAccepted
+from est import der as tlv
+from est.errors import BodyMalformed, CertificateMalformed, KeyNotAccepted
 
 _BEFORE_POINT = {
     "secp256r1": bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
@@ -115,16 +116,32 @@ def check_key(key: object, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     raise KeyNotAccepted("only elliptic curve (P-256, P-384) and RSA keys are accepted")
 
 
-@lru_cache(maxsize=_KEPT)
 def public_key_of(certificate: x509.Certificate, rules: KeyRules = SUBJECT_KEYS) -> PublicKey:
     """The certificate's key under the rules; raises KeyNotAccepted or CertificateMalformed."""
+    return check_key(_key_of(certificate), rules)
+
+
+@lru_cache(maxsize=_KEPT)
+def _key_of(certificate: x509.Certificate) -> object:
+    """Read from its octets by read_spki(): the library would make a key of its own for each certificate."""
     try:
-        key = certificate.public_key()
+        return read_spki(_spki_in(certificate.tbs_certificate_bytes))
     except UnsupportedAlgorithm as error:
         raise KeyNotAccepted("the certificate's key type is not supported") from error
-    except ValueError as error:
+    except (ValueError, BodyMalformed) as error:
         raise CertificateMalformed("the certificate's public key cannot be read") from error
-    return check_key(key, rules)
+
+
+def _spki_in(tbs: bytes) -> bytes:
+    """The SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, section 4.1); raises BodyMalformed."""
+    at, end = tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)
+    tag, _, stop = tlv.read_tlv(tbs, at, end)
+    if tag == 0xA0:  # version; then serial number
+        _, stop = tlv.expect(tbs, stop, end, tlv.INTEGER)
+    for _ in ("signature", "issuer", "validity", "subject"):
+        _, stop = tlv.expect(tbs, stop, end, tlv.SEQUENCE)
+    _, after = tlv.expect(tbs, stop, end, tlv.SEQUENCE)
+    return tbs[stop:after]
 
 
 def spki(key: x509.Certificate | PublicKey) -> bytes:

@@ -29,6 +29,7 @@ from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
 from appliance.clock import Clock
+from appliance.cohort import Cohort
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
 from appliance.identity.appraisal import Appraisal, Appraiser
@@ -133,6 +134,7 @@ class IdentityService:
         self._rules = rules
         self._rates = Gcra(Bucket(settings.proxy_rate, settings.proxy_burst))
         self._under_way: set[str] = set()
+        self._cohort = Cohort()
 
     @property
     def issuer(self) -> Issuer:
@@ -213,7 +215,8 @@ class IdentityService:
                 submitter = await self._submitters.behind(gateway, asked.evidence)
             assert submitter is not None
             self._take_token(submitter)
-            return await self._decide(asked, submitter, request_id)
+            with self._cohort:
+                return await self._decide(asked, submitter, request_id)
         except (BindingError, EstError, IdentityError) as refusal:
             known = submitter or gateway
             assert known is not None
@@ -271,7 +274,9 @@ class IdentityService:
     async def _decide(
         self, asked: Composite, submitter: Submitter, request_id: str, appraisal: Appraisal | None = None
     ) -> Finished | Unfinished:
+        await self._cohort.step()
         request = requests.unseal(asked.request)
+        await self._cohort.step()
         sealed = [approvals.read(one) for one in asked.approvals]
         facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, sealed))
         earlier = facts.earlier
@@ -287,11 +292,13 @@ class IdentityService:
                 raise SubmitterNotProxy("a gateway submits what its owner approved in the owner-mediated model")
             if asked.org:
                 raise OrgMaterialNotExpected("organisational material is for the owner-mediated model")
+        await self._cohort.step()
+        certification_request = None if asked.csr_der is None else csr.read(asked.csr_der)
         now = self._clock.now()
         limits = self._limits.of(request.model)
         requests.check(
             request,
-            csr=None if asked.csr_der is None else csr.read(asked.csr_der),
+            csr=certification_request,
             nonce=facts.nonce,
             server_id=self._server_id,
             origin=self._origin,
@@ -304,6 +311,7 @@ class IdentityService:
             live_key=facts.live_key,
         )
         agent = records.check_agent(facts.agent, submitter)
+        await self._cohort.step()
         if appraisal is None:
             appraisal = await self._verifier.appraise(
                 asked.evidence, request, submitter, agent_class=agent.agent_class, now=now
@@ -311,6 +319,7 @@ class IdentityService:
             if self._verifier.is_elsewhere:
                 # Seconds may have gone by: owner, key, agent and nonce are looked at again before anything is spent.
                 return await self._decide(asked, submitter, request_id, appraisal)
+        await self._cohort.step()
         setting = Setting(
             self._server_id,
             submitter.proxy_id,
@@ -326,6 +335,7 @@ class IdentityService:
             answer = bind_standing(request, facts.approvers, setting, appraisal.evidence, agent.agent_class)
         else:
             answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
+        await self._cohort.step()
         if isinstance(answer, Waiting):
             if answer.must_ask:
                 await self.challenges.park(
