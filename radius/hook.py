@@ -99,7 +99,7 @@ def write_answer(decision: Decision, *, reply_message: bool = True) -> bytes:
     for name, _, text, octets, _ in of_login(decision):
         # octets: FreeRADIUS reads hex without a chance of interpretation
         members.append(_member(f"reply:{name}", f"0x{octets.hex()}" if name == "Class" else text))
-    return f"{{{', '.join(members)}}}".encode()
+    return f"{{{','.join(members)}}}".encode()
 
 
 @lru_cache(maxsize=4096)
@@ -109,11 +109,12 @@ def _of_outcome(is_reject: bool, vlan: Vlan | None, filter_id: str, role: str, i
     members += [_member(f"reply:{one.name}", one.text) for one in of_outcome(vlan, filter_id, role, is_asked_again)]
     if said:
         members.append(_member("reply:Reply-Message", as_text(said)))
-    return ", ".join(members)
+    return ",".join(members)
 
 
 def _member(name: str, text: str) -> str:
-    return f'"{name}": {{"op": ":=", "value": [{_quoted(text)}], "do_xlat": false}}'
+    # without an operator rlm_rest takes `:=`, and each member less is a dozen of its allocations
+    return f'"{name}":{{"value":[{_quoted(text)}],"do_xlat":false}}'
 
 
 _ACCEPT, _REJECT = (_member("control:Auth-Type", verdict) for verdict in ("Accept", "Reject"))
