@@ -108,6 +108,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "owner-gateway-revoked": "An owner's gateway was revoked: no proxy is sent to it any more.",
         "agent-reserved": "An agent identifier was reserved.",
         "agent-registered": "An agent was registered.",
+        "agent-classified": "An administrator, or its owner, gave an agent another class or took its class away.",
         "agent-suspended": "An agent was suspended: no requests and no logins until it is resumed.",
         "agent-resumed": "An agent's suspension ended.",
         "owner-key-suspended": "An owner's approval key was suspended: nothing new is taken from it.",

@@ -197,13 +197,21 @@ def agents_add(
 @agents.command("list")
 def agents_list(owner_ref: Annotated[str, typer.Option("--owner", help="Only this owner's.")] = "") -> None:
     """Agents."""
-    show(ask("agents.list", owner=owner_ref), ("identifier", "owner", "proxy", "state", "serial", "not_after"))
+    show(ask("agents.list", owner=owner_ref), ("identifier", "owner", "proxy", "class", "state", "serial", "not_after"))
 
 
 @agents.command("show")
 def agentsshow(agent_id: str) -> None:
     """One agent with its credentials and what stands behind them."""
     show(ask("agents.show", agent=agent_id))
+
+
+@agents.command("classify")
+def agents_classify(
+    agent_id: str, class_: Annotated[str, typer.Option("--class", help="Agent class; empty for none.")]
+) -> None:
+    """Give an agent another class, or none: policy sees it at the next login, sessions at once; credentials stay."""
+    show(ask("agents.classify", agent=agent_id, agent_class=class_))
 
 
 @agents.command("revoke")

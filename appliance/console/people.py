@@ -121,5 +121,8 @@ class AgentOperations:
     async def suspend(self, agent: str, reason: str = "") -> Any:
         return await self._registry.suspend(agent, why=reason, actor=self._actor)
 
+    async def classify(self, agent: str, agent_class: str) -> Any:
+        return await self._registry.classify(agent, agent_class, actor=self._actor)
+
     async def resume(self, agent: str) -> Any:
         return await self._registry.resume(agent, actor=self._actor)

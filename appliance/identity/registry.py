@@ -1,4 +1,4 @@
-"""The registry of agents, for administrators and auditors: register beforehand, look, revoke (A-113).
+"""The registry of agents, for administrators and auditors: register beforehand, look, classify, revoke (A-113).
 
 Answers are JSON values, the same for command line, console and API.
 """
@@ -14,6 +14,7 @@ from appliance import audit, cascade
 from appliance.audit import Actor, AuditEvent
 from appliance.binding import jws
 from appliance.errors import Conflict, NotFound, RequestMalformed
+from appliance.identity.classes import check_class, classify
 from appliance.identity.errors import KeyAlreadyAgent
 from appliance.identity.issue import timestamp
 from appliance.identity.owner_desk import shown as shown_standing
@@ -25,7 +26,6 @@ from appliance.store.transaction import Tx
 
 Json = Mapping[str, Any]
 _JKT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
-_CLASS = re.compile(r"[A-Za-z0-9._-]{0,64}", re.ASCII)
 
 
 class AgentRegistry:
@@ -45,8 +45,7 @@ class AgentRegistry:
         """
         if not _JKT.fullmatch(jkt):
             raise RequestMalformed("jkt is not the thumbprint of a key (RFC 7638)")
-        if not _CLASS.fullmatch(agent_class):
-            raise RequestMalformed("a class has at most 64 of A-Z a-z 0-9 . _ -")
+        check_class(agent_class)
 
         def write(tx: Tx) -> Json:
             owner_id = _active_owner(tx, owner) if owner else None
@@ -93,7 +92,6 @@ class AgentRegistry:
             return {
                 **_brief(tx, found),
                 "jkt": found.jkt,
-                "class": found.agent_class,
                 "credentials": [_credential(row) for row in certificates.of(tx, "agent_id", found.identifier)],
                 "standing": [shown_standing(row) for row in standing_approvals.of_agent(tx, found.identifier)],
                 "requests": [_request(tx, row) for row in requests.of_agent(tx, found.identifier)],
@@ -118,6 +116,21 @@ class AgentRegistry:
     async def resume(self, agent: str, *, actor: Actor) -> Json:
         """End a suspension; raises NotFound, Conflict."""
         return await self._move(agent, agents.SUSPENDED, agents.REGISTERED, "agent-resumed", actor, "")
+
+    async def classify(self, agent: str, agent_class: str, *, actor: Actor) -> Json:
+        """Give an agent another class, or none; the next decision and the next request go by it, credentials stay.
+
+        Raises NotFound, RequestMalformed, Conflict for one that is revoked.
+        """
+        check_class(agent_class)
+
+        def write(tx: Tx) -> Json:
+            found = self._find(tx, agent)
+            if found.state == agents.REVOKED:
+                raise Conflict("the agent is revoked")
+            return _brief(tx, classify(tx, found, agent_class, actor=actor))
+
+        return await self._store.write(write, essential=True)
 
     async def _move(self, agent: str, was: str, state: str, event: str, actor: Actor, why: str) -> Json:
         def write(tx: Tx) -> Json:
@@ -155,6 +168,7 @@ def _brief(tx: Tx, agent: Agent) -> dict[str, Any]:
         "identifier": agent.identifier,
         "owner": agent.owner_id,
         "proxy": agent.proxy_id,
+        "class": agent.agent_class,
         "state": agent.state,
         "serial": None if newest is None else newest.serial,
         "not_after": None if newest is None else timestamp(newest.not_after),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, literal_column, select, update
 
 from appliance.errors import Conflict
 from appliance.store.columns import to_micros
@@ -35,11 +35,17 @@ _TOUCH = update(table).where(_c.identifier == bindparam("key"), _c.state == RESE
 _FORGET = delete(table).where(
     _c.proxy_id == bindparam("proxy"), _c.state == RESERVED, _c.updated_at < bindparam("before")
 )
+_class_now = func.coalesce(_c["class"], literal_column("''"))
 _REGISTER = plain(
     update(table)
-    .where(_c.identifier == bindparam("key"), _c.state == bindparam("was"), _c.proxy_id == bindparam("proxy"))
+    .where(
+        _c.identifier == bindparam("key"),
+        _c.state == bindparam("was"),
+        _c.proxy_id == bindparam("proxy"),
+        _class_now == bindparam("class_was"),
+    )
     .values(owner_id=bindparam("owner"), jkt=bindparam("new_jkt"), state=bindparam("is"), updated_at=bindparam("at")),
-    "owner", "new_jkt", "is", "at", "key", "was", "proxy",
+    "owner", "new_jkt", "is", "at", "key", "was", "proxy", "class_was",
 )  # fmt: skip
 _REVOKE = (
     update(table)
@@ -50,6 +56,11 @@ _MOVE = (
     update(table)
     .where(_c.identifier == bindparam("key"), _c.state == bindparam("was"))
     .values(state=bindparam("new_state"), updated_at=bindparam("at"))
+)
+_CLASSIFY = (
+    update(table)
+    .where(_c.identifier == bindparam("key"), _c.state != REVOKED, _class_now == bindparam("was"))
+    .values({"class": bindparam("new_class"), "updated_at": bindparam("at")})
 )
 _PAGE = select(table).where(_c.identifier > bindparam("after")).order_by(_c.identifier).limit(bindparam("count"))
 _OF_OWNER = select(table).where(_c.owner_id == bindparam("owner")).order_by(_c.created_at, _c.id)
@@ -119,7 +130,8 @@ def register(tx: Tx, agent: Agent, *, owner_id: str | None, jkt: str) -> Agent:
     """
     if agent.state == REVOKED or (agent.state == REGISTERED and agent.owner_id != owner_id):
         raise Conflict("the agent is revoked or registered to another owner")
-    values = (owner_id, jkt, REGISTERED, tx.micros, agent.identifier, agent.state, agent.proxy_id)
+    # the class too: how many had to approve was asked of the one that `agent` shows
+    values = (owner_id, jkt, REGISTERED, tx.micros, agent.identifier, agent.state, agent.proxy_id, agent.agent_class)
     if tx.change(_REGISTER, values) != 1:
         raise Conflict("the agent's record has changed meanwhile")
     registered = replace(agent, state=REGISTERED, owner_id=owner_id, jkt=jkt, updated_at=tx.now)
@@ -145,6 +157,17 @@ def move(tx: Tx, agent: Agent, state: str) -> Agent:
     moved = replace(agent, state=state, updated_at=tx.now)
     _emit(tx, moved)
     return moved
+
+
+def classify(tx: Tx, agent: Agent, agent_class: str) -> Agent:
+    """Give another class to an agent, or none, and tell the outbox as add() does; Conflict if it is revoked."""
+    values = {"key": agent.identifier, "was": agent.agent_class, "new_class": agent_class, "at": tx.now}
+    if agent.state == REVOKED or tx.execute(_CLASSIFY, values).rowcount != 1:
+        raise Conflict("the agent is revoked, or its class has changed meanwhile")
+    changed = replace(agent, agent_class=agent_class, updated_at=tx.now)
+    if agent.state != RESERVED:
+        _emit(tx, changed)
+    return changed
 
 
 def page(tx: Tx, *, after: str = "", count: int = 1000) -> list[Agent]:

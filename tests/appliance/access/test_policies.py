@@ -9,6 +9,7 @@ import pytest
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
 from appliance.errors import NotFound, RequestMalformed
+from appliance.identity.registry import AgentRegistry
 from appliance.store import agents, schema
 from radius import AccessRequest, CredentialRef
 from radius.errors import RuleUnreachable, VlanUnknown
@@ -143,6 +144,30 @@ def test_the_class_that_an_administrator_gave_reaches_the_rules(tmp_path):
             await store.write(set_owner)
             decision = service.authorize(login())
             assert (decision.vlan, decision.asked.agent_class, decision.asked.tier) == (20, "robot", "affirming")
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("A-113")
+def test_a_class_that_changes_decides_the_next_login(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, _):
+            await ready(service, store)
+            await PolicyService(store, service).publish(
+                HEAD + "[[rule]]\nname = 'a'\nagent_class = 'robot'\nvlan = 'lab'\n", "", ADMIN
+            )
+            registry = AgentRegistry(origin=AGENT.partition("/agent/")[0], store=store)
+
+            def register(tx):
+                agents.add(tx, agents.Agent("a", AGENT, OWNER, "p", "j", "", agents.REGISTERED, tx.now, tx.now))
+
+            await store.write(register)
+            assert service.authorize(login()).verdict == "guest"
+            await registry.classify(AGENT, "robot", actor=ADMIN)
+            decision = service.authorize(login())
+            assert (decision.vlan, decision.asked.agent_class) == (20, "robot")
+            await registry.classify(AGENT, "", actor=ADMIN)
+            assert service.authorize(login()).verdict == "guest"
 
     asyncio.run(story())
 
