@@ -14,6 +14,7 @@ from pydantic import AfterValidator, StringConstraints
 MAX_TRUST_DOMAIN = 68
 """So that an owner's identifier, spiffe://<trust domain>/owner/<uuid>, has at most 120 characters (W-12)."""
 _HOST = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_CLASS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _OID_ARC = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,9})){2,20}")
 
 
@@ -28,6 +29,12 @@ def _check_address(text: str) -> str:
     if len(text) > 255 or not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("at most 255 printable characters of ASCII without blanks are wanted")
     return text
+
+
+def _check_class(name: str) -> str:
+    if not _CLASS.fullmatch(name):
+        raise ValueError("an agent class has 1 to 64 of A-Z a-z 0-9 . _ -")
+    return name
 
 
 def _check_arc(arc: str) -> str:
@@ -102,6 +109,7 @@ TrustDomain = Annotated[str, AfterValidator(lambda name: _check_host(name, MAX_T
 HostName = Annotated[str, AfterValidator(lambda name: name and _check_host(name, 253))]
 """A host name, or nothing."""
 ServerId = Annotated[str, AfterValidator(_check_address)]
+AgentClass = Annotated[str, AfterValidator(_check_class)]
 OidArc = Annotated[str, AfterValidator(_check_arc)]
 Organization = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 CommandLine = Annotated[str, AfterValidator(_check_command)]

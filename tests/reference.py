@@ -66,6 +66,7 @@ PURPOSES: Mapping[str, str] = {
     "identity.own_standing": "the calling owner's standing approvals",
     "identity.hand_in_standing": "a standing approval of the calling owner, to be counted from now on",
     "identity.withdraw_standing": "withdraws one for good; credentials issued under it stay",
+    "identity.classify_own": "gives a class of `identity.owner_classes` to an agent of the calling owner that has none",
     "identity.own_issued": "everything that was issued in the calling owner's name, and the approvals behind it",
     "identity.trust": "root, names and keys that agents, proxies and verifiers pin",
     "access.decide": "one login as rlm_rest's JSON in, reply attributes out",

@@ -103,6 +103,18 @@ def owner_standing_withdraw(
     show(_with_client(server, root, client, lambda one: one.withdraw_standing(s256)))
 
 
+@owner.command("classify")
+def owner_classify(
+    agent_id: Annotated[str, typer.Argument(help="Your agent, as `issued` names it.")],
+    class_: Annotated[str, typer.Option("--class", help="Agent class; one that the campus lets owners give.")],
+    client: ClientOption,
+    server: UrlOption,
+    root: RootOption,
+) -> None:
+    """Give a class to an agent of yours that has none yet; to change it is the administrator's."""
+    show(_with_client(server, root, client, lambda one: one.classify(agent_id, class_)))
+
+
 @owner.command("passkey-register")
 def owner_passkey_register(
     out: Annotated[Path, typer.Option(help="Folder for `passkey.json` and the statement.")],

@@ -125,7 +125,15 @@ def build_identity(
         },
         issuer=issuer,
         challenges=challenges,
-        desk=OwnerDesk(server_id=server_id, store=store, clock=clock, registry=registry, limits=limits, rules=rules),
+        desk=OwnerDesk(
+            server_id=server_id,
+            store=store,
+            clock=clock,
+            registry=registry,
+            limits=limits,
+            rules=rules,
+            owner_classes=settings.owner_classes,
+        ),
         rules=rules,
     )
 

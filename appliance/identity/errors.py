@@ -3,6 +3,7 @@
 IdentityError (abstract)
 ├── SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive, ProxyNotActive      who submits (A-11)
 ├── AgentUnknown, AgentRevoked, AgentSuspended, ReservationsFull, KeyAlreadyAgent                   the registration
+├── ClassNotForOwners, ClassAlreadyGiven                                                           an owner classifies
 ├── EvidenceContraindicated                                                                        the appraisal
 ├── VerifierUnreachable, VerifierTimedOut, VerifierBusy, VerifierAnswerInvalid     a verifier elsewhere: try again later
 ├── VerifierSettingInvalid                                                                         settings
@@ -77,6 +78,18 @@ class KeyAlreadyAgent(IdentityError):
     """An agent with this key is registered already."""
 
     reason: ClassVar[str] = "key-already-agent"
+
+
+class ClassNotForOwners(IdentityError):
+    """This class is not one that owners may give here (`identity.owner_classes`)."""
+
+    reason: ClassVar[str] = "class-not-for-owners"
+
+
+class ClassAlreadyGiven(IdentityError):
+    """The agent has a class; from then on only an administrator changes it."""
+
+    reason: ClassVar[str] = "class-already-given"
 
 
 class ReservationsFull(IdentityError):

@@ -1,13 +1,13 @@
-"""What owners ask and do for themselves, over their own connection (A-113): standing approvals, and what was issued.
+"""What owners ask and do for themselves, over their own connection (A-113): standing approvals, classes, an overview.
 
 Who asks is known by the client key of the connection; everything is read and changed in that owner's name alone. A
 standing approval counts by its signature, as every approval does; to withdraw one, the connection is enough, because
-that can only take away.
+that can only take away, and to give an agent a class that an administrator lets owners give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from appliance import cascade
@@ -20,6 +20,8 @@ from appliance.clock import Clock
 from appliance.errors import Conflict, NotFound
 from appliance.identity.approvers import ClassRules
 from appliance.identity.challenges import OwnerCaller
+from appliance.identity.classes import classify
+from appliance.identity.errors import ClassAlreadyGiven, ClassNotForOwners
 from appliance.identity.issue import timestamp
 from appliance.identity.records import Registry, record_standing
 from appliance.store import agents, certificates, further_approvals, owners, requests, standing_approvals
@@ -36,14 +38,24 @@ class OwnerDesk:
     """Standing approvals and what was issued, for owners and administrators."""
 
     def __init__(
-        self, *, server_id: str, store: Store, clock: Clock, registry: Registry, limits: Limits, rules: ClassRules
+        self,
+        *,
+        server_id: str,
+        store: Store,
+        clock: Clock,
+        registry: Registry,
+        limits: Limits,
+        rules: ClassRules,
+        owner_classes: Collection[str] = (),
     ) -> None:
+        """`owner_classes` are those that owners may give to agents of their own."""
         self._server_id = server_id
         self._store = store
         self._clock = clock
         self._registry = registry
         self._limits = limits
         self._rules = rules
+        self._owner_classes = frozenset(owner_classes)
 
     async def hand_in(self, caller: OwnerCaller, token: str, request_id: str = "") -> Json:
         """Take in an owner's standing approval; the same one may come again.
@@ -97,6 +109,28 @@ class OwnerDesk:
             return shown(after)
 
         return await self._store.write(write, essential=True)
+
+    async def classify(self, caller: OwnerCaller, agent_id: str, name: str, request_id: str = "") -> Json:
+        """Give a class to an agent of the caller's that has none; the one that it has already may come again.
+
+        Raises ClassNotForOwners, NotFound for an agent that is not this owner's, Conflict for one that is suspended or
+        revoked, ClassAlreadyGiven.
+        """
+        if name not in self._owner_classes:
+            raise ClassNotForOwners("owners may not give this class here; ask an administrator")
+
+        def write(tx: Tx) -> Json:
+            agent = agents.by_identifier(tx, agent_id)
+            if agent is None or agent.owner_id != caller.owner_id:
+                raise NotFound("this owner has no such agent")
+            if agent.state != agents.REGISTERED:
+                raise Conflict(f"the agent is {agent.state}")
+            if agent.agent_class not in ("", name):
+                raise ClassAlreadyGiven("the agent has a class; only an administrator changes it")
+            changed = classify(tx, agent, name, actor=caller.actor, request_id=request_id)
+            return {"identifier": changed.identifier, "class": changed.agent_class, "state": changed.state}
+
+        return await self._store.write(write)
 
     async def of_owner(self, name: str) -> list[Json]:
         """The same as standing(), for an owner's ref or identifier; raises NotFound."""

@@ -30,10 +30,12 @@ from est.transfer import read_json
 JSON = "application/json"
 MAX_NONCE_BODY = 4096
 MAX_ANSWER_BODY = 16_384
+MAX_CLASS_BODY = 1024
 STATUS_PATH = "/v1/agents/requests/"
 _REFRESH_SECONDS = 300
 _NONCE_MEMBERS = frozenset({"jkt", "purpose", "sub"})
 _ANSWER_MEMBERS = frozenset({"approval"})
+_CLASS_MEMBERS = frozenset({"class"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,4})\"?\s*(?:$|[,;])", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _RQH = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
@@ -175,6 +177,14 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         told = await service.desk.withdraw(caller.owner_id, s256, actor=caller.actor, request_id=_request_id(call))
         return _told(told)
 
+    async def classify_own(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
+        caller = service.challenges.caller(peer)
+        name = params.get("id", "")
+        if not _UUID.fullmatch(name):
+            raise NotFound("not the name of an agent")
+        agent_id = f"{service.issuer.domain.origin}/agent/{name}"
+        return _told(await service.desk.classify(caller, agent_id, read_class_call(call.body), _request_id(call)))
+
     async def own_issued(call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
         return _told(await service.desk.issued(service.challenges.caller(peer).owner_id))
 
@@ -194,6 +204,7 @@ def endpoints(service: IdentityService, trust: TrustInfo) -> Mapping[str, Handle
         "identity.own_standing": own_standing,
         "identity.hand_in_standing": hand_in_standing,
         "identity.withdraw_standing": withdraw_standing,
+        "identity.classify_own": classify_own,
         "identity.own_issued": own_issued,
         "identity.trust": give_trust,
         "identity.spiffe_bundle": give_bundle,
@@ -206,29 +217,32 @@ def _told(document: Mapping[str, object]) -> Reply:
 
 def read_nonce_call(body: bytes) -> tuple[str, str, str | None]:
     """`{"jkt", "purpose", "sub"?}`, and nothing else. Raises Malformed, Claim..., Identifier... ."""
-    try:
-        value = read_json(body, max_bytes=MAX_NONCE_BODY, max_depth=2)
-    except EstError as cause:
-        raise Malformed(cause.detail, object="nonce call") from cause
-    if not isinstance(value, dict):
-        raise Malformed("not a JSON object", object="nonce call")
-    claims = Claims(value, "nonce call")
-    claims.check_names(_NONCE_MEMBERS)
+    claims = _read_members(body, MAX_NONCE_BODY, _NONCE_MEMBERS, "nonce call")
     sub = claims.identifier("sub", Kind.AGENT) if "sub" in claims else None
     return claims.hash("jkt"), claims.choice("purpose", PURPOSES), sub
 
 
 def read_answer_call(body: bytes) -> str:
     """`{"approval"}`, the owner's signed answer, and nothing else. Raises Malformed, Claim... ."""
-    try:
-        value = read_json(body, max_bytes=MAX_ANSWER_BODY, max_depth=2)
-    except EstError as cause:
-        raise Malformed(cause.detail, object="answer") from cause
-    if not isinstance(value, dict):
-        raise Malformed("not a JSON object", object="answer")
-    claims = Claims(value, "answer")
-    claims.check_names(_ANSWER_MEMBERS)
+    claims = _read_members(body, MAX_ANSWER_BODY, _ANSWER_MEMBERS, "answer")
     return claims.text("approval", max_length=MAX_APPROVAL)
+
+
+def read_class_call(body: bytes) -> str:
+    """`{"class"}`, the class for an agent, and nothing else. Raises Malformed, Claim... ."""
+    return _read_members(body, MAX_CLASS_BODY, _CLASS_MEMBERS, "class call").text("class", max_length=64)
+
+
+def _read_members(body: bytes, max_bytes: int, known: frozenset[str], what: str) -> Claims:
+    try:
+        value = read_json(body, max_bytes=max_bytes, max_depth=2)
+    except EstError as cause:
+        raise Malformed(cause.detail, object=what) from cause
+    if not isinstance(value, dict):
+        raise Malformed("not a JSON object", object=what)
+    claims = Claims(value, what)
+    claims.check_names(known)
+    return claims
 
 
 def read_wait(prefer: str) -> float:

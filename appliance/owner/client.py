@@ -152,6 +152,14 @@ class OwnerClient:
         """What was issued in this owner's name."""
         return await self._call("GET", "/v1/owners/self/issued")
 
+    async def classify(self, agent_id: str, agent_class: str) -> dict[str, Any]:
+        """Give a class to an agent of this owner that has none; `agent_id` is its identifier or UUID."""
+        name = agent_id.rpartition("/")[2]
+        if not _ID.fullmatch(name):
+            raise ServerAnswerUnusable("not the identifier of an agent")
+        body = json.dumps({"class": agent_class}).encode()
+        return await self._call("POST", f"/v1/owners/self/agents/{name}/class", body=body)
+
     async def standing(self) -> list[dict[str, Any]]:
         """This owner's standing approvals as the server knows them."""
         rows = (await self._call("GET", STANDING)).get("standing")

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from appliance.setting_types import OidArc, ServerId
+from appliance.setting_types import AgentClass, OidArc, ServerId
 from appliance.settings.section import Section
 
 MAX_APPROVERS = 8
@@ -86,6 +86,11 @@ class IdentitySettings(Section):
         description="Who approves beside the agent's own owner, a table [identity.named_approvers] with lines such as "
         'robot = ["<identifier of an owner>", ...]; for classes of identity.approvers with 2 or more. Each of them '
         "approves with a key of its own, and the agent's owner is always one of those who must.",
+    )
+    owner_classes: tuple[AgentClass, ...] = Field(
+        (),
+        description="Agent classes that an owner may give to an agent of its own which has none yet; empty = only "
+        "administrators classify. A class can open VLANs and lower the number of approvers.",
     )
     passkey_rp_id: str = Field(
         "", max_length=253, description="Relying party of owners' passkeys (WebAuthn); empty = the trust domain."

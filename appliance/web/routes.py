@@ -151,6 +151,17 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("device", "GET", "/v1/owners/{id}/gateways", "identity.gateways", "certificate", _ANY, 0, "address", 10),
     Route("device", "GET", "/v1/owners/self/issued", "identity.own_issued", "certificate", _ANY, 0, "address", 20),
+    Route(
+        "device",
+        "POST",
+        "/v1/owners/self/agents/{id}/class",
+        "identity.classify_own",
+        "certificate",
+        _JSON,
+        KiB,
+        "address",
+        10,
+    ),
     Route("device", "GET", "/v1/owners/self/standing", "identity.own_standing", "certificate", _ANY, 0, "address", 10),
     Route(
         "device",

@@ -303,6 +303,8 @@ IDENTITY = {
     "agent-revoked": 403,
     "agent-suspended": 403,
     "key-already-agent": 409,
+    "class-not-for-owners": 403,
+    "class-already-given": 409,
     "reservations-full": 429,
     "evidence-contraindicated": 403,
     "verifier-unreachable": 503,

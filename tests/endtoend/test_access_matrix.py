@@ -137,6 +137,10 @@ def good_requests(place: Place) -> Mapping[str, tuple[Send, frozenset[str]]]:
         "identity.spiffe_bundle": (send("GET", "/v1/trust/spiffe-bundle"), everybody),
         # for owners' registered client keys, and none of these has one
         "identity.own_issued": (send("GET", "/v1/owners/self/issued"), frozenset()),
+        "identity.classify_own": (
+            send("POST", f"/v1/owners/self/agents/{uuid.uuid4()}/class", b'{"class": "x"}', "application/json"),
+            frozenset(),
+        ),
         "identity.own_standing": (send("GET", "/v1/owners/self/standing"), frozenset()),
         "identity.hand_in_standing": (
             send("POST", "/v1/owners/self/standing", b'{"approval": "x"}', "application/json"), frozenset(),
