@@ -26,8 +26,9 @@ from appliance.access.sessions import SessionService, SessionUnknown
 from appliance.audit import rows as audit_rows
 from appliance.clock import SystemClock
 from appliance.errors import StoreUnavailable
+from appliance.identity.registry import AgentRegistry
 from appliance.settings import AccessSettings
-from appliance.store import decisions, sessions
+from appliance.store import agents, decisions, sessions
 from appliance.store.sessions import Session
 from appliance.store.store import Store
 from appliance.web.peer import Peer
@@ -784,6 +785,28 @@ def test_a_list_of_changes_that_is_older_than_their_end_asks_for_none_of_them_ag
 
     play(tmp_path, story)
     assert listed
+
+
+@pytest.mark.req("A-113")
+def test_another_class_changes_a_live_session_at_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        robots = '[[rule]]\nname = "robots"\nagent_class = "robot"\nvlan = "hr"\n'
+        text = POLICY.replace("version = 1", "version = 2").replace("[[rule]]", robots + "[[rule]]", 1)
+        await PolicyService(world.store, world.access).publish(text, "", ADMIN)
+        await world.store.write(
+            lambda tx: agents.add(tx, agents.Agent("a", AGENT, OWNER, "p", "j", "", agents.REGISTERED, tx.now, tx.now))
+        )
+        async with das(SECRET.encode()) as nas:
+            assert (await plug(world, nas.port, "generic-coa")).vlan == "20"
+            registry = AgentRegistry(origin=AGENT.partition("/agent/")[0], store=world.store)
+            await registry.classify(AGENT, "robot", actor=ADMIN)
+
+            async def moved() -> bool:
+                return (await world.one()).vlan == "30"
+
+            assert await world.until(moved) < stretched(5)
+
+    play(tmp_path, story)
 
 
 @pytest.mark.req("A-111")
