@@ -64,7 +64,7 @@ _FREERADIUS: Final = (  # what a module said -> (reason code, words)
      "no TLS version in common"),
     (re.compile(r"bad signature|signature.*(?:mismatch|wrong)"), "tls-handshake-failed",
      "the signature does not fit the certificate"),
-    (re.compile(r"No EAP session matching"), "eap-timeout", "the conversation was over already"),
+    (re.compile(r"No EAP session matching"), "eap-login-unknown", "the conversation was over already"),
     (re.compile(r"(?:malformed|invalid) EAP|EAP-Message.*(?:too short|malformed)|Invalid length", re.IGNORECASE),
      "eap-malformed", "an EAP packet breaks the rules"),
     (re.compile(r"Failed reading from OpenSSL|\(TLS\).*(?:fail|rror)"), "tls-handshake-failed", ""),

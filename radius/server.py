@@ -264,9 +264,11 @@ class RadiusServer(asyncio.DatagramProtocol):
             session = self._sessions.get(states[0])
             if session is None or session.nas_address != source:
                 # the login is over or another NAS's: end it, so that the supplicant starts again at once
-                self.counters.rejects += 1
+                asked = packets.read_access_request(request, nas=nas.name, nas_address=source)
                 failure = bytes([_EAP_FAILURE, eap[1] if len(eap) > 1 else 0, 0, 4])
-                self._reply(request, addr, key, packets.write_reply(request, packets.ACCESS_REJECT, eap=failure))
+                why = "" if session is None else "the login of another NAS"
+                verdict = LoginVerdict(failure, refuse(asked, "eap-login-unknown", why), before_policy=True)
+                self._reply(request, addr, key, self._finish(request, verdict))
                 return
             state = states[0]
         else:

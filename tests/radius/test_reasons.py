@@ -17,7 +17,7 @@ from tests.radius import test_bypass, test_decide
 from tests.radius.failures import LOG_LINES, RECORDED
 from tests.radius.test_decide import REJECTS, ask
 from tests.radius.test_hook import document, text
-from tests.radius.test_packets import GOOD, request_octets
+from tests.radius.test_packets import GOOD, attribute, request_octets
 from tests.radius.world import OWNER_ID_OID, Desk, radius_server
 from tests.support import NOW
 
@@ -83,6 +83,9 @@ WAYS: dict[str, Callable[[], str]] = {
     "eap-method-refused": told(RECORDED["PEAP"]),
     "eap-malformed": dropped(request_octets(b"\x4f\x06\x02\x01\x00\x09")),
     "eap-timeout": timed_out,
+    "eap-login-unknown": dropped(
+        request_octets(attribute(24, bytes(16)), attribute(79, write_eap(Eap(2, 5, 13, b"\x00"))))
+    ),
     "credential-missing": decided(lambda: ask(**REJECTS["credential-missing"])),  # type: ignore[arg-type]
     "credential-ambiguous": decided(lambda: ask(**REJECTS["credential-ambiguous"])),  # type: ignore[arg-type]
     "credential-unreadable": decided(lambda: ask(**REJECTS["credential-unreadable"])),  # type: ignore[arg-type]
@@ -137,6 +140,7 @@ def test_a_code_is_given_by_what_it_stands_for(code: str) -> None:
 def test_the_two_radius_servers_give_one_code_for_one_cause() -> None:
     assert logged(LOG_LINES["unknown NAS"])() == WAYS["nas-unknown"]()
     assert logged(LOG_LINES["wrong secret"])() == WAYS["radius-secret-wrong"]()
+    assert told(["eap: No EAP session matching state 0x01"])() == WAYS["eap-login-unknown"]()
     assert told(RECORDED["no EAP"])() == "radius-rejected"  # with a trace of EAP in the request
     body = {"User-Name": text("x"), "Module-Failure-Message": text(*RECORDED["no EAP"])}
     assert read_failure(body, owner_id_oid=OWNER_ID_OID).code == WAYS["eap-not-offered"]()

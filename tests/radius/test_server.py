@@ -409,16 +409,45 @@ def test_an_answer_to_an_older_request_is_discarded_in_silence() -> None:
     on_port(Desk(), act)
 
 
-def test_the_state_of_no_login_is_rejected_at_once() -> None:
+def test_the_state_of_no_login_is_rejected_at_once_and_logged() -> None:
+    desk = Desk()
+
     async def act(server: RadiusServer, port: Port) -> None:
         port.state = bytes(16)
         assert await port.eap(Eap(2, 5, 13, b"\x00")) == (3, Eap(4, 5))
-        assert server.sessions == 0
+        assert (server.sessions, server.counters.rejects, server.counters.accepts) == (0, 1, 0)
 
-    on_port(Desk(), act)
+    on_port(desk, act)
+    (failure,) = desk.failures
+    assert (failure.reason_code, failure.request.nas) == ("eap-login-unknown", "switch-1")
+    assert not desk.asked
+
+
+def test_what_goes_on_with_a_login_of_before_a_restart_is_one_row_however_often_it_is_sent() -> None:
+    old, new, answers = Desk(), Desk(), []
+
+    async def begin(server: RadiusServer, port: Port) -> None:
+        assert (await port.eap(Eap(2, 1, 1, b"bob")))[0] == 11  # type: ignore[index]
+        answers.append(port.state)
+
+    async def go_on(server: RadiusServer, port: Port) -> None:
+        octets = write_eap(Eap(2, 2, 13, b"\x00x"))
+        parts = attribute(79, octets), attribute(24, answers[0]), attribute(31, b"02-00-00-00-00-01")
+        same = request_octets(*parts, authenticator=secrets.token_bytes(16))
+        for _ in range(3):
+            port.transport.sendto(same)
+            assert (await asyncio.wait_for(port.answers.get(), 1.0))[0] == 3
+        assert server.counters.duplicates == 2
+
+    on_port(old, begin)
+    on_port(new, go_on)
+    (failure,) = new.failures
+    assert (failure.reason_code, failure.request.calling_station) == ("eap-login-unknown", "02-00-00-00-00-01")
 
 
 def test_one_nas_cannot_go_on_with_the_login_of_another() -> None:
+    desk = Desk()
+
     async def act(server: RadiusServer, port: Port) -> None:
         await port.eap(Eap(2, 1, 1, b"bob"))
         transport, other = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -429,7 +458,10 @@ def test_one_nas_cannot_go_on_with_the_login_of_another() -> None:
         transport.close()
         assert server.sessions == 1
 
-    on_port(Desk(), act)
+    on_port(desk, act)
+    (failure,) = desk.failures
+    assert (failure.reason_code, failure.request.nas_address) == ("eap-login-unknown", "127.0.0.2")
+    assert "another NAS" in failure.steps[0].evidence
 
 
 @pytest.mark.slow
