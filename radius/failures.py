@@ -79,6 +79,8 @@ _LOG_LINES: Final = (
     (re.compile(r"(?:Malformed RADIUS packet|WARNING: Malformed) .{0,20}?from host (?P<address>[0-9A-Fa-f.:]+)"),
      "radius-malformed", "a malformed packet"),
 )  # fmt: skip
+LOG_CODES: Final = {code: words for _, code, words in _LOG_LINES}
+"""What becomes of packets that FreeRADIUS tells of in its log alone: reason code -> words."""
 _CLIENT: Final = re.compile(r"\(from client ([A-Za-z0-9._-]{1,63})\)")
 
 
@@ -119,12 +121,16 @@ def read_log_line(line: str) -> Failure | None:
 
     Release 3.2.1 says nothing about packets without a Message-Authenticator, and malformed ones, unless it debugs.
     """
-    for pattern, code, words in _LOG_LINES:
+    for pattern, code, _ in _LOG_LINES:
         if found := pattern.search(line):
             client = _CLIENT.search(line)
-            request = AccessRequest(nas=client[1] if client else "", nas_address=found["address"])
-            return Failure(request, code, f"{words} ({found['address']})")
+            return of_dropped(code, client[1] if client else "", found["address"])
     return None
+
+
+def of_dropped(code: str, nas: str, address: str) -> Failure:
+    """A packet from `address` that FreeRADIUS dropped for a reason of LOG_CODES."""
+    return Failure(AccessRequest(nas=nas, nas_address=address), code, f"{LOG_CODES[code]} ({address})")
 
 
 def _reason_of(said: Sequence[str], names: Collection[str]) -> tuple[str, str]:

@@ -24,6 +24,7 @@ PURE_FILES = tuple(
         "decide",
         "bypass",
         "impact",
+        "dropped",
         "failures",
         "reasons",
         "attributes",

@@ -44,9 +44,9 @@ class DecisionLog:
         """Queue one decision; never blocks, never fails."""
         self._queue.append(row_of(decision, self._clock.now()))
 
-    def put_failure(self, decision: Decision) -> None:
+    def put_failure(self, decision: Decision, times: int = 1) -> None:
         """Queue a login that ended before policy, or count it with those like it; never blocks, never fails."""
-        if self._repeats.is_news(decision, self._clock.monotonic()):
+        if self._repeats.is_news(decision, self._clock.monotonic(), times):
             self._queue.append(row_of(decision, self._clock.now()))
 
     async def run(self) -> None:

@@ -35,16 +35,19 @@ class Repeats:
         self._tokens = BURST
         self._filled_at = float("-inf")
 
-    def is_news(self, decision: Decision, now: float) -> bool:
-        """Whether this failure gets its own row at once; if not, it is counted and told by due()."""
+    def is_news(self, decision: Decision, now: float, times: int = 1) -> bool:
+        """Whether this failure gets its own row at once; if not, it is counted and told by due().
+
+        One that stands for several gets its row as one, and the others are counted.
+        """
         kind = _kind_of(decision)
         seen = self._kinds.get(kind)
         if seen is None and len(self._kinds) < MAX_KINDS and self._take(now):
-            self._kinds[kind] = _Seen(now, decision)
+            self._kinds[kind] = _Seen(now, decision, times - 1)
             return True
         if seen is None:
             seen = self._rest.setdefault(decision.reason_code, _Seen(now, decision))
-        seen.more += 1
+        seen.more += times
         seen.last = decision
         return False
 

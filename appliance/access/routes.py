@@ -14,6 +14,7 @@ from est.exchange import Call, Reply
 from est.transfer import read_json_pairs
 from radius.accounting import read_accounting_json
 from radius.decide import Decision, refuse
+from radius.dropped import read_dropped
 from radius.failures import Failure, read_failure
 from radius.hook import read_hook, write_answer
 from radius.request import MAC_BYPASS
@@ -49,10 +50,18 @@ class AccessRoutes:
         return Reply(200, "application/json", body=answer)
 
     def fail(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:
-        """POST /radius/failure: the attributes of a login that FreeRADIUS rejected without asking; it becomes a row."""
+        """POST /radius/failure: the attributes of a login that FreeRADIUS rejected without asking; it becomes a row.
+
+        So do packets that it dropped, which its supervisor counts and tells.
+        """
         self._check_token(call, peer)
-        failure = read_failure(_document(call), owner_id_oid=self._owner_id_oid)
-        self._service.failed(failure.request, self._why(failure))
+        document = _document(call)
+        dropped = read_dropped(document)
+        if dropped is None:
+            failure = read_failure(document, owner_id_oid=self._owner_id_oid)
+            self._service.failed(failure.request, self._why(failure))
+        for failure, times in dropped or ():
+            self._service.failed(failure.request, refuse(failure.request, failure.code, failure.detail), times)
         return Reply(204)
 
     async def accounting(self, call: Call, peer: Peer, params: Mapping[str, str]) -> Reply:

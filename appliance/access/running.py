@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from appliance.access.freeradius import follow
 from appliance.access.raddb_folder import RunAs
 from appliance.access.supervisor import Supervisor
+from appliance.access.telling import Teller, post
 from est.errors import Refusal
 
 _log = logging.getLogger(__name__)
@@ -23,8 +25,12 @@ async def run_here(
     refresh: Callable[[], bool],
     every: float,
 ) -> None:
-    """Until cancelled. `refresh` asks, on a thread, for a newer configuration and says whether there is one."""
-    supervisor = Supervisor(folder, who=who, on_ready=on_ready)
+    """Until cancelled. `refresh` asks, on a thread, for a newer configuration and says whether there is one.
+
+    Packets that FreeRADIUS drops are told to the appliance, which reads no log here.
+    """
+    teller = Teller(partial(post, folder))
+    supervisor = Supervisor(folder, who=who, on_ready=on_ready, on_line=teller.heard)
 
     async def look() -> bool:
         try:
@@ -34,8 +40,10 @@ async def run_here(
             return False
 
     following = asyncio.create_task(follow(look, supervisor.reload, asyncio.Event(), settle=0.0, every=every))
+    telling = asyncio.create_task(teller.run())
     try:
         await supervisor.run()
     finally:
         following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        telling.cancel()
+        await asyncio.gather(following, telling, return_exceptions=True)

@@ -160,9 +160,9 @@ class AccessService:
             policy = None if policy is None else replace(policy, stale=rule)
         return _with_source(decide(request, credential, facts_now, policy), self._source, age, limit, rule)
 
-    def failed(self, request: AccessRequest, decision: Decision) -> None:
-        """Log a login that ended before policy was asked, or count it with others like it."""
-        self._log.put_failure(decision)
+    def failed(self, request: AccessRequest, decision: Decision, times: int = 1) -> None:
+        """Log a login that ended before policy was asked, or count it with others like it; it came `times` times."""
+        self._log.put_failure(decision, times)
 
     def said_by_freeradius(self, line: str) -> None:
         """Log a packet that FreeRADIUS dropped, if that is what a line of its log tells."""

@@ -446,6 +446,7 @@ APPLIANCE = {
     "freeradius-missing": 503,
     "log-not-forwarded": 503,
     "freeradius-refused": 502,
+    "dropped-packets-not-told": 502,
     "site-not-usable": 502,
     "operation-refused": 409,
     "appliance-unreachable": 503,

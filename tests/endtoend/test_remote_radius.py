@@ -52,6 +52,7 @@ from lab.supplicant import Outcome, authenticate
 from radius.render import read_raddb, write_raddb
 from tests.campus import NAS_SECRET, ORIGIN, Ran, appliance, environment, run_here
 from tests.interop.radius_tools import RadSecWire, free_tcp_port, need_freeradius
+from tests.radius.test_packets import GOOD
 
 pytestmark = [
     pytest.mark.lab,
@@ -150,7 +151,11 @@ class Machines:
             connection.close()
 
     async def log_in(
-        self, root: bytes = b"", radsec: tuple[Path, Path] | None = None, proxy: tuple[bytes, bytes] | None = None
+        self,
+        root: bytes = b"",
+        radsec: tuple[Path, Path] | None = None,
+        proxy: tuple[bytes, bytes] | None = None,
+        secret: bytes = b"",
     ) -> Outcome:
         """As the agent, or as a proxy with its LDevID and key; over RadSec with a NAS's certificate and key.
 
@@ -161,11 +166,12 @@ class Machines:
         wire = None
         if radsec is not None:
             wire = await RadSecWire.open_files(RADSEC_PORT, *radsec, root.decode(), name, "1.3", THERE)
-        port, secret = (1812, NAS_SECRET.encode()) if wire is None else (RADSEC_PORT, RadSecWire.SECRET)
+        seconds = 2 if secret else 15
+        port, right = (1812, NAS_SECRET.encode()) if wire is None else (RADSEC_PORT, RadSecWire.SECRET)
         try:
             return await authenticate(
-                THERE, port, secret, identity="x", certificate_chain_pem=chain, key_pem=key,
-                ca_pem=root, server_name=name, seconds=15, wire=wire,
+                THERE, port, secret or right, identity="x", certificate_chain_pem=chain, key_pem=key,
+                ca_pem=root, server_name=name, seconds=seconds, wire=wire,
             )  # fmt: skip
         finally:
             if wire is not None:
@@ -339,6 +345,17 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
     assert (outcome.code, outcome.vlan) == ("accept", "20")
     (row,) = machines.cli("access", "log", "--limit", "1").json
     assert (row["nas"], row["verdict"]) == ("hall", "accept")
+
+    # what FreeRADIUS drops there stands in the log here
+    assert asyncio.run(machines.log_in(secret=b"another secret of thirty characters")).code == "timeout"
+    send = f"import socket; socket.socket(2, 2).sendto(bytes.fromhex('{GOOD.hex()}'), ('{THERE}', 1812))"
+    subprocess.run(["ip", "netns", "exec", machines.namespace, sys.executable, "-c", send], check=True, timeout=60)
+    for reason, nas in (("radius-secret-wrong", "hall"), ("nas-unknown", THERE)):
+        deadline = time.monotonic() + 30
+        while not (rows := machines.cli("access", "log", "--reason", reason).json):
+            assert time.monotonic() < deadline, reason
+            time.sleep(0.2)
+        assert {row["nas"] for row in rows} == {nas}
 
     # its token is worth nothing with another certificate of the same CA, nor its certificate without a token
     token = json.loads((machines.there / "configuration.json").read_text())["values"]["token"]

@@ -16,13 +16,14 @@ from typing import Any
 from cryptography import x509
 from OpenSSL import SSL
 
-from est.transfer import read_json
+from est.transfer import read_json, read_json_pairs
 from lab.supplicant import _Peer
 from radius import packets, wire
 from radius.accounting import read_accounting, read_accounting_json, read_accounting_request
 from radius.attributes import to_attributes
 from radius.clients import Nas
-from radius.decide import Decision
+from radius.decide import Decision, refuse
+from radius.dropped import MAX_TIMES, Dropped, read_dropped, write_dropped
 from radius.dynamic import SessionName, read_answer, write_order
 from radius.eap_tls import IDENTITY, RESPONSE, TLS, Eap, read_eap, write_eap
 from radius.errors import EapOutOfTurn, RadiusError
@@ -287,6 +288,13 @@ def _hook_accounting(data: bytes) -> None:
     read_accounting_json(read_json(data, max_bytes=65_536, max_depth=256))
 
 
+def _hook_dropped(data: bytes) -> None:
+    for failure, times in read_dropped(read_json_pairs(data, max_bytes=65_536)) or ():
+        refuse(failure.request, failure.code, failure.detail)
+        if not 1 <= times <= MAX_TIMES:
+            raise WrongAccept("a number beyond all bounds was taken")
+
+
 def _json_seeds() -> tuple[bytes, ...]:
     body = {
         "TLS-Client-Cert-X509v3-Authority-Key-Identifier": {"type": "string", "value": ["77:C1:00"]},
@@ -299,7 +307,8 @@ def _json_seeds() -> tuple[bytes, ...]:
         "Class": {"type": "octets", "value": ["0x616263"]},
         "Acct-Input-Gigawords": {"type": "integer", "value": [1]},
     }
-    return (json.dumps(body).encode(), b"{}", json.dumps({"a": {"value": []}}).encode())
+    dropped = write_dropped({Dropped("radius-secret-wrong", "switch-1", "192.0.2.1"): 7})
+    return (json.dumps(body).encode(), b"{}", json.dumps({"a": {"value": []}}).encode(), dropped)
 
 
 def _packet_seeds() -> tuple[bytes, ...]:
@@ -341,5 +350,5 @@ def radius_targets() -> Mapping[str, Target]:
         "radius-tunnel": Target((_tunnel,), (b"\x00\x78\x00agent", b"\xff\xff\x01x", b"\x00\x64\x02")),
         "radius-accounting": Target((_accounting,), _accounting_seeds()),
         "radius-coa": Target((_coa_raw, _coa_signed), (b"\x29\x07\x00\x14" + bytes(16), b"\x00" + cause)),
-        "radius-hook": Target((_hook, _hook_accounting), _json_seeds()),
+        "radius-hook": Target((_hook, _hook_accounting, _hook_dropped), _json_seeds()),
     }

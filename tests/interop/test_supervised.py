@@ -32,6 +32,7 @@ from appliance.access.raddb_folder import (
     secrets_in,
     token_in,
 )
+from appliance.access.running import run_here
 from appliance.access.service import AccessService
 from appliance.access.supervisor import Supervisor, check_folder
 from appliance.errors import TokenRequired
@@ -49,6 +50,7 @@ from tests.interop.radius_tools import (
     need_freeradius,
     raddb_values,
 )
+from tests.radius.test_packets import GOOD
 from tests.radius.world import OWNER_ID_OID, SECRET, Desk, Issued, campus, login
 from tests.stores import open_store
 from tests.support import FixedClock
@@ -406,6 +408,40 @@ def test_what_virtual_servers_do_changes_by_hup_and_logins_under_way_go_on(raddb
             assert (await raddb.log_in()).vlan == "96"
 
     asyncio.run(act())
+
+
+def test_packets_that_it_drops_are_told_to_the_appliance_where_it_runs_in_a_process_of_its_own(raddb: Raddb) -> None:
+    async def act() -> None:
+        ready, wrong = asyncio.Event(), b"another secret of thirty characters"
+        async with raddb.decided() as service:
+            url = f"https://127.0.0.1:{service.port}/radius/failure"
+            raddb.write(service.port, failure_url=url)
+            running = asyncio.create_task(
+                run_here(raddb.folder, raddb.who, on_ready=ready.set, refresh=lambda: False, every=60.0)
+            )
+            try:
+                async with asyncio.timeout(20):
+                    await ready.wait()
+                given: dict[str, Any] = login(the_agent())
+                assert (await authenticate("127.0.0.1", raddb.port, wrong, **given, seconds=1.0)).code == "timeout"
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                    stranger.bind(("127.0.0.2", 0))
+                    stranger.sendto(GOOD, ("127.0.0.1", raddb.port))
+                wanted = {("radius-secret-wrong", "switch-1", "127.0.0.1"), ("nas-unknown", "", "127.0.0.2")}
+                async with asyncio.timeout(20):
+                    while told(service.failures) != wanted:
+                        await asyncio.sleep(0.05)
+                assert (await raddb.log_in()).code == "accept"
+                assert not running.done()
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(act())
+
+
+def told(failures: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {(one["reason"], one["nas"], one["address"]) for body in failures for one in body.get("dropped", ())}
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])

@@ -21,6 +21,7 @@ from appliance.store import decisions
 from appliance.web.peer import Peer
 from radius import AccessRequest
 from radius.decide import refuse
+from radius.dropped import Dropped, write_dropped
 from radius.errors import HookMalformed
 from tests.appliance.access.test_access_service import (
     ADMIN,
@@ -96,7 +97,9 @@ def test_the_first_failure_is_a_row_and_the_others_of_a_minute_are_one_more():
     assert list(repeats.due(WINDOW_SECONDS - 1)) == []
     assert [(one.reason_code, times) for one, times in repeats.due(WINDOW_SECONDS)] == [("tls-unknown-ca", 49)]
     assert list(repeats.due(3 * WINDOW_SECONDS)) == []
-    assert repeats.is_news(failure(), 4 * WINDOW_SECONDS)
+    assert repeats.is_news(failure(), 4 * WINDOW_SECONDS, times=3)
+    assert not repeats.is_news(failure(), 4 * WINDOW_SECONDS, times=5)
+    assert [times for _, times in repeats.due(5 * WINDOW_SECONDS)] == [7]
 
 
 def test_another_cause_nas_or_device_is_news():
@@ -262,6 +265,32 @@ def test_failures_are_taken_from_radius_servers_alone(tmp_path, token):
                 routes.fail(call({"a": 1}), Peer(), {})
             await service.flush()
             assert await store.read(lambda tx: decisions.newest(tx, limit=9)) == []
+
+    asyncio.run(story())
+
+
+def test_dropped_packets_that_a_supervisor_elsewhere_counted_become_rows_with_their_number(tmp_path):
+    async def story():
+        async with access(tmp_path) as (service, store, clock):
+            routes = await with_port(service, store)
+            wrong, many = (
+                Dropped("radius-secret-wrong", "sw1", "192.0.2.1"),
+                Dropped("nas-unknown", "", "192.0.2.9", True),
+            )
+            for _ in range(2):
+                reply = routes.fail(call(json.loads(write_dropped({wrong: 5, many: 1000}))), Peer(), {})
+                assert (reply.status, reply.body) == (204, b"")
+            clock.advance(61)
+            service._log.tell_repeats()
+            await service.flush()
+            rows = await store.read(lambda tx: decisions.newest(tx, limit=9))
+            assert sorted((row["reason"], row["nas"], row["times"] or 1) for row in rows) == [
+                ("nas-unknown", "", 1), ("nas-unknown", "", 1999),
+                ("radius-secret-wrong", "sw1", 1), ("radius-secret-wrong", "sw1", 9),
+            ]  # fmt: skip
+            assert all(row["verdict"] == "reject" for row in rows)
+            with pytest.raises(TokenRequired):
+                routes.fail(call(json.loads(write_dropped({wrong: 1})), "wrong"), Peer(), {})
 
     asyncio.run(story())
 
