@@ -63,6 +63,7 @@ VOUCHER_REASONS: Mapping[str, str] = {
 """Who notices: a foreign signer only the device can notice, changed bytes the registrar sees first."""
 MAKERS: Mapping[str, tuple[str, ...]] = {"acme": (), "shady": ("foreign-signer",), "sloppy": ("tampered",)}
 """Manufacturers of the story, and how their MASAs misbehave."""
+NO_FREERADIUS = "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest"
 
 
 class Tale(Protocol):
@@ -292,8 +293,8 @@ def main(arguments: Sequence[str]) -> int:
     else:
         supplicant = "eapol_test" if shutil.which("eapol_test") else "project"
     story.say(f"From cable to VLAN. RADIUS: {engine}; supplicant: {supplicant}; everything lies in {out}")
-    if engine == "freeradius" and not find("freeradius"):
-        story.skip("freeradius", "FreeRADIUS is not installed: apt-get install freeradius freeradius-rest eapoltest")
+    if engine == "freeradius" and not find("freeradius") and (options.models or not options.wired):
+        story.skip("freeradius", NO_FREERADIUS)
         return _finish(story, options.report, supplicant)
     if options.models:
         from lab.models import Models, ModelsStage  # it is told in this module's words
@@ -304,11 +305,12 @@ def main(arguments: Sequence[str]) -> int:
         return play(Demo(Stage(out, engine, supplicant, story)), options.report, keep=options.keep)
     from lab.wired import campus  # not on the way of a demonstration without it
     from lab.wired.stage import WiredStage
-    from lab.wired.story import WiredStory, checks_of
+    from lab.wired.story import WiredStory, without
 
-    if reason := campus.why_not():
-        for name in checks_of(engine):
-            story.skip(name, reason)
+    reason = campus.why_not()
+    for name, why in without(options.radius, reason, "" if find("freeradius") else NO_FREERADIUS).items():
+        story.skip(name, why)
+    if reason or (engine == "freeradius" and not find("freeradius")):
         return _finish(story, options.report, supplicant)
     return play(WiredStory(WiredStage(out, engine, story)), options.report, keep=options.keep)
 

@@ -36,6 +36,21 @@ def checks_of(engine: str) -> tuple[str, ...]:
     return _CHECKS if engine == "embedded" else _CHECKS + _HOOK_CHECKS
 
 
+def without(asked: str | None, no_campus: str, no_freeradius: str) -> dict[str, str]:
+    """Checks that cannot be made here, and why. `asked`: the engine that was named, None for FreeRADIUS where it is.
+
+    `no_campus` and `no_freeradius` say what is missing for the ports and for FreeRADIUS; empty if nothing is. An
+    engine that nobody named gives way to the embedded one, and takes only the checks of the hook with it.
+    """
+    skipped: dict[str, str] = {}
+    for name in checks_of(asked or "freeradius"):
+        lacks_freeradius = asked == "freeradius" or (asked is None and name in _HOOK_CHECKS)
+        why = [no_campus, no_freeradius if lacks_freeradius else ""]
+        if any(why):
+            skipped[name] = "; ".join(filter(None, why))
+    return skipped
+
+
 class WiredStory:
     """The story of this module."""
 
@@ -212,7 +227,7 @@ class WiredStory:
     def lose_the_hook(self) -> None:
         stage, story = self.stage, self.stage.story
         if stage.engine == "embedded":
-            story.say("\n  hook-down-fail-mode is not asked for: the embedded server decides in its own process")
+            story.say("\n  no hook can be down here: the embedded server decides in its own process")
             return
         results: list[bool] = []
         for mode, vlans in FAIL_MODES.items():

@@ -14,7 +14,9 @@ import pytest
 
 from lab import demo
 from lab.stage import Stage
-from lab.story import DemoFailed, Story
+from lab.story import DemoFailed, Story, find
+from lab.wired import campus
+from lab.wired.story import WiredStory, checks_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +71,42 @@ def test_an_agent_that_never_got_in_proves_nothing_when_it_is_turned_away(tmp_pa
         port.word = word
         with pytest.raises(DemoFailed, match=word):
             port.must_get_in("travel")
+
+
+HOOK = [name for name in checks_of("freeradius") if name not in checks_of("embedded")]
+
+
+@pytest.mark.parametrize(("radius", "no_ports", "told", "skipped"), [
+    (None, "", True, HOOK),
+    ("freeradius", "", False, list(checks_of("freeradius"))),
+    (None, "needs root", False, list(checks_of("freeradius"))),
+    ("embedded", "", True, []),
+])  # fmt: skip
+def test_the_wired_story_without_freeradius_names_what_it_skips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, radius: str | None, no_ports: str, told: bool, skipped: list[str]
+) -> None:
+    stories: list[WiredStory] = []
+
+    def tell(story: WiredStory) -> None:
+        stories.append(story)
+        story.stage.story.check("port-closed-before", "closed", "closed")
+
+    monkeypatch.setattr(demo, "find", lambda program: None if program == "freeradius" else find(program))
+    monkeypatch.setattr(campus, "why_not", lambda: no_ports)
+    monkeypatch.setattr(WiredStory, "tell", tell)
+    report = tmp_path / "r.json"
+    words = ["--wired", "--report", str(report), "--out", str(tmp_path / "out")]
+    heeded = signal.getsignal(signal.SIGTERM)
+    try:
+        status = demo.main([*words, "--radius", radius] if radius else words)
+    finally:
+        signal.signal(signal.SIGTERM, heeded)
+    found = {row["name"]: row["reason"] for row in json.loads(report.read_text())["skipped"]}
+    assert len(HOOK) == 4 and list(found) == skipped and status == (1 if skipped else 0)
+    assert [story.stage.engine for story in stories] == (["embedded"] if told else [])
+    for name, reason in found.items():
+        assert ("FreeRADIUS is not installed" in reason) == (name in HOOK or radius == "freeradius")
+        assert reason.startswith(no_ports)
 
 
 @pytest.mark.lab
