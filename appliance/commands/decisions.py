@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.commands.invocation import ask, group, invocation, read_text, show
+from appliance.commands.invocation import ask, group, invocation, loaded, read_text, show
 from appliance.console.tables import printable
 
 FOLLOW_SECONDS = 1.0
@@ -175,7 +175,11 @@ def access_log(
 
 
 def _follow(given: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Print rows as they come: JSON lines, or one line each."""
+    """Print rows as they come: JSON lines, or one line each. Raises ApplianceUnreachable once nobody decides here."""
+    from appliance.console.client import ApplianceUnreachable
+    from appliance.home import is_locked
+
+    home = loaded().settings.home
     last = 0
     while True:
         for row in rows:
@@ -186,6 +190,9 @@ def _follow(given: dict[str, Any], rows: list[dict[str, Any]]) -> None:
             last = row["id"]
         if not rows:
             time.sleep(FOLLOW_SECONDS)
+        if not is_locked(home):
+            # to ask now would open the home itself, every second, and stand in the way of its next start
+            raise ApplianceUnreachable(f"no appliance runs on {home}: nothing more is decided")
         rows = ask("access.search", **given, after=last, limit=10_000)["rows"]
 
 

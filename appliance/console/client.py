@@ -19,7 +19,7 @@ class OperationRefused(ApplianceError):
 
 
 class ApplianceUnreachable(ApplianceError):
-    """The home is in use, yet nobody answers on its socket."""
+    """Nobody answers on the home's socket: the appliance is starting, stopping or gone."""
 
     reason: ClassVar[str] = "appliance-unreachable"
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from appliance.cli import app
-from appliance.commands import people
+from appliance.commands import decisions, people
 from appliance.commands.invocation import begin, hoist, invocation
 from appliance.hierarchy import certificate_file
 from lab.demo import POLICY
@@ -106,6 +106,41 @@ def test_the_options_of_one_command_line_are_not_those_of_the_next() -> None:
     begin(hoist(["-o", "json"])[0])
     begin(hoist([])[0])
     assert invocation().output == "table"
+
+
+LOGGED = [
+    dict.fromkeys(decisions._LOG, "") | {"id": key, "time": f"t{key}", "verdict": "accept"} for key in range(1, 6)
+]
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize("end", ["interrupt", "gone"])
+def test_a_followed_log_goes_on_after_the_last_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str, end: str
+) -> None:
+    """Pages of two, one and two rows with looks that find nothing between them; then an end."""
+    pages, asked = [LOGGED[:2], [], LOGGED[2:3], LOGGED[3:], []], list[dict[str, Any]]()
+
+    def ask(_: str, **given: Any) -> dict[str, Any]:
+        asked.append(given)
+        if len(asked) > len(pages):
+            raise KeyboardInterrupt
+        return {"rows": pages[len(asked) - 1], "next": None}
+
+    monkeypatch.setattr(decisions, "ask", ask)
+    monkeypatch.setattr(decisions, "FOLLOW_SECONDS", 0.0)
+    runs = iter([True] * (len(pages) if end == "interrupt" else len(pages) - 1))
+    monkeypatch.setattr("appliance.home.is_locked", lambda _: next(runs, False))
+    done = run_here("access", "log", "--follow", "--nas", "sw-1", "--home", tmp_path, "-o", output)
+    lines = done.out.splitlines()
+    found = [json.loads(line)["id"] if output == "json" else int(line.split("  ")[0]) for line in lines]
+    assert found == [1, 2, 3, 4, 5]
+    assert [given["nas"] for given in asked] == ["sw-1"] * len(asked)
+    assert [given.get("after") for given in asked] == [None, 2, 2, 3, 5, 5][: len(asked)]
+    if end == "interrupt":
+        assert (done.status, done.err) == (0, "")
+    else:
+        assert done.status == 1 and done.err.count("\n") == 1 and "appliance-unreachable" in done.err
 
 
 HEAVY = ("aiohttp", "sqlalchemy", "alembic", "appliance.compose", "zeroconf", "OpenSSL", "jinja2", "pyrad")
