@@ -123,13 +123,13 @@ def _storm(campus: Campus, plan: Plan, calls: Sequence[bytes]) -> Bench:
         "i", "admitted decisions in a storm of twice the capacity, 99th percentile", "4 p50", 1.0, at_least=False
     )
     alone, few = Crowd(campus, 1), Crowd(campus, SATURATING)
-    seconds = min(plan.seconds, STORM_SECONDS)
+    seconds, calm = min(plan.seconds, STORM_SECONDS), min(plan.seconds, 1.0)
     alone.ask(calls, seconds=0.5)
     _in_a_storm(campus, alone, calls, 0.5, 100)  # the buffers of so many connections are no growth
     grown = []
     for _ in range(plan.repetitions):
-        quiet = percentile(alone.ask(calls, seconds=1.0).admitted, 0.5)
-        capacity = few.ask(calls, seconds=1.0).rate
+        quiet = percentile(alone.ask(calls, seconds=calm).admitted, 0.5)
+        capacity = few.ask(calls, seconds=calm).rate
         before = _resident(campus.pid)
         storm, seen = _in_a_storm(campus, alone, calls, seconds, 2 * capacity - PROBES)
         grown.append(_resident(campus.pid) - before)

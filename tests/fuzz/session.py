@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,17 @@ def fuzz(
 ) -> None:
     """Run until a limit or a finding, which is kept below `crashes`. Does not return.
 
-    `target` None: `name` is a group of them, and the first byte of an input chooses. `folder` is for seeds and words.
+    `target` None: `name` is a group of them, and the first byte of an input chooses. `folder` is for seeds, words and
+    the count of inputs that each target has had.
     """
     seeds, words = folder / "seeds", folder / "words"
     seeds.mkdir()
     for seed in targets.seeds_of(name) if target is None else target.seeds:
         (seeds / hashlib.sha256(seed).hexdigest()).write_bytes(seed)
     words.write_text("".join('"' + word.replace('"', '\\"') + '"\n' for word in targets.WORDS), encoding="ascii")
+
+    names = targets.GROUPS[name] if target is None else (name,)
+    units = _counters(folder / "units", names)
 
     def feed(data: bytes) -> None:
         hit, chosen = name, target
@@ -37,6 +42,7 @@ def fuzz(
                 return
             hit, data = targets.by_first_byte(data, name)
             chosen = targets.TARGETS[hit]
+        units[names.index(hit)] += 1
         try:
             targets.check(chosen, data)
         except Exception:
@@ -51,6 +57,13 @@ def fuzz(
     ]  # fmt: skip
     atheris.Setup(arguments, feed)
     atheris.Fuzz()
+
+
+def _counters(file: Path, names: Sequence[str]) -> memoryview:
+    """A count for each target, in a file that outlives this process: libFuzzer ends it without a word to Python."""
+    file.write_bytes(bytes(8 * len(names)))
+    with file.open("r+b") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0)).cast("Q")
 
 
 def main(name: str, folder: str, crashes: str, corpus: str, *limits: str) -> None:

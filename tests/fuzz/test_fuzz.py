@@ -33,6 +33,7 @@ def _replayed() -> Iterator[tuple[str, Path]]:
 
 def test_the_command_knows_every_target() -> None:
     assert set(command.TARGETS) == {*NAMES, *GROUPS}
+    assert {name: command._members(name) for name in GROUPS} == GROUPS
 
 
 @pytest.mark.req("B-135", "T-23")
@@ -51,10 +52,15 @@ def test_former_crashes_stay_mended() -> None:
 @pytest.mark.req("B-135", "T-23")
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra fuzz)")
 def test_a_slice_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
-    done = _run("all", "--seconds", "6", "--crashes", str(tmp_path))
+    crashes, units = tmp_path / "crashes", tmp_path / "units.json"
+    crashes.mkdir()
+    done = _run("all", "--seconds", "6", "--crashes", str(crashes), "--units", str(units))
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stderr.partition("stat::number_of_executed_units:")[2].split()[0]) > 100
-    assert list(tmp_path.iterdir()) == []
+    assert list(crashes.iterdir()) == []
+    counts = json.loads(units.read_text())
+    # more than its seeds, which would run without a fuzzer too
+    assert [name for name in GROUPS["radius"] if counts[name] <= len(TARGETS[name].seeds)] == [], counts
 
 
 @pytest.mark.slow
