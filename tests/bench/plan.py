@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Plan:
     """Counts per repetition; cores None = not pinned; `only` empty = all; `program` runs the appliance.
 
-    `seconds` and `in_flight` are those of a steady load.
+    `seconds` and `in_flight` are those of a steady load, `cases` the inputs of the fuzzer for one target.
     """
 
     repetitions: int = 5
@@ -22,6 +22,7 @@ class Plan:
     seconds: float = 30.0
     in_flight: int = 200
     stored: int = 1_000_000
+    cases: int = 1_000_000
     server_core: int | None = None
     client_core: int | None = None
     only: Collection[str] = ()

@@ -27,6 +27,8 @@ m    200 pledges in flight through the registrar for 30 s while the MASA takes 5
      answers at once (wall clock); m99: the 99th percentile of another client's renewals meanwhile
 f8   EST renewals on a kept connection while slow clients drip, stall, never read and sit there: 99th percentile against
      the same without them (wall clock); f8n: on a new mTLS connection each
+z    with --only: a million inputs of the fuzzer for each reader of RADIUS without a finding, hours of it; z-hook and so
+     on: one reader (tests.bench.fuzzed says which there are)
 
 What is compared is CPU time of the appliance's process (schedstat of all its threads), never the wall clock, because
 neighbours move that (but for g, where waiting for the disk is the point). References (microseconds of CPU) are measured
@@ -59,6 +61,7 @@ from tests.bench import (
     crowd,
     decide,
     enrol,
+    fuzzed,
     gateway,
     identity,
     logins,
@@ -98,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": 3.0,
         "in_flight": 20,
         "stored": 20_000,
+        "cases": 2000,
     }
     plan = Plan(
         **(shape if options.quick else {}),
@@ -137,6 +141,7 @@ def measure(plan: Plan, folder: Path) -> list[Bench]:
         *crowd.run(plan, folder),
         *revocation.run(plan, folder),
         *renewals.run(plan, folder),
+        *fuzzed.run(plan),
     ]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.bench import fuzzed
+from tests.bench.logins import BY_FREERADIUS
 from tests.bench.plan import Plan
 from tests.bench.revocation import IDS as REVOCATION
 from tests.bench.run import measure, report, table
@@ -34,6 +38,10 @@ IDS = (
     "rns",
 )
 
+NEEDS_FREERADIUS = pytest.mark.skipif(
+    shutil.which("freeradius", path="/usr/sbin:/usr/bin") is None, reason="FreeRADIUS is not installed"
+)
+
 
 @pytest.mark.slow
 @pytest.mark.lab
@@ -58,10 +66,57 @@ def test_the_benches_of_revocation_get_right_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.lab
+def test_the_bench_of_a_storm_gets_right_answers(tmp_path: Path) -> None:
+    plan = Plan(repetitions=1, agents=40, owners=4, seconds=0.5, only=["i"])
+    (bench,) = measure(plan, tmp_path)
+    assert bench.id == "i" and bench.notes["books"] == "checked" and bench.operations > 0 and bench.ratio > 0
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+def test_the_benches_of_a_large_campus_in_memory_get_right_answers(tmp_path: Path) -> None:
+    plan = Plan(repetitions=1, operations=16, agents=8, owners=4, only=["d1s", "d1v"])
+    benches = measure(plan, tmp_path)
+    assert [bench.id for bench in benches] == ["d1s", "d1v"]
+    assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
+
+
+@pytest.mark.slow
+@pytest.mark.lab
 @pytest.mark.interop
-@pytest.mark.skipif(shutil.which("freeradius", path="/usr/sbin:/usr/bin") is None, reason="FreeRADIUS is not installed")
+@NEEDS_FREERADIUS
+def test_the_benches_of_freeradius_with_the_hook_get_right_answers(tmp_path: Path) -> None:
+    plan = Plan(repetitions=1, operations=16, agents=8, owners=4, only=BY_FREERADIUS)
+    benches = measure(plan, tmp_path)
+    assert [bench.id for bench in benches] == list(BY_FREERADIUS)
+    assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.interop
+@NEEDS_FREERADIUS
 def test_the_bench_of_logins_gets_right_answers(tmp_path: Path) -> None:
     plan = Plan(repetitions=1, operations=16, only=["r1", "r1-12"])
     benches = measure(plan, tmp_path)
     assert [bench.id for bench in benches] == ["r1", "r1-12"]
     assert all(bench.notes["books"] == "checked" and bench.ratio > 0 for bench in benches)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra fuzz)")
+def test_the_bench_of_fuzzing_counts_what_was_executed(tmp_path: Path) -> None:
+    (bench,) = measure(Plan(cases=300, only=["z-tunnel"]), tmp_path)
+    assert bench.id == "z-tunnel" and bench.operations >= 300 and bench.holds and "finding" not in bench.notes
+
+
+def test_fuzzing_that_finds_something_or_is_not_through_in_time_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judged(status: int, executed: str) -> bool:
+        done = subprocess.CompletedProcess((), status, "", f"INFO: seed\n{executed}\nstat::new_units_added: 7\n")
+        monkeypatch.setattr("tests.bench.fuzzed.subprocess.run", lambda *_, **__: done)
+        return fuzzed._fuzz("hook", 1000).holds
+
+    assert judged(0, "stat::number_of_executed_units: 1000")
+    assert not judged(0, "stat::number_of_executed_units: 999")
+    assert not judged(77, "stat::number_of_executed_units: 1000")
+    assert not judged(0, "")
