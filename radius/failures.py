@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from radius.errors import HookMalformed
 from radius.hook import AKI, read_request, values_of
 from radius.reasons import REASONS
-from radius.request import AccessRequest, clean_text
+from radius.request import MAC_BYPASS, AccessRequest, clean_text
 
 # X509_V_ERR_* -> (reason code, words)
 VERIFY: Final = {
@@ -111,6 +111,8 @@ def read_failure(document: object, *, owner_id_oid: str) -> Failure:
         raise HookMalformed("no attribute")
     request = read_request(values, owner_id_oid=owner_id_oid)
     said = [clean_text(one, 240) for one in values.get("Module-Failure-Message", [])[:32]]
+    if request.method == MAC_BYPASS:  # one that policy and transport allow: the caller knows about the others
+        return Failure(request, "decision-not-asked", "a port asked by MAC address, and no decision came")
     code, detail = _reason_of(said, values.keys())
     names = _certificate_names(values)
     return Failure(request, code, f"{detail}: {names}" if names else detail)

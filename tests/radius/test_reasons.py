@@ -146,6 +146,13 @@ def test_the_two_radius_servers_give_one_code_for_one_cause() -> None:
     assert read_failure(body, owner_id_oid=OWNER_ID_OID).code == WAYS["eap-not-offered"]()
 
 
+def test_mac_bypass_that_freeradius_rejected_itself_was_not_decided() -> None:
+    body = {"Service-Type": text("Call-Check"), "User-Name": text("x"), "Calling-Station-Id": text("02-00-00-00-00-01")}
+    for said in (RECORDED["no EAP"], ["rest: Server returned no data"]):
+        body["Module-Failure-Message"] = text(*said)
+        assert read_failure(body, owner_id_oid=OWNER_ID_OID).code == "decision-not-asked"
+
+
 def test_a_log_line_names_the_address_and_the_client() -> None:
     found = read_log_line(LOG_LINES["wrong secret"])
     assert found is not None
