@@ -56,13 +56,26 @@ _NAS_OF_CONNECTION: Final = "%{listen:TLS-Client-Cert-Common-Name}"
 # answer of 400 to 499 is the appliance saying no, in every mode.
 _STATUS: Final = "&reply:REST-HTTP-Status-Code"
 _SILENT: Final = f"fail && (!{_STATUS} || ({_STATUS} < 400) || ({_STATUS} >= 500))"
-_ASK_CLOSED: Final = "\t\trest"
+# A no that the appliance has in its log, and that the outer server need not tell it of.
+_SAID_NO: Final = """update outer.control {
+	&Tmp-Integer-0 := 1
+}"""
+_IS_NO: Final = "updated && (&control:Auth-Type == Reject)"
+_ASK_CLOSED: Final = """\t\trest
+		if ({is_no}) {{
+{said_no}
+		}}"""
 _ASK: Final = """\t\trest {{
 			fail = 1
 		}}
 		if ({silent}) {{
 {when_silent}
-		}}{otherwise}"""
+		}}{otherwise}
+		elsif ({is_no}) {{
+{said_no}{on_no}
+		}}"""
+# Without an end, a port would keep what it got in an outage for as long as its device stays.
+_OUTAGE_SECONDS: Final = 300
 _GUEST: Final = """update control {{
 	&Auth-Type := Accept
 }}
@@ -71,6 +84,8 @@ update reply {{
 	&Tunnel-Medium-Type := IEEE-802
 	&Tunnel-Private-Group-Id := "{vlan}"
 	&User-Name := "%{{TLS-Client-Cert-Common-Name}}"
+	&Session-Timeout := {seconds}
+	&Termination-Action := RADIUS-Request
 }}"""
 _FROM_CACHE: Final = """if (&TLS-Client-Cert-Serial && &TLS-Client-Cert-X509v3-Authority-Key-Identifier) {{
 	update control {{
@@ -81,6 +96,14 @@ _FROM_CACHE: Final = """if (&TLS-Client-Cert-Serial && &TLS-Client-Cert-X509v3-A
 		update control {{
 			&Auth-Type := Accept
 		}}
+		if (!&reply:Session-Timeout || (&reply:Session-Timeout > {seconds})) {{
+			update reply {{
+				&Session-Timeout := {seconds}
+			}}
+		}}
+		update reply {{
+			&Termination-Action := RADIUS-Request
+		}}
 	}}{on_miss}
 }}"""
 _INTO_CACHE: Final = """
@@ -90,16 +113,15 @@ _INTO_CACHE: Final = """
 				&Cache-TTL := -@cache_seconds@
 			}
 			last_known_good
-		}
-		elsif (updated) {
+		}"""
+_OUT_OF_CACHE: Final = """
 			# a no is remembered by forgetting the yes before it
 			update control {
 				&Cache-TTL := 0
 			}
 			last_known_good {
 				notfound = 1
-			}
-		}"""
+			}"""
 
 
 def render(values: RaddbValues) -> dict[str, str]:
@@ -261,16 +283,20 @@ def _ask(values: RaddbValues, marks: Mapping[str, str]) -> str:
     if values.fail_mode == "guest" and values.guest_vlan is None:
         raise RaddbValueInvalid("fail_mode guest needs a guest_vlan", name="guest_vlan")
     if values.fail_mode == "closed":
-        return _ASK_CLOSED
+        return _ASK_CLOSED.format(is_no=_IS_NO, said_no=_indented(_SAID_NO, 3))
     guest = ""
     if values.guest_vlan is not None:
-        guest = _GUEST.format(vlan=raddb.vlan("guest_vlan", values.guest_vlan))
+        guest = _GUEST.format(vlan=raddb.vlan("guest_vlan", values.guest_vlan), seconds=_OUTAGE_SECONDS)
     if values.fail_mode == "guest":
-        when_silent, otherwise = f"# The site's written choice for a silent appliance.\n{guest}", ""
+        when_silent, otherwise, on_no = f"# The site's written choice for a silent appliance.\n{guest}", "", ""
     else:
         miss = f"\n\telse {{\n{_indented(guest, 2)}\n\t}}" if guest else ""
-        when_silent, otherwise = _FROM_CACHE.format(on_miss=miss), _fill(_INTO_CACHE, marks)
-    return _ASK.format(silent=_SILENT, when_silent=_indented(when_silent, 3), otherwise=otherwise)
+        when_silent = _FROM_CACHE.format(on_miss=miss, seconds=_OUTAGE_SECONDS)
+        otherwise, on_no = _fill(_INTO_CACHE, marks), _OUT_OF_CACHE
+    return _ASK.format(
+        silent=_SILENT, when_silent=_indented(when_silent, 3), otherwise=otherwise,
+        is_no=_IS_NO, said_no=_indented(_SAID_NO, 3), on_no=on_no,
+    )  # fmt: skip
 
 
 def _indented(text: str, tabs: int) -> str:

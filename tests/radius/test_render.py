@@ -56,6 +56,22 @@ def test_the_guest_choice_is_written_out() -> None:
     assert "{{" not in text
 
 
+@pytest.mark.parametrize("fail_mode", ["closed", "guest", "last-known-good"])
+def test_only_a_no_of_the_appliance_is_marked_as_decided(fail_mode: str) -> None:
+    """Post-Auth-Type REJECT tells every other reject; a login that gets in has one condition for that and no more."""
+    text = render(replace(VALUES, fail_mode=fail_mode, guest_vlan=99))["sites-enabled/check-eap-tls"]
+    assert text.count("Tmp-Integer-0 := 1") == 1
+    asked, said_no = text.index("\t\trest"), text.index("if (updated && (&control:Auth-Type == Reject)) {")
+    assert asked < said_no < text.index("Tmp-Integer-0 := 1")
+
+
+def test_what_is_let_in_during_an_outage_has_an_end() -> None:
+    for fail_mode, guest_vlan, times in (("closed", 99, 0), ("guest", 99, 1), ("last-known-good", None, 1),
+                                         ("last-known-good", 99, 2)):  # fmt: skip
+        text = render(replace(VALUES, fail_mode=fail_mode, guest_vlan=guest_vlan))["sites-enabled/check-eap-tls"]
+        assert text.count("&Session-Timeout := 300") == text.count("&Termination-Action := RADIUS-Request") == times
+
+
 HOSTILE = ['a"b', "a}b", "a\nb", "a b", "${run_dir}", "%{md5:x}", "a\\b", "a#b", "a'b", "", "a\x00b", "$INCLUDE", "é"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
@@ -130,9 +130,13 @@ class Campus:
         agent_id: str = AGENT,
         padding: int = 1081,
         ca: str = "agents",
+        names_issuer_key: bool = True,
         **dates: datetime,
     ) -> Issued:
-        """An agent's certificate; `padding` is the size of a stand-in for the DualIdentity extension."""
+        """An agent's certificate; `padding` is the size of a stand-in for the DualIdentity extension.
+
+        `names_issuer_key=False`: without the AuthorityKeyIdentifier, as the appliance never issues one.
+        """
         issuer, own = self.cas[ca], key(f"agent {agent_id}")
         extra: list[profiles.Extension] = []
         if owner_id is not None:
@@ -149,6 +153,9 @@ class Campus:
             identifier=agent_id,
             extra_extensions=extra,
         )  # fmt: skip
+        if not names_issuer_key:
+            kept = [one for one in shape.extensions if not isinstance(one.value, x509.AuthorityKeyIdentifier)]
+            shape = replace(shape, extensions=tuple(kept))
         return Issued(_sign(shape, issuer.key), own, (issuer.certificate,))
 
     def without_client_purpose(self) -> Issued:
