@@ -47,14 +47,16 @@ def test_followed_rows_come_once_in_order_until_interrupt_or_the_appliances_end(
     log_in(campus, agent, 2)
     command = [sys.executable, "-m", "appliance", "access", "log", "--follow", "--limit", "1", "--home", campus.home]
     cast = Cast(tmp_path / "logs", environment())
-    lines = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    shown = tmp_path / "shown"
+    with shown.open("w") as written:
+        lines = subprocess.Popen(
+            [str(part) for part in command], stdout=written, stderr=subprocess.PIPE, text=True, env=environment()
+        )
     try:
         heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         follower = cast.start("follower", [*command, "-o", "json"])
         signal.signal(signal.SIGINT, heeded)
-        until(lambda: len(follower.events) == 1)
+        until(lambda: len(follower.events) == 1 and shown.read_text().count("\n") == 1)  # both look on from here
         for at in (1, 3):
             log_in(campus, agent, at)
         until(lambda: len(follower.events) >= 5)
@@ -64,14 +66,14 @@ def test_followed_rows_come_once_in_order_until_interrupt_or_the_appliances_end(
         follower.popen.send_signal(signal.SIGINT)
         assert follower.finish(30) == 0 and follower.log.read_text() == ""
         assert campus.stop() == 0
-        out, err = lines.communicate(timeout=60)
+        _, err = lines.communicate(timeout=60)
     finally:
         cast.stop()
         lines.kill()
     assert lines.returncode == 1 and err.count("\n") == 1 and err.startswith("appliance: appliance-unreachable: ")
-    shown = [line.split("  ") for line in out.splitlines()]
-    assert [int(words[0]) for words in shown] == [row["id"] for row in rows]
-    assert all(words[2:4] == ["accept", "20"] for words in shown)
+    found = [line.split("  ") for line in shown.read_text().splitlines()]
+    assert [int(words[0]) for words in found] == [row["id"] for row in rows]
+    assert all(words[2:4] == ["accept", "20"] for words in found)
 
 
 def until(reached: Callable[[], bool]) -> None:
