@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 import sys
@@ -13,28 +12,15 @@ from pathlib import Path
 import pytest
 
 from lab.story import Cast
-from lab.supplicant import authenticate
-from tests.campus import NAS_SECRET, Campus, environment
-from tests.endtoend.test_network_side import request_credential, values_of
+from tests.campus import Campus, environment
+from tests.endtoend.test_network_side import log_in_with, request_credential
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 def log_in(campus: Campus, agent: Path, times: int) -> None:
-    block = values_of((agent / "wpa_supplicant.conf").read_text())
-    host, _, port = campus.listeners["radius"].rpartition(":")
-
-    async def act() -> None:
-        for _ in range(times):
-            outcome = await authenticate(
-                host, int(port), NAS_SECRET.encode(), identity=block["identity"],
-                certificate_chain_pem=Path(block["client_cert"]).read_bytes(),
-                key_pem=Path(block["private_key"]).read_bytes(), ca_pem=Path(block["ca_cert"]).read_bytes(),
-                server_name=block["domain_match"],
-            )  # fmt: skip
-            assert outcome.vlan == "20"
-
-    asyncio.run(act())
+    for _ in range(times):
+        assert log_in_with(agent, campus.listeners["radius"]).vlan == "20"
 
 
 def test_followed_rows_come_once_in_order_until_interrupt_or_the_appliances_end(

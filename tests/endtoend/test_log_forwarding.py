@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import socketserver
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.supplicant import authenticate
 from tests.campus import NAS_SECRET, Campus
-from tests.endtoend.test_network_side import request_credential, values_of
+from tests.endtoend.test_network_side import log_in_with, request_credential
 from tests.interop.radius_tools import free_tcp_port
 
 pytestmark = pytest.mark.lab
@@ -65,20 +63,8 @@ def test_a_receiver_gets_every_decision_over_kills_and_outages(template: Campus,
     settings = (f"access.forward_to=tcp://127.0.0.1:{port}",)
 
     def log_in(agent: Path, times: int) -> None:
-        block = values_of((agent / "wpa_supplicant.conf").read_text())
-        host, _, radius = campus.listeners["radius"].rpartition(":")
-
-        async def act() -> None:
-            for _ in range(times):
-                outcome = await authenticate(
-                    host, int(radius), NAS_SECRET.encode(), identity=block["identity"],
-                    certificate_chain_pem=Path(block["client_cert"]).read_bytes(),
-                    key_pem=Path(block["private_key"]).read_bytes(), ca_pem=Path(block["ca_cert"]).read_bytes(),
-                    server_name=block["domain_match"],
-                )  # fmt: skip
-                assert outcome.vlan == "20"
-
-        asyncio.run(act())
+        for _ in range(times):
+            assert log_in_with(agent, campus.listeners["radius"]).vlan == "20"
 
     def until_all(least: int) -> None:
         rows = campus.cli("access", "log", "--limit", "1000").json  # written before they are shown
