@@ -248,14 +248,16 @@ class Demo:
             story.check("tampered-voucher-refused", VOUCHER_REASONS["sloppy"], observed)
 
     def table(self) -> None:
-        """The end of the story: who got what, as the supplicants saw it."""
+        """The end of the story: who got what, as the supplicants saw it, and why, as an administrator is told."""
         stage, story = self.stage, self.stage.story
         departments = {row["ref"]: row["department"] for row in stage.admin("owners", "list")}
         rows = [("AGENT", "OWNER", "DEPARTMENT", "CREDENTIAL SERIAL", "VLAN", "WHY")]
         for name, agent in stage.agents.items():
             login = stage.login(agent.chain, agent.key)
             serial = credentials.serial(agent.chain)
-            rows.append((name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, login.message))
+            decided = stage.admin("policy", "explain", "--serial", serial)
+            why = f"{decided['reason_code']}: {decided['reason']}"
+            rows.append((name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, why))
         widths = [max(len(row[at]) for row in rows) for at in range(5)]
         story.say()
         for row in rows:

@@ -16,10 +16,9 @@ from lab.supplicant import authenticate
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What the supplicant saw: the VLAN, `reject`, or what went wrong; and the server's message."""
+    """What the supplicant saw: the VLAN, `reject`, or what went wrong."""
 
     word: str
-    message: str
     tls_version: str
 
 
@@ -55,7 +54,7 @@ def log_in(
         word = word if outcome.msk_matches else f"{word}, but the keys of server and supplicant differ"
     else:
         word = outcome.code if outcome.code == "reject" else f"{outcome.code}: {outcome.trouble}"
-    return Login(word, outcome.reply_message, outcome.tls_version)
+    return Login(word, outcome.tls_version)
 
 
 def pem_of(path: Path) -> bytes:

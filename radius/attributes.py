@@ -44,10 +44,11 @@ def to_attributes(decision: Decision, *, reply_message: bool = True) -> tuple[At
     """What goes into the Access-Accept or Access-Reject for `decision`, in wire order.
 
     Accept and guest: VLAN, User-Name (the agent, so that accounting follows the certificate and not the outer EAP
-    identity), Class (the issuing transaction), and what the rule adds. `reply_message` adds the reason in words.
+    identity), Class (the issuing transaction), and what the rule adds. `reply_message` adds a reject's reason.
     """
     found = of_outcome(*outcome_of(decision)) + of_login(decision)
-    return (*found, _text("Reply-Message", 18, message(decision))) if reply_message else found
+    said = message(decision) if reply_message else ""
+    return (*found, _text("Reply-Message", 18, said)) if said else found
 
 
 def outcome_of(decision: Decision) -> tuple[Vlan | None, str, str, bool]:
@@ -88,9 +89,14 @@ def of_login(decision: Decision) -> tuple[Attribute, ...]:
 
 
 def message(decision: Decision) -> str:
-    """One line for the user: verdict, reason code, meaning. No department, owner or agent: switches log it."""
-    head = "rejected" if decision.vlan is None else f"VLAN {decision.vlan}"
-    return f"{head}: {decision.reason_code}: {decision.note or decision.reason}"
+    """Why a login was rejected, in one line that names no department, owner or agent; empty for one that was not.
+
+    RFC 3579, section 2.6.5 wants no Reply-Message beside an EAP-Message. Beside an accept nobody reads it; a reject's
+    is what the NAS has for its log.
+    """
+    if decision.verdict != "reject":
+        return ""
+    return f"rejected: {decision.reason_code}: {decision.note or decision.reason}"
 
 
 def as_text(value: str) -> str:

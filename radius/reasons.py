@@ -1,6 +1,7 @@
 """The catalogue of reason codes: what each means, why it usually happens, and what to type next.
 
-A Decision carries one code; log rows, Reply-Message, `appliance policy explain` and the manual all read this table.
+A Decision carries one code; log rows, a reject's Reply-Message, `appliance policy explain` and the manual all read
+this table.
 `<owner>`, `<agent>`, `<serial>` and `<nas>` in a command are replaced by the values of the login at hand.
 """
 

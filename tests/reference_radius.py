@@ -57,7 +57,8 @@ def attributes_page() -> str:
         [
             head("RADIUS attributes", "`radius/attributes.py`, `radius/hook.py` and `radius/dictionary`"),
             "## What a login is answered\n\nExamples out of the real decision function. The tunnel attributes are "
-            "those of RFC 3580, section 3.31, untagged. `Reply-Message` can be switched off (`access.reply_message`). "
+            "those of RFC 3580, section 3.31, untagged. A reject's `Reply-Message` can be switched off "
+            "(`access.reply_message`); an accept has none (RFC 3579, section 2.6.5). "
             "The embedded server adds the MS-MPPE keys to every accept.\n",
             table(("attribute", "accept", "guest", "reject"), rows),
             "## What is read from FreeRADIUS\n\nrlm_rest posts every attribute of the login; these count. A missing or "
@@ -138,8 +139,8 @@ def reasons_page() -> str:
     """The catalogue of decision reasons, stage by stage."""
     parts = [
         head("Reason codes", "`REASONS` in `radius/reasons.py`"),
-        "Every decision carries one of these, in the decision log, in `appliance policy explain`, and in the "
-        "Reply-Message. The stage is where the login stopped; what follows it was not looked at. How to read a "
+        "Every decision carries one of these, in the decision log, in `appliance policy explain`, and a reject in its "
+        "Reply-Message too. The stage is where the login stopped; what follows it was not looked at. How to read a "
         "decision: [the decision log](../howto/read-the-decision-log.md).\n",
     ]
     for stage in STAGES:

@@ -21,7 +21,7 @@ class AccessSettings(Section):
     decision_log_rows: int = Field(
         2_000_000, ge=1000, description="How many rows of the decision log are kept at most; the oldest go first."
     )
-    reply_message: bool = Field(True, description="Put the reason in Reply-Message.")
+    reply_message: bool = Field(True, description="Put the reason of a reject in Reply-Message.")
     session_stale_minutes: float = Field(
         60.0, gt=0, description="A session that its NAS accounted for and then fell silent about is shown as stale."
     )

@@ -20,7 +20,7 @@ def test_an_accept_carries_untagged_tunnel_attributes() -> None:
     assert found["Tunnel-Private-Group-Id"] == b"20"
     assert found["User-Name"] == ask().agent_id.encode()
     assert found["Class"] == b"t1"
-    assert [attribute.code for attribute in to_attributes(ask())] == [64, 65, 81, 1, 25, 18]
+    assert [attribute.code for attribute in to_attributes(ask())] == [64, 65, 81, 1, 25]
 
 
 @pytest.mark.parametrize("vlan", [1, 9, 99, 4094])
@@ -40,10 +40,16 @@ def test_a_reject_names_no_vlan_even_if_it_holds_one() -> None:
 
 
 def test_the_message_names_no_owner_agent_or_department() -> None:
-    text = message(ask())
-    assert text.startswith("VLAN 20: rule-matched: ")
-    for secret in (ask().agent_id, ask().owner_id, "R&D"):
+    decision = ask()._replace(verdict="reject", vlan=None, reason_code="owner-suspended")
+    text = message(decision)
+    assert text.startswith("rejected: owner-suspended: ")
+    for secret in (decision.agent_id, decision.owner_id, "R&D"):
         assert secret not in text
+
+
+@pytest.mark.parametrize("verdict", ["accept", "guest"])
+def test_whoever_is_let_in_gets_no_message(verdict: str) -> None:
+    assert "Reply-Message" not in by_name(ask()._replace(verdict=verdict))
 
 
 def test_every_value_fits_a_radius_attribute() -> None:
