@@ -10,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from est import der as tlv
 from est.errors import BodyMalformed, CertificateMalformed
+from est.kept import KEPT, keep, kept_by_identity
 
 MAX_CERTIFICATE = 8192
-_KEPT = 256
+KNOWN_EXTENSIONS = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
+"""Kinds of extensions that the library reads, so that it has to be asked."""
+CRITICAL = b"\x01\x01\xff"
+URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
+_SAN = tlv.oid(x509.SubjectAlternativeName.oid.dotted_string)
+_SHORT = 512
+"""No extension that is the same in many certificates is longer."""
 _SKI = x509.SubjectKeyIdentifier.oid.dotted_string
+_OWN_KEY = tlv.oid(_SKI)
 
 UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
 """How cryptography says that octets are no certificate to it."""
@@ -49,11 +58,12 @@ class Facts(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Pieces of a certificate as they stand in it: serial INTEGER, Names and Extensions with their tags."""
+    """Pieces of a certificate as they stand in it: serial INTEGER, Names, key and Extensions with their tags."""
 
     serial: bytes
     issuer: bytes
     subject: bytes
+    spki: bytes
     extensions: bytes | None
 
 
@@ -89,7 +99,7 @@ def _check_size(der: bytes) -> None:
         raise CertificateMalformed(f"a certificate of more than {MAX_CERTIFICATE} bytes", limit=MAX_CERTIFICATE)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def _load(der: bytes) -> x509.Certificate:
     if read_serial(der) <= 0:
         raise CertificateMalformed("a certificate's serial number is not positive")
@@ -98,15 +108,22 @@ def _load(der: bytes) -> x509.Certificate:
 
 def _parse(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
     except UNREADABLE as error:
         raise CertificateMalformed("a certificate cannot be read") from error
+    keep(_ders, certificate, der)  # the library would write them anew
+    return certificate
 
 
-@lru_cache(maxsize=_KEPT)
-def der_of(certificate: x509.Certificate) -> bytes:
-    """The certificate's own bytes."""
+_ders: dict[int, tuple[object, bytes]] = {}
+
+
+def _write(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
+
+
+der_of = kept_by_identity(_write, _ders)
+"""The certificate's own bytes."""
 
 
 def check_readable(certificate: x509.Certificate) -> None:
@@ -114,56 +131,155 @@ def check_readable(certificate: x509.Certificate) -> None:
     facts_of(certificate)
 
 
-@lru_cache(maxsize=_KEPT)
+@kept_by_identity
 def facts_of(certificate: x509.Certificate) -> Facts:
     """What is asked of a certificate; raises CertificateMalformed unless all of it can be read."""
-    _check_size(certificate.public_bytes(Encoding.DER))
+    _check_size(der_of(certificate))
+    pieces = parts(certificate)
     try:
-        issuer = certificate.issuer
-        _ = (
-            certificate.serial_number,
-            certificate.subject,
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-        )
+        issuer = _read_name(pieces.issuer)
+        if not is_plain_name(pieces.subject):
+            _read_name(pieces.subject)
+        _ = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error
-    usage = purposes = basic = issuer_key = own_key = None
-    names: tuple[x509.GeneralName, ...] = ()
+    told: dict[str, Any] = {}
     private: dict[x509.ObjectIdentifier, bytes] = {}
-    for extension in extensions_of(certificate):
-        value = extension.value
-        kind = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
-        if kind is x509.KeyUsage:
-            usage = value
-        elif kind is x509.ExtendedKeyUsage:
-            purposes = frozenset(oid.dotted_string for oid in value)
-        elif kind is x509.BasicConstraints:
-            basic = value
-        elif kind is x509.AuthorityKeyIdentifier:
-            issuer_key = value.key_identifier
-        elif kind is x509.SubjectKeyIdentifier:
-            own_key = value.digest
-        elif kind is x509.SubjectAlternativeName:
-            names = tuple(value)
-        elif kind is x509.UnrecognizedExtension:
-            private[value.oid] = value.value
-    return Facts(usage, purposes, basic, issuer_key, own_key, names, MappingProxyType(private), issuer)
+    for _, field, value in _told(certificate, pieces.extensions):
+        if field == "private":
+            oid, octets = value
+            private[oid] = octets
+        else:
+            told[field] = value
+    return Facts(
+        told.get("key_usage"),
+        told.get("purposes"),
+        told.get("basic_constraints"),
+        told.get("issuer_key"),
+        told.get("own_key"),
+        told.get("names", ()),
+        MappingProxyType(private),
+        issuer,
+    )
 
 
-@lru_cache(maxsize=_KEPT)
-def parts(certificate: x509.Certificate) -> Parts:
-    """The certificate's names and extensions byte for byte; raises CertificateMalformed."""
-    tbs = certificate.tbs_certificate_bytes
+_read_name = lru_cache(maxsize=KEPT)(x509.Name.from_bytes)
+
+
+_BEFORE_COMMON_NAME = tuple(
+    bytes((tlv.SEQUENCE, size + 11, tlv.SET, size + 9, tlv.SEQUENCE, size + 7))
+    + tlv.oid(NameOID.COMMON_NAME.dotted_string)
+    + bytes((tlv.UTF8_STRING, size))
+    for size in range(65)
+)
+
+
+def is_plain_name(der: bytes) -> bool:
+    """Whether this can be nothing but the Name of one commonName, a UTF8String of 1 to 64 ASCII characters."""
+    size = len(der) - len(_BEFORE_COMMON_NAME[0])
+    return 0 < size <= 64 and der.startswith(_BEFORE_COMMON_NAME[size]) and der.isascii()
+
+
+_Told = tuple[bytes, str, Any]
+"""The kind of an extension, and the field of Facts that it fills, with what."""
+
+_kept: dict[bytes, _Told] = {}
+"""What extensions tell that came with other certificates before, octet for octet."""
+
+
+def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[_Told]:
+    """What each extension tells; the library, which reads all or none, is asked if one is new and not plain."""
+    if extensions is None:
+        return []
     try:
-        fields = list(tlv.elements(tbs, *tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)))
-        if fields[0][0] == 0xA0:
-            fields = fields[1:]
-        encoded = [tbs[at:stop] for _, at, _, stop in fields]
-        extensions = next((tbs[start:stop] for tag, _, start, stop in fields[6:] if tag == 0xA3), None)
-        return Parts(encoded[0], encoded[2], encoded[4], extensions)
-    except (BodyMalformed, IndexError) as error:
+        span = tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)
+        written = [extensions[at:stop] for _, at, _, stop in tlv.elements(extensions, *span)]
+    except BodyMalformed as error:
+        raise CertificateMalformed("the certificate's extensions cannot be read") from error
+    found = []
+    for der in written:
+        told = _kept.get(der) or _read_plain(der)
+        if told is None:
+            break
+        found.append(told)
+    if len(found) == len(written) == len({kind for kind, *_ in found}):
+        return found
+    found = []
+    for der, extension in zip(written, extensions_of(certificate), strict=True):
+        told = tlv.oid(extension.oid.dotted_string), *_tell(extension.value)
+        found.append(told)
+        if len(der) <= _SHORT and told[1] != "names":
+            if len(_kept) >= KEPT:
+                _kept.clear()
+            _kept[der] = told
+    return found
+
+
+def _tell(value: x509.ExtensionType) -> tuple[str, Any]:
+    kind: Any = type(value)  # isinstance() with the library's abstract classes is slow, and nobody derives from these
+    given: Any = value
+    if kind is x509.KeyUsage:
+        return "key_usage", given
+    if kind is x509.ExtendedKeyUsage:
+        return "purposes", frozenset(oid.dotted_string for oid in given)
+    if kind is x509.BasicConstraints:
+        return "basic_constraints", given
+    if kind is x509.AuthorityKeyIdentifier:
+        return "issuer_key", given.key_identifier
+    if kind is x509.SubjectKeyIdentifier:
+        return "own_key", given.digest
+    if kind is x509.SubjectAlternativeName:
+        return "names", tuple(given)
+    return ("private", (given.oid, given.value)) if kind is x509.UnrecognizedExtension else ("", None)
+
+
+def _read_plain(der: bytes) -> _Told | None:
+    """What an extension tells that is another one in each certificate, if there is but one way to read it."""
+    try:
+        at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
+        value_at, after = tlv.expect(der, at, end, tlv.OID)
+        kind = der[at:after]
+        if der.startswith(CRITICAL, after):
+            after += len(CRITICAL)
+        start, stop = tlv.only(der, after, end, tlv.OCTET_STRING)
+        if kind == _OWN_KEY:
+            return kind, "own_key", der[slice(*tlv.only(der, start, stop, tlv.OCTET_STRING))]
+        if kind == _SAN:
+            uri = der[slice(*tlv.only(der, *tlv.only(der, start, stop, tlv.SEQUENCE), URI))]
+            return kind, "names", (x509.UniformResourceIdentifier(uri.decode("ascii")),)
+        oid = _object_identifier(kind[value_at - at :])
+    except (BodyMalformed, ValueError):
+        return None
+    return None if oid in KNOWN_EXTENSIONS else (kind, "private", (oid, der[start:stop]))
+
+
+@lru_cache(maxsize=KEPT)
+def _object_identifier(value: bytes) -> x509.ObjectIdentifier:
+    return x509.ObjectIdentifier(tlv.dotted(value))
+
+
+@kept_by_identity
+def parts(certificate: x509.Certificate) -> Parts:
+    """The certificate's names, key and extensions byte for byte; raises CertificateMalformed."""
+    der = der_of(certificate)
+    try:
+        serial_at, serial_end, end = _serial(der)
+        _, issuer_at = tlv.expect(der, serial_end, end, tlv.SEQUENCE)
+        _, issuer_end = tlv.expect(der, issuer_at, end, tlv.SEQUENCE)
+        _, subject_at = tlv.expect(der, issuer_end, end, tlv.SEQUENCE)
+        _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
+        _, key_end = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
+        rest = tlv.elements(der, key_end, end)
+        extensions = next((der[start:stop] for tag, _, start, stop in rest if tag == 0xA3), None)
+    except BodyMalformed as error:
         raise CertificateMalformed("a certificate cannot be read") from error
+    return Parts(
+        der[serial_at:serial_end],
+        der[issuer_at:issuer_end],
+        der[subject_at:subject_end],
+        der[subject_end:key_end],
+        extensions,
+    )
 
 
 def extension_value(extensions: bytes, dotted: str) -> bytes | None:
@@ -196,7 +312,7 @@ def find_ski(der: bytes) -> bytes | None:
         raise CertificateMalformed("a certificate cannot be read") from error
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def issuer_and_serial(der: bytes) -> bytes:
     """Issuer Name and serial INTEGER, one after the other, as CMS names a signer; raises CertificateMalformed."""
     try:

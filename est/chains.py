@@ -16,6 +16,7 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.verification import (
+    ClientVerifier,
     Criticality,
     ExtensionPolicy,
     PolicyBuilder,
@@ -29,6 +30,7 @@ from est.certificates import (
     extensions_of,
     facts_of,
     is_self_signed,
+    parts,
     read_certificate,
     ski_of,
 )
@@ -125,13 +127,29 @@ class TrustAnchors:
             identifier for one in self.certificates if (identifier := ski_of(one)) is not None
         )
         self.names: frozenset[x509.Name] = frozenset(one.subject for one in self.certificates)
+        self._names_written = frozenset(parts(one).subject for one in self.certificates)
         self.store: Store | None = Store(list(self.certificates)) if self.certificates else None
+        self._verifier: tuple[datetime, ClientVerifier] | None = None
 
     def __len__(self) -> int:
         return len(self.certificates)
 
     def __iter__(self) -> Iterator[x509.Certificate]:
         return iter(self.certificates)
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate names one of these as its issuer."""
+        # hashing and comparing a Name of the library costs ten times as much
+        return parts(certificate).issuer in self._names_written or facts_of(certificate).issuer in self.names
+
+    def verifier(self, at: datetime) -> ClientVerifier:
+        """The library's verifier for this moment, which to it is a whole second; made once for each."""
+        assert self.store is not None  # who has no anchors, has refused already
+        at = at.replace(microsecond=0)
+        kept = self._verifier
+        if kept is None or kept[0] != at:
+            self._verifier = kept = at, _verifier(self.store, at)
+        return kept[1]
 
 
 def check(
@@ -247,23 +265,27 @@ def _build(
         raise ChainNotTrusted("there are no trust anchors for this certificate")
     # Certificates of one name and key that certify each other make hundreds of paths, all of which the library tries.
     # Where none of them can end at an anchor, there is nothing to try.
-    issuers = (facts_of(one).issuer for one in (leaf, *intermediates))
-    if not any(one in anchors.names for one in issuers) and leaf not in anchors.certificates:
+    if not any(map(anchors.issued, (leaf, *intermediates))) and leaf not in anchors.certificates:
         raise ChainNotTrusted("no certificate of the chain names a trust anchor as its issuer")
-    links = _links(intermediates, anchors, at)
-    verifier = (
-        PolicyBuilder()
-        .store(Store([*anchors.certificates, *links]) if links else anchors.store)
-        .time(at.astimezone(UTC))
-        .max_chain_depth(MAX_CHAIN - 1)
-        .extension_policies(ee_policy=_EE_POLICY, ca_policy=_CA_POLICY)
-        .build_client_verifier()
-    )
+    links = _links(intermediates, anchors, at) if intermediates else {}
+    at = at.astimezone(UTC)
+    verifier = _verifier(Store([*anchors.certificates, *links]), at) if links else anchors.verifier(at)
     try:
         path = tuple(verifier.verify(leaf, list(intermediates)).chain)
     except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
         raise ChainNotTrusted("no path from the certificate to a trust anchor") from error
-    return (*path, links[path[-1]]) if path[-1] in links else path
+    return (*path, links[path[-1]]) if links and path[-1] in links else path
+
+
+def _verifier(store: Store, at: datetime) -> ClientVerifier:
+    return (
+        PolicyBuilder()
+        .store(store)
+        .time(at)
+        .max_chain_depth(MAX_CHAIN - 1)
+        .extension_policies(ee_policy=_EE_POLICY, ca_policy=_CA_POLICY)
+        .build_client_verifier()
+    )
 
 
 def _links(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Any, TypeGuard, TypeVar
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from est import der as tlv
-from est.errors import BodyMalformed, CertificateMalformed, KeyNotAccepted
+from est.certificates import parts
+from est.errors import CertificateMalformed, KeyNotAccepted
+from est.kept import KEPT, kept_by_identity
 
 _BEFORE_POINT = {
     "secp256r1": bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
@@ -26,9 +26,6 @@ MAX_EXPONENT = 1 << 256
 """RSA exponents stay below it (FIPS 186-5, section 5.4): each bit of a longer one is work for who verifies."""
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-_K = TypeVar("_K")
-_T = TypeVar("_T")
-_KEPT = 256
 _SHORT = 160
 """No SubjectPublicKeyInfo of P-256, P-384 or P-521 is longer; a stranger may send RSA keys that are, and many."""
 
@@ -46,26 +43,6 @@ SUBJECT_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1"}), (2048, 4096))
 
 ISSUER_KEYS = KeyRules(frozenset({"secp256r1", "secp384r1", "secp521r1"}), (2048, 8192))
 """Keys of other people's CAs."""
-
-
-def kept_by_identity(make: Callable[[_K], _T], kept: dict[int, tuple[object, _T]] | None = None) -> Callable[[_K], _T]:
-    """`make` for keys, which never change and cannot be hashed: what it returned is kept by the key object.
-
-    The object is kept beside its result, so that its identity does not become another one's. `kept` may be filled by
-    whoever knows a result already.
-    """
-    kept = {} if kept is None else kept
-
-    @wraps(make)
-    def find(key: _K) -> _T:
-        found = kept.get(id(key))
-        if found is None:
-            if len(kept) >= _KEPT:
-                kept.clear()
-            found = kept[id(key)] = key, make(key)
-        return found[1]
-
-    return find
 
 
 def is_ec(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
@@ -91,10 +68,10 @@ def read_spki(der: bytes) -> object:
     return _read_short(der) if len(der) <= _SHORT else load_der_public_key(der)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def _read_short(der: bytes) -> object:
     key = load_der_public_key(der)
-    if is_plain_spki(der) and len(_written) < _KEPT:  # spki() would write the same octets again
+    if is_plain_spki(der) and len(_written) < KEPT:  # spki() would write the same octets again
         _written[id(key)] = key, der
     return key
 
@@ -121,27 +98,15 @@ def public_key_of(certificate: x509.Certificate, rules: KeyRules = SUBJECT_KEYS)
     return check_key(_key_of(certificate), rules)
 
 
-@lru_cache(maxsize=_KEPT)
+@kept_by_identity
 def _key_of(certificate: x509.Certificate) -> object:
     """Read from its octets by read_spki(): the library would make a key of its own for each certificate."""
     try:
-        return read_spki(_spki_in(certificate.tbs_certificate_bytes))
+        return read_spki(parts(certificate).spki)
     except UnsupportedAlgorithm as error:
         raise KeyNotAccepted("the certificate's key type is not supported") from error
-    except (ValueError, BodyMalformed) as error:
+    except ValueError as error:
         raise CertificateMalformed("the certificate's public key cannot be read") from error
-
-
-def _spki_in(tbs: bytes) -> bytes:
-    """The SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, section 4.1); raises BodyMalformed."""
-    at, end = tlv.only(tbs, 0, len(tbs), tlv.SEQUENCE)
-    tag, _, stop = tlv.read_tlv(tbs, at, end)
-    if tag == 0xA0:  # version; then serial number
-        _, stop = tlv.expect(tbs, stop, end, tlv.INTEGER)
-    for _ in ("signature", "issuer", "validity", "subject"):
-        _, stop = tlv.expect(tbs, stop, end, tlv.SEQUENCE)
-    _, after = tlv.expect(tbs, stop, end, tlv.SEQUENCE)
-    return tbs[stop:after]
 
 
 def spki(key: x509.Certificate | PublicKey) -> bytes:
@@ -149,7 +114,7 @@ def spki(key: x509.Certificate | PublicKey) -> bytes:
     return _spki_of(key) if isinstance(key, x509.Certificate) else _write_spki(key)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def _spki_of(certificate: x509.Certificate) -> bytes:
     try:
         return _write_spki(certificate.public_key())

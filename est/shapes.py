@@ -20,7 +20,8 @@ from cryptography.x509.oid import ExtensionOID
 from est import der as tlv
 from est.certificates import extensions_of, load_certificate, load_own
 from est.errors import BodyMalformed, CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
-from est.keys import PublicKey, check_key, kept_by_identity, spki
+from est.kept import kept_by_identity
+from est.keys import PublicKey, check_key, spki
 from est.signer import signed_form
 
 _ECDSA = {

@@ -33,7 +33,8 @@ from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
 from est.json_text import encoder_of
-from est.keys import is_ec, kept_by_identity, read_spki, spki_of_point
+from est.kept import kept_by_identity
+from est.keys import is_ec, read_spki, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
 
