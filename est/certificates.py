@@ -22,10 +22,10 @@ from est.errors import BodyMalformed, CertificateMalformed
 from est.kept import KEPT, keep, kept_by_identity
 
 MAX_CERTIFICATE = 8192
-KNOWN_EXTENSIONS = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
+_KNOWN = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
 """Kinds of extensions that the library reads, so that it has to be asked."""
 CRITICAL = b"\x01\x01\xff"
-URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
+_URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
 _SAN = tlv.oid(x509.SubjectAlternativeName.oid.dotted_string)
 _SHORT = 512
 """No extension that is the same in many certificates is longer."""
@@ -137,15 +137,15 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     _check_size(der_of(certificate))
     pieces = parts(certificate)
     try:
-        issuer = _read_name(pieces.issuer)
+        issuer = read_name(pieces.issuer)
         if not is_plain_name(pieces.subject):
-            _read_name(pieces.subject)
+            read_name(pieces.subject)
         _ = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error
     told: dict[str, Any] = {}
     private: dict[x509.ObjectIdentifier, bytes] = {}
-    for _, field, value in _told(certificate, pieces.extensions):
+    for _, _, field, value in _told(certificate, pieces.extensions):
         if field == "private":
             oid, octets = value
             private[oid] = octets
@@ -163,7 +163,8 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     )
 
 
-_read_name = lru_cache(maxsize=KEPT)(x509.Name.from_bytes)
+read_name = lru_cache(maxsize=KEPT)(x509.Name.from_bytes)
+"""A Name from its octets; ValueError or TypeError if it cannot be read."""
 
 
 _BEFORE_COMMON_NAME = tuple(
@@ -180,14 +181,14 @@ def is_plain_name(der: bytes) -> bool:
     return 0 < size <= 64 and der.startswith(_BEFORE_COMMON_NAME[size]) and der.isascii()
 
 
-_Told = tuple[bytes, str, Any]
-"""The kind of an extension, and the field of Facts that it fills, with what."""
+Told = tuple[bytes, bool, str, Any]
+"""DER of the kind of an extension, whether it is critical, the field of Facts that it fills, and with what."""
 
-_kept: dict[bytes, _Told] = {}
+_kept: dict[bytes, Told] = {}
 """What extensions tell that came with other certificates before, octet for octet."""
 
 
-def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[_Told]:
+def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[Told]:
     """What each extension tells; the library, which reads all or none, is asked if one is new and not plain."""
     if extensions is None:
         return []
@@ -198,7 +199,7 @@ def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[_Told
         raise CertificateMalformed("the certificate's extensions cannot be read") from error
     found = []
     for der in written:
-        told = _kept.get(der) or _read_plain(der)
+        told = _kept.get(der) or read_plain(der)
         if told is None:
             break
         found.append(told)
@@ -206,9 +207,9 @@ def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[_Told
         return found
     found = []
     for der, extension in zip(written, extensions_of(certificate), strict=True):
-        told = tlv.oid(extension.oid.dotted_string), *_tell(extension.value)
+        told = tlv.oid(extension.oid.dotted_string), extension.critical, *_tell(extension.value)
         found.append(told)
-        if len(der) <= _SHORT and told[1] != "names":
+        if len(der) <= _SHORT and told[2] != "names":
             if len(_kept) >= KEPT:
                 _kept.clear()
             _kept[der] = told
@@ -233,24 +234,23 @@ def _tell(value: x509.ExtensionType) -> tuple[str, Any]:
     return ("private", (given.oid, given.value)) if kind is x509.UnrecognizedExtension else ("", None)
 
 
-def _read_plain(der: bytes) -> _Told | None:
+def read_plain(der: bytes) -> Told | None:
     """What an extension tells that is another one in each certificate, if there is but one way to read it."""
     try:
         at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
         value_at, after = tlv.expect(der, at, end, tlv.OID)
         kind = der[at:after]
-        if der.startswith(CRITICAL, after):
-            after += len(CRITICAL)
-        start, stop = tlv.only(der, after, end, tlv.OCTET_STRING)
-        if kind == _OWN_KEY:
-            return kind, "own_key", der[slice(*tlv.only(der, start, stop, tlv.OCTET_STRING))]
+        is_critical = der.startswith(CRITICAL, after)
+        start, stop = tlv.only(der, after + len(CRITICAL) * is_critical, end, tlv.OCTET_STRING)
         if kind == _SAN:
-            uri = der[slice(*tlv.only(der, *tlv.only(der, start, stop, tlv.SEQUENCE), URI))]
-            return kind, "names", (x509.UniformResourceIdentifier(uri.decode("ascii")),)
-        oid = _object_identifier(kind[value_at - at :])
+            uri = der[slice(*tlv.only(der, *tlv.only(der, start, stop, tlv.SEQUENCE), _URI))]
+            return kind, is_critical, "names", (x509.UniformResourceIdentifier(uri.decode("ascii")),)
+        if kind == _OWN_KEY:
+            return kind, is_critical, "own_key", der[slice(*tlv.only(der, start, stop, tlv.OCTET_STRING))]
+        oid = _object_identifier(der[value_at:after])
     except (BodyMalformed, ValueError):
         return None
-    return None if oid in KNOWN_EXTENSIONS else (kind, "private", (oid, der[start:stop]))
+    return None if oid in _KNOWN else (kind, is_critical, "private", (oid, der[start:stop]))
 
 
 @lru_cache(maxsize=KEPT)

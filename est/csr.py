@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from est import der as tlv
-from est.certificates import extension_value
+from est.certificates import extension_value, is_plain_name, read_name, read_plain
 from est.errors import (
     BodyMalformed,
     CsrMalformed,
@@ -37,7 +37,12 @@ _READ_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtens
 _SAN = x509.SubjectAlternativeName.oid
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _HASH_NAMES = frozenset(one.name for one in _HASHES)
-_ALGORITHMS = frozenset(tlv.sequence(tlv.oid(one)) for one in _ECDSA.values())
+_ECDSA_BY = {
+    tlv.sequence(tlv.oid(_ECDSA["secp256r1"])): ec.ECDSA(hashes.SHA256()),
+    tlv.sequence(tlv.oid(_ECDSA["secp384r1"])): ec.ECDSA(hashes.SHA384()),
+}
+_EXTENSION_REQUEST = tlv.oid(EXTENSION_REQUEST)
+_NOBODY = tlv.sequence()
 _VERSION = tlv.integer(0)
 _ECDSA_WITH = {
     "sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256,
@@ -75,13 +80,26 @@ def read(der: bytes) -> Csr:
 
     Raises BodyTooLarge, BodyMalformed (not strict DER), CsrMalformed, KeyNotAccepted, ProofOfPossessionFailed.
     """
-    outline = _known_outline(der)
-    if outline is None:
-        check_der(der, max_bytes=MAX_CSR)
+    outline = _plain_outline(der)
+    asked = None if outline is None else _kept.get((outline.subject, outline.attributes)) or _read_plain(outline)
+    if outline is None or asked is None:
+        return _read_any(der)
+    try:
+        public_key = check_key(read_spki(outline.spki))
+        assert is_ec(public_key)
+        public_key.verify(outline.signature[1:], outline.info, _ECDSA_BY[outline.algorithm])
+    except InvalidSignature as error:
+        raise ProofOfPossessionFailed("the request is not signed by its own key") from error
+    except ValueError as error:
+        raise CsrMalformed("the certification request cannot be read") from error
+    return Csr(der, public_key, *_keep(asked, outline), hashlib.sha256(outline.spki).digest())
+
+
+def _read_any(der: bytes) -> Csr:
+    check_der(der, max_bytes=MAX_CSR)
     try:
         request = x509.load_der_x509_csr(der)
-        if outline is None:
-            outline = _outline(der)
+        outline = _outline(der)
         public_key = check_key(read_spki(outline.spki))
         digest = request.signature_hash_algorithm
         digest_name = "" if digest is None else digest.name
@@ -194,11 +212,17 @@ def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey, digest: 
 
 
 class _Outline(NamedTuple):
-    """Pieces of a request as they stand in it: Name, SubjectPublicKeyInfo, and the attributes with their tag or b""."""
+    """Pieces of a request as they stand in it, with their tags, the signature without."""
 
+    info: bytes
+    version: bytes
     subject: bytes
     spki: bytes
     attributes: bytes
+    """With their tag, or b"" for none."""
+    algorithm: bytes
+    signature: bytes
+    """After an octet that says how many bits of the last one are unused."""
 
 
 class _Asked(NamedTuple):
@@ -222,15 +246,17 @@ def _asked(request: x509.CertificateSigningRequest, outline: _Outline) -> _Asked
 
     What one client sends again and again, for key after key, is read once.
     """
+    found = _kept.get((outline.subject, outline.attributes))
+    return _keep(_read_asked(request, outline.subject, outline.attributes), outline) if found is None else found
+
+
+def _keep(asked: _Asked, outline: _Outline) -> _Asked:
     pieces = outline.subject, outline.attributes
-    found = _kept.get(pieces)
-    if found is None:
-        found = _read_asked(request, *pieces)
-        if sum(map(len, pieces)) <= _MAX_OCTETS:
-            if len(_kept) >= _MAX_KEPT:
-                _kept.clear()
-            _kept[pieces] = found
-    return found
+    if pieces not in _kept and sum(map(len, pieces)) <= _MAX_OCTETS:
+        if len(_kept) >= _MAX_KEPT:
+            _kept.clear()
+        _kept[pieces] = asked
+    return asked
 
 
 def _read_asked(request: x509.CertificateSigningRequest, subject_der: bytes, attributes_der: bytes) -> _Asked:
@@ -246,46 +272,84 @@ def _read_asked(request: x509.CertificateSigningRequest, subject_der: bytes, att
     return _Asked(subject, subject_der, san, san_der, extensions, MappingProxyType(attributes), challenge)
 
 
-def _known_outline(der: bytes) -> _Outline | None:
-    """The outline of a request in which only the key and the signature are new; None for any other.
+def _plain_outline(der: bytes) -> _Outline | None:
+    """The outline of a request that is strict DER, and read, where its Name and attributes are; None for any other.
 
-    Its Name and attributes were checked when they first came, octet for octet, and for a key on P-256 or P-384 and an
-    ECDSA signature nothing else is left that could be other than strict DER.
+    With a key on P-256 or P-384 and an ECDSA signature, nothing else is left that there is more than one way to read.
     """
     if len(der) > MAX_CSR:
         return None
     try:
-        at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
-        start, stop = tlv.expect(der, at, end, tlv.SEQUENCE)
-        if not der.startswith(_VERSION, start):
-            return None
-        subject_at = start + len(_VERSION)
-        _, subject_end = tlv.expect(der, subject_at, stop, tlv.SEQUENCE)
-        _, key_end = tlv.expect(der, subject_end, stop, tlv.SEQUENCE)
-        found = _Outline(der[subject_at:subject_end], der[subject_end:key_end], der[key_end:stop])
-        if found[::2] not in _kept or not is_plain_spki(found.spki):
-            return None
-        _, algorithm_end = tlv.expect(der, stop, end, tlv.SEQUENCE)
-        signature_at, _ = tlv.only(der, algorithm_end, end, tlv.BIT_STRING)
-        is_plain = der[stop:algorithm_end] in _ALGORITHMS and der.startswith(b"\x00", signature_at)
+        found = _walk(der)
     except BodyMalformed:
         return None
+    is_plain = (
+        found.version == _VERSION
+        and is_plain_spki(found.spki)
+        and found.algorithm in _ECDSA_BY
+        and found.signature.startswith(b"\x00")
+    )
     return found if is_plain else None
+
+
+def _read_plain(outline: _Outline) -> _Asked | None:
+    """What an agent asks for: at most a common name, and one URI among its names; None for anything else."""
+    attributes = outline.attributes
+    if outline.subject != _NOBODY and not is_plain_name(outline.subject):
+        return None
+    try:
+        at, end = tlv.only(attributes, *tlv.only(attributes, 0, len(attributes), 0xA0), tlv.SEQUENCE)
+        _, after = tlv.expect(attributes, at, end, tlv.OID)
+        if attributes[at:after] != _EXTENSION_REQUEST:
+            return None
+        value_at, end = tlv.only(attributes, after, end, tlv.SET)
+        at, end = tlv.only(attributes, value_at, end, tlv.SEQUENCE)
+        told = read_plain(attributes[at:end])
+        if told is None or told[2] != "names":
+            return None
+        value = attributes[value_at:end]
+        san_der = extension_value(value, _SAN.dotted_string)
+    except BodyMalformed:
+        return None
+    san = x509.SubjectAlternativeName(told[3])
+    return _Asked(
+        read_name(outline.subject),
+        outline.subject,
+        san,
+        san_der,
+        x509.Extensions([x509.Extension(_SAN, told[1], san)]),
+        MappingProxyType({EXTENSION_REQUEST: (value,)}),
+        None,
+    )
 
 
 def _outline(der: bytes) -> _Outline:
     """Where the parts of a request stand; raises CsrMalformed."""
     try:
-        at, end = tlv.expect(der, 0, len(der), tlv.SEQUENCE)
-        at, end = tlv.expect(der, at, end, tlv.SEQUENCE)
-        _, subject_at = tlv.expect(der, at, end, tlv.INTEGER)
-        _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
-        _, key_end = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
-        if key_end != end:
-            tlv.only(der, key_end, end, 0xA0)
+        return _walk(der)
     except BodyMalformed as error:
         raise CsrMalformed(error.detail) from error
-    return _Outline(der[subject_at:subject_end], der[subject_end:key_end], der[key_end:end])
+
+
+def _walk(der: bytes) -> _Outline:
+    info_at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
+    at, info_end = tlv.expect(der, info_at, end, tlv.SEQUENCE)
+    _, subject_at = tlv.expect(der, at, info_end, tlv.INTEGER)
+    _, subject_end = tlv.expect(der, subject_at, info_end, tlv.SEQUENCE)
+    _, key_end = tlv.expect(der, subject_end, info_end, tlv.SEQUENCE)
+    if key_end != info_end:
+        tlv.only(der, key_end, info_end, 0xA0)
+    _, algorithm_end = tlv.expect(der, info_end, end, tlv.SEQUENCE)
+    start, stop = tlv.only(der, algorithm_end, end, tlv.BIT_STRING)
+    return _Outline(
+        der[info_at:info_end],
+        der[at:subject_at],
+        der[subject_at:subject_end],
+        der[subject_end:key_end],
+        der[key_end:info_end],
+        der[info_end:algorithm_end],
+        der[start:stop],
+    )
 
 
 def _read_attributes(der: bytes) -> dict[str, tuple[bytes, ...]]:
