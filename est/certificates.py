@@ -138,7 +138,7 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     pieces = parts(certificate)
     try:
         issuer = read_name(pieces.issuer)
-        if not is_plain_name(pieces.subject):
+        if common_name_in(pieces.subject) is None:
             read_name(pieces.subject)
         _ = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
@@ -175,10 +175,12 @@ _BEFORE_COMMON_NAME = tuple(
 )
 
 
-def is_plain_name(der: bytes) -> bool:
-    """Whether this can be nothing but the Name of one commonName, a UTF8String of 1 to 64 ASCII characters."""
-    size = len(der) - len(_BEFORE_COMMON_NAME[0])
-    return 0 < size <= 64 and der.startswith(_BEFORE_COMMON_NAME[size]) and der.isascii()
+def common_name_in(der: bytes) -> str | None:
+    """The text, if this can be nothing but the Name of one commonName, a UTF8String of 1 to 64 ASCII characters."""
+    start = len(_BEFORE_COMMON_NAME[0])
+    size = len(der) - start
+    is_plain = 0 < size <= 64 and der.startswith(_BEFORE_COMMON_NAME[size]) and der.isascii()
+    return der[start:].decode("ascii") if is_plain else None
 
 
 Told = tuple[bytes, bool, str, Any]

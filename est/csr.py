@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from est import der as tlv
-from est.certificates import extension_value, is_plain_name, read_name, read_plain
+from est.certificates import common_name_in, extension_value, read_name, read_plain
 from est.errors import (
     BodyMalformed,
     CsrMalformed,
@@ -295,7 +295,7 @@ def _plain_outline(der: bytes) -> _Outline | None:
 def _read_plain(outline: _Outline) -> _Asked | None:
     """What an agent asks for: at most a common name, and one URI among its names; None for anything else."""
     attributes = outline.attributes
-    if outline.subject != _NOBODY and not is_plain_name(outline.subject):
+    if outline.subject != _NOBODY and common_name_in(outline.subject) is None:
         return None
     try:
         at, end = tlv.only(attributes, *tlv.only(attributes, 0, len(attributes), 0xA0), tlv.SEQUENCE)

@@ -15,11 +15,11 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import NameOID
 
 from est import der as tlv
-from est.certificates import extensions_of, load_certificate, load_own
-from est.errors import BodyMalformed, CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
+from est.certificates import CRITICAL, common_name_in, extensions_of, load_certificate, load_own, read_plain
+from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.kept import kept_by_identity
 from est.keys import PublicKey, check_key, spki
 from est.signer import signed_form
@@ -30,10 +30,6 @@ _ECDSA = {
 }
 _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 _NO_SIGNATURE = b"\x03\x01\x00"
-_CRITICAL = b"\x01\x01\xff"
-_URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
-_KNOWN = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
-"""Kinds of extensions that the library reads, so that it has to be asked."""
 _WHENEVER = tlv.sequence(tlv.tlv(tlv.UTC_TIME, b"260101000000Z"), tlv.tlv(tlv.UTC_TIME, b"270101000000Z"))
 
 
@@ -49,7 +45,7 @@ class Extension:
         """DER Extension."""
         return self.settled or tlv.sequence(
             tlv.oid(self.value.oid.dotted_string),
-            _CRITICAL if self.critical else b"",
+            CRITICAL if self.critical else b"",
             tlv.tlv(tlv.OCTET_STRING, self.value.public_bytes()),
         )
 
@@ -176,14 +172,15 @@ def _check_extensions(certificate: x509.Certificate, shape: Shape, written: Sequ
     wanted = shape.extensions
     if len({one.value.oid for one in wanted}) != len(wanted):
         raise ShapeNotPossible("an extension occurs twice")
-    if not all([one.settled or _is_plainly(one, der) for one, der in zip(wanted, written, strict=True)]):
+    fresh = [(one, der) for one, der in zip(wanted, written, strict=True) if not one.settled]
+    if not all([_is_plainly(one, der) for one, der in fresh]):
         found = list(extensions_of(certificate))
         if len(found) != len(wanted):
             raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
         for read, one in zip(found, wanted, strict=True):
             if read.critical != one.critical or (read.oid != one.value.oid if one.settled else read.value != one.value):
                 raise CertificateNotAsShaped("the certificate's extensions are not those shaped")
-    for one, der in zip(wanted, written, strict=True):
+    for one, der in fresh:
         one.settled = der
 
 
@@ -192,26 +189,14 @@ def _is_plainly(extension: Extension, der: bytes) -> bool:
 
     The library reads all extensions of a certificate or none, and these are the ones that are another's in each.
     """
+    told = read_plain(der)
+    if told is None:
+        return False
     value: Any = extension.value
     kind = type(value)  # isinstance() with the library's abstract classes is slow
-    if kind is x509.UnrecognizedExtension and value.oid not in _KNOWN:
-        octets = value.value
-    elif kind is x509.SubjectAlternativeName:
-        names = list(value)
-        if not names or not all([type(one) is x509.UniformResourceIdentifier for one in names]):
-            return False
-        octets = tlv.sequence(*(tlv.tlv(_URI, one.value.encode("ascii")) for one in names))
-    else:
-        return False
-    try:
-        at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
-        _, after = tlv.expect(der, at, end, tlv.OID)
-        if der[at:after] != tlv.oid(value.oid.dotted_string) or der.startswith(_CRITICAL, after) != extension.critical:
-            return False
-        start, stop = tlv.only(der, after + len(_CRITICAL) * extension.critical, end, tlv.OCTET_STRING)
-    except BodyMalformed:
-        return False
-    return bool(der[start:stop] == octets)
+    if kind is x509.UnrecognizedExtension:
+        return told[1:] == (extension.critical, "private", (value.oid, value.value))
+    return kind is x509.SubjectAlternativeName and told[1:] == (extension.critical, "names", tuple(value))
 
 
 @kept_by_identity
@@ -219,6 +204,8 @@ def _name(name: x509.Name) -> bytes:
     """DER of a name, read back and compared; raises ShapeNotPossible."""
     try:
         der = name.public_bytes()
+        if [(one.oid, one.value) for one in name] == [(NameOID.COMMON_NAME, common_name_in(der))]:
+            return der
         found = x509.Name.from_bytes(der)
     except (ValueError, TypeError) as error:
         raise ShapeNotPossible("a name cannot be encoded") from error
