@@ -25,7 +25,7 @@ MAX_CERTIFICATE = 8192
 _KNOWN = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
 """Kinds of extensions that the library reads, so that it has to be asked."""
 CRITICAL = b"\x01\x01\xff"
-_URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
+URI = 0x86  # [6] IMPLICIT IA5String (RFC 5280, section 4.2.1.6)
 _SAN = tlv.oid(x509.SubjectAlternativeName.oid.dotted_string)
 _SHORT = 512
 """No extension that is the same in many certificates is longer."""
@@ -195,8 +195,12 @@ def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[Told]
     if extensions is None:
         return []
     try:
-        span = tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)
-        written = [extensions[at:stop] for _, at, _, stop in tlv.elements(extensions, *span)]
+        at, end = tlv.only(extensions, 0, len(extensions), tlv.SEQUENCE)
+        written = []
+        while at < end:
+            _, stop = tlv.expect(extensions, at, end, tlv.SEQUENCE)
+            written.append(extensions[at:stop])
+            at = stop
     except BodyMalformed as error:
         raise CertificateMalformed("the certificate's extensions cannot be read") from error
     found = []
@@ -236,8 +240,12 @@ def _tell(value: x509.ExtensionType) -> tuple[str, Any]:
     return ("private", (given.oid, given.value)) if kind is x509.UnrecognizedExtension else ("", None)
 
 
+@lru_cache(maxsize=KEPT)
 def read_plain(der: bytes) -> Told | None:
-    """What an extension tells that is another one in each certificate, if there is but one way to read it."""
+    """What an extension tells that is another one in each certificate, if there is but one way to read it.
+
+    A name comes in a request, then both in what we write and in the certificate that we read after.
+    """
     try:
         at, end = tlv.only(der, 0, len(der), tlv.SEQUENCE)
         value_at, after = tlv.expect(der, at, end, tlv.OID)
@@ -245,7 +253,7 @@ def read_plain(der: bytes) -> Told | None:
         is_critical = der.startswith(CRITICAL, after)
         start, stop = tlv.only(der, after + len(CRITICAL) * is_critical, end, tlv.OCTET_STRING)
         if kind == _SAN:
-            uri = der[slice(*tlv.only(der, *tlv.only(der, start, stop, tlv.SEQUENCE), _URI))]
+            uri = der[slice(*tlv.only(der, *tlv.only(der, start, stop, tlv.SEQUENCE), URI))]
             return kind, is_critical, "names", (x509.UniformResourceIdentifier(uri.decode("ascii")),)
         if kind == _OWN_KEY:
             return kind, is_critical, "own_key", der[slice(*tlv.only(der, start, stop, tlv.OCTET_STRING))]
@@ -271,8 +279,10 @@ def parts(certificate: x509.Certificate) -> Parts:
         _, subject_at = tlv.expect(der, issuer_end, end, tlv.SEQUENCE)
         _, subject_end = tlv.expect(der, subject_at, end, tlv.SEQUENCE)
         _, key_end = tlv.expect(der, subject_end, end, tlv.SEQUENCE)
-        rest = tlv.elements(der, key_end, end)
-        extensions = next((der[start:stop] for tag, _, start, stop in rest if tag == 0xA3), None)
+        extensions, at = None, key_end
+        while at < end and extensions is None:
+            tag, start, at = tlv.read_tlv(der, at, end)
+            extensions = der[start:at] if tag == 0xA3 else None
     except BodyMalformed as error:
         raise CertificateMalformed("a certificate cannot be read") from error
     return Parts(

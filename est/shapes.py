@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from est import der as tlv
-from est.certificates import CRITICAL, common_name_in, extensions_of, load_certificate, load_own, read_plain
+from est.certificates import CRITICAL, URI, common_name_in, extensions_of, load_certificate, load_own, read_plain
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
 from est.kept import kept_by_identity
 from est.keys import PublicKey, check_key, spki
@@ -46,8 +46,17 @@ class Extension:
         return self.settled or tlv.sequence(
             tlv.oid(self.value.oid.dotted_string),
             CRITICAL if self.critical else b"",
-            tlv.tlv(tlv.OCTET_STRING, self.value.public_bytes()),
+            tlv.tlv(tlv.OCTET_STRING, _octets(self.value)),
         )
+
+
+def _octets(value: Any) -> bytes:
+    """DER of an extension's value; of the names that clients have the library would need twice as long."""
+    if type(value) is x509.SubjectAlternativeName:
+        names = tuple(value)
+        if len(names) == 1 and type(names[0]) is x509.UniformResourceIdentifier:
+            return tlv.sequence(tlv.tlv(URI, names[0].value.encode("ascii")))
+    return bytes(value.public_bytes())
 
 
 def settle(value: x509.ExtensionType, *, critical: bool = False) -> Extension:
@@ -154,11 +163,10 @@ def _check_own(certificate: x509.Certificate, shape: Shape) -> None:
 
 def _check_dates(certificate: x509.Certificate, shape: Shape) -> None:
     """Serial number and dates."""
-    _compare(
-        ("serial number", "notBefore", "notAfter"),
-        (certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc),
-        (shape.serial, shape.not_before.replace(microsecond=0), shape.not_after.replace(microsecond=0)),
-    )
+    found = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    wanted = shape.serial, shape.not_before.replace(microsecond=0), shape.not_after.replace(microsecond=0)
+    if found != wanted:
+        _compare(("serial number", "notBefore", "notAfter"), found, wanted)
 
 
 def _compare(names: Sequence[str], found: Sequence[object], wanted: Sequence[object]) -> None:
