@@ -175,6 +175,13 @@ _BEFORE_COMMON_NAME = tuple(
 )
 
 
+def plain_name(common_name: str) -> bytes | None:
+    """The Name in which `common_name_in()` finds this text, or None if there is none."""
+    if not 0 < len(common_name) <= 64 or not common_name.isascii():
+        return None
+    return _BEFORE_COMMON_NAME[len(common_name)] + common_name.encode("ascii")
+
+
 def common_name_in(der: bytes) -> str | None:
     """The text, if this can be nothing but the Name of one commonName, a UTF8String of 1 to 64 ASCII characters."""
     start = len(_BEFORE_COMMON_NAME[0])

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -41,6 +40,7 @@ from est.errors import (
     ChainTooLong,
     PinMismatch,
 )
+from est.kept import kept_by_identity
 from est.keys import ISSUER_KEYS, SUBJECT_KEYS, KeyRules, public_key_of, spki, spki_sha256
 
 __all__ = [
@@ -207,11 +207,11 @@ def _check_use(certificate: x509.Certificate, policy: EndEntityPolicy) -> None:
         raise CertificatePurposeWrong("the extended key usage does not include this use")
 
 
-@lru_cache(maxsize=256)
+@kept_by_identity
 def _check_issuer(certificate: x509.Certificate) -> None:
     """The library, given a permissive policy, looks at basicConstraints and the path length, not at the key usage.
 
-    The same few issuers stand in every path, so what passed is remembered, by all its bytes.
+    The same few issuers stand in every path, so what passed is remembered.
     """
     _check_use(certificate, _ISSUER)
     usage = facts_of(certificate).key_usage

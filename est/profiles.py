@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
+from est import shapes
 from est.certificates import ski_of
 from est.errors import ShapeNotPossible
 from est.keys import PublicKey, is_ec, point_in
@@ -115,6 +116,8 @@ def name(common_name: str, organization: str | None = None, *, serial_number: st
     """A distinguished name of these parts; raises ShapeNotPossible if a part has an impossible length."""
     parts = ((NameOID.ORGANIZATION_NAME, organization), (NameOID.COMMON_NAME, common_name))
     try:
+        if organization is None and serial_number is None:
+            return shapes.common_name(common_name)
         attributes = [x509.NameAttribute(kind, text) for kind, text in parts if text is not None]
         if serial_number is not None:
             attributes.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, serial_number))

@@ -18,9 +18,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from est import der as tlv
-from est.certificates import CRITICAL, URI, common_name_in, extensions_of, load_certificate, load_own, read_plain
+from est.certificates import (
+    CRITICAL,
+    URI,
+    common_name_in,
+    extensions_of,
+    load_certificate,
+    load_own,
+    plain_name,
+    read_plain,
+)
 from est.errors import CertificateMalformed, CertificateNotAsShaped, EstError, ShapeNotPossible
-from est.kept import kept_by_identity
+from est.kept import keep, kept_by_identity
 from est.keys import PublicKey, check_key, spki
 from est.signer import signed_form
 
@@ -207,19 +216,31 @@ def _is_plainly(extension: Extension, der: bytes) -> bool:
     return kind is x509.SubjectAlternativeName and told[1:] == (extension.critical, "names", tuple(value))
 
 
-@kept_by_identity
-def _name(name: x509.Name) -> bytes:
+_names: dict[int, tuple[object, bytes]] = {}
+
+
+def common_name(text: str) -> x509.Name:
+    """A Name of nothing but this; its DER, where it is plain, is known at once. ValueError for an impossible length."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    der = plain_name(text)
+    if der is not None and common_name_in(der) == text:
+        keep(_names, name, der)
+    return name
+
+
+def _write_name(name: x509.Name) -> bytes:
     """DER of a name, read back and compared; raises ShapeNotPossible."""
     try:
         der = name.public_bytes()
-        if [(one.oid, one.value) for one in name] == [(NameOID.COMMON_NAME, common_name_in(der))]:
-            return der
         found = x509.Name.from_bytes(der)
     except (ValueError, TypeError) as error:
         raise ShapeNotPossible("a name cannot be encoded") from error
     if found != name:
         raise ShapeNotPossible("a name reads back as another one")
     return der
+
+
+_name = kept_by_identity(_write_name, _names)
 
 
 def check_der(der: bytes, shape: Shape) -> x509.Certificate:
