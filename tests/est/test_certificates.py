@@ -82,6 +82,80 @@ def test_parts_are_the_bytes_in_the_certificate() -> None:
     assert certificates.extension_value(parts.extensions or b"", "2.5.29.99") is None
 
 
+PRIVATE = tuple(x509.ObjectIdentifier(f"1.3.6.1.4.1.32473.2026.1.{last}") for last in (1, 2))
+ONE_URI = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://campus.example/agent/1")])
+
+
+@pytest.mark.req("E-200")
+@pytest.mark.parametrize("critical", [False, True])
+@pytest.mark.parametrize(
+    "san",
+    [
+        None,
+        ONE_URI,
+        x509.SubjectAlternativeName([*ONE_URI, x509.UniformResourceIdentifier("urn:x")]),
+        x509.SubjectAlternativeName([x509.DNSName("a.example")]),
+    ],
+)
+def test_what_came_before_and_what_is_plain_is_told_as_the_library_tells_it(
+    san: x509.SubjectAlternativeName | None, *, critical: bool
+) -> None:
+    purposes = [x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH, x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+    extensions: list[tuple[x509.ExtensionType, bool]] = [
+        (x509.BasicConstraints(True, 3), True),
+        (x509.ExtendedKeyUsage(purposes), critical),
+        (x509.UnrecognizedExtension(PRIVATE[0], b"\x05\x00"), critical),
+        (x509.SubjectKeyIdentifier(b"own key"), False),
+        (x509.AuthorityKeyIdentifier(b"issuer's key", None, None), False),
+        (x509.UnrecognizedExtension(PRIVATE[1], b"a" * 600), False),
+    ]
+    if san is not None:
+        extensions.insert(2, (san, critical))
+    first, again = (
+        certificates.read_certificate(
+            odd("told", key("told"), key("told"), extensions=extensions, serial=serial).public_bytes(Encoding.DER)
+        )
+        for serial in (7, 8)
+    )
+    for one in (first, again):
+        assert certificates.facts_of(one) == certificates.Facts(
+            key_usage=None,
+            purposes=frozenset(oid.dotted_string for oid in purposes),
+            basic_constraints=x509.BasicConstraints(True, 3),
+            issuer_key=b"issuer's key",
+            own_key=b"own key",
+            names=() if san is None else tuple(san),
+            private={PRIVATE[0]: b"\x05\x00", PRIVATE[1]: b"a" * 600},
+            issuer=one.issuer,
+        )
+        assert [(each.value, each.critical) for each in one.extensions] == extensions
+
+
+@pytest.mark.req("E-200")
+def test_an_extension_that_came_before_does_not_pass_twice_in_one_certificate() -> None:
+    both = [(x509.UnrecognizedExtension(oid, b"\x05\x00"), False) for oid in PRIVATE]
+    good = odd("twice", key("twice"), key("twice"), extensions=both).public_bytes(Encoding.DER)
+    certificates.read_certificate(good)
+    oids = [der.oid(oid.dotted_string) for oid in PRIVATE]
+    with pytest.raises(CertificateMalformed):
+        certificates.read_certificate(good.replace(*oids))
+
+
+@pytest.mark.parametrize("text", ["", "a", "a" * 64, "a" * 65, "\u00e9", "\0", "proxy 1"])
+def test_a_plain_name_is_written_and_read_as_the_library_does(text: str) -> None:
+    written = certificates.plain_name(text)
+    if not 0 < len(text) <= 64 or not text.isascii():
+        assert written is None
+        return
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+    assert written == name.public_bytes()
+    assert certificates.common_name_in(written) == text
+    assert certificates.common_name_in(written + b"a") is None
+    assert certificates.common_name_in(written.replace(b"\x0c", b"\x13", 1)) is None
+    longer = [*name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, "1")]
+    assert certificates.common_name_in(x509.Name(longer).public_bytes()) is None
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x30\x00", der.sequence(der.sequence()), der.sequence(der.sequence(der.integer(1))), b"\0" * 9000],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import contextlib
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,22 @@ def test_outside_its_dates_a_chain_is_refused_unless_expiry_is_ignored(at: datet
         chains.check(device, [FACTORY], anchors(MAKER), at=at, policy=chains.IDEVID)
     path = chains.check(device, [FACTORY], anchors(MAKER), at=at, policy=chains.IDEVID, ignore_expiry=True)
     assert path == (device, FACTORY, MAKER)
+
+
+@pytest.mark.req("B-149")
+def test_the_same_anchors_are_asked_about_one_moment_after_another() -> None:
+    ends, trusted, zone = NOW + DAY, anchors(MAKER), timezone(timedelta(hours=14))
+    device = idevid(not_after=ends)
+    for at, is_valid in (
+        (NOW, True),
+        (ends + timedelta(seconds=1), False),
+        (ends + timedelta(microseconds=999_999), True),  # dates in certificates are whole seconds
+        (ends.astimezone(zone), True),
+        ((ends + timedelta(seconds=1)).astimezone(zone), False),
+        (NOW, True),
+    ):
+        with contextlib.nullcontext() if is_valid else pytest.raises(CertificateOutsideValidity):
+            chains.check(device, [FACTORY], trusted, at=at, policy=chains.IDEVID)
 
 
 @pytest.mark.req("B-149")
