@@ -139,7 +139,7 @@ def facts_of(certificate: x509.Certificate) -> Facts:
     try:
         issuer = read_name(pieces.issuer)
         if common_name_in(pieces.subject) is None:
-            read_name(pieces.subject)
+            x509.Name.from_bytes(pieces.subject)
         _ = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, TypeError) as error:  # TypeError: an attribute of a Name has an ASN.1 type it must not have
         raise CertificateMalformed("a certificate's names or dates cannot be read") from error

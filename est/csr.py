@@ -86,7 +86,7 @@ def read(der: bytes) -> Csr:
         return _read_any(der)
     try:
         public_key = check_key(read_spki(outline.spki))
-        assert is_ec(public_key)
+        assert is_ec(public_key)  # the octets before the point say so
         public_key.verify(outline.signature[1:], outline.info, _ECDSA_BY[outline.algorithm])
     except InvalidSignature as error:
         raise ProofOfPossessionFailed("the request is not signed by its own key") from error
@@ -295,6 +295,8 @@ def _plain_outline(der: bytes) -> _Outline | None:
 def _read_plain(outline: _Outline) -> _Asked | None:
     """What an agent asks for: at most a common name, and one URI among its names; None for anything else."""
     attributes = outline.attributes
+    if len(attributes) > _MAX_OCTETS:  # what was read is kept
+        return None
     if outline.subject != _NOBODY and common_name_in(outline.subject) is None:
         return None
     try:
