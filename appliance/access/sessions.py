@@ -386,7 +386,7 @@ class SessionService:
             elif owners or agents:
                 await self._look_at_assumed(self._assumed.of_parties(owners, agents))
                 await self._store.write(lambda tx: None)  # behind this is whatever somebody else is writing just now
-                await self._decide(await self._store.read(lambda tx: _of_parties(tx, owners, agents)))
+                await self._decide(await self._store.read(lambda tx: sessions.of_parties(tx, owners, agents)))
         except BaseException:  # whatever it was, cancellation too: the next look has this to do
             self._everything |= everything
             self._owners |= owners
@@ -458,18 +458,3 @@ def _failed_lately(tx: Tx, session_id: str, why: str) -> bool:
     if newest is None or newest.state != sessions.FAILED or newest.why != why:
         return False
     return tx.now - newest.updated_at < AGAIN_AFTER
-
-
-def _of_parties(tx: Tx, owners: set[str], agents: set[str]) -> list[Session]:
-    """In bites: SQLite takes only so many values in a statement."""
-    found: dict[str, Session] = {}
-    for some in _bites(owners):
-        found |= {one.id: one for one in sessions.of_parties(tx, some, [])}
-    for some in _bites(agents):
-        found |= {one.id: one for one in sessions.of_parties(tx, [], some)}
-    return list(found.values())
-
-
-def _bites(names: set[str]) -> list[list[str]]:
-    listed = list(names)
-    return [listed[at : at + 200] for at in range(0, len(listed), 200)]

@@ -6,7 +6,7 @@ fell silent. `ended`: over, and kept for a while.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import attrgetter
@@ -17,12 +17,14 @@ from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, updat
 from appliance.store.columns import Json, Time
 from appliance.store.schema import session_changes as changes_table
 from appliance.store.schema import sessions as table
-from appliance.store.statements import plain
+from appliance.store.statements import Plain, plain
 from appliance.store.transaction import Tx
+from est.json_text import encoder_of
 
 ASSUMED, OPEN, STALE, ENDED = "assumed", "open", "stale", "ended"
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 
+_encode = encoder_of()
 _LIVE = table.c.ended_at.is_(None)
 _COLUMNS = tuple(column.name for column in table.c)
 _INSERT = plain(insert(table), *_COLUMNS)
@@ -33,7 +35,7 @@ _SAVE = plain(
     *(f"new_{name}" for name in _COLUMNS[1:]), "key",
 )  # fmt: skip
 _values = attrgetter(*_COLUMNS)
-_KEPT_AS = tuple((at, column.type.stored) for at, column in enumerate(table.c) if isinstance(column.type, Time | Json))
+_KEPT_AS = tuple((at, column.type) for at, column in enumerate(table.c) if isinstance(column.type, Time | Json))
 """Columns that the database keeps in another form."""
 _BY_ID = select(table).where(table.c.id == bindparam("key"))
 _AT = (
@@ -49,12 +51,15 @@ _BY_ACCT = (
     .limit(1)
 )
 _PAGE = select(table).where(_LIVE, table.c.id > bindparam("after")).order_by(table.c.id).limit(bindparam("count"))
-_OF_PARTIES = select(table).where(
-    _LIVE,
-    or_(
-        table.c.owner_id.in_(bindparam("owners", expanding=True)),
-        table.c.agent_id.in_(bindparam("agents", expanding=True)),
-    ),
+
+# The names come as JSON, since an IN list would be another statement for every number of them; and left to itself,
+# SQLite goes through every live session.
+_OF_OWNERS, _OF_AGENTS = (
+    Plain(
+        f"SELECT {', '.join(_COLUMNS)} FROM sessions INDEXED BY {index}"  # noqa: S608 - names of ours
+        f" WHERE ended_at IS NULL AND {column} IN (SELECT value FROM json_each(?))"
+    )
+    for column, index in (("owner_id", "sessions_live_owner"), ("agent_id", "sessions_live_agent"))
 )
 _MARK_STALE = (
     update(table)
@@ -172,9 +177,16 @@ def save(tx: Tx, session: Session) -> None:
 
 def _stored(session: Session) -> list[Any]:
     values = list(_values(session))
-    for at, stored in _KEPT_AS:
-        values[at] = stored(values[at])
+    for at, kind in _KEPT_AS:
+        values[at] = kind.stored(values[at])
     return values
+
+
+def _read_stored(row: tuple[Any, ...]) -> Session:
+    values = list(row)
+    for at, kind in _KEPT_AS:
+        values[at] = kind.read(values[at])
+    return Session(*values)
 
 
 def get(tx: Tx, session_id: str) -> Session | None:
@@ -204,9 +216,13 @@ def page(tx: Tx, *, after: str = "", count: int = 1000) -> list[Session]:
     return [_read(row) for row in tx.all(_PAGE, {"after": after, "count": count})]
 
 
-def of_parties(tx: Tx, owners: Sequence[str], agents: Sequence[str]) -> list[Session]:
+def of_parties(tx: Tx, owners: Collection[str], agents: Collection[str]) -> list[Session]:
     """Live sessions of any of these."""
-    return [_read(row) for row in tx.all(_OF_PARTIES, {"owners": list(owners), "agents": list(agents)})]
+    found: dict[str, Session] = {}
+    for statement, names in ((_OF_OWNERS, owners), (_OF_AGENTS, agents)):
+        if names:
+            found |= {row[0]: _read_stored(row) for row in tx.rows(statement, (_encode(list(names)),))}
+    return list(found.values())
 
 
 def search(
