@@ -9,15 +9,23 @@ Parkes, USENIX 2002).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from types import coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Way = Generator[None, None, T]
+"""Steps without a wait, with a `yield` between them, and what comes out at the end."""
 
 
 class Cohort:
-    """Those who are on the same way at this time; a `with` around the way, `step` between its steps."""
+    """Those who are on the same way at this time; a `with` around the way, `run` or `step` inside it."""
 
-    __slots__ = ("_size",)
+    __slots__ = ("_size", "_walking")
 
     def __init__(self) -> None:
         self._size = 0
+        self._walking: list[tuple[Way[Any], asyncio.Future[Any]]] = []
 
     def __enter__(self) -> None:
         self._size += 1
@@ -25,7 +33,47 @@ class Cohort:
     def __exit__(self, *_: object) -> None:
         self._size -= 1
 
-    async def step(self) -> None:
+    @coroutine
+    def step(self) -> Generator[None, None, None]:
         """Let the others come as far; returns at once where there are none. Anything may have changed meanwhile."""
         if self._size > 1:
-            await asyncio.sleep(0)
+            yield
+
+    async def run(self, way: Way[T]) -> T:
+        """Go a way, each step in turn with the others; raises what it raises.
+
+        One callback of the event loop takes everybody's step. Were each of them a task that gives way, the loop would
+        come and go for each step, which costs a good part of what many of the steps do.
+        """
+        if self._size <= 1:
+            while True:
+                try:
+                    next(way)
+                except StopIteration as last:
+                    found: T = last.value
+                    return found
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[T] = loop.create_future()
+        if not self._walking:
+            loop.call_soon(self._walk, loop)
+        self._walking.append((way, end))
+        return await end
+
+    def _walk(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One step of everybody who is on the way."""
+        walking, self._walking = self._walking, []
+        for one in walking:
+            way, end = one
+            try:
+                if end.done():  # whoever waited for it has gone
+                    way.close()
+                    continue
+                next(way)
+            except StopIteration as last:
+                end.set_result(last.value)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is for who waits
+                end.set_exception(error)
+            else:
+                self._walking.append(one)
+        if self._walking:
+            loop.call_soon(self._walk, loop)

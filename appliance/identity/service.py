@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance import audit
 from appliance.audit import Actor, AuditEvent
@@ -29,11 +29,11 @@ from appliance.binding.facts import Limits, Model
 from appliance.binding.request import AgentRequest
 from appliance.binding.standing import StandingApproval
 from appliance.clock import Clock
-from appliance.cohort import Cohort
+from appliance.cohort import Cohort, Way
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
 from appliance.identity.appraisal import Appraisal, Appraiser
-from appliance.identity.approvers import ClassRules
+from appliance.identity.approvers import ApproverRule, ClassRules
 from appliance.identity.challenge_states import state_of
 from appliance.identity.challenges import OwnerChallenges
 from appliance.identity.errors import (
@@ -96,6 +96,31 @@ class Finished:
     """What the agent gets: certificate chain, WIT, dates, log index."""
 
     result: Mapping[str, Any]
+
+
+class _Elsewhere(NamedTuple):
+    """So far so good, and the verifier elsewhere is to be asked."""
+
+    request: AgentRequest
+    agent: Agent
+    now: datetime
+
+
+class _Asking(NamedTuple):
+    """Not enough approvals yet."""
+
+    answer: Waiting
+    request: AgentRequest
+    rule: ApproverRule
+
+
+class _Yes(NamedTuple):
+    """What is to be issued; `earlier` is the request as it was begun before, if it was."""
+
+    grant: Grant
+    agent: Agent
+    earlier: Request | None
+    appraisal: Appraisal
 
 
 class IdentityService:
@@ -274,9 +299,42 @@ class IdentityService:
     async def _decide(
         self, asked: Composite, submitter: Submitter, request_id: str, appraisal: Appraisal | None = None
     ) -> Finished | Unfinished:
-        await self._cohort.step()
+        found = await self._cohort.run(self._judge(asked, submitter, appraisal))
+        if isinstance(found, Unfinished):
+            return found
+        if isinstance(found, _Elsewhere):
+            appraisal = await self._verifier.appraise(
+                asked.evidence, found.request, submitter, agent_class=found.agent.agent_class, now=found.now
+            )
+            # Seconds may have gone by: owner, key, agent and nonce are looked at again before anything is spent.
+            return await self._decide(asked, submitter, request_id, appraisal)
+        if isinstance(found, _Yes):
+            return await self._issue(found, submitter, request_id)
+        answer = found.answer
+        if answer.must_ask:
+            await self.challenges.park(
+                found.request,
+                asked.csr_der,
+                rule=found.rule,
+                brought=answer.brought,
+                proxy_id=submitter.proxy_id,
+                actor=submitter.actor,
+                request_id=request_id,
+            )
+        elif answer.replaced:
+            await self.challenges.replace(answer.replaced, submitter.actor, request_id)
+        return Unfinished(found.request.rqh, answer.retry_after_seconds)
+
+    def _judge(
+        self, asked: Composite, submitter: Submitter, appraisal: Appraisal | None
+    ) -> Way[Unfinished | _Elsewhere | _Asking | _Yes]:
+        """The decision, without a wait; nothing is written.
+
+        It comes back with what has to be waited for: a verifier elsewhere, if `appraisal` is not its answer; somebody
+        to be asked; or what is to be issued. Or with Unfinished, where the request is being worked on.
+        """
         request = requests.unseal(asked.request)
-        await self._cohort.step()
+        yield
         sealed = [approvals.read(one) for one in asked.approvals]
         facts = self._store.read_sync(lambda tx: self._registry.gather(tx, request, sealed))
         earlier = facts.earlier
@@ -292,7 +350,7 @@ class IdentityService:
                 raise SubmitterNotProxy("a gateway submits what its owner approved in the owner-mediated model")
             if asked.org:
                 raise OrgMaterialNotExpected("organisational material is for the owner-mediated model")
-        await self._cohort.step()
+        yield
         certification_request = None if asked.csr_der is None else csr.read(asked.csr_der)
         now = self._clock.now()
         limits = self._limits.of(request.model)
@@ -311,15 +369,14 @@ class IdentityService:
             live_key=facts.live_key,
         )
         agent = records.check_agent(facts.agent, submitter)
-        await self._cohort.step()
+        yield
         if appraisal is None:
-            appraisal = await self._verifier.appraise(
-                asked.evidence, request, submitter, agent_class=agent.agent_class, now=now
-            )
             if self._verifier.is_elsewhere:
-                # Seconds may have gone by: owner, key, agent and nonce are looked at again before anything is spent.
-                return await self._decide(asked, submitter, request_id, appraisal)
-        await self._cohort.step()
+                return _Elsewhere(request, agent, now)
+            appraisal = yield from self._verifier.appraise(
+                asked.evidence, request, submitter, agent_class=agent.agent_class, now=now
+            ).__await__()
+            yield
         setting = Setting(
             self._server_id,
             submitter.proxy_id,
@@ -335,24 +392,12 @@ class IdentityService:
             answer = bind_standing(request, facts.approvers, setting, appraisal.evidence, agent.agent_class)
         else:
             answer = self._models[request.model].bind(asked, request, facts.approvers, setting)
-        await self._cohort.step()
+        yield
         if isinstance(answer, Waiting):
-            if answer.must_ask:
-                await self.challenges.park(
-                    request,
-                    asked.csr_der,
-                    rule=setting.rule,
-                    brought=answer.brought,
-                    proxy_id=submitter.proxy_id,
-                    actor=submitter.actor,
-                    request_id=request_id,
-                )
-            elif answer.replaced:
-                await self.challenges.replace(answer.replaced, submitter.actor, request_id)
-            return Unfinished(request.rqh, answer.retry_after_seconds)
+            return _Asking(answer, request, setting.rule)
         txn = facts.seats[0].row.txn if facts.seats else request.txn or str(uuid.uuid4())
         grant = self._grant(request, answer, appraisal, submitter, now, txn, asked.org)
-        return await self._issue(grant, agent, facts.earlier, appraisal, submitter, request_id)
+        return _Yes(grant, agent, facts.earlier, appraisal)
 
     def _is_under_way(self, row: Request) -> bool:
         """Whether somebody is at work on it: this process, or perhaps another one that touched it just now."""
@@ -407,15 +452,8 @@ class IdentityService:
             seats=bound.seats,
         )
 
-    async def _issue(
-        self,
-        grant: Grant,
-        agent: Agent,
-        earlier: Request | None,
-        appraisal: Appraisal,
-        submitter: Submitter,
-        request_id: str,
-    ) -> Finished | Unfinished:
+    async def _issue(self, found: _Yes, submitter: Submitter, request_id: str) -> Finished | Unfinished:
+        grant, agent, earlier, appraisal = found
         rqh = grant.request.rqh
         if rqh in self._under_way:
             return Unfinished(rqh, UNFINISHED_RETRY_SECONDS)
