@@ -24,6 +24,12 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _IPV4 = re.compile(r"[0-9]+(\.[0-9]+){3}")
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
+_USUAL = re.compile(
+    r"(spiffe|wimse)://(?!(?:[0-9]+\.){3}[0-9]+/)([a-z0-9._-]{1,64})/([a-z]+)"
+    r"/([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})"
+)
+"""Nearly every identifier that there is, in one piece; others are good as well, and are looked at piece by piece."""
+
 
 class Kind(StrEnum):
     """First path segment of an identifier: who is named."""
@@ -95,6 +101,10 @@ def _parse(uri: str, schemes: Collection[str], max_bytes: int) -> Identifier:
 
 @lru_cache(maxsize=1024)
 def _read_kind(uri: str, kind: Kind) -> Identifier:
+    usual = _USUAL.fullmatch(uri)
+    if usual is not None and usual[3] == kind and len(uri) <= MAX_OWNER_BYTES:
+        scheme, trust_domain, *segments = usual.groups()
+        return Identifier(uri, scheme, trust_domain, tuple(segments))
     identifier = read(uri, max_bytes=MAX_OWNER_BYTES if kind is Kind.OWNER else MAX_BYTES)
     if identifier.segments[0] != kind:
         raise IdentifierKindWrong(

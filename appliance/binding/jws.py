@@ -55,6 +55,7 @@ _encode = encoder_of(ensure_ascii=True)
 _ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _KID = frozenset({"kid"})
+_KEPT = 256
 _SHORT_HEADER = 160
 """Length in base64url of a header that names its key by kid; the next token by that key has the same one."""
 
@@ -275,7 +276,7 @@ def _read_header(header: bytes) -> Mapping[str, object]:
     return MappingProxyType(read_object(_unbase64url(header, "header"), "header"))
 
 
-_read_short_header = lru_cache(maxsize=256)(_read_header)
+_read_short_header = lru_cache(maxsize=_KEPT)(_read_header)
 
 
 @lru_cache(maxsize=64)
@@ -314,7 +315,7 @@ def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
     raise Malformed("the JWK is neither P-256, P-384 nor Ed25519, or has no coordinates", object=what)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_KEPT)
 def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     """The key of a point, which must be on the curve, and the SHA-256 of its SubjectPublicKeyInfo.
 
@@ -324,6 +325,8 @@ def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, b
     der = spki_of_point(curve.name, b"\x04" + _coordinate(x, "x", size) + _coordinate(y, "y", size))
     key = read_spki(der)
     assert is_ec(key)  # the octets before the point say so
+    if len(_kept_members) < _KEPT:
+        _kept_members[id(key)] = key, {"crv": name, "kty": "EC", "x": x, "y": y}
     return key, hashlib.sha256(der).digest()
 
 
@@ -334,13 +337,16 @@ def _coordinate(text: object, name: str, size: int) -> bytes:
     return octets
 
 
-@kept_by_identity
-def _members(key: ec.EllipticCurvePublicKey) -> Mapping[str, str]:
+def _make_members(key: ec.EllipticCurvePublicKey) -> Mapping[str, str]:
     if key.curve.name not in _CURVES:
         raise AlgorithmNotAllowed("only P-256 and P-384 keys sign here")
     name, size, _, _ = _CURVES[key.curve.name]
     point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return {"crv": name, "kty": "EC", "x": base64url(point[1 : size + 1]), "y": base64url(point[size + 1 :])}
+
+
+_kept_members: dict[int, tuple[object, Mapping[str, str]]] = {}
+_members = kept_by_identity(_make_members, _kept_members)
 
 
 def _compact(value: Mapping[str, object]) -> str:
