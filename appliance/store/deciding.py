@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import bindparam, exists, func, literal, or_, select
+from sqlalchemy import bindparam, exists, func, literal_column, or_, select
 
 from appliance.store import agents as agent_rows
 from appliance.store import certificates as certificate_rows
 from appliance.store.agents import Agent
+from appliance.store.columns import from_micros
 from appliance.store.nonces import Nonce
 from appliance.store.schema import (
     agents,
@@ -27,14 +27,16 @@ from appliance.store.schema import (
     owners,
     requests,
 )
+from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
-_one = select(literal(1).label("one")).subquery()
+_one = select(literal_column("1").label("one")).subquery()
 _c = certificates.c
 _others = agents.alias("others")
 _NONCE, _AGENT = tuple(nonces.c), tuple(agents.c)
+_AGENT_AT, _FLAGS_AT = len(_NONCE), len(_NONCE) + len(_AGENT)
 
-_REQUEST = select(
+_request = select(
     *(one.label(f"nonce_{one.name}") for one in _NONCE),
     *(one.label(f"agent_{one.name}") for one in _AGENT),
     exists().where(requests.c.rqh == bindparam("rqh")).label("is_known"),
@@ -43,19 +45,19 @@ _REQUEST = select(
         exists().where(owner_clients.c.jkt == bindparam("jkt")),
         exists().where(owner_gateways.c.jkt == bindparam("jkt")),
     ).label("is_owners"),
-    exists().where(_c.spki_sha256 == bindparam("spki"), _c.issuer_role != "agents").label("is_certified"),
+    exists().where(_c.spki_sha256 == bindparam("spki"), _c.issuer_role != bindparam("agents")).label("is_certified"),
     or_(
         exists().where(
             _c.spki_sha256 == bindparam("spki"),
-            _c.issuer_role == "agents",
+            _c.issuer_role == bindparam("agents"),
             _c.agent_id.is_distinct_from(bindparam("sub")),
-            _c.state != certificate_rows.REVOKED,
-            _c.not_after > bindparam("at", type_=_c.not_after.type),
+            _c.state != bindparam("revoked"),
+            _c.not_after > bindparam("at"),
         ),
         exists().where(
             _others.c.jkt == bindparam("jkt"),
             _others.c.identifier != bindparam("sub"),
-            _others.c.state != agent_rows.RESERVED,
+            _others.c.state != bindparam("reserved"),
         ),
     ).label("is_agents"),
 ).select_from(
@@ -63,7 +65,12 @@ _REQUEST = select(
         agents, agents.c.identifier == bindparam("sub")
     )
 )
-_APPROVER = select(
+_REQUEST = plain(
+    _request,
+    "rqh", "jkt", "jkt", "jkt", "spki", "agents", "spki", "agents", "sub", "revoked", "at", "jkt", "sub", "reserved",
+    "nonce", "sub",
+)  # fmt: skip
+_approver = select(
     owners.c.identifier,
     owners.c.state,
     owners.c.kind,
@@ -74,16 +81,17 @@ _APPROVER = select(
     owner_keys.c.not_after,
     owner_keys.c.rp_id,
     owner_keys.c.origin,
-    select(func.group_concat(owner_proxies.c.proxy_id, " "))
+    select(func.group_concat(owner_proxies.c.proxy_id, bindparam("space")))
     .where(owner_proxies.c.owner_id == owner_keys.c.owner_id)
     .scalar_subquery()
     .label("proxies"),
-    exists().where(_others.c.jkt == bindparam("kid"), _others.c.state != agent_rows.RESERVED).label("is_agent"),
+    exists().where(_others.c.jkt == bindparam("kid"), _others.c.state != bindparam("reserved")).label("is_agent"),
 ).select_from(
     _one.outerjoin(owner_keys, owner_keys.c.jkt == bindparam("kid")).outerjoin(
         owners, owners.c.identifier == owner_keys.c.owner_id
     )
 )
+_APPROVER = plain(_approver, "space", "kid", "reserved", "kid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,29 +130,67 @@ class ApproverRow:
 
 def request(tx: Tx, *, rqh: str, nonce: str, sub: str, jkt: str, spki_sha256: bytes) -> RequestRow:
     """What the store knows about a request and its key."""
-    row = tx.one(_REQUEST, {"rqh": rqh, "nonce": nonce, "sub": sub, "jkt": jkt, "spki": spki_sha256, "at": tx.now})
+    agents, revoked, reserved = "agents", certificate_rows.REVOKED, agent_rows.RESERVED
+    values = (
+        rqh, jkt, jkt, jkt, spki_sha256, agents, spki_sha256, agents, sub, revoked, tx.micros, jkt, sub, reserved,
+        nonce, sub,
+    )  # fmt: skip
+    row = tx.row(_REQUEST, values)
     if row is None:
         raise LookupError("an outer join from one row has one row")
-    at, end = len(_NONCE), len(_NONCE) + len(_AGENT)
+    found, agent = row[:_AGENT_AT], row[_AGENT_AT:_FLAGS_AT]
+    is_known, is_owners, is_certified, is_agents = row[_FLAGS_AT:]
     return RequestRow(
-        None if row[0] is None else Nonce(*row[:at]),
-        None if row[at] is None else _agent(*row[at:end]),
-        *row[end:],
+        None if found[0] is None else _nonce(*found),
+        None if agent[0] is None else _agent(*agent),
+        bool(is_known),
+        bool(is_owners),
+        bool(is_certified),
+        bool(is_agents),
     )
 
 
+def _nonce(
+    nonce: str, jkt: str, purpose: str, agent_id: str, proxy_id: str, expires_at: int, spent_at: int | None
+) -> Nonce:
+    spent = None if spent_at is None else from_micros(spent_at)
+    return Nonce(nonce, jkt, purpose, agent_id, proxy_id, from_micros(expires_at), spent)
+
+
 def _agent(
-    id: str, identifier: str, owner_id: str | None, proxy_id: str, jkt: str, agent_class: str | None, *rest: Any
+    id: str,
+    identifier: str,
+    owner_id: str | None,
+    proxy_id: str,
+    jkt: str,
+    agent_class: str | None,
+    state: str,
+    created_at: int,
+    updated_at: int,
 ) -> Agent:
-    return Agent(id, identifier, owner_id, proxy_id, jkt, agent_class or "", *rest)
+    made, changed = from_micros(created_at), from_micros(updated_at)
+    return Agent(id, identifier, owner_id, proxy_id, jkt, agent_class or "", state, made, changed)
 
 
 def approver(tx: Tx, kid: str) -> tuple[ApproverRow | None, bool]:
     """The owner who has this key (None: nobody), and whether it is some agent's."""
-    row = tx.one(_APPROVER, {"kid": kid})
+    row = tx.row(_APPROVER, (" ", kid, agent_rows.RESERVED, kid))
     if row is None:
         raise LookupError("an outer join from one row has one row")
-    if row.identifier is None:
-        return None, row.is_agent
-    proxies = None if row.proxies is None else frozenset(row.proxies.split(" "))
-    return ApproverRow(*row[:10], proxies), row.is_agent  # type: ignore[call-arg]
+    owner_id, state, kind, spki, key_state, protection, not_before, not_after, rp_id, origin, proxies, is_agent = row
+    if owner_id is None:
+        return None, bool(is_agent)
+    found = ApproverRow(
+        owner_id,
+        state,
+        kind,
+        spki,
+        key_state,
+        protection,
+        None if not_before is None else from_micros(not_before),
+        None if not_after is None else from_micros(not_after),
+        rp_id,
+        origin,
+        None if proxies is None else frozenset(proxies.split(" ")),
+    )
+    return found, bool(is_agent)
