@@ -305,6 +305,7 @@ def _approvals(grant: Grant) -> str:
 
 def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter) -> None:
     request = grant.request
+    first, others = (grant.approvals[0], grant.approvals[1:]) if grant.approvals else (None, ())
     now = standing(
         tx,
         issuer_aki=submitter.issuer_aki,
@@ -314,6 +315,8 @@ def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter
         jkt=request.jkt,
         spki_sha256=request.key_sha256,
         at=tx.now,
+        owner_id=None if first is None else first.iss,
+        kid=None if first is None else first.kid,
     )
     if now.ldevid != certificates.ISSUED:
         raise SubmitterNotLive("the proxy's certificate was revoked meanwhile")
@@ -327,7 +330,7 @@ def _check_still_stands(tx: Tx, grant: Grant, agent: Agent, submitter: Submitter
         raise AgentSuspended("the agent was suspended meanwhile")
     if now.owner_keys or now.other_agents:
         raise KeyReused("the agent's key has become somebody else's")
-    if not all(is_approver(tx, approval.iss, approval.kid) for approval in grant.approvals):
+    if first is not None and not (now.is_approver and all(is_approver(tx, one.iss, one.kid) for one in others)):
         raise OwnerNotActive("this owner or its key is not active any more")
     for one in grant.standing:
         _check_not_withdrawn(tx, one)

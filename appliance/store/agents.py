@@ -134,7 +134,17 @@ def register(tx: Tx, agent: Agent, *, owner_id: str | None, jkt: str) -> Agent:
     values = (owner_id, jkt, REGISTERED, tx.micros, agent.identifier, agent.state, agent.proxy_id, agent.agent_class)
     if tx.change(_REGISTER, values) != 1:
         raise Conflict("the agent's record has changed meanwhile")
-    registered = replace(agent, state=REGISTERED, owner_id=owner_id, jkt=jkt, updated_at=tx.now)
+    registered = Agent(
+        agent.id,
+        agent.identifier,
+        owner_id,
+        agent.proxy_id,
+        jkt,
+        agent.agent_class,
+        REGISTERED,
+        agent.created_at,
+        tx.now,
+    )
     if agent.state != REGISTERED:
         _emit(tx, registered)
     return registered

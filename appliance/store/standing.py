@@ -13,6 +13,16 @@ from appliance.store.schema import agents, certificates, owner_keys, owners, pro
 from appliance.store.statements import plain
 from appliance.store.transaction import Tx
 
+_has_key = exists(
+    select(literal_column("1"))
+    .select_from(owner_keys.join(owners, owners.c.identifier == owner_keys.c.owner_id))
+    .where(
+        owner_keys.c.jkt == bindparam("kid"),
+        owner_keys.c.state == bindparam("state"),
+        owners.c.identifier == bindparam("owner"),
+        owners.c.state == bindparam("state"),
+    )
+)
 _STANDING = plain(
     select(
         select(certificates.c.state)
@@ -39,6 +49,7 @@ _STANDING = plain(
         )
         .scalar_subquery()
         .label("other_agents"),
+        _has_key.label("is_approver"),
     ),
     "aki",
     "number",
@@ -50,45 +61,47 @@ _STANDING = plain(
     "agent",
     "not",
     "at",
-)
-_APPROVER = plain(
-    select(
-        exists(
-            select(literal_column("1"))
-            .select_from(owner_keys.join(owners, owners.c.identifier == owner_keys.c.owner_id))
-            .where(
-                owner_keys.c.jkt == bindparam("kid"),
-                owner_keys.c.state == bindparam("state"),
-                owners.c.identifier == bindparam("owner"),
-                owners.c.state == bindparam("state"),
-            )
-        )
-    ),
     "kid",
     "state",
     "owner",
     "state",
 )
+_APPROVER = plain(select(_has_key), "kid", "state", "owner", "state")
+_ACTIVE = "active"
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """States of the proxy's certificate, the proxy and the agent (None: no such row), and who else has the key."""
+    """States of the proxy's certificate, the proxy and the agent (None: no such row), and who else has the key.
+
+    `is_approver` is 1 if the owner who was asked about is active and has the key that was asked about, active too.
+    """
 
     ldevid: str | None
     proxy: str | None
     agent: str | None
     owner_keys: int
     other_agents: int
+    is_approver: int
 
 
 def standing(
-    tx: Tx, *, issuer_aki: bytes, serial: int, proxy_id: str, agent_id: str, jkt: str, spki_sha256: bytes, at: datetime
+    tx: Tx,
+    *,
+    issuer_aki: bytes,
+    serial: int,
+    proxy_id: str,
+    agent_id: str,
+    jkt: str,
+    spki_sha256: bytes,
+    at: datetime,
+    owner_id: str | None = None,
+    kid: str | None = None,
 ) -> Standing:
-    """How a submitter, an agent behind it and the agent's key stand now."""
+    """How a submitter, an agent behind it and the agent's key stand now, and an approver by owner and key."""
     values = (
         issuer_aki, certificate_rows.serial_octets(serial), proxy_id, agent_id, proxy_id, jkt,
-        spki_sha256, agent_id, certificate_rows.REVOKED, to_micros(at),
+        spki_sha256, agent_id, certificate_rows.REVOKED, to_micros(at), kid, _ACTIVE, owner_id, _ACTIVE,
     )  # fmt: skip
     row = tx.row(_STANDING, values)
     if row is None:
@@ -98,5 +111,5 @@ def standing(
 
 def is_approver(tx: Tx, owner_id: str, kid: str) -> bool:
     """Whether an active owner has this key, active too."""
-    row = tx.row(_APPROVER, (kid, "active", owner_id, "active"))
+    row = tx.row(_APPROVER, (kid, _ACTIVE, owner_id, _ACTIVE))
     return bool(row and row[0])
