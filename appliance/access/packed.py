@@ -85,28 +85,19 @@ class Credentials(Mapping[Key, Credential]):
         """Only while it is being filled and nobody else has it."""
         block, at, octets = _place(self._tables.issuers.number(key[0]), key[1])
         parts = self._blocks[block]
-        keys, ends, records = part = parts[at]
-        record = _write(credential, self._tables)
-        if _index(keys, octets) is None:
-            parts[at] = keys + octets, ends + _END.pack(len(records) + len(record)), records + record
-        else:
-            parts[at] = _joined({**_split(part), octets: record})
+        parts[at] = _with(parts[at], octets, _write(credential, self._tables))
 
     def with_changes(self, changes: Mapping[Key, Credential]) -> Credentials:
         """With these entries in place of, or beside, those of the same keys."""
-        touched: dict[tuple[int, int], dict[bytes, bytes]] = {}
-        for key, credential in changes.items():
-            block, at, octets = _place(self._tables.issuers.number(key[0]), key[1])
-            if (block, at) not in touched:
-                touched[block, at] = _split(self._blocks[block][at])
-            touched[block, at][octets] = _write(credential, self._tables)
         made = Credentials.__new__(Credentials)
         made._blocks = list(self._blocks)
         made._tables = self._tables
-        for (block, at), entries in touched.items():
-            if made._blocks[block] is self._blocks[block]:
-                made._blocks[block] = list(self._blocks[block])
-            made._blocks[block][at] = _joined(entries)
+        for key, credential in changes.items():
+            block, at, octets = _place(self._tables.issuers.number(key[0]), key[1])
+            parts = made._blocks[block]
+            if parts is self._blocks[block]:
+                parts = made._blocks[block] = list(parts)
+            parts[at] = _with(parts[at], octets, _write(credential, self._tables))
         return made
 
     def parts(self) -> Iterator[_Part]:
@@ -152,6 +143,18 @@ def _index(keys: bytes, octets: bytes) -> int | None:
     while at >= 0 and at % _WIDTH:  # found across two keys
         at = keys.find(octets, at + 1)
     return None if at < 0 else at // _WIDTH
+
+
+def _with(part: _Part, octets: bytes, record: bytes) -> _Part:
+    keys, ends, records = part
+    index = _index(keys, octets)
+    if index is None:
+        return keys + octets, ends + _END.pack(len(records) + len(record)), records + record
+    start = _END.unpack_from(ends, (index - 1) * _END.size)[0] if index else 0
+    (end,) = _END.unpack_from(ends, index * _END.size)
+    if end - start == len(record):  # mostly the state alone has changed
+        return keys, ends, records[:start] + record + records[end:]
+    return _joined({**_split(part), octets: record})
 
 
 def _split(part: _Part) -> dict[bytes, bytes]:
