@@ -7,10 +7,9 @@ key comes from the registry by `kid`, never from the token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -65,8 +64,7 @@ class Bounds(Protocol):
     def ttl(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerApproval:
+class OwnerApproval(NamedTuple):
     """An approval whose signature has been verified. Times are seconds since 1970; the last four are upper bounds."""
 
     token: str

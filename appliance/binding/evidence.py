@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -138,8 +138,7 @@ MAX_SELF_ASSERTED_BYTES = 4096
 _AGENT = frozenset({"cnf", *AGENT_CLAIMS})
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Evidence whose signature has been verified with the proxy's key. Times are seconds since 1970."""
 
     token: str

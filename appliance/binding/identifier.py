@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from appliance.binding.errors import IdentifierKindWrong, IdentifierMalformed, OriginMismatch
 
@@ -45,8 +45,7 @@ class Kind(StrEnum):
 _NAMED_FREELY = frozenset({Kind.SERVER, Kind.RADIUS})
 
 
-@dataclass(frozen=True, slots=True)
-class Identifier:
+class Identifier(NamedTuple):
     """A canonical identifier: scheme, trust domain, path segments. Compare by `uri`."""
 
     uri: str

@@ -60,8 +60,7 @@ _SHORT_HEADER = 160
 """Length in base64url of a header that names its key by kid; the next token by that key has the same one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jws:
+class Jws(NamedTuple):
     """An opened token: its signature is good, its type the expected one."""
 
     token: str

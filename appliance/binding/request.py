@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -54,8 +54,7 @@ _REQUIRED = ("sub", "aud", "iat", "exp", "jti", "nonce", "model", "purpose", "pr
 _CLAIMS = frozenset((*_REQUIRED, "owner", "csr_s256", "txn", "label", "prev", "standing"))
 
 
-@dataclass(frozen=True, slots=True)
-class AgentRequest:
+class AgentRequest(NamedTuple):
     """An agent request whose signature has been verified with the key in it. Times are seconds since 1970."""
 
     token: str

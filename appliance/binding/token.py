@@ -7,7 +7,7 @@ another organisation. A WIT has no audience and proves nothing without a proof b
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -26,8 +26,7 @@ _MODELS = {str(model): model for model in Model}
 _OWNER_CLAIMS = frozenset({"sub", "jwk", "model", "apv", "apv_s256"})
 
 
-@dataclass(frozen=True, slots=True)
-class WitOwner:
+class WitOwner(NamedTuple):
     """Owner data of a WIT: name, key, issuance model, and the approval (full form) or its hash (digest form)."""
 
     sub: str
@@ -37,8 +36,7 @@ class WitOwner:
     apv_s256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Wit:
+class Wit(NamedTuple):
     """A WIT whose signature has been verified. Times are seconds since 1970; `owner` None is a single identity."""
 
     token: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from appliance.binding.approval import OwnerApproval
 from appliance.binding.composite import Composite
@@ -21,8 +21,7 @@ from appliance.identity.approvers import OWNER_ALONE, ApproverRule
 from appliance.store.challenges import Challenge
 
 
-@dataclass(frozen=True, slots=True)
-class Approver:
+class Approver(NamedTuple):
     """One approval, and what the registry says about the key that it names: its owner, and whether it is an agent's."""
 
     approval: Sealed
@@ -38,8 +37,7 @@ class Seat:
     answer: Approver | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """Where a decision is made: server, proxy, clock, limits; whose the agent is, and its request, if it is parked."""
 
     server_id: str
@@ -55,8 +53,7 @@ class Setting:
     """Who must approve for this agent's class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """The owner said yes. The first approval stands in the credential; none and no owner is a single identity."""
 
     approvals: tuple[OwnerApproval | StandingApproval, ...]

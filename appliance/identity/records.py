@@ -7,9 +7,8 @@ asked again inside the transaction that spends the nonce, the request and the ap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -77,8 +76,7 @@ KEPT_AFTER_EXPIRY = timedelta(days=2)
 """How long a spent token identifier is remembered after it expired, so that a clock that goes back finds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """Everything that the store knows and a decision needs."""
 
     earlier: Request | None

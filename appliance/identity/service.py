@@ -539,7 +539,7 @@ class IdentityService:
 
 def _without_own_spending(facts: RequestFacts) -> RequestFacts:
     """Facts for a request that is taken up again: its own nonce counts as unspent, since it spent it itself."""
-    return facts if facts.nonce is None else replace(facts, nonce=replace(facts.nonce, is_spent=False))
+    return facts if facts.nonce is None else facts._replace(nonce=replace(facts.nonce, is_spent=False))
 
 
 def _seconds(left: timedelta) -> int:

@@ -6,8 +6,8 @@ statements are an eighth of a decision cheaper than a dozen statements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, exists, func, literal_column, or_, select
 
@@ -94,8 +94,7 @@ _approver = select(
 _APPROVER = plain(_approver, "space", "kid", "reserved", "kid")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRow:
+class RequestRow(NamedTuple):
     """Nonce and agent of a request (None: no such row), whether it was decided before, and who else has its key.
 
     Of agents, a reservation does not count: anybody can make one for anybody's key.
@@ -111,8 +110,7 @@ class RequestRow:
     """Another agent has the key, or a live certificate with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApproverRow:
+class ApproverRow(NamedTuple):
     """The owner who has a key, with this key alone; `proxies` None = no row of the matrix restricts the owner."""
 
     owner_id: str

@@ -7,9 +7,8 @@ asks. After a crash a pending one is finished when the proxy hands it in again, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select, update
 
@@ -49,8 +48,7 @@ _ISSUED_TO = (
 _OF_AGENT = select(table).where(_c.agent_id == bindparam("agent")).order_by(_c.created_at, _c.rqh)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request. `approval` holds the approvals' compact forms, separated by spaces; the first one counts."""
 
     rqh: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, exists, func, literal_column, select
 
@@ -70,8 +70,7 @@ _APPROVER = plain(select(_has_key), "kid", "state", "owner", "state")
 _ACTIVE = "active"
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """States of the proxy's certificate, the proxy and the agent (None: no such row), and who else has the key.
 
     `is_approver` is 1 if the owner who was asked about is active and has the key that was asked about, active too.

@@ -204,7 +204,7 @@ def test_narrower_approval_passes_and_bounds_what_is_issued() -> None:
     assert approval.bounds(REQUEST, found, 28_800) == (("wit",), 600)
     assert approval.bounds(REQUEST, _check(), 28_800, 1200) == (("x509", "wit"), 1200)
     with pytest.raises(BindingError) as refusal:
-        approval.bounds(replace(REQUEST, profiles=("x509",)), found)
+        approval.bounds(REQUEST._replace(profiles=("x509",)), found)
     assert refusal.value.reason == "profile-not-approved"
 
 

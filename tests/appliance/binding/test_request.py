@@ -307,7 +307,7 @@ def test_sealing_writes_what_unsealing_reads() -> None:
         nonce=given.nonce, profiles=given.profiles, ttl=given.ttl, csr_der=CSR_DER,
     )  # fmt: skip
     assert again.rpartition(".")[0] == TOKEN.rpartition(".")[0]
-    assert request.unseal(again) == replace(given, token=again, rqh=jws.s256(again))
+    assert request.unseal(again) == given._replace(token=again, rqh=jws.s256(again))
     assert given.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == KEYS["agent"].public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )

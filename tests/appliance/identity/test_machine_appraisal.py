@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from appliance.binding import evidence
@@ -17,9 +15,9 @@ from tests.appliance.binding.example import EXAMPLE, KEYS, PROXY
 from tests.appliance.binding.test_tpm_quote import KEY, PCRS, attest, signed
 
 QUOTE = signed(attest())
-PLAIN = replace(evidence.unseal(EXAMPLE["evidence_eat"], KEYS["proxy"]), quote=None)
-SHOWN = replace(PLAIN, quote=QUOTE)
-OTHER_KEY = replace(PLAIN, quote=TpmQuote(QUOTE.attest, QUOTE.signature, KEYS["proxy"], QUOTE.pcrs))
+PLAIN = evidence.unseal(EXAMPLE["evidence_eat"], KEYS["proxy"])._replace(quote=None)
+SHOWN = PLAIN._replace(quote=QUOTE)
+OTHER_KEY = PLAIN._replace(quote=TpmQuote(QUOTE.attest, QUOTE.signature, KEYS["proxy"], QUOTE.pcrs))
 
 
 def policy(rules: str, *, key: str = QUOTE.key_sha256.hex(), proxy: str = PROXY) -> AppraisalPolicy:

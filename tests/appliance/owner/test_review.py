@@ -176,10 +176,10 @@ def test_card_tells_what_changed_since_the_last_approval_and_whether_it_widens()
     assert longer.widens and "longest life: 1 h -> 2 h" in render(longer) and "MORE than before" in render(longer)
     shorter = _review(_changed(ttl=600), last=LAST)
     assert not shorter.widens and "longest life: 1 h -> 10 min" in render(shorter)
-    assert _review(last=replace(LAST, profiles=("wit",))).widens
-    assert _review(last=replace(LAST, proxy=OTHER_PROXY), proxy=PROXY).widens
+    assert _review(last=LAST._replace(profiles=("wit",))).widens
+    assert _review(last=LAST._replace(proxy=OTHER_PROXY), proxy=PROXY).widens
     assert not _review(last=LAST, proxy=PROXY).widens
-    rotated = _review(last=replace(LAST, jkt=EXAMPLE["jkt"]["proxy"]))
+    rotated = _review(last=LAST._replace(jkt=EXAMPLE["jkt"]["proxy"]))
     assert [change.field for change in rotated.changes] == ["agent key"] and not rotated.widens
 
 

@@ -77,8 +77,8 @@ def test_there_is_no_way_to_sign_a_digest() -> None:
 def test_card_that_was_tampered_with_is_not_signed() -> None:
     card = _card()
     for broken in (
-        replace(card, request=replace(card.request, ttl=99)),
-        replace(card, request=replace(card.request, sub=OTHER_OWNER)),
+        replace(card, request=card.request._replace(ttl=99)),
+        replace(card, request=card.request._replace(sub=OTHER_OWNER)),
         replace(card, owner_id=OTHER_OWNER),
     ):
         assert _reason(broken) == "card-not-reviewed"
