@@ -74,6 +74,13 @@ class Claims:
 
     def identifier(self, name: str, kind: Kind) -> str:
         """An identifier of this kind; raises what identifier.read_kind raises."""
+        value = self._values.get(name)
+        if isinstance(value, str):
+            try:
+                return read_kind(value, kind).uri
+            except BindingError:
+                self.text(name)  # has a better word for what no text may be
+                raise
         return read_kind(self.text(name), kind).uri
 
     def whole(self, name: str, *, low: int = 0, high: int = MAX_TIME) -> int:

@@ -88,6 +88,10 @@ def read_kind(uri: str, kind: Kind, *, origin: str | None = None) -> Identifier:
 # What was read is kept, because every object about an agent names it, its owner and its proxy once more.
 @lru_cache(maxsize=256)
 def _read(uri: str, max_bytes: int) -> Identifier:
+    usual = _USUAL.fullmatch(uri)
+    if usual is not None and len(uri) <= max_bytes:
+        scheme, trust_domain, kind, name = usual.groups()
+        return Identifier(uri, scheme, trust_domain, (kind, name))
     return _parse(uri, SCHEMES, max_bytes)
 
 
@@ -100,10 +104,6 @@ def _parse(uri: str, schemes: Collection[str], max_bytes: int) -> Identifier:
 
 @lru_cache(maxsize=1024)
 def _read_kind(uri: str, kind: Kind) -> Identifier:
-    usual = _USUAL.fullmatch(uri)
-    if usual is not None and usual[3] == kind and len(uri) <= MAX_OWNER_BYTES:
-        scheme, trust_domain, *segments = usual.groups()
-        return Identifier(uri, scheme, trust_domain, tuple(segments))
     identifier = read(uri, max_bytes=MAX_OWNER_BYTES if kind is Kind.OWNER else MAX_BYTES)
     if identifier.segments[0] != kind:
         raise IdentifierKindWrong(
