@@ -89,8 +89,9 @@ class Store:
         """Run `function` in a transaction and answer after its COMMIT.
 
         `quick` is for a handful of point statements: they run on the event loop and save the way to another thread
-        and back. `essential` work (a revocation) is done even below the disk watermark. Raises what the function
-        raises, StoreBusy, DiskFull or StoreUnavailable.
+        and back. Where another function of its group fails, a quick one is undone and run once more, so nothing that it
+        does outside the transaction may count twice. `essential` work (a revocation) is done even below the disk
+        watermark. Raises what the function raises, StoreBusy, DiskFull or StoreUnavailable.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

@@ -1,9 +1,11 @@
 """The writer: whole transactions queue up, are committed in groups, and are answered after their COMMIT.
 
 Each function runs between SAVEPOINT and RELEASE of one fixed name, directly on the driver's connection, so a failing
-one is undone alone and the rest of its group commits. Audit and outbox rows of a group are inserted together when all
-its functions have run. Subscribers hear of a group before its callers do, so whoever
-was answered finds the in-memory copies up to date.
+one is undone alone and the rest of its group commits. Quick functions do so only once one of their group has failed:
+then the whole group is undone and the others run once more. For behind a savepoint the database copies every page
+before it is changed, which costs a good part of what those functions do. Audit and outbox rows of a group are inserted
+together when all its functions have run. Subscribers hear of a group before its callers do, so whoever was answered
+finds the in-memory copies up to date.
 
 There are two queues over the one connection. Ordinary functions run on the writer thread. Quick ones, a handful of
 point statements each, run on the event loop itself and only their COMMIT, which waits for the disk, goes to another
@@ -267,10 +269,10 @@ class Writer:
             job.error = job.error or error
         emitted.clear()
 
-    def _run_group(self, group: list[Job], emitted: list[OutboxRow]) -> bool:
+    def _run_group(self, group: list[Job], emitted: list[OutboxRow], *, is_second: bool = False) -> bool:
         """BEGIN and the functions; rolled back whole when the database itself fails.
 
-        False if the transaction is over already: its only function failed.
+        False if the transaction is over already: nobody in it is left who has not failed.
         """
         execute = self._cursor.execute
         execute("BEGIN IMMEDIATE")
@@ -283,16 +285,24 @@ class Writer:
             now = self._clock.now()
             micros = to_micros(now)
             disk_is_low = self._disk_low()
-            is_alone = len(group) == 1
+            has_savepoints = is_second or (len(group) > 1 and not all(job.quick for job in group))
+            chain = self._chain
+            head = (chain.seq, chain.hash, chain.time)
             written = Written()
             for job in group:
                 if disk_is_low and not job.essential:
                     job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
                     continue
-                self._run_one(job, Tx(self._statements, now, micros, self._chain), written, is_alone)
+                if not self._run_one(job, Tx(self._statements, now, micros, chain), written, has_savepoints):
+                    execute("ROLLBACK")
+                    chain.seq, chain.hash, chain.time = head
+                    others = [one for one in group if one.error is None]
+                    if not others:
+                        return False
+                    emitted.clear()
+                    self._version = -1  # what others wrote is taken up again, and what they write meanwhile
+                    return self._run_group(others, emitted, is_second=True)
             if not self._dbapi.in_transaction:
-                if is_alone and group[0].error is not None:
-                    return False
                 raise StoreUnavailable(_ENDED, retry_after_seconds=5)
             written.insert(self._cursor)
             emitted += written.emitted
@@ -319,12 +329,15 @@ class Writer:
                 execute("ROLLBACK")
             raise
 
-    def _run_one(self, job: Job, tx: Tx, written: Written, is_alone: bool) -> None:
-        """One function, undone if it fails: with the whole transaction where it is alone in it, else to a savepoint."""
+    def _run_one(self, job: Job, tx: Tx, written: Written, has_savepoint: bool) -> bool:
+        """One function; False if it failed and what it wrote is still to be undone, with all that was written before.
+
+        With a savepoint it has been undone.
+        """
         chain = self._chain
         seq, digest, time_of_last = chain.seq, chain.hash, chain.time
         execute = self._cursor.execute
-        if not is_alone:
+        if has_savepoint:
             execute("SAVEPOINT t")
         try:
             job.result = job.function(tx)
@@ -333,11 +346,14 @@ class Writer:
             chain.seq, chain.hash, chain.time = seq, digest, time_of_last
             if not self._dbapi.in_transaction:
                 raise
-            execute("ROLLBACK" if is_alone else "ROLLBACK TO t")
+            if not has_savepoint:
+                return False
+            execute("ROLLBACK TO t")
         else:
             written.take(tx.written)
-        if not is_alone:
+        if has_savepoint:
             execute("RELEASE t")
+        return True
 
     def _load_head(self) -> None:
         row = self._cursor.execute(_HEAD.sql).fetchone()

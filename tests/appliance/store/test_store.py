@@ -190,6 +190,40 @@ def test_a_failing_function_alone_in_its_group_leaves_nothing_and_the_next_one_w
 
 
 @pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("failing", [(0,), (1,), (3,), (0, 2), (1, 2, 3), (0, 1, 2, 3)])
+def test_those_that_fail_leave_nothing_and_the_rest_of_their_group_is_written_once_in_its_order(
+    store: Store, quick: bool, failing: tuple[int, ...]
+) -> None:
+    seen: list[OutboxRow] = []
+
+    def function(number: int) -> Callable[[Tx], int]:
+        def write(tx: Tx) -> int:
+            put(f"k{number}")(tx)
+            tx.emit("topic", f"k{number}", {})
+            seq = audit.append(tx, AuditEvent("appliance-started", APPLIANCE, f"k{number}"))
+            if number in failing:
+                raise NotFound(f"k{number}")
+            return seq
+
+        return write
+
+    async def run() -> list[object]:
+        store.subscribe(seen.extend)
+        writing = (store.write(function(number), quick=quick) for number in range(4))
+        return await asyncio.gather(*writing, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    good = [number for number in range(4) if number not in failing]
+    assert [str(answers[number]) for number in failing] == [str(NotFound(f"k{number}")) for number in failing]
+    assert [answers[number] for number in good] == list(range(1, len(good) + 1))
+    assert keys(store) == [f"k{number}" for number in good]
+    assert [row.key for row in seen] == [f"k{number}" for number in good]
+    entries = store.read_sync(lambda tx: audit.page(tx))
+    assert [row.entry["object"] for row in entries] == [f"k{number}" for number in good]
+    assert [row.prev for row in entries[1:]] == [row.hash for row in entries[:-1]]
+
+
+@pytest.mark.parametrize("quick", [True, False])
 def test_a_function_that_hides_that_it_ended_the_transaction_is_not_answered_with_yes(
     store: Store, quick: bool
 ) -> None:
