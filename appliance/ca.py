@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from appliance import audit
 from appliance.audit import Actor, AuditEvent
 from appliance.authorities import Authorities, KnownAuthorities, check_authorities, load_authorities
 from appliance.clock import Clock
-from appliance.cohort import Cohort
+from appliance.cohort import Cohort, Way
 from appliance.errors import (
     CaExpired,
     CertificateUnknown,
@@ -288,7 +288,7 @@ class CertificateAuthority:
         request_id: str = "",
         fields: Mapping[str, Any] | None = None,
         on_pending: Callable[[Tx, PendingRow], None] | None = None,
-        on_signed: Callable[[IssuedRow, Cohort], Awaitable[None]] | None = None,
+        on_signed: Callable[[IssuedRow], Way[None]] | None = None,
         on_issued: Callable[[Tx, IssuedRow], None] | None = None,
         by: IssuingCa | None = None,
     ) -> Issued:
@@ -308,17 +308,10 @@ class CertificateAuthority:
                 lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
             )
             failpoint("issue-pending")
-            if isinstance(issuing.signer, KeySigner):
-                signature = issuing.signer.sign(prepared.tbs)
-                await self._cohort.step()
-            else:  # a token or a TPM takes its time
+            signature = None
+            if not isinstance(issuing.signer, KeySigner):  # a token or a TPM takes its time
                 signature = await asyncio.to_thread(issuing.signer.sign, prepared.tbs)
-            failpoint("issue-signed")
-            certificate, der = _finish(prepared, signature, issuing)
-            issued = IssuedRow(prepared.row.id, role, prepared.row.serial, certificate, der, prepared.row.log_index)
-            if on_signed is not None:
-                await self._cohort.step()
-                await on_signed(issued, self._cohort)
+            issued = await self._cohort.run(_complete(prepared, issuing, signature, on_signed))
             await self._store.write(
                 lambda tx: self._record(
                     tx, issuing, prepared, issued, row, actor, event, request_id, fields, on_issued
@@ -327,7 +320,7 @@ class CertificateAuthority:
             )
         failpoint("issue-issued")
         chain = issuing.certificate, self.root
-        return Issued(certificate, der, chain, issued.serial, issued.log_index)
+        return Issued(issued.certificate, issued.der, chain, issued.serial, issued.log_index)
 
     def _prepare(
         self,
@@ -507,6 +500,26 @@ def _check_shape(shape: Shape, slot: Slot) -> None:
         raise ValueError("the shape is for another slot")
     if shape.not_after > issuing.not_after or shape.not_before < issuing.not_before:
         raise CaExpired("the certificate would be valid when its issuer is not", retry_after_seconds=3600)
+
+
+def _complete(
+    prepared: _Prepared,
+    issuing: IssuingCa,
+    signature: bytes | None,
+    on_signed: Callable[[IssuedRow], Way[None]] | None,
+) -> Way[IssuedRow]:
+    """The certificate, signed where that is not done yet, and checked."""
+    if signature is None:
+        signature = issuing.signer.sign(prepared.tbs)
+        yield
+    failpoint("issue-signed")
+    certificate, der = _finish(prepared, signature, issuing)
+    row = prepared.row
+    issued = IssuedRow(row.id, issuing.role, row.serial, certificate, der, row.log_index)
+    if on_signed is not None:
+        yield
+        yield from on_signed(issued)
+    return issued
 
 
 def _finish(prepared: _Prepared, signature: bytes, issuing: IssuingCa) -> tuple[x509.Certificate, bytes]:

@@ -1,16 +1,14 @@
 """Requests that are under way together take each step one after the other, and not one request all its steps.
 
 A step's code and constants fill a good part of a processor's caches, an issuance's many times those. Taken by one
-request after the other, a step finds there what it needs; a request that runs through finds what the others left. The
-event loop serves whoever waits in turn, so giving way between steps is all that it takes (cohort scheduling: Larus and
-Parkes, USENIX 2002).
+request after the other, a step finds there what it needs; a request that runs through finds what the others left
+(cohort scheduling: Larus and Parkes, USENIX 2002).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from types import coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,7 +17,7 @@ Way = Generator[None, None, T]
 
 
 class Cohort:
-    """Those who are on the same way at this time; a `with` around the way, `run` or `step` inside it."""
+    """Those who are on the same way at this time; a `with` around all of their work, `run` inside it."""
 
     __slots__ = ("_size", "_walking")
 
@@ -33,14 +31,10 @@ class Cohort:
     def __exit__(self, *_: object) -> None:
         self._size -= 1
 
-    @coroutine
-    def step(self) -> Generator[None, None, None]:
-        """Let the others come as far; returns at once where there are none. Anything may have changed meanwhile."""
-        if self._size > 1:
-            yield
-
     async def run(self, way: Way[T]) -> T:
-        """Go a way, each step in turn with the others; raises what it raises.
+        """Go a way, each step in turn with the others; raises what it raises. Alone, all its steps are gone at once.
+
+        Anything may have changed from one step to the next.
 
         One callback of the event loop takes everybody's step. Were each of them a task that gives way, the loop would
         come and go for each step, which costs a good part of what many of the steps do.

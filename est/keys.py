@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from est.certificates import parts
 from est.errors import CertificateMalformed, KeyNotAccepted
-from est.kept import KEPT, kept_by_identity
+from est.kept import KEPT, keep, kept_by_identity
 
 _BEFORE_POINT = {
     "secp256r1": bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
@@ -71,8 +71,8 @@ def read_spki(der: bytes) -> object:
 @lru_cache(maxsize=KEPT)
 def _read_short(der: bytes) -> object:
     key = load_der_public_key(der)
-    if is_plain_spki(der) and len(_written) < KEPT:  # spki() would write the same octets again
-        _written[id(key)] = key, der
+    if is_plain_spki(der):  # spki() would write the same octets again
+        keep(_written, key, der)
     return key
 
 

@@ -33,7 +33,7 @@ from est import jose
 from est.errors import EstError
 from est.jose import base64url as base64url
 from est.json_text import encoder_of
-from est.kept import kept_by_identity
+from est.kept import KEPT, keep, kept_by_identity
 from est.keys import is_ec, read_spki, spki_of_point
 from est.signer import Signer
 from est.transfer import read_json
@@ -55,7 +55,6 @@ _encode = encoder_of(ensure_ascii=True)
 _ECDSA = {"ES256": ec.ECDSA(hashes.SHA256()), "ES384": ec.ECDSA(hashes.SHA384())}
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _KID = frozenset({"kid"})
-_KEPT = 256
 _SHORT_HEADER = 160
 """Length in base64url of a header that names its key by kid; the next token by that key has the same one."""
 
@@ -275,7 +274,7 @@ def _read_header(header: bytes) -> Mapping[str, object]:
     return MappingProxyType(read_object(_unbase64url(header, "header"), "header"))
 
 
-_read_short_header = lru_cache(maxsize=_KEPT)(_read_header)
+_read_short_header = lru_cache(maxsize=KEPT)(_read_header)
 
 
 @lru_cache(maxsize=64)
@@ -314,7 +313,7 @@ def _read_public(value: Mapping[str, object], what: str) -> PublicKey:
     raise Malformed("the JWK is neither P-256, P-384 nor Ed25519, or has no coordinates", object=what)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     """The key of a point, which must be on the curve, and the SHA-256 of its SubjectPublicKeyInfo.
 
@@ -324,8 +323,7 @@ def _read_point(name: str, x: str, y: str) -> tuple[ec.EllipticCurvePublicKey, b
     der = spki_of_point(curve.name, b"\x04" + _coordinate(x, "x", size) + _coordinate(y, "y", size))
     key = read_spki(der)
     assert is_ec(key)  # the octets before the point say so
-    if len(_kept_members) < _KEPT:
-        _kept_members[id(key)] = key, {"crv": name, "kty": "EC", "x": x, "y": y}
+    keep(_kept_members, key, {"crv": name, "kty": "EC", "x": x, "y": y})
     return key, hashlib.sha256(der).digest()
 
 

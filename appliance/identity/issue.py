@@ -36,7 +36,7 @@ from appliance.binding.token import WitOwner
 from appliance.binding.verify import TrustDomain
 from appliance.ca import CertificateAuthority, IssuedRow, RoleSigner, Slot
 from appliance.clock import Clock
-from appliance.cohort import Cohort
+from appliance.cohort import Way
 from appliance.errors import IssuanceFailed
 from appliance.store.certificates import serial_text
 from appliance.store.store import Store
@@ -190,10 +190,10 @@ class Issuer:
         told = dict(grant.hashes)
         result: dict[str, Any] = {}
 
-        async def check(issued: IssuedRow, cohort: Cohort) -> None:
+        def check(issued: IssuedRow) -> Way[None]:
             self._check_certificate(grant, issued.certificate)
             if "wit" in grant.profiles:
-                await cohort.step()
+                yield
                 result["wit"] = wit = self._seal_wit(grant, self.clock.now())
                 told["wit_s256"] = jws.s256(wit)
 

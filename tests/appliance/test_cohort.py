@@ -4,54 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from appliance.cohort import Cohort, Way
-
-
-def walk(names: str, steps: int = 3) -> list[str]:
-    """Everybody at once through so many steps: who was where, in order."""
-    cohort, seen = Cohort(), []
-
-    async def one(name: str) -> None:
-        with cohort:
-            await asyncio.sleep(0)  # until all are in
-            for step in range(steps):
-                seen.append(f"{name}{step}")
-                await cohort.step()
-
-    async def story() -> None:
-        await asyncio.gather(*map(one, names))
-
-    asyncio.run(story())
-    return seen
-
-
-def test_each_step_is_taken_by_all_before_anybody_takes_the_next() -> None:
-    assert walk("abc") == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
-
-
-def test_who_is_alone_does_not_give_way() -> None:
-    cohort = Cohort()
-    with cohort, pytest.raises(StopIteration):
-        cohort.step().send(None)
-
-
-def test_who_has_left_is_not_waited_for_however_it_left() -> None:
-    async def story() -> None:
-        cohort = Cohort()
-
-        async def fails() -> None:
-            with cohort:
-                await cohort.step()
-                raise ValueError("refused")
-
-        results = await asyncio.gather(fails(), fails(), return_exceptions=True)
-        assert [type(one) for one in results] == [ValueError, ValueError]
-        with cohort, pytest.raises(StopIteration):
-            cohort.step().send(None)
-
-    asyncio.run(story())
 
 
 def go(names: str, fail: str = "", cancel: str = "") -> tuple[list[str], list[object]]:
@@ -84,13 +37,13 @@ def go(names: str, fail: str = "", cancel: str = "") -> tuple[list[str], list[ob
     return seen, asyncio.run(story())
 
 
-def test_those_who_run_take_each_step_together_too() -> None:
+def test_each_step_is_taken_by_all_before_anybody_takes_the_next() -> None:
     seen, ends = go("abc")
     assert seen == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a-", "b-", "c-"]
     assert ends == ["A", "B", "C"]
 
 
-def test_who_runs_alone_goes_the_whole_way_at_once() -> None:
+def test_who_is_alone_goes_the_whole_way_at_once() -> None:
     assert go("a") == (["a0", "a1", "a2", "a-"], ["A"])
 
 
@@ -98,3 +51,30 @@ def test_what_stops_one_of_them_stops_nobody_else() -> None:
     seen, ends = go("abc", fail="a", cancel="b")
     assert [type(one) for one in ends] == [ValueError, asyncio.CancelledError, str]
     assert seen == ["a0", "b0", "c0", "a1", "a-", "b1", "c1", "b-", "c2", "c-"]
+
+
+def test_who_has_left_is_not_waited_for_however_it_left() -> None:
+    seen: list[str] = []
+
+    def way(name: str) -> Way[None]:
+        for step in range(2):
+            seen.append(f"{name}{step}")
+            yield
+
+    async def fails(cohort: Cohort) -> None:
+        with cohort:
+            await asyncio.sleep(0)
+            raise ValueError("refused")
+
+    async def story() -> None:
+        cohort = Cohort()
+        await asyncio.gather(fails(cohort), fails(cohort), return_exceptions=True)
+        with cohort:
+            alone = cohort.run(way("a"))
+            try:
+                alone.send(None)
+            except StopIteration:
+                seen.append("end")
+
+    asyncio.run(story())
+    assert seen == ["a0", "a1", "end"]
