@@ -2,12 +2,12 @@
 
     python -m tests.bench.run [--quick] [--only ID]... [--json FILE] [--keep DIR]
 
-a1   EST renewal on a kept mTLS connection (a1x8: eight side by side; a1s: first enrolment with one-time secrets)
-a2   EST renewal on a new mTLS connection each (a2x16: sixteen at a time)
+a1   EST renewal on 32 kept mTLS connections (a1x8, a1x1: on eight, on one; a1s: first enrolment with one-time secrets)
+a2   EST renewal on a new mTLS connection each, sixteen at a time (a2x1: one at a time)
 b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certificate chains of two links)
 b2   the same at the MASA (b2x2)
-c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval (c1: one at a time; c32:
-     thirty-two side by side)
+c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval, on 32 kept connections
+     (cx8, cx1: on eight, on one)
 e1, e1m, e2, f, fr, s, a1f   with --only: a million certificates stored (tests.bench.revocation says what each is)
 gf, gt, gn   an owner's gateway: fairness at the desk over three kills, of the rules' turns, and the cost of 100 proxies
      (tests.bench.gateway says what each is)

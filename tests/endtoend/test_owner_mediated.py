@@ -293,7 +293,7 @@ def test_the_owner_reads_and_decides_beside_the_running_gateway(own_campus: Call
     wrong = queue("approve", row["code"], *key, "--code", "AAAA-AAAA")
     assert wrong.status == 1 and "short-code-mismatch" in wrong.err
     assert queue("approve", "AAAA-AAAA", *key, "--code", "AAAA-AAAA").status == 1
-    assert queue("deny", row["request"][:12], *key, "--code", row["code"]).json["state"] == "denied"
+    assert queue("deny", *key, "--code", row["code"], "--", row["request"][:12]).json["state"] == "denied"
     again = queue("approve", row["code"], *key, "--code", row["code"])
     assert again.status == 1 and "gateway-request-over" in again.err
     assert site.hand_in(first).reason == "approval-denied"
