@@ -489,7 +489,6 @@ requests = Table(
     _text("ear", null=True),
     _time("created_at"),
     _time("updated_at"),
-    Index("requests_proxy", "proxy_id"),
     Index("requests_agent", "agent_id"),
 )
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from appliance.errors import StoreForeign
 
 _log = logging.getLogger(__name__)
-HEAD = "0016"
+HEAD = "0017"
 """The newest migration; a test compares it with the folder."""
 
 _REVISION = text("SELECT version_num FROM alembic_version")

@@ -40,11 +40,12 @@ from est.exchange import Call
 from est.signer import KeySigner
 from tests.bench import wire
 from tests.bench.campus import EST, ORIGIN, PLENTY, Campus, Owner, environment, new_key
-from tests.bench.enrol import BUSY
 from tests.bench.measure import Bench, Primitives, cpu_seconds
 from tests.bench.plan import Plan
 
 SERVER_ID = "https://ids.campus.example/v1"
+BUSY = 64
+"""An issuance waits for the disk twice, so it takes twice the connections of an enrolment to fill a processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,10 @@ def ask(
 
 
 def run(plan: Plan, folder: Path) -> list[Bench]:
-    """c on as many kept connections as fill a processor, cx8 on eight, cx1 on one."""
-    wanted = [(name, count) for name, count in (("c", BUSY), ("cx8", 8), ("cx1", 1)) if plan.wants(name)]
+    """c on as many kept connections as fill a processor, the others on as many as they are called after."""
+    wanted = [(f"cx{count}", count) for count in (1, 8, 32) if plan.wants(f"cx{count}")]
+    if plan.wants("c"):
+        wanted.insert(0, ("c", BUSY))
     if not wanted:
         return []
     signatures, verifications = counted(folder / "counted")
@@ -104,7 +107,7 @@ def _issue(name: str, campus: Campus, plan: Plan, count: int, signatures: int, v
     proxies = [campus.proxy() for _ in range(count)]
     signers = [KeySigner(one.key) for one in proxies]
     connections = [wire.Connection(campus.address("device"), one.context) for one in proxies]
-    operations = max(count, plan.operations // 2)
+    operations = max(count, plan.operations)
     for at in range(plan.repetitions + 1):
         each = max(1, (operations if at else plan.warm_up) // count)
         asks = [

@@ -6,8 +6,8 @@ a1   EST renewal on 32 kept mTLS connections (a1x8, a1x1: on eight, on one; a1s:
 a2   EST renewal on a new mTLS connection each, sixteen at a time (a2x1: one at a time)
 b1   requestvoucher at the registrar, CPU only, in this process (b1x2: certificate chains of two links)
 b2   the same at the MASA (b2x2)
-c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval, on 32 kept connections
-     (cx8, cx1: on eight, on one)
+c    dual-identity issuance: X.509 and WIT for one key, with evidence and the owner's approval, on 64 kept connections
+     (cx32, cx8, cx1: on so many)
 e1, e1m, e2, f, fr, s, a1f   with --only: a million certificates stored (tests.bench.revocation says what each is)
 gf, gt, gn   an owner's gateway: fairness at the desk over three kills, of the rules' turns, and the cost of 100 proxies
      (tests.bench.gateway says what each is)
