@@ -2,7 +2,7 @@
 
 cryptography looks into names, dates and extensions only when asked, and fails then; here everything that anybody will
 ask is asked first, so that a certificate that was read stays readable. What was read is kept for a while, because a few
-CA and registrar certificates come with every message; nothing is kept of what was refused.
+CA and registrar certificates come with every message; nothing that is refused for its length is kept.
 """
 
 from __future__ import annotations
@@ -118,12 +118,13 @@ def _parse(der: bytes) -> x509.Certificate:
 _ders: dict[int, tuple[object, bytes]] = {}
 
 
-def _write(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)
-
-
-der_of = kept_by_identity(_write, _ders)
-"""The certificate's own bytes."""
+def der_of(certificate: x509.Certificate) -> bytes:
+    """The certificate's own bytes; those of one that is too long are not kept."""
+    found = _ders.get(id(certificate))
+    if found is not None:
+        return found[1]
+    der = certificate.public_bytes(Encoding.DER)
+    return keep(_ders, certificate, der) if len(der) <= MAX_CERTIFICATE else der
 
 
 def check_readable(certificate: x509.Certificate) -> None:

@@ -102,7 +102,7 @@ class Shape:
 
 
 def to_be_signed(shape: Shape, *, issuer_key: ec.EllipticCurvePublicKey) -> bytes:
-    """DER TBSCertificate of the shape for an issuer with this key, read back by cryptography.
+    """DER TBSCertificate of the shape for an issuer with this key, read back by cryptography where it is not plain.
 
     Raises ShapeNotPossible, KeyNotAccepted, CertificateNotAsShaped.
     """

@@ -91,8 +91,8 @@ def of_login(decision: Decision) -> tuple[Attribute, ...]:
 def message(decision: Decision) -> str:
     """Why a login was rejected, in one line that names no department, owner or agent; empty for one that was not.
 
-    RFC 3579, section 2.6.5 wants no Reply-Message beside an EAP-Message. Beside an accept nobody reads it; a reject's
-    is what the NAS has for its log.
+    RFC 3579, section 2.6.5 wants no Reply-Message beside an EAP-Message. A reject departs from that: its message is
+    what the NAS has for its log. Beside an accept nobody would read it.
     """
     if decision.verdict != "reject":
         return ""

@@ -57,8 +57,9 @@ def attributes_page() -> str:
         [
             head("RADIUS attributes", "`radius/attributes.py`, `radius/hook.py` and `radius/dictionary`"),
             "## What a login is answered\n\nExamples out of the real decision function. The tunnel attributes are "
-            "those of RFC 3580, section 3.31, untagged. A reject's `Reply-Message` can be switched off "
-            "(`access.reply_message`); an accept has none (RFC 3579, section 2.6.5). "
+            "those of RFC 3580, section 3.31, untagged. RFC 3579, section 2.6.5 "
+            "wants no `Reply-Message` beside EAP: an accept has none; a reject has one for the NAS's log all the same, "
+            "unless `access.reply_message` is off. "
             "The embedded server adds the MS-MPPE keys to every accept.\n",
             table(("attribute", "accept", "guest", "reject"), rows),
             "## What is read from FreeRADIUS\n\nrlm_rest posts every attribute of the login; these count. A missing or "

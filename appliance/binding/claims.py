@@ -81,7 +81,7 @@ class Claims:
             except BindingError:
                 self.text(name)  # has a better word for what no text may be
                 raise
-        return read_kind(self.text(name), kind).uri
+        raise self._refusal(name, "printable ASCII of 1 to 2048 characters")
 
     def whole(self, name: str, *, low: int = 0, high: int = MAX_TIME) -> int:
         """An integer within these bounds."""

@@ -45,17 +45,14 @@ class Appraisal:
 
 
 class Appraiser(Protocol):
-    """A verifier as the identity server sees it, in this process or elsewhere."""
-
-    is_elsewhere: bool
-    """Whether an answer takes time in which the world goes on."""
+    """A verifier elsewhere: an answer takes time, in which the world goes on."""
 
     async def appraise(
         self, token: str | None, request: AgentRequest, submitter: Submitter, *, agent_class: str, now: datetime
     ) -> Appraisal:
         """The result for a request's evidence.
 
-        Raises what `open_evidence` raises, EvidenceContraindicated, and of a verifier elsewhere Verifier... .
+        Raises what `open_evidence` raises, EvidenceContraindicated, Verifier... .
         """
         ...
 
@@ -103,9 +100,7 @@ def check_tier(parts: Mapping[str, Submodule]) -> Tier:
 
 
 class Verifier:
-    """Appraises evidence by one policy and signs the results."""
-
-    is_elsewhere = False
+    """Appraises evidence by one policy and signs the results, in this process."""
 
     def __init__(self, signer: Signer, policy: AppraisalPolicy, *, developer: str, limits: Limits) -> None:
         """`developer` names this verifier in its results: the server's identifier."""
@@ -114,10 +109,10 @@ class Verifier:
         self._developer = developer
         self._limits = limits
 
-    async def appraise(
+    def appraise(
         self, token: str | None, request: AgentRequest, submitter: Submitter, *, agent_class: str, now: datetime
     ) -> Appraisal:
-        """The result for a request's evidence; without a wait.
+        """The result for a request's evidence.
 
         Raises EvidenceMissing, what `evidence.unseal` and `evidence.check` raise, EvidenceContraindicated.
         """

@@ -68,7 +68,7 @@ def build_identity(
     elsewhere = read_destination(settings)
     verifier_keys = () if elsewhere is None else elsewhere.keys
     policy = load_policy(settings.appraisal_policy)
-    verifier: Appraiser = Verifier(verifier_signer, policy, developer=server_id, limits=limits)
+    verifier: Verifier | Appraiser = Verifier(verifier_signer, policy, developer=server_id, limits=limits)
     if elsewhere is not None:
         verifier = RemoteVerifier(
             elsewhere,

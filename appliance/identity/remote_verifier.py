@@ -90,8 +90,6 @@ def read_destination(settings: IdentitySettings) -> VerifierDestination | None:
 class RemoteVerifier:
     """Asks the verifier; what comes back counts only if a pinned key signed it about this very evidence."""
 
-    is_elsewhere = True
-
     def __init__(
         self,
         to: VerifierDestination,

@@ -32,7 +32,7 @@ from appliance.clock import Clock
 from appliance.cohort import Cohort, Way
 from appliance.errors import NotFound, RateLimited
 from appliance.identity import records
-from appliance.identity.appraisal import Appraisal, Appraiser
+from appliance.identity.appraisal import Appraisal, Appraiser, Verifier
 from appliance.identity.approvers import ApproverRule, ClassRules
 from appliance.identity.challenge_states import state_of
 from appliance.identity.challenges import OwnerChallenges
@@ -101,6 +101,7 @@ class Finished:
 class _Elsewhere(NamedTuple):
     """So far so good, and the verifier elsewhere is to be asked."""
 
+    verifier: Appraiser
     request: AgentRequest
     agent: Agent
     now: datetime
@@ -136,7 +137,7 @@ class IdentityService:
         clock: Clock,
         submitters: Submitters,
         registry: Registry,
-        verifier: Appraiser,
+        verifier: Verifier | Appraiser,
         models: Mapping[Model, IssuanceModel],
         issuer: Issuer,
         challenges: OwnerChallenges,
@@ -303,7 +304,7 @@ class IdentityService:
         if isinstance(found, Unfinished):
             return found
         if isinstance(found, _Elsewhere):
-            appraisal = await self._verifier.appraise(
+            appraisal = await found.verifier.appraise(
                 asked.evidence, found.request, submitter, agent_class=found.agent.agent_class, now=found.now
             )
             # Seconds may have gone by: owner, key, agent and nonce are looked at again before anything is spent.
@@ -371,11 +372,11 @@ class IdentityService:
         agent = records.check_agent(facts.agent, submitter)
         yield
         if appraisal is None:
-            if self._verifier.is_elsewhere:
-                return _Elsewhere(request, agent, now)
-            appraisal = yield from self._verifier.appraise(
+            if not isinstance(self._verifier, Verifier):
+                return _Elsewhere(self._verifier, request, agent, now)
+            appraisal = self._verifier.appraise(
                 asked.evidence, request, submitter, agent_class=agent.agent_class, now=now
-            ).__await__()
+            )
             yield
         setting = Setting(
             self._server_id,

@@ -43,6 +43,7 @@ from appliance.store.heard import Heard
 from appliance.store.jobs import Deliveries, Job, Subscriber
 from appliance.store.statements import Statements, plain
 from appliance.store.transaction import Chain, OutboxRow, Tx, Written, meant_by
+from est.errors import Refusal
 
 _log = logging.getLogger(__name__)
 _HEAD = plain(
@@ -272,7 +273,7 @@ class Writer:
     def _run_group(self, group: list[Job], emitted: list[OutboxRow], *, is_second: bool = False) -> bool:
         """BEGIN and the functions; rolled back whole when the database itself fails.
 
-        False if the transaction is over already: nobody in it is left who has not failed.
+        False if the transaction is over already: its only function failed.
         """
         execute = self._cursor.execute
         execute("BEGIN IMMEDIATE")
@@ -286,22 +287,20 @@ class Writer:
             micros = to_micros(now)
             disk_is_low = self._disk_low()
             has_savepoints = is_second or (len(group) > 1 and not all(job.quick for job in group))
-            chain = self._chain
-            head = (chain.seq, chain.hash, chain.time)
             written = Written()
             for job in group:
                 if disk_is_low and not job.essential:
                     job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
                     continue
-                if not self._run_one(job, Tx(self._statements, now, micros, chain), written, has_savepoints):
+                if not self._run_one(job, Tx(self._statements, now, micros, self._chain), written, has_savepoints):
                     execute("ROLLBACK")
-                    chain.seq, chain.hash, chain.time = head
-                    others = [one for one in group if one.error is None]
-                    if not others:
+                    if len(group) == 1:
                         return False
+                    for one in group:  # the refusal too: it may rest on what has just been undone
+                        one.result = one.error = None
                     emitted.clear()
                     self._version = -1  # what others wrote is taken up again, and what they write meanwhile
-                    return self._run_group(others, emitted, is_second=True)
+                    return self._run_group(group, emitted, is_second=True)
             if not self._dbapi.in_transaction:
                 raise StoreUnavailable(_ENDED, retry_after_seconds=5)
             written.insert(self._cursor)
@@ -332,7 +331,7 @@ class Writer:
     def _run_one(self, job: Job, tx: Tx, written: Written, has_savepoint: bool) -> bool:
         """One function; False if it failed and what it wrote is still to be undone, with all that was written before.
 
-        With a savepoint it has been undone.
+        With a savepoint it has been undone. Raises StoreUnavailable if the transaction is not open any more after it.
         """
         chain = self._chain
         seq, digest, time_of_last = chain.seq, chain.hash, chain.time
@@ -345,11 +344,15 @@ class Writer:
             job.error = error
             chain.seq, chain.hash, chain.time = seq, digest, time_of_last
             if not self._dbapi.in_transaction:
+                if isinstance(error, Refusal):  # it is this one's; the others hear what happened to them
+                    raise StoreUnavailable(_ENDED, retry_after_seconds=5) from error
                 raise
             if not has_savepoint:
                 return False
             execute("ROLLBACK TO t")
         else:
+            if not self._dbapi.in_transaction:  # what follows would be outside any
+                raise StoreUnavailable(_ENDED, retry_after_seconds=5)
             written.take(tx.written)
         if has_savepoint:
             execute("RELEASE t")

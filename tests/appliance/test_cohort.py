@@ -78,3 +78,65 @@ def test_who_has_left_is_not_waited_for_however_it_left() -> None:
 
     asyncio.run(story())
     assert seen == ["a0", "a1", "end"]
+
+
+def test_a_way_that_makes_its_own_waiter_go_holds_up_nobody() -> None:
+    seen: list[str] = []
+
+    def cancels(task: list[asyncio.Task[None]], *, at_the_end: bool) -> Way[None]:
+        try:
+            yield
+            task[0].cancel()
+            if not at_the_end:
+                yield
+        finally:
+            if not at_the_end:
+                raise ValueError("it cannot be left in peace")
+
+    def walks(name: str) -> Way[None]:
+        for step in range(4):
+            seen.append(f"{name}{step}")
+            yield
+
+    async def one(cohort: Cohort, way: Way[None]) -> None:
+        with cohort:
+            await asyncio.sleep(0)  # until all are in
+            await cohort.run(way)
+
+    async def story(*, at_the_end: bool) -> None:
+        cohort, task = Cohort(), list[asyncio.Task[None]]()
+        task.append(asyncio.create_task(one(cohort, cancels(task, at_the_end=at_the_end))))
+        others = [asyncio.create_task(one(cohort, walks(name))) for name in "ab"]
+        await asyncio.wait_for(asyncio.gather(*others), 5)
+        assert task[0].cancelled()
+
+    for at_the_end in (True, False):
+        seen.clear()
+        asyncio.run(story(at_the_end=at_the_end))
+        assert seen == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+
+
+def test_a_loop_that_ended_on_the_way_leaves_nobody_waiting_on_the_next() -> None:
+    cohort = Cohort()
+
+    def way() -> Way[int]:
+        yield
+        yield
+        return 7
+
+    async def one() -> int:
+        with cohort:
+            await asyncio.sleep(0)  # until all are in
+            return await cohort.run(way())
+
+    async def both() -> list[int]:
+        return await asyncio.wait_for(asyncio.gather(one(), one()), 5)
+
+    loop = asyncio.new_event_loop()
+    begun = [loop.create_task(one()) for _ in range(2)]
+    for _ in range(2):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    assert not any(task.done() for task in begun)
+    loop.close()
+    assert asyncio.run(both()) == [7, 7]

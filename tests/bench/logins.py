@@ -263,7 +263,7 @@ def _tail(campus: Campus, plan: Plan, people: People, bench: Bench) -> float:
     connection = wire.Connection(campus.address("decision"), campus.anonymous)
     serials = list(people.vlan_of)
     wall, own = [], []
-    with awake():
+    with awake(plan.server_core, plan.client_core):
         for _ in range(4 * plan.operations):
             call = people.call(secrets.choice(serials), aki)
             before = _kept_waiting(campus.pid)

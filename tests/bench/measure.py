@@ -33,17 +33,18 @@ def _clock_of(pid: int) -> int:
 
 
 @contextmanager
-def awake() -> Iterator[None]:
-    """Keep the processors from sleeping, with loops that run only when nothing else wants to.
+def awake(*cores: int | None) -> Iterator[None]:
+    """Keep these processors from sleeping, with loops that run only when nothing else wants to.
 
     A virtual processor that slept wakes when its host finds the time, and finds its caches empty: tails would show it.
     """
+    mine = str(os.getpid())
     idle = [
-        subprocess.Popen([sys.executable, "-S", "-c", _IDLE, str(core), str(os.getpid())])
-        for core in range(os.cpu_count() or 1)
+        subprocess.Popen([sys.executable, "-S", "-c", _IDLE, str(core), mine]) for core in cores if core is not None
     ]
     try:
         yield
+        assert not any(one.poll() for one in idle)
     finally:
         for one in idle:
             one.kill()

@@ -100,6 +100,16 @@ def test_a_database_of_a_later_version_is_refused(store: Store, tmp_path: Path) 
         Store.open(url(tmp_path), FixedClock())
 
 
+def quick_group_of(store: Store, functions: list) -> list:
+    """Run the functions as one quick group: all of them are there before the loop comes to it."""
+
+    async def run() -> list:
+        writing = (store.write(function, quick=True) for function in functions)
+        return list(await asyncio.gather(*writing, return_exceptions=True))
+
+    return asyncio.run(run())
+
+
 def group_of(store: Store, functions: list) -> list:
     """Run the functions in one commit group: the writer is held up until all of them wait."""
 
@@ -242,6 +252,51 @@ def test_a_function_that_hides_that_it_ended_the_transaction_is_not_answered_wit
     assert store.read_sync(lambda tx: tx.scalar(select(func.count()).select_from(schema.outbox))) == 0
     store.write_sync(put("b"))
     assert keys(store) == ["a", "b"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_nothing_of_a_group_stays_whose_transaction_one_of_it_has_ended(store: Store, quick: bool, fails: bool) -> None:
+    store.write_sync(put("a"))
+    rollback = text("INSERT OR ROLLBACK INTO meta (key, value) VALUES ('a', 'v')")
+
+    def ends(tx: Tx) -> None:
+        with contextlib.suppress(Conflict):
+            tx.execute(rollback)
+        if fails:
+            raise NotFound("no")
+
+    functions = [put("b"), ends, put("c")]
+    results = quick_group_of(store, functions) if quick else group_of(store, functions)
+    assert [type(one) for one in results] == [
+        StoreUnavailable,
+        NotFound if fails else StoreUnavailable,
+        StoreUnavailable,
+    ]
+    assert keys(store) == ["a"]
+    store.write_sync(put("d"))
+    assert keys(store) == ["a", "d"]
+
+
+def test_a_refusal_that_rests_on_what_was_undone_is_decided_anew(store: Store) -> None:
+    """Quick functions: the second sees what the first wrote and refuses; run again, the first one fails."""
+    runs: list[str] = []
+
+    def first(tx: Tx) -> None:
+        runs.append("first")
+        if runs.count("first") > 1:
+            raise NotFound("no")
+        put("k")(tx)
+
+    def second(tx: Tx) -> str:
+        runs.append("second")
+        if "k" in [row.key for row in tx.all(ALL)]:
+            raise Conflict("it is there")
+        return "it is free"
+
+    results = quick_group_of(store, [first, second])
+    assert runs == ["first", "second", "first", "second"]
+    assert isinstance(results[0], NotFound) and results[1] == "it is free"
 
 
 def test_entries_and_events_of_a_group_are_written_in_the_order_of_its_functions(store: Store) -> None:
