@@ -282,8 +282,8 @@ def test_the_owner_reads_and_decides_beside_the_running_gateway(own_campus: Call
     first = site.ask()
     assert site.until_ready(first).status == 202
 
-    def queue(*words: str | Path) -> Any:
-        return run_here("owner", "gateway", "queue", *words, "--state", site.folder / "state", "-o", "json")
+    def queue(verb: str, *words: str | Path) -> Any:
+        return run_here("owner", "gateway", "queue", verb, "--state", site.folder / "state", "-o", "json", *words)
 
     (row,) = queue("list").json
     assert (row["request"], row["agent"], row["state"]) == (first.request.rqh, first.sub, "asked")
