@@ -300,7 +300,8 @@ class CertificateAuthority:
         pending. `row` are columns of the certificates table: `profile` is required, subject_id, agent_id, owner_id,
         proxy_id, pledge_id, txn, model, csr_sha256, tier may be given. `event` names the final audit entry, `fields`
         are added to it. `by` is another generation of the role than the one that signs (for the OCSP signer of an old
-        one). Raises what they raise, KeyWeak, CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the store's refusals.
+        one). Raises what they raise, KeyWeak, CaExpired, ClockWentBack, IssuanceFailed, ShapeNotPossible, and the
+        store's refusals.
         """
         issuing = by or self.issuing(role)
         with self._cohort:
