@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from est import der as tlv
 from est.errors import BodyMalformed, CertificateMalformed
-from est.kept import KEPT, keep, kept_by_identity
+from est.kept import KEPT, keep, keep_as, kept_by_identity
 
 MAX_CERTIFICATE = 8192
 _KNOWN = frozenset(one for one in vars(ExtensionOID).values() if isinstance(one, x509.ObjectIdentifier))
@@ -224,9 +224,7 @@ def _told(certificate: x509.Certificate, extensions: bytes | None) -> list[Told]
         told = tlv.oid(extension.oid.dotted_string), extension.critical, *_tell(extension.value)
         found.append(told)
         if len(der) <= _SHORT and told[2] != "names":
-            if len(_kept) >= KEPT:
-                _kept.clear()
-            _kept[der] = told
+            keep_as(_kept, der, told)
     return found
 
 

@@ -22,7 +22,7 @@ from est.errors import (
     KeyNotAccepted,
     ProofOfPossessionFailed,
 )
-from est.kept import KEPT
+from est.kept import keep_as
 from est.keys import PublicKey, check_key, is_ec, is_plain_spki, read_spki, spki, spki_sha256
 from est.signer import KeySigner, Signer
 from est.transfer import check_der
@@ -253,9 +253,7 @@ def _asked(request: x509.CertificateSigningRequest, outline: _Outline) -> _Asked
 def _keep(asked: _Asked, outline: _Outline) -> _Asked:
     pieces = outline.subject, outline.attributes
     if pieces not in _kept and sum(map(len, pieces)) <= _MAX_OCTETS:
-        if len(_kept) >= KEPT:
-            _kept.clear()
-        _kept[pieces] = asked
+        keep_as(_kept, pieces, asked)
     return asked
 
 

@@ -29,8 +29,13 @@ def kept_by_identity(make: Callable[[_K], _T], kept: dict[int, tuple[object, _T]
 
 
 def keep(kept: dict[int, tuple[object, _T]], key: object, result: _T) -> _T:
-    """Keep the result; what is full is emptied first."""
+    """Keep the result for an object."""
+    keep_as(kept, id(key), (key, result))
+    return result
+
+
+def keep_as(kept: dict[_K, _T], name: _K, result: _T) -> None:
+    """Keep the result under a name that can be hashed; what is full is emptied first."""
     if len(kept) >= KEPT:
         kept.clear()
-    kept[id(key)] = key, result
-    return result
+    kept[name] = result

@@ -75,13 +75,12 @@ class Claims:
     def identifier(self, name: str, kind: Kind) -> str:
         """An identifier of this kind; raises what identifier.read_kind raises."""
         value = self._values.get(name)
-        if isinstance(value, str):
-            try:
-                return read_kind(value, kind).uri
-            except BindingError:
-                self.text(name)  # has a better word for what no text may be
-                raise
-        raise self._refusal(name, "printable ASCII of 1 to 2048 characters")
+        text = value if isinstance(value, str) else self.text(name)
+        try:
+            return read_kind(text, kind).uri
+        except BindingError:
+            self.text(name)  # has a better word for what no text may be
+            raise
 
     def whole(self, name: str, *, low: int = 0, high: int = MAX_TIME) -> int:
         """An integer within these bounds."""

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, exists, func, literal_column, select
 
 from appliance.store import certificates as certificate_rows
 from appliance.store.columns import to_micros
+from appliance.store.owners import ACTIVE
 from appliance.store.schema import agents, certificates, owner_keys, owners, proxies
 from appliance.store.statements import plain
 from appliance.store.transaction import Tx
@@ -67,7 +68,6 @@ _STANDING = plain(
     "state",
 )
 _APPROVER = plain(select(_has_key), "kid", "state", "owner", "state")
-_ACTIVE = "active"
 
 
 class Standing(NamedTuple):
@@ -100,7 +100,7 @@ def standing(
     """How a submitter, an agent behind it and the agent's key stand now, and an approver by owner and key."""
     values = (
         issuer_aki, certificate_rows.serial_octets(serial), proxy_id, agent_id, proxy_id, jkt,
-        spki_sha256, agent_id, certificate_rows.REVOKED, to_micros(at), kid, _ACTIVE, owner_id, _ACTIVE,
+        spki_sha256, agent_id, certificate_rows.REVOKED, to_micros(at), kid, ACTIVE, owner_id, ACTIVE,
     )  # fmt: skip
     row = tx.row(_STANDING, values)
     if row is None:
@@ -110,5 +110,5 @@ def standing(
 
 def is_approver(tx: Tx, owner_id: str, kid: str) -> bool:
     """Whether an active owner has this key, active too."""
-    row = tx.row(_APPROVER, (kid, _ACTIVE, owner_id, _ACTIVE))
+    row = tx.row(_APPROVER, (kid, ACTIVE, owner_id, ACTIVE))
     return bool(row and row[0])

@@ -44,7 +44,7 @@ def awake(*cores: int | None) -> Iterator[None]:
     ]
     try:
         yield
-        assert not any(one.poll() for one in idle)
+        assert all(one.poll() is None for one in idle)
     finally:
         for one in idle:
             one.kill()
