@@ -86,12 +86,12 @@ def new_connections(campus: Campus, plan: Plan, at_once: int) -> Bench:
             aimless = [(caller.context, bare) for caller in callers]
             wire.exchange_once_each(("127.0.0.1", ready["port"]), aimless, at_once=at_once)
             handshake = (cpu_seconds(ready["pid"]) - before) / len(keys) * 1e6
-            earlier = Primitives.measure(beside=campus.pid)
             work = [(caller.context, caller.renewal(key)) for caller, key in zip(callers, keys, strict=True)]
-            before = cpu_seconds(campus.pid)
-            answers = wire.exchange_once_each(campus.address("device"), work, at_once=at_once)
-            cpu = (cpu_seconds(campus.pid) - before) / len(keys) * 1e6
-            primitives = earlier.mean(Primitives.measure(beside=campus.pid))
+            with Primitives.during(campus.pid) as sampled:
+                before = cpu_seconds(campus.pid)
+                answers = wire.exchange_once_each(campus.address("device"), work, at_once=at_once)
+                cpu = (cpu_seconds(campus.pid) - before) / len(keys) * 1e6
+            primitives = sampled()
             _check(campus, answers, keys)
             if at:
                 handshakes.append(handshake)
@@ -133,12 +133,12 @@ def run(plan: Plan, folder: Path) -> list[Bench]:
 def _timed(
     bench: Bench | None, campus: Campus, connections: Sequence[wire.Connection], requests: Sequence[Sequence[bytes]]
 ) -> list[list[wire.Answer]]:
-    earlier = Primitives.measure(beside=campus.pid)
-    before = cpu_seconds(campus.pid)
-    answers = wire.exchange_all(connections, requests)
     count = sum(len(mine) for mine in requests)
-    cpu = (cpu_seconds(campus.pid) - before) / count * 1e6
-    primitives = earlier.mean(Primitives.measure(beside=campus.pid))
+    with Primitives.during(campus.pid) as sampled:
+        before = cpu_seconds(campus.pid)
+        answers = wire.exchange_all(connections, requests)
+        cpu = (cpu_seconds(campus.pid) - before) / count * 1e6
+    primitives = sampled()
     if bench is not None:
         bench.add(cpu=cpu, reference=primitives.sign + primitives.verify, operations=count)
     return answers

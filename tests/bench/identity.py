@@ -120,11 +120,11 @@ def _issue(name: str, campus: Campus, plan: Plan, count: int, signatures: int, v
         calls = [
             [wire.request("POST", "/v1/agents/enroll", one.body, composite.MEDIA_TYPE) for one in mine] for mine in asks
         ]
-        earlier = Primitives.measure(beside=campus.pid)
-        before = cpu_seconds(campus.pid)
-        answers = wire.exchange_all(connections, calls)
-        cpu = (cpu_seconds(campus.pid) - before) / (each * count) * 1e6
-        primitives = earlier.mean(Primitives.measure(beside=campus.pid))
+        with Primitives.during(campus.pid) as sampled:
+            before = cpu_seconds(campus.pid)
+            answers = wire.exchange_all(connections, calls)
+            cpu = (cpu_seconds(campus.pid) - before) / (each * count) * 1e6
+        primitives = sampled()
         _check(campus, owner, [one for mine in asks for one in mine], [one for mine in answers for one in mine])
         if at:
             reference = signatures * primitives.sign + verifications * primitives.verify

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 TBS_BYTES = 600
 _SCHED = 2
+_READY = "ready\n"
+_TURN, _PAUSE_SECONDS = 50, 0.2
 
 
 def cpu_seconds(pid: int) -> float:
@@ -69,24 +73,23 @@ class Primitives:
     verify: float
 
     @classmethod
-    def measure(cls, count: int = 300, *, beside: int = 0) -> Primitives:
-        """In this process, on 600 bytes, which is about a certificate, and on the processors of the process `beside`.
+    @contextmanager
+    def during(cls, pid: int) -> Iterator[Callable[[], Primitives]]:
+        """While the process `pid` works, in short turns on its own processor; at the end a function tells the mean.
 
-        A neighbour may slow one processor down and not the other.
+        A neighbour may slow one processor down and not the other, and for parts of a second.
         """
-        mine = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, os.sched_getaffinity(beside))
-        try:
-            return cls._measure(count)
-        finally:
-            os.sched_setaffinity(0, mine)
-
-    def mean(self, other: Primitives) -> Primitives:
-        """Of what was measured before and after."""
-        return Primitives((self.sign + other.sign) / 2, (self.verify + other.verify) / 2)
+        program = [sys.executable, "-m", "tests.bench.measure", str(pid)]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None and child.stdout is not None
+            assert child.stdout.readline() == _READY
+            told: list[str] = []
+            yield lambda: cls(*json.loads(told[0]))
+            told.append(child.communicate()[0])
 
     @classmethod
-    def _measure(cls, count: int) -> Primitives:
+    def measure(cls, count: int = 300) -> Primitives:
+        """In this process, on 600 bytes, which is about a certificate."""
         key, algorithm, data = ec.generate_private_key(ec.SECP256R1()), ec.ECDSA(hashes.SHA256()), bytes(TBS_BYTES)
         public, signature = key.public_key(), key.sign(data, algorithm)
         return cls(
@@ -173,3 +176,18 @@ def percentile(values: list[float], share: float) -> float:
     """The value below which `share` (0 to 1) of them lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _sample(pid: int) -> None:
+    """Primitives in turns beside a process until nobody writes to standard input any more."""
+    os.sched_setaffinity(0, os.sched_getaffinity(pid))
+    turns = [Primitives.measure(_TURN)]
+    print(_READY, end="", flush=True)
+    turns.clear()
+    while not turns or not select.select([sys.stdin], [], [], _PAUSE_SECONDS)[0]:
+        turns.append(Primitives.measure(_TURN))
+    print(json.dumps([statistics.mean(one.sign for one in turns), statistics.mean(one.verify for one in turns)]))
+
+
+if __name__ == "__main__":
+    _sample(int(sys.argv[1]))
