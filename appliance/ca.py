@@ -305,8 +305,8 @@ class CertificateAuthority:
         """
         issuing = by or self.issuing(role)
         with self._cohort:
-            prepared = await self._store.write(
-                lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending), quick=True
+            prepared = await self._store.write_in_steps(
+                lambda tx: self._prepare(tx, issuing, make_shape, row, actor, request_id, on_pending)
             )
             failpoint("issue-pending")
             signature = None
@@ -332,7 +332,7 @@ class CertificateAuthority:
         actor: Actor,
         request_id: str,
         on_pending: Callable[[Tx, PendingRow], None] | None,
-    ) -> _Prepared:
+    ) -> Way[_Prepared]:
         log_index = audit.next_seq(tx)
         last = tx.chain.time if tx.chain else None
         if last is not None and tx.now < last - _CLOCK_TOLERANCE:
@@ -344,6 +344,17 @@ class CertificateAuthority:
         self._weak_keys.check(shape.public_key)
         tbs = profiles.to_be_signed(shape, issuer_key=issuing.signer.public_key())
         digest = hashlib.sha256(tbs).digest()
+        audit.append(
+            tx,
+            AuditEvent(
+                "certificate-pending",
+                actor,
+                object=certificates.serial_text(shape.serial),
+                request_id=request_id,
+                fields={"issuer": issuing.role, "profile": row["profile"], "tbs_sha256": digest.hex()},
+            ),
+        )
+        yield
         row_id = certificates.add(
             tx,
             certificates.Pending(
@@ -355,16 +366,6 @@ class CertificateAuthority:
                 shape.not_before,
                 shape.not_after,
                 row,
-            ),
-        )
-        audit.append(
-            tx,
-            AuditEvent(
-                "certificate-pending",
-                actor,
-                object=certificates.serial_text(shape.serial),
-                request_id=request_id,
-                fields={"issuer": issuing.role, "profile": row["profile"], "tbs_sha256": digest.hex()},
             ),
         )
         pending = PendingRow(row_id, issuing.role, shape.serial, shape, digest, log_index)

@@ -88,7 +88,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "appliance.binding.errors",
     ),
     "appliance.mdns": ("appliance.mdns", "appliance.errors", "appliance.clock", "brski", "est"),
-    "appliance.store": ("appliance.store", "appliance.errors", "appliance.clock", "appliance.settings", "est"),
+    "appliance.cohort": (),
+    "appliance.store": (
+        "appliance.store",
+        "appliance.errors",
+        "appliance.clock",
+        "appliance.cohort",
+        "appliance.settings",
+        "est",
+    ),
     "appliance.proxy": (
         "appliance.proxy",
         "appliance.mdns",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from appliance.cohort import Way
 from appliance.store.transaction import OutboxRow, Tx
 
 _log = logging.getLogger(__name__)
@@ -27,9 +28,9 @@ class Answerable(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """One function that waits for its transaction."""
+    """One function that waits for its transaction, which it takes in steps."""
 
-    function: Callable[[Tx], Any]
+    function: Callable[[Tx], Way[Any]]
     loop: asyncio.AbstractEventLoop | None
     future: Answerable
     essential: bool = False

@@ -8,12 +8,14 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
 from appliance.clock import Clock
+from appliance.cohort import Way
 from appliance.errors import StoreMissing, StoreUnavailable
 from appliance.store import heard
 from appliance.store.columns import to_micros
@@ -93,6 +95,16 @@ class Store:
         does outside the transaction may count twice. `essential` work (a revocation) is done even below the disk
         watermark. Raises what the function raises, StoreBusy, DiskFull or StoreUnavailable.
         """
+        return await self._submit(partial(_whole, function), essential, quick)
+
+    async def write_in_steps(self, function: Callable[[Tx], Way[T]]) -> T:
+        """A quick write() of several steps, each of them taken by everybody in the group before the next (decision 22).
+
+        Between two steps others may write in the same transaction.
+        """
+        return await self._submit(function, essential=False, quick=True)
+
+    async def _submit(self, function: Callable[[Tx], Way[T]], essential: bool, quick: bool) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._writer.submit(Job(function, loop, future, essential, quick))
@@ -107,7 +119,7 @@ class Store:
     def write_sync(self, function: Callable[[Tx], T], *, essential: bool = False) -> T:
         """write() for callers without an event loop; never call it on one."""
         future: Future[T] = Future()
-        self._writer.submit(Job(function, None, future, essential))
+        self._writer.submit(Job(partial(_whole, function), None, future, essential))
         return future.result()
 
     def read_sync(self, function: Callable[[Tx], T]) -> T:
@@ -168,6 +180,12 @@ class Store:
             with self._lock:
                 self._open_readers.append(reader)
         return reader
+
+
+def _whole(function: Callable[[Tx], T], tx: Tx) -> Way[T]:
+    """A function as a way of one step."""
+    yield from ()
+    return function(tx)
 
 
 def _nothing(tx: Tx) -> None:

@@ -72,6 +72,7 @@ class Written:
         """Insert everything and number the outbox rows."""
         audit, outbox, emitted = self.audit, self.outbox, self.emitted
         if audit:
+            audit.sort()  # of functions in steps side by side; at its end the table grows without a page half empty
             cursor.executemany(_APPEND.sql, audit)
             self.audit = []
         if outbox:

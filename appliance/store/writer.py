@@ -4,7 +4,8 @@ Each function runs between SAVEPOINT and RELEASE of one fixed name, directly on 
 one is undone alone and the rest of its group commits. Quick functions do so only once one of their group has failed:
 then the whole group is undone and the others run once more. For behind a savepoint the database copies every page
 before it is changed, which costs a good part of what those functions do. Audit and outbox rows of a group are inserted
-together when all its functions have run. Subscribers hear of a group before its callers do, so whoever was answered
+together when all its functions have run. Functions that stand and fall together take their steps side by side (decision
+22). Subscribers hear of a group before its callers do, so whoever was answered
 finds the in-memory copies up to date.
 
 There are two queues over the one connection. Ordinary functions run on the writer thread. Quick ones, a handful of
@@ -26,8 +27,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -285,22 +287,21 @@ class Writer:
                 self._version = version
             now = self._clock.now()
             micros = to_micros(now)
-            disk_is_low = self._disk_low()
-            has_savepoints = is_second or (len(group) > 1 and not all(job.quick for job in group))
+            jobs = self._with_room(group)
+            is_apart = is_second or (len(group) > 1 and not all(job.quick for job in group))
             written = Written()
-            for job in group:
-                if disk_is_low and not job.essential:
-                    job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
-                    continue
-                if not self._run_one(job, Tx(self._statements, now, micros, self._chain), written, has_savepoints):
-                    execute("ROLLBACK")
-                    if len(group) == 1:
-                        return False
-                    for one in group:  # the refusal too: it may rest on what has just been undone
-                        one.result = one.error = None
-                    emitted.clear()
-                    self._version = -1  # what others wrote is taken up again, and what they write meanwhile
-                    return self._run_group(group, emitted, is_second=True)
+            if is_apart:
+                for job in jobs:
+                    self._run_apart(job, now, micros, written)
+            elif not self._run(jobs, now, micros, written):
+                execute("ROLLBACK")
+                if len(group) == 1:
+                    return False
+                for one in group:  # the refusal too: it may rest on what has just been undone
+                    one.result = one.error = None
+                emitted.clear()
+                self._version = -1  # what others wrote is taken up again, and what they write meanwhile
+                return self._run_group(group, emitted, is_second=True)
             if not self._dbapi.in_transaction:
                 raise StoreUnavailable(_ENDED, retry_after_seconds=5)
             written.insert(self._cursor)
@@ -328,34 +329,46 @@ class Writer:
                 execute("ROLLBACK")
             raise
 
-    def _run_one(self, job: Job, tx: Tx, written: Written, has_savepoint: bool) -> bool:
-        """One function; False if it failed and what it wrote is still to be undone, with all that was written before.
-
-        With a savepoint it has been undone. Raises StoreUnavailable if the transaction is not open any more after it.
-        """
-        chain = self._chain
-        seq, digest, time_of_last = chain.seq, chain.hash, chain.time
+    def _run_apart(self, job: Job, now: datetime, micros: int, written: Written) -> None:
+        """One function behind a savepoint: it is undone alone if it fails."""
         execute = self._cursor.execute
-        if has_savepoint:
-            execute("SAVEPOINT t")
-        try:
-            job.result = job.function(tx)
-        except BaseException as error:  # supervisor: the caller gets it, whatever it is
-            job.error = error
-            chain.seq, chain.hash, chain.time = seq, digest, time_of_last
-            if not self._dbapi.in_transaction:
-                if isinstance(error, Refusal):  # it is this one's; the others hear what happened to them
-                    raise StoreUnavailable(_ENDED, retry_after_seconds=5) from error
-                raise
-            if not has_savepoint:
-                return False
+        execute("SAVEPOINT t")
+        if not self._run((job,), now, micros, written):
             execute("ROLLBACK TO t")
-        else:
-            if not self._dbapi.in_transaction:  # what follows would be outside any
-                raise StoreUnavailable(_ENDED, retry_after_seconds=5)
-            written.take(tx.written)
-        if has_savepoint:
-            execute("RELEASE t")
+        execute("RELEASE t")
+
+    def _run(self, jobs: Sequence[Job], now: datetime, micros: int, written: Written) -> bool:
+        """Functions that stand and fall together, one step of everybody before the next of anybody.
+
+        False if one failed: it has its error, and what all of them wrote is still to be undone. Raises StoreUnavailable
+        if the transaction is not open any more after a step.
+        """
+        chain, dbapi = self._chain, self._dbapi
+        seq, digest, time_of_last = chain.seq, chain.hash, chain.time
+        transactions = [Tx(self._statements, now, micros, chain) for _ in jobs]
+        walking = [(job, tx, job.function(tx)) for job, tx in zip(jobs, transactions, strict=True)]
+        while walking:
+            further = []
+            for one in walking:
+                job, tx, way = one
+                try:
+                    next(way)
+                except StopIteration as last:
+                    job.result = last.value
+                    written.take(tx.written)
+                except BaseException as error:  # supervisor: the caller gets it, whatever it is
+                    job.error = error
+                    chain.seq, chain.hash, chain.time = seq, digest, time_of_last
+                    if dbapi.in_transaction:
+                        return False
+                    if isinstance(error, Refusal):  # it is this one's; the others hear what happened to them
+                        raise StoreUnavailable(_ENDED, retry_after_seconds=5) from error
+                    raise
+                else:
+                    further.append(one)
+                if not dbapi.in_transaction:  # what follows would be outside any
+                    raise StoreUnavailable(_ENDED, retry_after_seconds=5)
+            walking = further
         return True
 
     def _load_head(self) -> None:
@@ -366,6 +379,15 @@ class Writer:
     def _check_file(self) -> None:
         if _inode(self._file) != self._inode:
             raise StoreUnavailable("the database file was removed or replaced", retry_after_seconds=30)
+
+    def _with_room(self, group: list[Job]) -> list[Job]:
+        """Those for whom the disk has room; the others get their refusal."""
+        if not self._disk_low():
+            return group
+        for job in group:
+            if not job.essential:
+                job.error = DiskFull("the disk is nearly full", retry_after_seconds=30)
+        return [job for job in group if job.essential]
 
     def _disk_low(self) -> bool:
         if not self._free_bytes:

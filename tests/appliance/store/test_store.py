@@ -17,6 +17,7 @@ from sqlalchemy import bindparam, func, insert, select, text, update
 
 from appliance import audit
 from appliance.audit import APPLIANCE, AuditEvent
+from appliance.cohort import Way
 from appliance.errors import (
     Conflict,
     DiskFull,
@@ -297,6 +298,72 @@ def test_a_refusal_that_rests_on_what_was_undone_is_decided_anew(store: Store) -
     results = quick_group_of(store, [first, second])
     assert runs == ["first", "second", "first", "second"]
     assert isinstance(results[0], NotFound) and results[1] == "it is free"
+
+
+def in_steps(store: Store, functions: list) -> list:
+    """Run the functions as one quick group, each of them in steps."""
+
+    async def run() -> list:
+        return list(await asyncio.gather(*map(store.write_in_steps, functions), return_exceptions=True))
+
+    return asyncio.run(run())
+
+
+def two_steps(name: str, taken: list[str], *, fails: bool = False) -> Callable[[Tx], Way[list[int]]]:
+    def function(tx: Tx) -> Way[list[int]]:
+        taken.append(f"{name}a")
+        first = audit.append(tx, AuditEvent("appliance-started", APPLIANCE, f"{name}a"))
+        tx.emit("topic", f"{name}a", {})
+        yield
+        taken.append(f"{name}b")
+        put(name)(tx)
+        if fails:
+            raise NotFound("no")
+        return [first, audit.append(tx, AuditEvent("appliance-started", APPLIANCE, f"{name}b"))]
+
+    return function
+
+
+def test_functions_in_steps_take_each_step_together_and_their_entries_are_one_chain(store: Store) -> None:
+    taken: list[str] = []
+    assert in_steps(store, [two_steps(name, taken) for name in "xy"]) == [[1, 3], [2, 4]]
+    assert taken == ["xa", "ya", "xb", "yb"]
+    assert keys(store) == ["x", "y"]
+    entries = store.read_sync(lambda tx: list(audit.rows(tx)))
+    assert [row.entry["object"] for row in entries] == taken
+    assert audit.verify(entries).seq == 4
+
+
+def test_where_one_in_steps_fails_all_run_once_more_and_each_of_them_whole(store: Store) -> None:
+    taken: list[str] = []
+    seen: list[OutboxRow] = []
+    store.subscribe(seen.extend)
+    answers = in_steps(store, [two_steps(name, taken, fails=name == "y") for name in "xyz"])
+    assert taken == ["xa", "ya", "za", "xb", "yb", "xa", "xb", "ya", "yb", "za", "zb"]
+    assert (answers[0], answers[2]) == ([1, 2], [3, 4])
+    assert isinstance(answers[1], NotFound)
+    assert keys(store) == ["x", "z"]
+    assert [row.key for row in seen] == ["xa", "za"]
+    entries = store.read_sync(lambda tx: list(audit.rows(tx)))
+    assert [row.entry["object"] for row in entries] == ["xa", "xb", "za", "zb"]
+    assert audit.verify(entries).seq == 4
+
+
+def test_no_step_is_taken_after_one_that_ended_the_transaction(store: Store) -> None:
+    store.write_sync(put("a"))
+    taken: list[str] = []
+
+    def ends(tx: Tx) -> Way[None]:
+        yield
+        with contextlib.suppress(Conflict):
+            tx.execute(text("INSERT OR ROLLBACK INTO meta (key, value) VALUES ('a', 'v')"))
+        yield
+
+    answers = in_steps(store, [ends, two_steps("x", taken)])
+    assert [type(one) for one in answers] == [StoreUnavailable, StoreUnavailable]
+    assert taken == ["xa"]
+    assert keys(store) == ["a"]
+    assert store.read_sync(lambda tx: audit.last_seq(tx)) == 0
 
 
 def test_entries_and_events_of_a_group_are_written_in_the_order_of_its_functions(store: Store) -> None:
