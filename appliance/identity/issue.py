@@ -10,9 +10,10 @@ import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from math import ceil
 from typing import Any
 
 from cryptography import x509
@@ -92,6 +93,11 @@ class Grant:
         return [jws.s256(one.token) for one in self.approvals]
 
     @cached_property
+    def ear_digest(self) -> bytes:
+        """SHA-256 of the attestation result: `earDigest` of the certificate."""
+        return sha256(self.ear.encode("ascii")).digest()
+
+    @cached_property
     def hashes(self) -> Mapping[str, Any]:
         """What the audit log tells: who, and digests of everything signed (A-112)."""
         request = self.request
@@ -106,7 +112,7 @@ class Grant:
             "rqh": request.rqh,
             "approvals_s256": self.approvals_s256,
             "evidence_s256": jws.s256(self.evidence),
-            "ear_s256": jws.s256(self.ear),
+            "ear_s256": jws.base64url(self.ear_digest),
         }
 
 
@@ -268,9 +274,10 @@ class Issuer:
     def _shape(self, grant: Grant, slot: Slot) -> profiles.Shape:
         request = grant.request
         terms = slot.terms(timedelta(seconds=grant.ttl_seconds))
-        earliest = slot.now - timedelta(seconds=self.limits.backdating_seconds)
         extensions: tuple[tuple[x509.UnrecognizedExtension, bool], ...] = ()
-        if grant.owner is not None:
+        if grant.owner is None:
+            earliest = slot.now - timedelta(seconds=self.limits.backdating_seconds)
+        else:
             approval = grant.approvals[0]
             earliest = approvals.not_before(approval, slot.now, self.limits)
             registered = grant.owner.key(approval.kid)
@@ -280,20 +287,18 @@ class Issuer:
                 owner_key=registered.public_key,
                 model=grant.model,
                 approval=_inside(approval, is_hash=grant.is_hashed),
-                ear_digest=sha256(grant.ear.encode("ascii")).digest(),
+                ear_digest=grant.ear_digest,
                 log_index=dual_identity.log_index_of(slot.log_index),
                 is_by_passkey=approval.sign_count is not None,
             )
             extensions = dual_identity.extensions(dual, self.arc)
-        not_before = max(terms.not_before, slot.not_before, earliest)
-        if not_before.microsecond:
-            not_before = not_before.replace(microsecond=0) + timedelta(seconds=1)
+        not_before = ceil(max(terms.not_before, slot.not_before, earliest).timestamp())
         return profiles.agent(
             Terms(
                 terms.issuer,
                 terms.issuer_key_identifier,
                 terms.serial,
-                min(not_before, slot.now.replace(microsecond=0)),
+                datetime.fromtimestamp(min(not_before, int(slot.now.timestamp())), UTC),
                 terms.not_after,
                 terms.crl_url,
                 terms.issuer_url,
@@ -390,7 +395,7 @@ def _inside(approval: OwnerApproval | StandingApproval, *, is_hash: bool) -> str
 
 def timestamp(at: datetime) -> str:
     """RFC 3339, whole seconds, UTC."""
-    return at.replace(microsecond=0).isoformat().replace("+00:00", "Z")
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _answer(result: Mapping[str, Any], der: bytes, issuing: x509.Certificate) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Submitters:
         """
         if peer.certificate is None:
             raise CertificateRequired("agent routes are for proxies with their domain certificate")
-        known = self._know(peer.certificate, peer.certificate_der or b"")
+        known = self._know(peer.certificate, peer.certificate_sha256 or b"")
         method = await self._method(known)
         actor = Actor("proxy", known.proxy_id, known.fingerprint, peer.address)
         return Submitter(
@@ -146,7 +146,7 @@ class Submitters:
         for row in rows:
             if row.der is None or row.issuer_role != "devices":
                 continue
-            known = self._know(read_certificate(row.der), row.der)
+            known = self._know(read_certificate(row.der), hashlib.sha256(row.der).digest())
             if known.jkt == sealed.kid and known.proxy_id == proxy_id:
                 method = await self._method(known)
                 return Submitter(
@@ -180,8 +180,8 @@ class Submitters:
                 self._changes += 1
                 self._live.clear()
 
-    def _know(self, certificate: x509.Certificate, der: bytes) -> _Known:
-        digest = hashlib.sha256(der).digest()
+    def _know(self, certificate: x509.Certificate, digest: bytes) -> _Known:
+        """What a certificate says; `digest` is the SHA-256 of its octets."""
         known = self._known.get(digest)
         if known is None:
             known = self._read(certificate, digest)
