@@ -14,6 +14,7 @@ from appliance.binding.errors import (
     TokenIdTooShort,
 )
 from appliance.binding.identifier import Kind, read_kind
+from appliance.binding.jws import unbase64url
 
 MAX_TIME = 253_402_300_799
 """Last second that a datetime can hold, as NumericDate."""
@@ -106,6 +107,17 @@ class Claims:
     def nonce(self, name: str) -> str:
         """A nonce as the server makes them: 22 to 88 characters of base64url (RFC 9711 allows 8 to 88)."""
         return self._matching(name, _NONCE, "base64url of 22 to 88 characters")
+
+    def octets(self, name: str, *, max_length: int) -> bytes:
+        """The octets of base64url of 1 to `max_length` characters; raises what `jws.unbase64url` raises."""
+        value = self._values.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= max_length:
+            value = self.text(name, max_length=max_length)  # refuses it
+        try:
+            return unbase64url(value, name)
+        except Malformed:
+            self.text(name, max_length=max_length)  # has a better word for what no text may be
+            raise
 
     def hash(self, name: str) -> str:
         """base64url of a SHA-256."""

@@ -98,7 +98,7 @@ def is_org_text(value: object) -> bool:
 def _read_csr(claims: Claims) -> bytes | None:
     if "csr" not in claims:
         return None
-    return jws.unbase64url(claims.text("csr", max_length=MAX_CSR_BYTES * 4 // 3), "csr")
+    return claims.octets("csr", max_length=MAX_CSR_BYTES * 4 // 3)
 
 
 def _read_approvals(claims: Claims) -> tuple[str, ...]:

@@ -230,7 +230,7 @@ def check_answer(ear: Ear, *, evidence: str, asked_at: datetime, limits: Limits 
 
 def _raw_evidence(claims: Claims) -> str:
     name = "ear_raw_evidence"
-    octets = jws.unbase64url(claims.text(name, max_length=jws.MAX_BYTES), name)
+    octets = claims.octets(name, max_length=jws.MAX_BYTES)
     if not octets.isascii():
         raise claims.malformed(name, "the evidence as text, base64url")
     return octets.decode("ascii")

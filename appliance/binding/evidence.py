@@ -296,7 +296,7 @@ def read_cmw(value: object) -> str:
 def _read_ueid(claims: Claims) -> bytes | None:
     if "ueid" not in claims:
         return None
-    octets = jws.unbase64url(claims.text("ueid", max_length=44), "ueid")
+    octets = claims.octets("ueid", max_length=44)
     # RFC 9711, section 4.2.1: a type octet of 1 to 3, then 6 to 32 octets
     if not 7 <= len(octets) <= 33 or octets[0] not in (1, 2, 3):
         raise claims.malformed("ueid", "a type octet of 1 to 3 and 6 to 32 octets more")

@@ -261,7 +261,7 @@ def _proxies(claims: Claims) -> tuple[str, ...]:
 
 def _platform(claims: Claims) -> Platform:
     claims.check_names(_PLATFORM)
-    ueid = jws.unbase64url(claims.text("ueid", max_length=44), "ueid")
+    ueid = claims.octets("ueid", max_length=44)
     if not 7 <= len(ueid) <= 33:
         raise claims.malformed("ueid", "7 to 33 octets (RFC 9711, section 4.2.1)")
     digests = claims.hashes("executables", most=MAX_EXECUTABLES)

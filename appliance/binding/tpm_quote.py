@@ -77,7 +77,7 @@ def read(claims: Claims) -> TpmQuote:
         if name not in _REGISTERS:
             raise claims.malformed("pcrs", f"registers 0 to {MAX_PCRS - 1}")
         found[int(name)] = _octets(pcrs, name, 32)
-    attest = jws.unbase64url(claims.text("attest", max_length=_MAX_ATTEST * 4 // 3 + 3), "attest")
+    attest = claims.octets("attest", max_length=_MAX_ATTEST * 4 // 3 + 3)
     key = jws.read_ec_jwk(claims.value("jwk"), what="tpm jwk")
     return TpmQuote(attest, _octets(claims, "sig", _SIGNATURE_OCTETS), key, MappingProxyType(found))
 
@@ -145,7 +145,7 @@ class _Reader:
 
 
 def _octets(claims: Claims, name: str, count: int) -> bytes:
-    octets = jws.unbase64url(claims.text(name, max_length=count * 4 // 3 + 3), name)
+    octets = claims.octets(name, max_length=count * 4 // 3 + 3)
     if len(octets) != count:
         raise claims.malformed(name, f"{count} octets")
     return octets

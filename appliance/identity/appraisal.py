@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from typing import Any, Protocol
 
 from appliance.binding import ear, evidence, jws
@@ -37,11 +36,6 @@ class Appraisal:
     ear: str
     tier: Tier
     longest_seconds: int | None
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of the result: `earDigest` of the certificate."""
-        return sha256(self.ear.encode("ascii")).digest()
 
 
 class Appraiser(Protocol):
