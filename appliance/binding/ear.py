@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -67,8 +68,7 @@ class Tier(StrEnum):
 _BADNESS = {Tier.AFFIRMING: 0, Tier.WARNING: 1, Tier.NONE: 2, Tier.CONTRAINDICATED: 3}
 
 
-@dataclass(frozen=True, slots=True)
-class Submodule:
+class Submodule(NamedTuple):
     """Result for one part: its tier, the vector behind it (claim -> -128..127) and the policies that were applied."""
 
     status: Tier

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hmac import compare_digest
 from types import TracebackType
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -86,8 +87,7 @@ class TrustDomain:
     anchors: TrustAnchors = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What was verified, step by step, and who the credential is about."""
 
     found: tuple[tuple[str, str | Callable[[], str]], ...]

@@ -7,9 +7,8 @@ request (A-23); what it says is then held against the appraisal policy. A contra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from appliance.binding import ear, evidence, jws
 from appliance.binding.ear import Submodule, Tier, worst
@@ -28,8 +27,7 @@ _AFFIRMED = 2
 _VALUE = {Tier.AFFIRMING: _AFFIRMED, Tier.WARNING: 32, Tier.CONTRAINDICATED: 96}
 
 
-@dataclass(frozen=True, slots=True)
-class Appraisal:
+class Appraisal(NamedTuple):
     """What came out: the evidence as read, the signed result, its tier, and the longest life that it allows."""
 
     evidence: Evidence

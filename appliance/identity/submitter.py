@@ -13,6 +13,7 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -46,8 +47,7 @@ FRESH_SECONDS = 5.0
 """How long another process's revocation may go unnoticed here, before the last check finds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitter:
+class Submitter(NamedTuple):
     """The proxy behind one request; `key` signs its evidence, `not_after` ends its certificate's life."""
 
     proxy_id: str
