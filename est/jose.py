@@ -20,7 +20,8 @@ _LAST = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
 
 def base64url(octets: bytes) -> str:
     """base64url without padding."""
-    return binascii.b2a_base64(octets, newline=False).translate(_TO_BASE64URL, b"=").decode("ascii")
+    # rstrip() first: translate() with characters to be left out takes half as long again for the whole text
+    return binascii.b2a_base64(octets, newline=False).rstrip(b"=").translate(_TO_BASE64URL).decode("ascii")
 
 
 def unbase64url(text: bytes) -> bytes:
