@@ -22,6 +22,12 @@ _BEFORE_POINT = {
 }
 """SubjectPublicKeyInfo up to the point, which always has the same length."""
 
+_PLAIN = {
+    len(before) + 1 + 2 * size: before + b"\x04"
+    for before, size in ((_BEFORE_POINT["secp256r1"], 32), (_BEFORE_POINT["secp384r1"], 48))
+}
+"""How the SubjectPublicKeyInfo of an uncompressed point begins, by its whole length."""
+
 MAX_EXPONENT = 1 << 256
 """RSA exponents stay below it (FIPS 186-5, section 5.4): each bit of a longer one is work for who verifies."""
 
@@ -114,7 +120,7 @@ def spki(key: x509.Certificate | PublicKey) -> bytes:
     return _spki_of(key) if isinstance(key, x509.Certificate) else _write_spki(key)
 
 
-@lru_cache(maxsize=KEPT)
+@kept_by_identity
 def _spki_of(certificate: x509.Certificate) -> bytes:
     try:
         return _write_spki(certificate.public_key())
@@ -137,10 +143,8 @@ _write_spki = kept_by_identity(_make_spki, _written)
 
 def is_plain_spki(der: bytes) -> bool:
     """Whether these octets can be nothing but the SubjectPublicKeyInfo of an uncompressed point on P-256 or P-384."""
-    return any(
-        len(der) == len(before) + 1 + 2 * size and der.startswith(before + b"\x04")
-        for before, size in ((_BEFORE_POINT["secp256r1"], 32), (_BEFORE_POINT["secp384r1"], 48))
-    )
+    before = _PLAIN.get(len(der))
+    return before is not None and der.startswith(before)
 
 
 def spki_of_point(curve: str, point: bytes) -> bytes:
