@@ -60,14 +60,16 @@ def decode_base64(body: bytes, *, max_bytes: int = MAX_BODY) -> bytes:
         if not armoured or armoured[1] != armoured[3]:
             raise BodyMalformed("PEM armour is not that of one certificate request")
         body = armoured[2]
-    text = body.translate(None, b" \t\r\n")
+    # one search each, where there is nothing to drop; translate() would look at every octet in a table
+    text = body.replace(b"\n", b"").replace(b"\r", b"").replace(b" ", b"").replace(b"\t", b"")
     if not text:
         raise BodyMalformed("the body is empty")
     try:
         der = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise BodyMalformed("the body is not base64") from error
-    if binascii.b2a_base64(der, newline=False) != text:
+    groups = len(der) // 3  # of four characters each, in which no bit is left over
+    if binascii.b2a_base64(der[3 * groups :], newline=False) != text[4 * groups :]:
         raise BodyMalformed("the base64 has stray bits in its last character")
     return der
 
