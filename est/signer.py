@@ -9,8 +9,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
-_LONG = 1_048_576
-
 
 class Signer(Protocol):
     """A P-256 or P-384 key that may not be exportable."""
@@ -24,23 +22,25 @@ class Signer(Protocol):
         ...
 
 
-_OVER_DATA = {one.name: ec.ECDSA(one) for one in (hashes.SHA256(), hashes.SHA384())}
-
-
 def hash_for(key: ec.EllipticCurvePublicKey) -> hashes.SHA256 | hashes.SHA384:
     """The hash that goes with the curve (RFC 5480, section 4)."""
     return hashes.SHA384() if key.curve.name == "secp384r1" else hashes.SHA256()
 
 
-def signed_form(data: bytes, key: ec.EllipticCurvePublicKey) -> tuple[bytes, ec.ECDSA]:
-    """What to hand to a key of this curve for an ECDSA signature over `data`: itself, or the digest of very much data.
+_OVER_DIGEST = {
+    "sha256": (hashlib.sha256, ec.ECDSA(Prehashed(hashes.SHA256()))),
+    "sha384": (hashlib.sha384, ec.ECDSA(Prehashed(hashes.SHA384()))),
+}
 
-    A CRL of a million entries takes a tenth of a second to hash, in which hashlib lets other threads run.
+
+def signed_form(data: bytes, key: ec.EllipticCurvePublicKey) -> tuple[bytes, ec.ECDSA]:
+    """What to hand to a key of this curve for an ECDSA signature over `data`: its digest.
+
+    Told a hash to use, the library asks its abstract classes each time whether it is one. And hashlib lets other
+    threads run, of which a CRL of a million entries takes a tenth of a second.
     """
-    algorithm = hash_for(key)
-    if len(data) < _LONG:
-        return data, _OVER_DATA[algorithm.name]
-    return hashlib.new(algorithm.name, data).digest(), ec.ECDSA(Prehashed(algorithm))
+    digest, algorithm = _OVER_DIGEST[hash_for(key).name]
+    return digest(data).digest(), algorithm
 
 
 class KeySigner:
@@ -49,12 +49,9 @@ class KeySigner:
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
         self._public = key.public_key()
-        self._algorithm = ec.ECDSA(hash_for(self._public))
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
         return self._public
 
     def sign(self, data: bytes) -> bytes:
-        if len(data) < _LONG:
-            return self._key.sign(data, self._algorithm)
         return self._key.sign(*signed_form(data, self._public))
