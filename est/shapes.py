@@ -173,8 +173,8 @@ def _check_own(certificate: x509.Certificate, shape: Shape) -> None:
 def _check_dates(certificate: x509.Certificate, shape: Shape) -> None:
     """Serial number and dates."""
     found = certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    wanted = shape.serial, shape.not_before.replace(microsecond=0), shape.not_after.replace(microsecond=0)
-    if found != wanted:
+    if found != (shape.serial, shape.not_before, shape.not_after):
+        wanted = shape.serial, shape.not_before.replace(microsecond=0), shape.not_after.replace(microsecond=0)
         _compare(("serial number", "notBefore", "notAfter"), found, wanted)
 
 
