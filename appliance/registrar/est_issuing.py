@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cryptography import x509
@@ -46,8 +46,7 @@ class _NotApproved(Exception):
     """Leaves the transaction of a request that has to wait for a person."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What is asked for: the request, under which rules, by which operation, in which HTTP call.
 
     `subject` is a new one that ChangeSubjectName asked for. `known` is what a waiting request is known again by: the
@@ -62,7 +61,7 @@ class Wish:
     known: Csr
     subject: x509.Name | None = None
     is_repeatable: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class Ldevid(NamedTuple):
@@ -99,7 +98,8 @@ class LdevidIssuer:
 
     async def _issue(self, applicant: Applicant, wish: Wish) -> Ldevid:
         csr, policy, operation, caller = wish.csr, wish.policy, wish.operation, wish.caller
-        asked = asked_sha256(csr) if wish.is_repeatable else None
+        csr_sha256 = hashlib.sha256(csr.der).hexdigest()
+        asked = asked_sha256(csr, csr_sha256) if wish.is_repeatable else None
         is_manual = policy.rules.approval == "manual"
         proxy_id, identifier, event = applicant.proxy_id, applicant.identifier, applicant.event
 
@@ -147,7 +147,7 @@ class LdevidIssuer:
             fields={
                 "proxy": identifier,
                 "label": policy.label,
-                "csr_sha256": hashlib.sha256(csr.der).hexdigest(),
+                "csr_sha256": csr_sha256,
                 **wish.facts,
             },
             on_pending=begin,
