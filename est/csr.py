@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -55,8 +54,7 @@ _STRINGS = (tlv.UTF8_STRING, tlv.PRINTABLE_STRING, tlv.IA5_STRING)
 _MAX_OCTETS = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class Csr:
+class Csr(NamedTuple):
     """A request whose signature has been verified with the key in it.
 
     `subject_der` and `san_der` are the bytes as sent (Name; value of the extension), for exact comparison;
@@ -117,8 +115,7 @@ def _read_any(der: bytes) -> Csr:
     return Csr(der, public_key, *_asked(request, outline), spki_sha256(public_key))
 
 
-@dataclass(frozen=True, slots=True)
-class UnprovenCsr:
+class UnprovenCsr(NamedTuple):
     """What a request asks for when its key and signature mean nothing (RFC 7030, section 4.4.1).
 
     `key_sha256` is over the bytes of the placeholder's SubjectPublicKeyInfo.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
@@ -78,8 +78,7 @@ _OWN_KEY = settle(x509.SubjectKeyIdentifier(bytes(20))).settled[:-20]
 """SubjectKeyIdentifier up to the 20 octets of the digest, which are all that differs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What the issuer puts into every certificate: its name and key identifier, a serial number, dates, addresses."""
 
     issuer: x509.Name

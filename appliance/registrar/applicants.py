@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -249,8 +249,7 @@ class SecretApplicant:
         """Nothing follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenewalApplicant:
+class RenewalApplicant(NamedTuple):
     """A proxy with a live LDevID (RFC 7030, section 4.2.2)."""
 
     live: LiveLdevid

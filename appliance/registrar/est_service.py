@@ -205,7 +205,7 @@ class EstService:
             policy,
             paths.SERVERKEYGEN,
             caller,
-            replace(csr, key_sha256=ask.csr.key_sha256),
+            csr._replace(key_sha256=ask.csr.key_sha256),
             subject,
             is_repeatable=False,
             facts={"linked": False, "made_key": returned},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -40,7 +39,7 @@ def test_a_path_is_held_against_the_lists_at_hand() -> None:
 
 @pytest.mark.req("B-284")
 def test_where_a_list_is_demanded_a_certificate_that_names_one_needs_it() -> None:
-    terms_ = replace(terms(campus().ca), crl_url="http://pki.example/crl/devices.crl")
+    terms_ = terms(campus().ca)._replace(crl_url="http://pki.example/crl/devices.crl")
     shape = profiles.ldevid(terms_, profiles.name("p"), key("p").public_key(), identifier="spiffe://x.example/proxy/1")
     leaf = sign(shape, key("campus ca"))
     chain = (leaf, *path()[1:])

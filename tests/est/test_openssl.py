@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def test_we_read_what_openssl_seals(tmp_path: Path) -> None:
 def test_openssl_verifies_every_shape_and_shows_what_was_meant(tmp_path: Path) -> None:
     world = campus()
     root, ca = pem(tmp_path, "root.pem", world.root), pem(tmp_path, "ca.pem", world.ca)
-    under = replace(terms(world.ca), crl_url="http://pki.example/crl/agents.crl", issuer_url="http://pki.example/ca")
+    under = terms(world.ca)._replace(crl_url="http://pki.example/crl/agents.crl", issuer_url="http://pki.example/ca")
     name, public = profiles.name(URI[-36:]), key("subject").public_key()
     private = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.2026.1.2"), b"\x16\x01a")
     shapes = {

@@ -37,8 +37,7 @@ SERVER, CLIENT, RA = chains.SERVER_AUTH, chains.CLIENT_AUTH, chains.CMC_RA
 
 
 def under_ca() -> profiles.Terms:
-    return replace(
-        terms(campus().ca),
+    return terms(campus().ca)._replace(
         crl_url="http://pki.example/crl/devices.crl",
         issuer_url="http://pki.example/ca",
         ocsp_url="http://pki.example/ocsp",
