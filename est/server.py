@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -29,7 +30,6 @@ from est.errors import (
     OperationUnknown,
 )
 from est.exchange import Call, Reply
-from est.kept import kept_by_identity
 from est.serverkeygen import KeygenAsk
 
 _ENCODED = {paths.TRANSFER_ENCODING: "base64"}
@@ -177,7 +177,7 @@ def _certs_only(ders: Collection[bytes], *, wrapped: bool) -> Reply:
     return Reply(200, paths.CERTS_ONLY, _ENCODED, body)
 
 
-@kept_by_identity
+@lru_cache(maxsize=1024)
 def _names_of(certificate: x509.Certificate) -> tuple[bytes, bytes | None]:
     """Subject, and the value of subjectAltName, as they stand in a certificate; raises CertificateMalformed."""
     found = certificates.parts(certificate)

@@ -109,7 +109,7 @@ class Claims:
         return self._matching(name, _NONCE, "base64url of 22 to 88 characters")
 
     def octets(self, name: str, *, max_length: int) -> bytes:
-        """The octets of base64url of 1 to `max_length` characters; raises what `jws.unbase64url` raises."""
+        """The octets of base64url of 1 to `max_length` characters; raises what text() and `jws.unbase64url` raise."""
         value = self._values.get(name)
         if not isinstance(value, str) or not 0 < len(value) <= max_length:
             value = self.text(name, max_length=max_length)  # refuses it

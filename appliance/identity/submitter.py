@@ -103,9 +103,9 @@ class Submitters:
         Raises CertificateRequired, SubmitterForeign, SubmitterWrongRole, SubmitterNotProxy, SubmitterNotLive,
         ProxyNotActive, and est's leaves for a path or purpose that is wrong.
         """
-        if peer.certificate is None:
+        if peer.certificate is None or peer.certificate_sha256 is None:
             raise CertificateRequired("agent routes are for proxies with their domain certificate")
-        known = self._know(peer.certificate, peer.certificate_sha256 or b"")
+        known = self._know(peer.certificate, peer.certificate_sha256)
         method = await self._method(known)
         actor = Actor("proxy", known.proxy_id, known.fingerprint, peer.address)
         return Submitter(

@@ -35,8 +35,9 @@ _log = logging.getLogger(__name__)
 class Store:
     """Transactions as functions: `await store.write(lambda tx: proxies.add(tx, ...))`.
 
-    A writing function is answered only after its COMMIT, runs on the writer thread, must not block, and may raise a
-    Refusal: then nothing of it is kept. A reading function sees one consistent snapshot.
+    A writing function is answered only after its COMMIT, runs on the writer thread or, if it is quick, on the event
+    loop, must not block, and may raise a Refusal: then nothing of it is kept. A reading function sees one consistent
+    snapshot.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class Store:
     async def write_in_steps(self, function: Callable[[Tx], Way[T]]) -> T:
         """A quick write() of several steps, each of them taken by everybody in the group before the next (decision 22).
 
-        Between two steps others may write in the same transaction.
+        Between two steps others may write in the same transaction. Events are told in the order in which functions end,
+        so one that matters to others is emitted in the last step.
         """
         return await self._submit(function, essential=False, quick=True)
 

@@ -5,8 +5,7 @@ one is undone alone and the rest of its group commits. Quick functions do so onl
 then the whole group is undone and the others run once more. For behind a savepoint the database copies every page
 before it is changed, which costs a good part of what those functions do. Audit and outbox rows of a group are inserted
 together when all its functions have run. Functions that stand and fall together take their steps side by side (decision
-22). Subscribers hear of a group before its callers do, so whoever was answered
-finds the in-memory copies up to date.
+22). Subscribers hear of a group before its callers do, so whoever was answered finds the in-memory copies up to date.
 
 There are two queues over the one connection. Ordinary functions run on the writer thread. Quick ones, a handful of
 point statements each, run on the event loop itself and only their COMMIT, which waits for the disk, goes to another
@@ -37,6 +36,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.engine import Connection
 
 from appliance.clock import Clock
+from appliance.cohort import Way
 from appliance.errors import DiskFull, StoreBusy, StoreUnavailable
 from appliance.store import schema
 from appliance.store.columns import from_micros, to_micros
@@ -72,6 +72,10 @@ class _Open:
     emitted: list[OutboxRow]
     head: tuple[int, bytes, Any]
     loop: asyncio.AbstractEventLoop
+
+
+_Walking = tuple[Job, Tx, Way[Any] | None]
+"""A function that is under way: None before its first step."""
 
 
 class Writer:
@@ -345,13 +349,13 @@ class Writer:
         """
         chain, dbapi = self._chain, self._dbapi
         seq, digest, time_of_last = chain.seq, chain.hash, chain.time
-        transactions = [Tx(self._statements, now, micros, chain) for _ in jobs]
-        walking = [(job, tx, job.function(tx)) for job, tx in zip(jobs, transactions, strict=True)]
+        walking: list[_Walking] = [(job, Tx(self._statements, now, micros, chain), None) for job in jobs]
         while walking:
-            further = []
-            for one in walking:
-                job, tx, way = one
+            further: list[_Walking] = []
+            for job, tx, way in walking:
                 try:
+                    if way is None:
+                        way = job.function(tx)
                     next(way)
                 except StopIteration as last:
                     job.result = last.value
@@ -365,7 +369,7 @@ class Writer:
                         raise StoreUnavailable(_ENDED, retry_after_seconds=5) from error
                     raise
                 else:
-                    further.append(one)
+                    further.append((job, tx, way))
                 if not dbapi.in_transaction:  # what follows would be outside any
                     raise StoreUnavailable(_ENDED, retry_after_seconds=5)
             walking = further

@@ -349,6 +349,37 @@ def test_where_one_in_steps_fails_all_run_once_more_and_each_of_them_whole(store
     assert audit.verify(entries).seq == 4
 
 
+def test_one_that_fails_before_its_first_step_fails_alone(store: Store) -> None:
+    def refuses(tx: Tx) -> Way[None]:
+        raise NotFound("no")
+
+    taken: list[str] = []
+    answers = in_steps(store, [two_steps("x", taken), refuses, two_steps("y", taken)])
+    assert isinstance(answers[1], NotFound)
+    assert (answers[0], answers[2]) == ([1, 2], [3, 4])
+    assert keys(store) == ["x", "y"]
+
+
+def test_functions_of_one_step_and_of_two_share_a_group_and_one_chain(store: Store) -> None:
+    taken: list[str] = []
+    seen: list[OutboxRow] = []
+
+    def whole(tx: Tx) -> int:
+        tx.emit("topic", "whole", {})
+        return audit.append(tx, AuditEvent("appliance-started", APPLIANCE, "whole"))
+
+    async def run() -> list:
+        store.subscribe(seen.extend)
+        ways = [store.write_in_steps(two_steps(name, taken)) for name in "xy"]
+        return list(await asyncio.gather(ways[0], store.write(whole, quick=True), ways[1]))
+
+    assert asyncio.run(run()) == [[1, 4], 2, [3, 5]]
+    entries = store.read_sync(lambda tx: list(audit.rows(tx)))
+    assert [row.entry["object"] for row in entries] == ["xa", "whole", "ya", "xb", "yb"]
+    assert audit.verify(entries).seq == 5
+    assert [(row.id, row.key) for row in seen] == [(1, "whole"), (2, "xa"), (3, "ya")]
+
+
 def test_no_step_is_taken_after_one_that_ended_the_transaction(store: Store) -> None:
     store.write_sync(put("a"))
     taken: list[str] = []
