@@ -147,8 +147,11 @@ def read_key(path: Path, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
     except TypeError as error:
         raise KeyMalformed("the key file is not encrypted", path=str(path)) from error
     except ValueError as error:
-        if b"BEGIN ENCRYPTED PRIVATE KEY" in pem and "password" in str(error).lower():
-            raise PassphraseWrong("the passphrase does not open this key", path=str(path)) from error
+        # one wrong passphrase in 256 decrypts to what looks whole and is no key: to the library that is another error
+        if b"BEGIN ENCRYPTED PRIVATE KEY" in pem:
+            raise PassphraseWrong(
+                "the passphrase does not open this key, or the file was damaged", path=str(path)
+            ) from error
         raise KeyMalformed("the key file cannot be read", path=str(path)) from error
     except UnsupportedAlgorithm as error:
         raise KeyMalformed("the key file is of a kind that is not used here", path=str(path)) from error

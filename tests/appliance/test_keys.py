@@ -117,6 +117,15 @@ def test_other_files_are_no_keys(tmp_path: Path, pem: bytes) -> None:
         keys.read_key(tmp_path / "x.key", PASSPHRASE)
 
 
+def test_no_wrong_passphrase_is_taken_for_another_fault(tmp_path: Path) -> None:
+    """With one in 256 the padding is right by chance."""
+    pem = key("a").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(PASSPHRASE))
+    keys.write_private(tmp_path / "x.key", pem)
+    for number in range(1000):
+        with pytest.raises(PassphraseWrong):
+            keys.read_key(tmp_path / "x.key", b"wrong %d" % number)
+
+
 def test_a_damaged_key_file_raises_nothing_but_our_refusals(path: Path) -> None:
     good = path.read_bytes()
     refused = 0
