@@ -66,13 +66,12 @@ def is_bound(csr: Csr) -> bool:
     return not _EVERY.isdisjoint(csr.attributes)
 
 
-def asked_sha256(csr: Csr, der_sha256: str = "") -> str:
+def asked_sha256(csr: Csr) -> str:
     """What a repeated request is known by, hex (RFC 7030, section 4.2.3).
 
-    Its bytes, the digest of which a caller may have; but one that is bound to a session is signed anew for the next,
-    and is known by key and names.
+    Its bytes; but one that is bound to a session is signed anew for the next, and is known by key and names.
     """
-    return key_and_names_sha256(csr) if is_bound(csr) else der_sha256 or hashlib.sha256(csr.der).hexdigest()
+    return key_and_names_sha256(csr) if is_bound(csr) else hashlib.sha256(csr.der).hexdigest()
 
 
 def key_and_names_sha256(csr: Csr) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Set
+from contextlib import suppress
 
 from appliance.binding.errors import (
     BindingError,
@@ -111,13 +112,10 @@ class Claims:
     def octets(self, name: str, *, max_length: int) -> bytes:
         """The octets of base64url of 1 to `max_length` characters; raises what text() and `jws.unbase64url` raise."""
         value = self._values.get(name)
-        if not isinstance(value, str) or not 0 < len(value) <= max_length:
-            value = self.text(name, max_length=max_length)  # refuses it
-        try:
-            return unbase64url(value, name)
-        except Malformed:
-            self.text(name, max_length=max_length)  # has a better word for what no text may be
-            raise
+        if isinstance(value, str) and 0 < len(value) <= max_length:
+            with suppress(Malformed):  # what has no other character than base64url's is a text that may be
+                return unbase64url(value, name)
+        return unbase64url(self.text(name, max_length=max_length), name)
 
     def hash(self, name: str) -> str:
         """base64url of a SHA-256."""

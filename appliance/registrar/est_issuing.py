@@ -98,8 +98,7 @@ class LdevidIssuer:
 
     async def _issue(self, applicant: Applicant, wish: Wish) -> Ldevid:
         csr, policy, operation, caller = wish.csr, wish.policy, wish.operation, wish.caller
-        csr_sha256 = hashlib.sha256(csr.der).hexdigest()
-        asked = asked_sha256(csr, csr_sha256) if wish.is_repeatable else None
+        asked = asked_sha256(csr) if wish.is_repeatable else None
         is_manual = policy.rules.approval == "manual"
         proxy_id, identifier, event = applicant.proxy_id, applicant.identifier, applicant.event
 
@@ -147,7 +146,7 @@ class LdevidIssuer:
             fields={
                 "proxy": identifier,
                 "label": policy.label,
-                "csr_sha256": csr_sha256,
+                "csr_sha256": hashlib.sha256(csr.der).hexdigest(),
                 **wish.facts,
             },
             on_pending=begin,
