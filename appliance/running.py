@@ -11,7 +11,9 @@ from typing import Any
 
 from appliance.compose import create_appliance
 from appliance.home import locked
+from appliance.huge_pages import keep_gathering
 from appliance.initialise import need_passphrase
+from appliance.keeping import keep
 from appliance.log import set_up_logging
 from appliance.memory import give_back, settle
 from appliance.settings import LoadedSettings, Settings
@@ -37,7 +39,9 @@ async def run_appliance(
                 on_ready(
                     {"event": "ready", "pid": os.getpid(), "home": str(settings.home), "listeners": dict(listeners)}
                 )
+                gathering = asyncio.create_task(keep(keep_gathering, "huge-pages"))
                 await stopped.wait()
+                gathering.cancel()
             _log.info("event=stopping")
         finally:
             await appliance.stop()
