@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 HUGE: Final = 2 * 1_048_576
 SOON_SECONDS: Final = 2.0
 LATE_SECONDS: Final = 320.0
-_RESIDENT: Final = 0.9
+_RESIDENT: Final = 0.95
 """A thread's stack is 8 MiB of which it has used some pages: gathering it would make it 8 MiB."""
 _MADV_HUGEPAGE: Final = 14
 _MADV_COLLAPSE: Final = 25  # Linux 6.1; before that the kernel gathers them in its own time
@@ -36,7 +36,7 @@ _MAPPING = re.compile(
 def ranges(smaps: str) -> Iterator[tuple[int, int]]:
     """Address and length in bytes of what could be in huge pages and is not, from the text of /proc/PID/smaps.
 
-    That is private, anonymous memory with whole huge pages in it, nine tenths of which are resident (proc(5)).
+    That is private, anonymous memory with whole huge pages in it, nineteen twentieths of which are resident (proc(5)).
     """
     for found in _MAPPING.finditer(smaps):
         begin, end = int(found[1], 16), int(found[2], 16)

@@ -20,7 +20,8 @@ from radius import Decision
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 20_000
-MAX_BATCH = 2_000
+MAX_BATCH = 250
+"""Other transactions wait for as many rows at most."""
 BATCH_SECONDS = 0.5
 PRUNE_SECONDS = 600.0
 

@@ -25,6 +25,7 @@ SLACK = 5.0
 EVERY = 0.05
 FILLING = 10.0
 """Seconds until what waits for a client that never reads fills the buffers."""
+Told = dict[str, dict[str, Any]]
 
 
 def run(plan: Plan, folder: Path) -> list[Bench]:
@@ -51,7 +52,29 @@ def _measure(campus: Campus, plan: Plan) -> list[Bench]:
     fresh = Bench("f8n", "the same, a new mTLS connection each", "alone", 2.0, at_least=False)
     proxy = campus.proxy()
     _renew(campus, proxy, 2.0)
-    alone = _renew(campus, proxy, plan.seconds)
+    for _ in range(plan.repetitions):
+        alone = _renew(campus, proxy, plan.seconds)
+        beside, here, told = _beside_a_crowd(campus, proxy, plan)
+        _check(told)
+        for bench, at in ((kept, 0), (fresh, 1)):
+            bench.add(
+                cpu=percentile(beside[at], 0.99) * 1e6,
+                reference=percentile(alone[at], 0.99) * 1e6,
+                operations=len(beside[at]),
+            )
+            bench.notes |= {
+                "books": "checked",
+                "p50 ms": " and ".join(f"{percentile(one[at], 0.5) * 1e3:.1f}" for one in (beside, alone)) + " alone",
+            }
+        kept.notes["slow clients"] = f"{here} at once; " + ", ".join(
+            f"{name}: {one['most']} at once, {one['longest']} s at the most" for name, one in told.items()
+        )
+    campus.check_log()
+    return [kept, fresh]
+
+
+def _beside_a_crowd(campus: Campus, proxy: Proxy, plan: Plan) -> tuple[tuple[list[float], list[float]], int, Told]:
+    """Seconds that renewals took, how many slow clients were there, and what these tell of themselves."""
     host, port = campus.address("device")
     scale = min(1.0, plan.in_flight / 200)
     command = [sys.executable, "-m", "tests.bench.slow_clients", host, str(port), str(plan.seconds + 1), str(scale)]
@@ -60,28 +83,13 @@ def _measure(campus: Campus, plan: Plan) -> list[Bench]:
         assert crowd.stdout is not None
         here = json.loads(crowd.stdout.readline())["here"]
         beside = _renew(campus, proxy, plan.seconds)
-        told: dict[str, Any] = json.loads(crowd.communicate(timeout=plan.seconds + 60)[0])
+        told = json.loads(crowd.communicate(timeout=plan.seconds + 60)[0])
     finally:
         crowd.kill()
-    _check(told)
-    for bench, at in ((kept, 0), (fresh, 1)):
-        bench.add(
-            cpu=percentile(beside[at], 0.99) * 1e6,
-            reference=percentile(alone[at], 0.99) * 1e6,
-            operations=len(beside[at]),
-        )
-        bench.notes |= {
-            "books": "checked",
-            "p50 ms": " and ".join(f"{percentile(one[at], 0.5) * 1e3:.1f}" for one in (beside, alone)) + " alone",
-        }
-    kept.notes["slow clients"] = f"{here} at once; " + ", ".join(
-        f"{name}: {one['most']} at once, {one['longest']} s at the most" for name, one in told.items()
-    )
-    campus.check_log()
-    return [kept, fresh]
+    return beside, here, told
 
 
-def _check(told: dict[str, dict[str, Any]]) -> None:
+def _check(told: Told) -> None:
     """Nobody stayed longer than his deadline, and no address had more connections than it may."""
     web = WebSettings()
     deadlines = {
