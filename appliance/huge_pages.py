@@ -1,30 +1,32 @@
-"""Transparent huge pages for memory that stays: a server's objects in 2 MiB pages, where the kernel lets a process ask.
+"""Transparent huge pages for memory that stays: a server's objects in pages of 2 MiB, where the kernel has them.
 
 A request walks through a few thousand objects all over the heap; in pages of 4 KiB each of them wants an entry of the
-processor's address cache, which has fewer. Debian's kernels give huge pages only to who asks (`madvise`), and Python
-does not ask. Only memory that is there anyway is gathered, so that none is added; an administrator's `never` is kept.
+processor's address cache, which has fewer. Where the kernel's setting is `madvise` only who asks gets huge pages, and
+Python does not ask; where it is `always`, memory that grew in small steps got none. Memory is gathered as it is now:
+no promise stays behind, so what is freed later is as free as before. An administrator's `never` is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from appliance.keeping import keep
+
 _log = logging.getLogger(__name__)
 
-HUGE: Final = 2 * 1_048_576
 SOON_SECONDS: Final = 2.0
 LATE_SECONDS: Final = 320.0
 _RESIDENT: Final = 0.95
-"""A thread's stack is 8 MiB of which it has used some pages: gathering it would make it 8 MiB."""
-_MADV_HUGEPAGE: Final = 14
-_MADV_COLLAPSE: Final = 25  # Linux 6.1; before that the kernel gathers them in its own time
-_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""Gathering fills the holes. A thread's stack is 8 MiB of which it has used some pages: it would become 8 MiB."""
+_MADV_COLLAPSE: Final = 25  # Linux 6.1, madvise(2)
+_FOLDER = Path("/sys/kernel/mm/transparent_hugepage")
 _SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 +(?:\[heap\])?\n(?:(?![0-9a-f]+-).*\n)*?Rss: +(\d+) kB\n"
@@ -33,37 +35,34 @@ _MAPPING = re.compile(
 )
 
 
-def ranges(smaps: str) -> Iterator[tuple[int, int]]:
+def ranges(smaps: str, page: int) -> Iterator[tuple[int, int]]:
     """Address and length in bytes of what could be in huge pages and is not, from the text of /proc/PID/smaps.
 
-    That is private, anonymous memory with whole huge pages in it, nineteen twentieths of which are resident (proc(5)).
+    That is private, anonymous memory with whole huge pages of `page` bytes in it, 95 % of which are resident (proc(5)).
     """
     for found in _MAPPING.finditer(smaps):
         begin, end = int(found[1], 16), int(found[2], 16)
         resident, huge = int(found[3]) * 1024, int(found[4]) * 1024
-        first, last = -(-begin // HUGE) * HUGE, end // HUGE * HUGE
+        first, last = -(-begin // page) * page, end // page * page
         if huge < last - first and resident >= _RESIDENT * (end - begin):
             yield first, last - first
 
 
 def gather() -> int:
-    """Ask for huge pages where they are missing; bytes that the kernel gathered.
+    """Have missing huge pages made of memory that is there; bytes of the ranges that are in huge pages now.
 
-    0 as well where it has none, knows no MADV_COLLAPSE, or an administrator has switched them off.
+    0 as well where the kernel has none or cannot be asked, or an administrator has switched them off.
     """
     try:
-        if "[never]" in _ENABLED.read_text():
+        if "[never]" in (_FOLDER / "enabled").read_text():
             return 0
-        smaps = _SMAPS.read_text()
+        page = int((_FOLDER / "hpage_pmd_size").read_text())
+        smaps = _SMAPS.read_text(encoding="utf-8", errors="replace")  # names of files are octets
         madvise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):  # no Linux, or one without them
         return 0
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    gathered = 0
-    for address, length in ranges(smaps):
-        if madvise(address, length, _MADV_HUGEPAGE) == 0 and madvise(address, length, _MADV_COLLAPSE) == 0:
-            gathered += length
-    return gathered
+    return sum(length for address, length in ranges(smaps, page) if madvise(address, length, _MADV_COLLAPSE) == 0)
 
 
 async def keep_gathering(gather: Callable[[], int] = gather) -> None:
@@ -78,3 +77,14 @@ async def keep_gathering(gather: Callable[[], int] = gather) -> None:
         if gathered:
             _log.debug("event=huge-pages bytes=%d", gathered)
         pause = SOON_SECONDS if gathered else min(2 * pause, LATE_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def gathering() -> AsyncIterator[None]:
+    """Inside, this process' memory is gathered from time to time."""
+    task = asyncio.create_task(keep(keep_gathering, "huge-pages"))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

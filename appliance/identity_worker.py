@@ -19,11 +19,10 @@ from typing import Any
 from appliance.ca import CertificateAuthority
 from appliance.clock import SystemClock
 from appliance.hierarchy import read_server
-from appliance.huge_pages import keep_gathering
+from appliance.huge_pages import gathering
 from appliance.identity.assemble import build_identity
 from appliance.identity.routes import TrustInfo
 from appliance.identity.routes import endpoints as identity_endpoints
-from appliance.keeping import keep
 from appliance.log import set_up_logging
 from appliance.memory import give_back, settle
 from appliance.registrar.ldevids import Ldevids
@@ -127,9 +126,8 @@ async def _serve(orders: Orders) -> None:
         settle()
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
-        gathering = asyncio.create_task(keep(keep_gathering, "huge-pages"))
-        await over.wait()
-        gathering.cancel()
+        async with gathering():
+            await over.wait()
     finally:
         loop.remove_reader(listening)
         await worker.close()

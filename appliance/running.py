@@ -11,9 +11,8 @@ from typing import Any
 
 from appliance.compose import create_appliance
 from appliance.home import locked
-from appliance.huge_pages import keep_gathering
+from appliance.huge_pages import gathering
 from appliance.initialise import need_passphrase
-from appliance.keeping import keep
 from appliance.log import set_up_logging
 from appliance.memory import give_back, settle
 from appliance.settings import LoadedSettings, Settings
@@ -39,9 +38,8 @@ async def run_appliance(
                 on_ready(
                     {"event": "ready", "pid": os.getpid(), "home": str(settings.home), "listeners": dict(listeners)}
                 )
-                gathering = asyncio.create_task(keep(keep_gathering, "huge-pages"))
-                await stopped.wait()
-                gathering.cancel()
+                async with gathering():
+                    await stopped.wait()
             _log.info("event=stopping")
         finally:
             await appliance.stop()
