@@ -13,6 +13,7 @@ import pytest
 from tests import conformance
 
 TESTS = Path(__file__).parent
+READS_EVERY_TEST = pytest.mark.xdist_group("reads every test")
 ROW = re.compile(r"\| ([A-Z]-\d[^|]*) \|")
 
 
@@ -35,15 +36,18 @@ def tagged() -> Mapping[str, str]:
     return found
 
 
+@READS_EVERY_TEST
 def test_every_requirement_has_a_test_or_a_reason() -> None:
     reasons = conformance.reasons()
     assert [id_ for id_ in conformance.requirements() if id_ not in tagged() and id_ not in reasons] == []
 
 
+@READS_EVERY_TEST
 def test_no_requirement_is_both_shown_and_not_supported() -> None:
     assert {id_: tagged()[id_] for id_ in conformance.reasons() if id_ in tagged()} == {}
 
 
+@READS_EVERY_TEST
 def test_tests_and_reasons_name_requirements_that_exist() -> None:
     known = conformance.requirements()
     page = conformance.REASONS.read_text(encoding="utf-8")

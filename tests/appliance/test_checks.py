@@ -52,6 +52,7 @@ def test_a_new_home_is_well(home: Path) -> None:
     assert {"settings", "passphrase", "keys", "store", "policy", "appraisal-policy", "expiry-root"} <= set(found)
 
 
+@pytest.mark.slow
 def test_an_approver_who_is_no_owner_is_found_before_an_agent_waits_in_vain(home: Path) -> None:
     clock = SystemClock()
     origin = "spiffe://campus.example"
@@ -121,6 +122,7 @@ FAULTS: tuple[tuple[Callable[[Path], None], str], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "check"), FAULTS, ids=lambda one: getattr(one, "__name__", one))
 def test_each_fault_is_named_where_it_is(home: Path, damage: Callable[[Path], None], check: str) -> None:
     damage(home)
@@ -132,6 +134,7 @@ def test_each_fault_is_named_where_it_is(home: Path, damage: Callable[[Path], No
     assert [row["check"] for row in shown.json if row["level"] == "error"] == wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [expose, swap_keys, lose_key, swap_certificates, lose_store, garble_store])
 def test_what_check_calls_a_fault_does_not_start(home: Path, damage: Callable[[Path], None]) -> None:
     """F16: refuse to start, in one line, with the reason's name."""
@@ -148,6 +151,7 @@ def test_a_setting_that_is_none_is_named_with_its_neighbour(home: Path) -> None:
     assert shown.status == 1 and "weeb.device_port" in shown.err and "web.device_port" in shown.err
 
 
+@pytest.mark.slow
 def test_where_the_decision_log_goes_is_checked(home: Path, tmp_path: Path) -> None:
     assert "log-forwarding" not in look(home)
     settings, ca = home / "appliance.toml", tmp_path / "ca.pem"
@@ -200,6 +204,7 @@ def test_a_folder_that_is_no_home(tmp_path: Path) -> None:
     assert set(found) == {"settings"} and found["settings"][0] == "error"
 
 
+@pytest.mark.slow
 def test_a_published_policy_is_counted(home: Path, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(POLICY)
     assert run_here("policy", "publish", tmp_path / "policy.toml", "--home", home).status == 0

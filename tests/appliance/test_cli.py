@@ -45,12 +45,14 @@ def test_a_place_that_cannot_be_written_is_one_line_and_status_1(home, tmp_path,
     assert done.stderr.startswith("appliance: ") and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("nonsense",), ("owners", "add"), ("-o", "xml", "owners", "list")])
 def test_a_command_line_that_cannot_be_read_is_status_2(arguments):
     done = appliance(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback(home):
     command = [sys.executable, "-m", "appliance", "settings", "-o", "json", "--home", str(home)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

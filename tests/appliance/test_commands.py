@@ -153,6 +153,7 @@ print("FOUND", status, ",".join(found), file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     ("--help",), ("owners", "--help"), ("agent", "request", "--help"), ("settings", "-o", "json", "--home", "/none"),
 ])  # fmt: skip

@@ -94,6 +94,7 @@ def test_start_and_stop_leave_no_descriptor_thread_or_task(home: Path) -> None:
     assert psutil.Process().num_fds() <= before[0] and psutil.Process().num_threads() <= before[1]
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_refused_by_name_and_all_others_are_given_back(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -140,6 +141,7 @@ def test_what_is_logged_is_forwarded_while_the_appliance_runs_and_secrets_are_no
     assert "secret-of-the-switch" not in message
 
 
+@pytest.mark.slow
 def test_operations_without_a_running_appliance_hold_the_lock(home: Path) -> None:
     assert ask_home(settings_of(home), "owners.list", {}, passphrase_file=None) == []
     with locked(home), pytest.raises(HomeLocked):
@@ -151,6 +153,7 @@ def test_operations_without_a_running_appliance_hold_the_lock(home: Path) -> Non
     assert ask_home(settings_of(home), "owners.list", {}, passphrase_file=None) == []
 
 
+@pytest.mark.slow
 def test_operations_do_not_say_that_the_appliance_stopped(home: Path) -> None:
     def events() -> list[str]:
         rows = ask_home(settings_of(home), "audit.list", {"limit": 1000}, passphrase_file=None)
@@ -163,6 +166,7 @@ def test_operations_do_not_say_that_the_appliance_stopped(home: Path) -> None:
     assert events()[-1] == "appliance-stopped"
 
 
+@pytest.mark.slow
 def test_two_homes_in_one_process_do_not_know_of_each_other(home: Path, tmp_path: Path) -> None:
     """No module-level state (design, D-16)."""
     other = tmp_path / "other"

@@ -595,6 +595,7 @@ def fetched(address: str, path: str, *, tls: bool) -> bytes:
         return bytes(answer.read())
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-103")
 def test_a_running_appliance_follows_every_step_without_a_restart(tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -656,6 +657,7 @@ def test_a_running_appliance_follows_every_step_without_a_restart(tmp_path: Path
     asyncio.run(life())
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-103")
 def test_the_decision_port_towards_other_machines_believes_the_cas_that_count(tmp_path: Path) -> None:
     home = tmp_path / "home"

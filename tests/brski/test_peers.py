@@ -193,6 +193,7 @@ def test_artefact_with_any_byte_of_its_signed_part_flipped_is_refused(capture: C
                     capture.read(wire)
 
 
+@pytest.mark.slow
 @each
 def test_a_byte_flipped_anywhere_never_changes_what_is_read(capture: Capture) -> None:
     wire = capture.wire

@@ -88,6 +88,7 @@ def weakness(private: rsa.RSAPrivateKey | rsa.RSAPublicKey) -> object:
     return caught.value.fields["weakness"]
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-204")
 def test_keys_with_the_roca_flaw_close_primes_or_a_small_factor_are_refused_by_name() -> None:
     assert weakness(roca()) == "roca"
@@ -96,6 +97,7 @@ def test_keys_with_the_roca_flaw_close_primes_or_a_small_factor_are_refused_by_n
     assert weakness(small) == "small-factor"
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-204")
 def test_good_keys_pass_and_so_does_a_distance_that_fermat_cannot_bridge() -> None:
     for bits in (2048, 3072):

@@ -89,6 +89,7 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_slowness_is_a_finding() -> None:
     def feed(data: bytes) -> None:
         sum(range(40_000_000))
@@ -152,6 +153,7 @@ def _nested(size: int) -> bytes:
 TRIO_DER = WORLDS[JWS].device.certificate.public_bytes(Encoding.DER)
 
 
+@pytest.mark.slow
 @pytest.mark.req("B-135", "B-411", "B-427", "T-23")
 @pytest.mark.parametrize("what", list(_costly()))
 def test_large_and_odd_inputs_cost_little_time_and_memory(what: str) -> None:

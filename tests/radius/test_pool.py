@@ -112,6 +112,7 @@ def test_a_login_goes_on_though_the_nas_changes_its_source_port() -> None:
     assert [failure.reason_code for failure in desk.failures] == ["eap-method-refused"] * 12
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_logins_go_on() -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
@@ -130,6 +131,7 @@ def test_a_worker_that_dies_is_replaced_and_logins_go_on() -> None:
     run(desk, act)
 
 
+@pytest.mark.slow
 def test_what_changes_while_a_worker_starts_reaches_it() -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
@@ -198,6 +200,7 @@ def test_a_message_that_announces_too_much_ends_the_conversation() -> None:
         messages.Reader(100).feed((101).to_bytes(4, "big"))
 
 
+@pytest.mark.slow
 def test_a_table_of_thousands_of_nas_reaches_the_workers() -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)

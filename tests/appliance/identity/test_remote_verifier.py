@@ -255,6 +255,7 @@ async def drips(self: Wayward, request: web.Request, honest: str) -> web.StreamR
     return stream
 
 
+@pytest.mark.slow
 @pytest.mark.req("A-24", "A-40")
 @pytest.mark.parametrize("name", INSTEAD)
 def test_a_verifier_that_fails_costs_the_owner_nothing(tmp_path: Path, name: str) -> None:
@@ -353,6 +354,7 @@ def test_tls_is_held_to_the_anchors_that_were_named(tmp_path: Path) -> None:
     play(tmp_path, story, verifier_anchors=tmp_path / "other" / "tls.pem")
 
 
+@pytest.mark.slow
 def test_more_than_the_allowed_number_of_calls_wait_and_are_then_told_to_come_again(tmp_path: Path) -> None:
     async def story(campus: Campus, proxy: Proxy, owner: OwnerHost, verifier: Wayward) -> None:
         verifier.instead = takes_its_time

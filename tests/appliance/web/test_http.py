@@ -83,6 +83,7 @@ def test_a_flood_of_pipelined_requests_is_cut() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_bodies_behind_a_slow_request_are_read_no_further_than_a_limit() -> None:
     async def run() -> None:
         async with listening() as (listener, port):
@@ -104,6 +105,7 @@ def test_bodies_behind_a_slow_request_are_read_no_further_than_a_limit() -> None
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_header_without_end_behind_a_slow_request_is_cut() -> None:
     async def run() -> None:
         async with listening() as (listener, port):

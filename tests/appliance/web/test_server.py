@@ -30,6 +30,7 @@ from tests.appliance.web.front import Client, client_context, get, listening
 from tests.support import key
 
 
+@pytest.mark.slow
 @pytest.mark.req("E-202")
 def test_hanging_up_frees_neither_deadline_nor_place_of_what_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="appliance.web")
