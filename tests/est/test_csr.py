@@ -230,7 +230,6 @@ def test_names_that_the_library_fails_at_in_its_own_ways_are_malformed(value: by
         csr.read(hand_made(subject=subject))
 
 
-@pytest.mark.slow
 @pytest.mark.req("E-21")
 @pytest.mark.parametrize("challenge", [None, b"linked"])
 @pytest.mark.parametrize("curve", ["p256", "p384"])

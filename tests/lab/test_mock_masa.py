@@ -448,7 +448,6 @@ KNOBS: dict[str, tuple[Callable[[Desk], Any], Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.req("B-146", "B-304", "B-313", "B-321", "B-323", "B-332", "B-339", "B-341", "T-12", "T-28", "T-29", "T-30")
 @pytest.mark.parametrize("knob", [knob.name for knob in MISBEHAVIOURS])
 def test_every_knob_is_noticed(knob: str, tmp_path: Path) -> None:

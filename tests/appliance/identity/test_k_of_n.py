@@ -354,7 +354,6 @@ async def the_agents_own_key(team: Team, ask: Ask) -> tuple[int, dict[str, Any]]
     return await team.desks["bob"].answer(asked, yes(team.owner("bob"), ask, asked, signer=ask.signer))
 
 
-@pytest.mark.slow
 @pytest.mark.req("A-35", "A-61", "A-94", "A-99", "A-100")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_other_answer_counts_for_a_place(tmp_path: Path, name: str) -> None:

@@ -288,7 +288,6 @@ async def the_owner_said_no(c: Campus, p: Proxy, o: OwnerHost, g: Gateway) -> An
     return await g.submit(signed(await asked(p, o), deny=True))
 
 
-@pytest.mark.slow
 @pytest.mark.req("A-11", "A-14", "A-36", "A-50", "A-94", "A-96", "A-99", "A-103")
 @pytest.mark.parametrize(("reason", "attack"), ATTACKS, ids=[attack.__name__ for _, attack in ATTACKS])
 def test_a_gateway_that_is_not_honest_gets_nothing(tmp_path: Path, reason: str, attack: Attack) -> None:
