@@ -1,4 +1,7 @@
-"""A RADIUS server on another machine: another network namespace and folder, and nothing shared but the cable."""
+"""A RADIUS server on another machine: another network namespace and folder, and nothing shared but the cable.
+
+The appliance has a namespace of its own too, so that the addresses of the machine that runs this do not matter.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import secrets
-import shutil
 import sqlite3
 import ssl
 import subprocess
@@ -18,10 +19,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from cryptography import x509
@@ -48,19 +50,22 @@ from est.chains import ski_of
 from est.client import EstClient
 from est.keys import spki_sha256
 from est.signer import KeySigner
+from lab import topology
 from lab.supplicant import Outcome, authenticate
+from lab.topology import Cable, Machine
 from radius.render import read_raddb, write_raddb
 from tests.campus import NAS_SECRET, ORIGIN, Ran, appliance, environment, run_here
-from tests.interop.radius_tools import RadSecWire, free_tcp_port, need_freeradius
+from tests.interop.radius_tools import RadSecWire, need_freeradius
 from tests.radius.test_packets import GOOD
 
+T = TypeVar("T")
+WHY_NOT = topology.why_not()
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.interop,
-    pytest.mark.xdist_group("remote-radius"),  # one network on this machine
-    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make another machine"),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
-RADSEC_PORT = 2083
+DEVICE_PORT, DECISION_PORT, RADSEC_PORT = 8443, 8444, 2083
 HERE, THERE = "203.0.113.1", "203.0.113.2"
 POLICY = """
 version = 1
@@ -93,13 +98,12 @@ vlan = "infrastructure"
 
 @dataclass
 class Machines:
-    """The appliance's home and ports, the other machine's namespace and folder, and an agent's files."""
+    """The appliance's machine and home, the other machine and its folder, and an agent's files."""
 
     home: Path
     there: Path
-    namespace: str
-    device_port: int
-    decision_port: int
+    near: Machine
+    far: Machine
     fingerprint: str
     agent_pem: bytes = b""
     agent_key: bytes = b""
@@ -109,21 +113,21 @@ class Machines:
         return run_here(*words, "--home", self.home, "-o", "json")
 
     def over_there(self, *words: str | Path) -> Ran:
-        command = ["ip", "netns", "exec", self.namespace, sys.executable, "-m", "appliance", *map(str, words)]
+        command = self.far.command(sys.executable, "-m", "appliance", *words)
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def enroll(self, *more: str | Path) -> Ran:
         return self.over_there(
-            "radius", "enroll", f"https://{HERE}:{self.device_port}", "--decision",
-            f"https://{HERE}:{self.decision_port}", "--dir", self.there, "--fingerprint", self.fingerprint,
+            "radius", "enroll", f"https://{HERE}:{DEVICE_PORT}", "--decision",
+            f"https://{HERE}:{DECISION_PORT}", "--dir", self.there, "--fingerprint", self.fingerprint,
             "--set", f"radius.host={THERE}", "-o", "json", *more,
         )  # fmt: skip
 
     def start(self, *words: str | Path, there: bool = False) -> subprocess.Popen[str]:
-        before = ["ip", "netns", "exec", self.namespace] if there else []
+        machine = self.far if there else self.near
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "appliance", *map(str, words), "-o", "json"],
+            machine.command(sys.executable, "-m", "appliance", *words, "-o", "json"),
             stdout=subprocess.PIPE, stderr=(self.home.parent / f"{len(self.processes)}.log").open("w"), text=True,
             env=environment(),
         )  # fmt: skip
@@ -133,6 +137,15 @@ class Machines:
         assert '"ready"' in line, [path.read_text()[-3000:] for path in self.home.parent.glob("*.log")]
         return process
 
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+            if process.stdout is not None:
+                process.stdout.close()
+
     def decide(
         self, files: tuple[Path, Path] | None, token: str, method: str = "POST", path: str = "/v1/decide"
     ) -> int:
@@ -140,15 +153,23 @@ class Machines:
         context = ssl.create_default_context(cafile=str(certificate_file(self.home, "root")))
         if files is not None:
             context.load_cert_chain(*files)
-        connection = http.client.HTTPSConnection(HERE, self.decision_port, context=context, timeout=60)
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-        try:
-            connection.request(method, path, b"{}" if method == "POST" else None, headers)
-            return connection.getresponse().status
-        except OSError:
-            return 0
-        finally:
-            connection.close()
+
+        def ask() -> int:
+            connection = http.client.HTTPSConnection(HERE, DECISION_PORT, context=context, timeout=60)
+            try:
+                connection.request(method, path, b"{}" if method == "POST" else None, headers)
+                return connection.getresponse().status
+            except OSError:
+                return 0
+            finally:
+                connection.close()
+
+        return self.near.run(ask)
+
+    def here(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns; its sockets are the near machine's."""
+        return self.near.run(lambda: asyncio.run(work))
 
     async def log_in(
         self,
@@ -191,7 +212,7 @@ class Machines:
         word = base64.b64encode(f"{name}:{made.json['secret']}".encode()).decode()
         call = replace(call, headers={**call.headers, "authorization": f"Basic {word}"})
         root = x509.load_pem_x509_certificate(root_pem)
-        at = Target.read(f"https://{HERE}:{self.device_port}")
+        at = Target.read(f"https://{HERE}:{DEVICE_PORT}")
         connection = await open_verified(at, (root,), None, seconds=10)
         try:
             reply = await connection.exchange(call, seconds=10)
@@ -219,50 +240,31 @@ class Machines:
         return folder / f"{name}.pem", folder / f"{name}.key"
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
 @pytest.fixture
 def machines() -> Iterator[Machines]:
     need_freeradius()
-    tag = secrets.token_hex(3)
-    namespace, ours, theirs = f"radius-{tag}", f"ra{tag}", f"rb{tag}"
-    with tempfile.TemporaryDirectory(prefix="remote-radius-") as name:
-        Path(name).chmod(0o711)
-        home = Path(name) / "home"
-        _ip("netns", "add", namespace)
-        try:
-            _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", namespace)
-            for words in (
-                ("address", "add", f"{HERE}/30", "dev", ours), ("link", "set", ours, "up"),
-                ("-n", namespace, "address", "add", f"{THERE}/30", "dev", theirs),
-                ("-n", namespace, "link", "set", theirs, "up"), ("-n", namespace, "link", "set", "lo", "up"),
-            ):  # fmt: skip
-                _ip(*words)
-            device, decision = free_tcp_port(), free_tcp_port()
-            initialise(
-                home, SystemClock(), trust_domain="campus.example", organization="Campus",
-                assignments=(
-                    f"web.host={HERE}", f"web.decision_host={HERE}", f"web.names={HERE},127.0.0.1",
-                    f"web.device_port={device}", f"web.decision_port={decision}", f"web.pki_port={free_tcp_port()}",
-                    f"web.console_port={free_tcp_port()}", "registrar.announce=false", "radius.engine=none",
-                ),
-            )  # fmt: skip
-            root = x509.load_pem_x509_certificate(certificate_file(home, "root").read_bytes())
-            digest = hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest()
-            made = Machines(home, Path(name) / "there", namespace, device, decision, digest)
-            _admit_agent(made)
-            yield made
-            for process in reversed(made.processes):
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(60)
-                process.kill()
-                if process.stdout is not None:
-                    process.stdout.close()
-        finally:
-            _ip("netns", "delete", namespace)
+    with contextlib.ExitStack() as keep:
+        folder = Path(keep.enter_context(tempfile.TemporaryDirectory(prefix="remote-radius-")))
+        folder.chmod(0o711)
+        near, far = keep.enter_context(Machine("near")), keep.enter_context(Machine("far"))
+        Cable(near, "eth0", far, "eth0").plug()
+        near.address("eth0", f"{HERE}/30")
+        far.address("eth0", f"{THERE}/30")
+        home = folder / "home"
+        initialise(
+            home, SystemClock(), trust_domain="campus.example", organization="Campus",
+            assignments=(
+                f"web.host={HERE}", f"web.decision_host={HERE}", f"web.names={HERE},127.0.0.1",
+                f"web.device_port={DEVICE_PORT}", f"web.decision_port={DECISION_PORT}", "registrar.announce=false",
+                "radius.engine=none",
+            ),
+        )  # fmt: skip
+        root = x509.load_pem_x509_certificate(certificate_file(home, "root").read_bytes())
+        digest = hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest()
+        made = Machines(home, folder / "there", near, far, digest)
+        keep.callback(made.stop)
+        _admit_agent(made)
+        yield made
 
 
 def _admit_agent(machines: Machines) -> None:
@@ -341,15 +343,15 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
     assert not any(path.stat().st_mode & 0o007 for path in machines.there.rglob("*") if path.is_file())
 
     machines.start("radius", "run", "--dir", machines.there, there=True)
-    outcome = asyncio.run(machines.log_in())
+    outcome = machines.here(machines.log_in())
     assert (outcome.code, outcome.vlan) == ("accept", "20")
     (row,) = machines.cli("access", "log", "--limit", "1").json
     assert (row["nas"], row["verdict"]) == ("hall", "accept")
 
     # what FreeRADIUS drops there stands in the log here
-    assert asyncio.run(machines.log_in(secret=b"another secret of thirty characters")).code == "timeout"
+    assert machines.here(machines.log_in(secret=b"another secret of thirty characters")).code == "timeout"
     send = f"import socket; socket.socket(2, 2).sendto(bytes.fromhex('{GOOD.hex()}'), ('{THERE}', 1812))"
-    subprocess.run(["ip", "netns", "exec", machines.namespace, sys.executable, "-c", send], check=True, timeout=60)
+    machines.far.call(sys.executable, "-c", send, timeout=60)
     for reason, nas in (("radius-secret-wrong", "hall"), ("nas-unknown", THERE)):
         deadline = time.monotonic() + 30
         while not (rows := machines.cli("access", "log", "--reason", reason).json):
@@ -383,17 +385,17 @@ def test_another_machine_becomes_a_radius_server_by_one_command_and_stays_one(ma
         assert not await remote.fetch()
         write_raddb(fresh, folder, owner=owner)
 
-    asyncio.run(renew())
+    machines.here(renew())
     newer = x509.load_pem_x509_certificate((machines.there / "own.pem").read_bytes())
     assert newer.public_key() != own.public_key()
-    assert asyncio.run(machines.log_in()).code == "accept"
+    assert machines.here(machines.log_in()).code == "accept"
 
     # whoever is revoked gets no decision any more, whatever its token
     for certificate in (own, newer):
         done = machines.cli("certs", "revoke", f"{certificate.serial_number:x}", "--issuer", "infrastructure")
         assert done.status == 0, done.err
     deadline = time.monotonic() + 60
-    while (outcome := asyncio.run(machines.log_in())).code != "reject":
+    while (outcome := machines.here(machines.log_in())).code != "reject":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     refused = machines.enroll()
@@ -428,7 +430,7 @@ def test_another_machine_follows_every_rollover(machines: Machines) -> None:
         async def every() -> list[str]:
             return [(await machines.log_in(one, way)).code for one in roots for way in (None, nas)]
 
-        until(lambda: set(asyncio.run(every())) == {"accept"})
+        until(lambda: set(machines.here(every())) == {"accept"})
 
     def until(holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
@@ -478,22 +480,22 @@ def test_another_machine_follows_every_rollover(machines: Machines) -> None:
 
     # devices: a proxy with an LDevID of either CA gets in, then those of the old one nowhere any more
     def proxy_gets(ldevid: tuple[bytes, bytes], code: str) -> None:
-        until(lambda: asyncio.run(machines.log_in(new_root, proxy=ldevid)).code == code)
+        until(lambda: machines.here(machines.log_in(new_root, proxy=ldevid)).code == code)
 
-    old = asyncio.run(machines.ldevid("old-proxy", new_root))
-    assert asyncio.run(machines.log_in(new_root, proxy=old)).vlan == "5"
+    old = machines.here(machines.ldevid("old-proxy", new_root))
+    assert machines.here(machines.log_in(new_root, proxy=old)).vlan == "5"
     label = machines.rollover("start", "devices")["label"]
     machines.rollover("advance", "devices")
     until(lambda: trusted(machines.made(label)))
     machines.rollover("advance", "devices")
-    new = asyncio.run(machines.ldevid("new-proxy", new_root))
+    new = machines.here(machines.ldevid("new-proxy", new_root))
     new_ca = x509.load_pem_x509_certificate(machines.made(label).encode())
     assert aki_of(x509.load_pem_x509_certificate(new[0])) == ski_of(new_ca)
     for ldevid in (old, new):
         proxy_gets(ldevid, "accept")
     machines.rollover("advance", "devices", "--force")
     proxy_gets(old, "reject")
-    assert asyncio.run(machines.log_in(new_root, proxy=new)).vlan == "5"
+    assert machines.here(machines.log_in(new_root, proxy=new)).vlan == "5"
     gets_in(new_root)
 
     # agents: both CAs are believed, then what the old one issued gets nobody in
@@ -503,7 +505,7 @@ def test_another_machine_follows_every_rollover(machines: Machines) -> None:
     gets_in(new_root)
     machines.rollover("advance", "agents")
     machines.rollover("advance", "agents", "--force")
-    until(lambda: asyncio.run(machines.log_in(new_root)).code == "reject")
+    until(lambda: machines.here(machines.log_in(new_root)).code == "reject")
 
 
 def test_the_command_line_of_a_machine_that_is_not_enrolled_says_how(tmp_path: Path) -> None:
