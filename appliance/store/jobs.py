@@ -80,14 +80,17 @@ class Deliveries:
     def add(
         self, subscribers: Sequence[Subscriber], emitted: list[OutboxRow], group: list[Job]
     ) -> Iterable[asyncio.AbstractEventLoop | None]:
-        """Append a group's outcome; answers the loops for which run() must be called."""
+        """Append a group's outcome; answers the loops for which run() must be called, in this order.
+
+        Subscribers without a loop are told by whoever calls, so they come first: they hear before any caller does.
+        """
         told = subscribers if emitted else ()
         loops = {one.loop: None for one in told} | {job.loop: None for job in group}
         for loop in loops:
             callbacks = [one.callback for one in told if one.loop is loop]
             jobs = [job for job in group if job.loop is loop]
             self._waiting.setdefault(loop, deque()).append((callbacks, emitted, jobs))
-        return loops
+        return sorted(loops, key=lambda loop: loop is not None)
 
     def run(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """On that loop, or on any thread for those without one: tell what waits."""

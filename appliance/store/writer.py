@@ -246,8 +246,8 @@ class Writer:
                 self._fail(opened.group, opened.emitted, opened.head, error)
             loops = self._deliveries.add(self._subscribers, opened.emitted, opened.group)
             self._lock.release()
-            self._call(opened.loop, self._answered)
             self._answer(loops, but=opened.loop)
+            self._call(opened.loop, self._answered)
 
     def _answered(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the event loop: tell subscribers and callers, then take the next quick group."""

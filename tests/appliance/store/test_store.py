@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -332,6 +333,23 @@ def test_functions_in_steps_take_each_step_together_and_their_entries_are_one_ch
     entries = store.read_sync(lambda tx: list(audit.rows(tx)))
     assert [row.entry["object"] for row in entries] == taken
     assert audit.verify(entries).seq == 4
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_slow_subscriber_without_a_loop_hears_before_the_caller_too(store: Store, quick: bool) -> None:
+    seen: list[str] = []
+
+    def slow(events: list[OutboxRow]) -> None:
+        time.sleep(0.05)
+        seen.extend(one.key for one in events)
+
+    async def run() -> list[str]:
+        store.subscribe(lambda events: None)  # this loop is called as well, and was there first
+        await asyncio.to_thread(store.subscribe, slow)
+        await store.write(lambda tx: tx.emit("topic", "x", {}), quick=quick)
+        return list(seen)
+
+    assert asyncio.run(run()) == ["x"]
 
 
 def test_where_one_in_steps_fails_all_run_once_more_and_each_of_them_whole(store: Store) -> None:
