@@ -5,10 +5,11 @@ A test counts for an id only when it ran and passed. Ids travel in user_properti
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from tests import conformance
 from tests.support import QUICKLY, WITH_FULL
 
 LONGEST_ID = 80
-IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/")
-"""Folders whose tests start processes: a campus, or somebody else's programs."""
+IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/", "tests/bench/", "tests/fuzz/")
+"""Folders whose tests start processes, a campus or somebody else's programs, or take long."""
+FEW, ONE_OF = 4, 4
+"""Where a test has more than a few cases, the quick part tries one of so many."""
 _passed: dict[str, set[str]] = defaultdict(set)
 
 
@@ -41,6 +44,22 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile(WITH_FULL if config.getoption("--full") else QUICKLY)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Folders of which nothing is in the quick part need not even be imported."""
+    later = () if config.getoption("--full") else IN_FULL_ONLY
+    return True if collection_path in [config.rootpath / folder for folder in later] else None
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Thousands of tests come into being here, and none of them is ever garbage: each collection would look at all."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Functions by name, not by address, and long values by argument: all workers must collect the same ids."""
     if callable(val) and not isinstance(val, type):
@@ -57,10 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
                 raise pytest.UsageError(f"{item.nodeid}: this pytest and pytest-xdist lose the groups of tests")
     if not config.getoption("--full"):
-        later = pytest.mark.skip(reason="not of the quick part; runs with --full, as ./tests/run does")
-        for item in items:
-            if item.nodeid.startswith(IN_FULL_ONLY) or any(map(item.get_closest_marker, ("slow", "lab"))):
-                item.add_marker(later)
+        _keep_quick_part(config, items)
     known = conformance.requirements()
     for item in items:
         ids = [str(id_) for mark in item.iter_markers("req") for id_ in mark.args]
@@ -69,6 +85,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid}: no such requirement: {', '.join(unknown)}")
         if ids:
             item.user_properties.append(("req", ids))
+
+
+def _keep_quick_part(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = [item.nodeid.partition("[")[0] for item in items]
+    cases, seen = Counter(names), Counter[str]()
+    quick, later = [], []
+    for name, item in zip(names, items, strict=True):
+        is_one_of_many = cases[name] > FEW and seen[name] % ONE_OF
+        seen[name] += 1
+        is_slow = item.nodeid.startswith(IN_FULL_ONLY) or any(map(item.get_closest_marker, ("slow", "lab")))
+        (later if is_one_of_many or is_slow else quick).append(item)
+    items[:] = quick
+    config.hook.pytest_deselected(items=later)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Where not everything runs, how everything does."""
+    return None if config.getoption("--full") else "the quick part; everything runs with --full, as ./tests/run does"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -131,6 +131,7 @@ def test_an_event_outside_the_contract_is_our_mistake(store: Store) -> None:
         store.write_sync(lambda tx: audit.append(tx, AuditEvent("something-happened", ADMIN)))
 
 
+@pytest.mark.slow
 def test_every_event_named_in_the_code_is_in_the_contract() -> None:
     wrong = []
     for path in (ROOT / "appliance").rglob("*.py"):

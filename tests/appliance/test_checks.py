@@ -46,6 +46,7 @@ def look(home: Path, clock: SystemClock | FixedClock | None = None) -> Mapping[s
     return {row["check"]: (row["level"], row["message"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_a_new_home_is_well(home: Path) -> None:
     found = look(home)
     assert {level for level, _ in found.values()} == {"ok"}
@@ -144,6 +145,7 @@ def test_what_check_calls_a_fault_does_not_start(home: Path, damage: Callable[[P
     assert found.err.startswith("appliance: ") and found.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_none_is_named_with_its_neighbour(home: Path) -> None:
     with (home / "appliance.toml").open("a") as file:
         file.write("\n[weeb]\ndevice_port = 1\n")
@@ -219,6 +221,7 @@ def test_a_published_policy_is_counted(home: Path, tmp_path: Path) -> None:
     (timedelta(hours=23), "warning", "1 day"), (timedelta(), "error", "expired"),
     (-timedelta(days=1), "error", "expired"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_expiry_warns_in_steps(made: Path, left: timedelta, level: str, words: str) -> None:
     certificate = x509.load_pem_x509_certificates(certificate_file(made, "radius").read_bytes())[0]
     row = expiry("radius", certificate, FixedClock(certificate.not_valid_after_utc - left))

@@ -63,6 +63,7 @@ def test_a_reader_that_goes_away_is_no_traceback(home):
     running.wait(30)
 
 
+@pytest.mark.slow
 def test_init_refuses_a_trust_domain_that_identifiers_cannot_have(tmp_path):
     done = appliance("init", "--home", str(tmp_path / "home"), "--trust-domain", 'Campus "1"')
     assert done.returncode == 1 and "trust_domain" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -65,6 +65,7 @@ def run(home: Path, do: Callable[[Any], Any], *more: str) -> Any:
     return asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_every_listener_answers_and_every_route_has_its_endpoint(home: Path) -> None:
     def look(appliance: Any) -> set[str]:
         found = appliance.listeners
@@ -79,6 +80,7 @@ def test_every_listener_answers_and_every_route_has_its_endpoint(home: Path) -> 
     assert {route.listener for route in ROUTES} == {"device", "console", "decision", "pki", "admin"}
 
 
+@pytest.mark.slow
 def test_without_a_radius_engine_nobody_listens_for_it(home: Path) -> None:
     assert run(home, lambda appliance: appliance.listeners["radius"], "radius.engine=none") is None
 
@@ -105,6 +107,7 @@ def test_a_taken_port_is_refused_by_name_and_all_others_are_given_back(home: Pat
     run(home, lambda appliance: None, f"web.pki_port={port}")
 
 
+@pytest.mark.slow
 def test_a_radius_port_that_is_taken_is_a_refusal_too(home: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -112,6 +115,7 @@ def test_a_radius_port_that_is_taken_is_a_refusal_too(home: Path) -> None:
             run(home, lambda appliance: None, f"radius.port={taken.getsockname()[1]}")
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_forwarded_while_the_appliance_runs_and_secrets_are_not(home: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))

@@ -46,6 +46,7 @@ def test_an_empty_folder_may_become_a_home(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "home"])
+@pytest.mark.slow
 def test_what_is_there_is_never_touched(tmp_path: Path, kind: str) -> None:
     home = tmp_path / "home"
     if kind == "file":
@@ -81,6 +82,7 @@ class FailingClock(FixedClock):
 
 
 @pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.slow
 def test_a_failure_in_the_middle_leaves_nothing_behind(tmp_path: Path, calls: int) -> None:
     with pytest.raises(Stopped):
         initialise(tmp_path / "home", FailingClock(calls), trust_domain="campus.example", organization="E")
@@ -143,6 +145,7 @@ def test_a_bad_passphrase_file_is_refused(tmp_path: Path) -> None:
         find_passphrase(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_wrong_passphrase_opens_nothing_and_says_so_in_one_line(tmp_path: Path) -> None:
     make(tmp_path / "home")
     (tmp_path / "wrong").write_text("not the passphrase at all")

@@ -126,6 +126,7 @@ def test_no_wrong_passphrase_is_taken_for_another_fault(tmp_path: Path) -> None:
             keys.read_key(tmp_path / "x.key", b"wrong %d" % number)
 
 
+@pytest.mark.slow
 def test_a_damaged_key_file_raises_nothing_but_our_refusals(path: Path) -> None:
     good = path.read_bytes()
     refused = 0

@@ -136,6 +136,7 @@ def answer(link: ssl.SSLSocket, path: str) -> bytes:
     return link.recv(100)
 
 
+@pytest.mark.slow
 def test_a_running_appliance_shows_the_new_certificates_and_keeps_its_connections(tmp_path: Path) -> None:
     home = tmp_path / "home"
     initialise(home, SystemClock(), trust_domain="campus.example", organization="Example")

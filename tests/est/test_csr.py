@@ -233,6 +233,7 @@ def test_names_that_the_library_fails_at_in_its_own_ways_are_malformed(value: by
 @pytest.mark.req("E-21")
 @pytest.mark.parametrize("challenge", [None, b"linked"])
 @pytest.mark.parametrize("curve", ["p256", "p384"])
+@pytest.mark.slow
 def test_a_plain_request_and_one_like_an_earlier_one_are_looked_at_as_strictly_as_any(
     curve: str, challenge: bytes | None
 ) -> None:

@@ -63,6 +63,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_many_logins_over_two_workers_are_each_decided_logged_and_accepted_once() -> None:
     desk, agent, revoked = Desk(), campus().agent(), campus().agent()
     desk.admit(agent)
@@ -88,6 +89,7 @@ def test_many_logins_over_two_workers_are_each_decided_logged_and_accepted_once(
     assert [failure.reason_code for failure in desk.failures] == ["tls-unknown-ca"]
 
 
+@pytest.mark.slow
 def test_a_login_goes_on_though_the_nas_changes_its_source_port() -> None:
     """Each packet from a port of its own: the kernel spreads them, the State brings them together."""
 
@@ -155,6 +157,7 @@ def test_what_changes_while_a_worker_starts_reaches_it() -> None:
     run(desk, act, table=lambda: NasTable(rows))
 
 
+@pytest.mark.slow
 def test_the_table_of_nas_follows_and_so_does_the_certificate() -> None:
     desk, agent = Desk(), campus().agent()
     desk.admit(agent)
@@ -218,6 +221,7 @@ def test_a_table_of_thousands_of_nas_reaches_the_workers() -> None:
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("what", ["negative serial", "long serial", "long key identifier", "long names"])
+@pytest.mark.slow
 def test_an_odd_certificate_of_a_stranger_is_a_reject_and_costs_no_worker(what: str) -> None:
     """Its serial number, key identifier and names go to the log although nothing about it is verified."""
     desk, issued = Desk(), odd(what)

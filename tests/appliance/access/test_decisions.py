@@ -108,6 +108,7 @@ def test_another_cause_nas_or_device_is_news():
         assert repeats.is_news(one, 0.0)
 
 
+@pytest.mark.slow
 def test_a_flood_of_strangers_makes_a_bounded_number_of_rows():
     repeats, rows, counted = Repeats(), 0, 0
     for packet in range(200_000):  # twenty minutes of a new address each time

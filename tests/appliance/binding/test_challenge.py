@@ -82,6 +82,7 @@ def test_each_claim_changed_and_signed_again_has_its_own_refusal(changes: Mappin
 
 
 @pytest.mark.req("A-62", "A-94")
+@pytest.mark.slow
 def test_a_flipped_bit_is_no_challenge() -> None:
     for damaged in flips(TOKEN):
         with pytest.raises((SignatureInvalid, Malformed)):

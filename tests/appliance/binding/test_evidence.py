@@ -99,6 +99,7 @@ def test_each_claim_changed_and_signed_again_has_its_own_refusal(changes: Mappin
 
 
 @pytest.mark.req("A-103")
+@pytest.mark.slow
 def test_every_flipped_bit_is_signature_invalid_or_malformed() -> None:
     for damaged in flips(TOKEN):
         with pytest.raises((SignatureInvalid, Malformed)):

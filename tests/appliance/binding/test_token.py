@@ -127,6 +127,7 @@ def test_digest_form_names_exactly_one_approval() -> None:
 
 @pytest.mark.req("A-4")
 @pytest.mark.parametrize("name", ["wit_full", "wit_min"])
+@pytest.mark.slow
 def test_every_flipped_bit_is_signature_invalid_or_malformed(name: str) -> None:
     for at, damaged in enumerate(flips(EXAMPLE[name])):
         if name == "wit_full" and at % 3:

@@ -195,6 +195,7 @@ def test_a_key_that_another_ca_of_ours_has_certified_is_refused(tmp_path: Path, 
 
 
 @pytest.mark.req("E-204")
+@pytest.mark.slow
 def test_a_weak_key_is_refused_by_name(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         device = world.device()

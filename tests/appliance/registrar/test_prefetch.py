@@ -268,6 +268,7 @@ def test_it_answers_only_the_format_that_was_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("B-285", "E-103")
+@pytest.mark.slow
 def test_vouchers_that_pin_a_ca_which_was_rolled_over_are_fetched_again(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         prefetch, device = world.part.prefetch, patient(world)

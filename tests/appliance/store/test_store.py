@@ -29,6 +29,7 @@ from appliance.errors import (
     StoreUnavailable,
 )
 from appliance.store import OutboxRow, Store, Tx, meta, schema
+from tests.stores import open_store
 from tests.support import FixedClock
 
 INSERT = insert(schema.meta)
@@ -49,7 +50,7 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(url(tmp_path), FixedClock(), create=True)
+    opened = open_store(url(tmp_path), FixedClock())
     yield opened
     opened.close()
 
