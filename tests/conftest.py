@@ -19,10 +19,10 @@ from tests import conformance
 from tests.support import QUICKLY, WITH_FULL
 
 LONGEST_ID = 80
-IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/", "tests/bench/", "tests/fuzz/")
-"""Folders whose tests start processes, a campus or somebody else's programs, or take long."""
-FEW, ONE_OF = 4, 4
-"""Where a test has more than a few cases, the quick part tries one of so many."""
+IN_FULL_ONLY = ("tests/endtoend/", "tests/interop/", "tests/bench/")
+"""Folders whose tests start processes, a campus or somebody else's programs."""
+ONE_OF = 5
+"""Where a test has more cases, the quick part tries one of so many."""
 _passed: dict[str, set[str]] = defaultdict(set)
 
 
@@ -51,7 +51,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Thousands of tests come into being here, and none of them is ever garbage: each collection would look at all."""
+    """Thousands of tests come into being here and stay: each garbage collection would look at all of them."""
     gc.disable()
 
 
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
                 raise pytest.UsageError(f"{item.nodeid}: this pytest and pytest-xdist lose the groups of tests")
-    if not config.getoption("--full"):
+    if _is_quick(config):
         _keep_quick_part(config, items)
     known = conformance.requirements()
     for item in items:
@@ -89,20 +89,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _keep_quick_part(config: pytest.Config, items: list[pytest.Item]) -> None:
     names = [item.nodeid.partition("[")[0] for item in items]
-    cases, seen = Counter(names), Counter[str]()
+    cases, before = Counter(names), Counter[str]()
     quick, later = [], []
     for name, item in zip(names, items, strict=True):
-        is_one_of_many = cases[name] > FEW and seen[name] % ONE_OF
-        seen[name] += 1
+        at = before[name]
+        before[name] += 1
+        # one place further in each row: of a table with five columns it would always be the same column
+        is_left_out = cases[name] > ONE_OF and (at + at // ONE_OF) % ONE_OF != 0
         is_slow = item.nodeid.startswith(IN_FULL_ONLY) or any(map(item.get_closest_marker, ("slow", "lab")))
-        (later if is_one_of_many or is_slow else quick).append(item)
+        (later if is_left_out or is_slow else quick).append(item)
     items[:] = quick
     config.hook.pytest_deselected(items=later)
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Where not everything runs, how everything does."""
-    return None if config.getoption("--full") else "the quick part; everything runs with --full, as ./tests/run does"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where not everything ran, how everything does."""
+    if _is_quick(config):
+        terminalreporter.write_line(
+            f"the quick part, one case of {ONE_OF}; everything runs with --full, as ./tests/run does"
+        )
+
+
+def _is_quick(config: pytest.Config) -> bool:
+    """Whether slow tests and most cases are left out: not where a test is named."""
+    return not config.getoption("--full") and not any("::" in argument for argument in config.args)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """Who hears of committed outbox rows, and on which loop (None: on a thread of the writer's)."""
+    """Who hears of committed outbox rows, and on which loop (None: on the thread that ends the group)."""
 
     callback: Callable[[list[OutboxRow]], None]
     loop: asyncio.AbstractEventLoop | None
@@ -82,7 +82,8 @@ class Deliveries:
     ) -> Iterable[asyncio.AbstractEventLoop | None]:
         """Append a group's outcome; answers the loops for which run() must be called, in this order.
 
-        Subscribers without a loop are told by whoever calls, so they come first: they hear before any caller does.
+        Subscribers without a loop are told by whoever calls, so they come first: they hear before the group's callers,
+        unless another thread is telling an earlier group at that moment.
         """
         told = subscribers if emitted else ()
         loops = {one.loop: None for one in told} | {job.loop: None for job in group}

@@ -142,7 +142,8 @@ class Store:
     def subscribe(self, callback: Callable[[list[OutboxRow]], None]) -> None:
         """Call back with every committed group's outbox rows, in order, before its writers are answered.
 
-        On the running event loop if there is one, else on the writer thread.
+        On the running event loop if there is one, else on whatever thread ends the group: such a callback must be short
+        and wait for nothing of the store's.
         """
         try:
             loop = asyncio.get_running_loop()

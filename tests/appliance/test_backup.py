@@ -118,7 +118,6 @@ def test_another_passphrase_does_not_open_it(tmp_path: Path) -> None:
     ],
     ids=lambda names: names[1],
 )
-@pytest.mark.slow
 def test_a_backup_with_foreign_or_doubled_names_is_refused_and_leaves_no_keys(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:

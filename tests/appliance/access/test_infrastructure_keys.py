@@ -168,7 +168,6 @@ Holder: TypeAlias = Callable[[Campus], Awaitable[Key]]
 
 @pytest.mark.req("E-204")
 @SOMEBODY_ELSES
-@pytest.mark.slow
 def test_a_nas_gets_no_certificate_for_a_key_that_is_somebody_elses(tmp_path: Path, somebody_elses: Holder) -> None:
     async def story(campus: Campus) -> None:
         taken = await somebody_elses(campus)

@@ -186,7 +186,6 @@ def test_a_key_is_forgotten_a_day_after_its_last_use(state: ProxyState) -> None:
 
 
 @pytest.mark.req("A-16")
-@pytest.mark.slow
 def test_a_user_who_floods_displaces_own_keys_only(state: ProxyState) -> None:
     book = CallerBook(state, FixedClock())
     book.claim(1000, "mine")
