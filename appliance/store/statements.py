@@ -14,7 +14,7 @@ import keyword
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, Dialect
@@ -78,13 +78,15 @@ def plain(statement: Executable, *names: str) -> Plain:
 
 
 class Statements:
-    """One connection of one thread, and the compiled form of every statement used on it."""
+    """One connection of one thread; the compiled form of a statement serves every connection of the process."""
+
+    _cache: ClassVar[dict[tuple[Executable, tuple[str, ...], str], _Prepared | None]] = {}
 
     def __init__(self, connection: Connection, cursor: Any) -> None:
         self.cursor = cursor
         self._connection = connection
         self._dialect = connection.dialect
-        self._cache: dict[tuple[Executable, tuple[str, ...]], _Prepared | None] = {}
+        self._language = connection.dialect.name
 
     def run(self, statement: Executable, values: Mapping[str, Any]) -> Result:
         """Execute with the given values; driver errors come as the driver raises them."""
@@ -125,12 +127,13 @@ class Statements:
             self.cursor.executemany(prepared.sql, [prepared.bind(row) for row in rows])
 
     def _find(self, statement: Executable, names: tuple[str, ...]) -> _Prepared | None:
+        key = (statement, names, self._language)
         try:
-            return self._cache[statement, names]
+            return self._cache[key]
         except KeyError:
             if len(self._cache) >= _MAX_CACHED:  # statements built per call must not grow the process
                 self._cache.clear()
-            prepared = self._cache[statement, names] = _prepare(statement, names, self._dialect)
+            prepared = self._cache[key] = _prepare(statement, names, self._dialect)  # two threads may do so; no matter
             return prepared
 
 
