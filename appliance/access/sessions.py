@@ -311,10 +311,10 @@ class SessionService:
                     continue
                 if actor is APPLIANCE and _failed_lately(tx, session.id, why):
                     continue
-                change = sessions.order_change(tx, session.id, want, why)
+                change, is_new = sessions.order_change(tx, session.id, want, why)
                 made.append(change)
                 told = {"want": want, "nas": session.nas, "mac": session.mac, "owner": session.owner_id}
-                if change.attempts == 0:
+                if is_new:  # every look asks again for what nobody has got to yet
                     append(tx, AuditEvent("session-change-asked", actor, session.id, reason=why, fields=told))
             return made
 

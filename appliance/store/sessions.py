@@ -276,20 +276,23 @@ def prune(tx: Tx, before: datetime) -> int:
     return tx.execute(_PRUNE, {"before": before}).rowcount
 
 
-def order_change(tx: Tx, session_id: str, want: str, why: str) -> Change:
-    """Ask for a change; one that waits already is replaced, because only the newest decision counts."""
+def order_change(tx: Tx, session_id: str, want: str, why: str) -> tuple[Change, bool]:
+    """(the change that waits now, whether it is asked for just now).
+
+    One that waits already is replaced by another, because only the newest decision counts.
+    """
     row = tx.one(_WAITING_FOR, {"session": session_id})
     if row is not None:
         waiting = _read_change(row)
         if (waiting.want, waiting.why) == (want, why):
-            return waiting
+            return waiting, False
         renewed = replace(waiting, want=want, why=why, attempts=0, due_at=tx.now)
         save_change(tx, renewed)
-        return renewed
+        return renewed, True
     values = {"session_id": session_id, "want": want, "why": why, "state": WAITING, "attempts": 0, "result": ""}
     values |= {"created_at": tx.now, "due_at": tx.now, "updated_at": tx.now}
     number = tx.execute(_ADD_CHANGE, values).lastrowid or 0
-    return Change(number, session_id, want, why, WAITING, 0, "", tx.now, tx.now, tx.now)
+    return Change(number, session_id, want, why, WAITING, 0, "", tx.now, tx.now, tx.now), True
 
 
 def waiting_for(tx: Tx, session_id: str) -> Change | None:

@@ -308,6 +308,27 @@ def test_no_session_is_lost_where_more_change_at_once_than_are_queued(
     play(tmp_path, story, runs=False)
 
 
+def test_a_change_that_waits_is_told_once_however_often_it_is_looked_at(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.log_in()
+        await world.store.write(lambda tx: set_owner(tx, state="suspended"))
+
+        async def asked() -> bool:
+            return bool(await world.events())
+
+        await world.until(asked)
+        session = await world.one()
+        for _ in range(3):
+            await world.sessions._decide([session])
+        assert await world.events() == ["session-change-asked"]
+        (change,) = await world.sessions.changes(session.id)
+        assert (change.state, change.attempts) == ("waiting", 0)
+        await world.sessions.order([session], "end", ADMIN)  # another reason is another change
+        assert await world.events() == ["session-change-asked"] * 2
+
+    play(tmp_path, story, runs=False)
+
+
 def test_no_accept_is_lost_while_the_store_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.access.sessions.MAX_QUEUED", 2)
     stations = [f"02-00-00-00-01-{at:02X}" for at in range(5)]
