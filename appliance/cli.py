@@ -1,65 +1,89 @@
 """The command line, put together. Verbs stand in appliance/commands; this module runs one and words its failure.
 
-Exit status: 0 done, 1 refused or failed (one line on standard error), 2 usage. Imports that cost time stand inside
-the commands, so that `--help` and completion stay quick.
+Exit status: 0 done, 1 refused or failed (one line on standard error), 2 usage. Typer reads the signature of every
+command that it is given, which takes longer than most of them: it is given those of the noun that was named. Imports
+that cost time stand inside the commands.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module, metadata
+from types import MappingProxyType
+from typing import Annotated, Final
 
 import typer
 
-from appliance.commands import (
-    auditing,
-    authorities,
-    certificates,
-    decisions,
-    devices,
-    directory,
-    hosts,
-    itself,
-    life,
-    network,
-    people,
-    trust,
-    verify,
-)
 from appliance.commands.invocation import EVERYWHERE, begin, hoist
 from est.errors import Refusal
 
-app = typer.Typer(
-    name="appliance",
-    help="Campus network bootstrap: enrols identity proxies, issues dual-identity credentials, answers RADIUS.",
-    epilog=EVERYWHERE,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+_VERBS: Final[Mapping[str, str]] = MappingProxyType(
+    {**dict.fromkeys(("init", "run", "check", "doctor", "settings", "backup", "restore"), "itself"), "verify": "verify"}
 )
-app.add_typer(itself.app)
-app.add_typer(verify.app)
-app.add_typer(devices.manufacturers, name="manufacturers")
-app.add_typer(devices.pledges, name="pledges")
-app.add_typer(devices.proxies, name="proxies")
-app.add_typer(devices.est_secrets, name="est")
-app.add_typer(people.owners, name="owners")
-app.add_typer(directory.directory, name="directory")
-app.add_typer(people.agents, name="agents")
-app.add_typer(certificates.certs, name="certs")
-app.add_typer(authorities.ca, name="ca")
-app.add_typer(decisions.policy, name="policy")
-app.add_typer(network.radius, name="radius")
-app.add_typer(network.nas, name="nas")
-app.add_typer(auditing.audit, name="audit")
-app.add_typer(decisions.access, name="access")
-app.add_typer(trust.trust, name="trust")
-app.add_typer(network.sessions, name="sessions")
-app.add_typer(hosts.proxy, name="proxy")
-app.add_typer(life.owner, name="owner")
-app.add_typer(life.agent, name="agent")
+"""The module in appliance/commands of each verb without a noun; there it is a command of `app`."""
+
+_NOUNS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "manufacturers": "devices.manufacturers",
+        "pledges": "devices.pledges",
+        "proxies": "devices.proxies",
+        "est": "devices.est_secrets",
+        "owners": "people.owners",
+        "directory": "directory.directory",
+        "agents": "people.agents",
+        "certs": "certificates.certs",
+        "ca": "authorities.ca",
+        "policy": "decisions.policy",
+        "radius": "network.radius",
+        "nas": "network.nas",
+        "audit": "auditing.audit",
+        "access": "decisions.access",
+        "trust": "trust.trust",
+        "sessions": "network.sessions",
+        "proxy": "hosts.proxy",
+        "owner": "life.owner",
+        "agent": "life.agent",
+    }
+)
+"""The module in appliance/commands of each noun, and what its group is called there."""
+
+
+def application(word: str = "") -> typer.Typer:
+    """The whole application; for the first word of a command line that is a noun or verb, as much as it needs."""
+    made = typer.Typer(
+        name="appliance",
+        help="Campus network bootstrap: enrols identity proxies, issues dual-identity credentials, answers RADIUS.",
+        epilog=EVERYWHERE,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    made.callback()(_at_the_top)
+    is_known = word in _VERBS or word in _NOUNS
+    for module in dict.fromkeys(file for verb, file in _VERBS.items() if verb == word or not is_known):
+        made.add_typer(import_module(f"appliance.commands.{module}").app)
+    for noun, place in _NOUNS.items():
+        if noun == word or not is_known:
+            module, _, group = place.partition(".")
+            made.add_typer(getattr(import_module(f"appliance.commands.{module}"), group), name=noun)
+    return made
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"appliance {metadata.version('campus-appliance')}")
+        raise typer.Exit
+
+
+def _at_the_top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What may stand before noun and verb, beside the options that may stand anywhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         invocation, rest = hoist(arguments)
         begin(invocation)
-        app(args=rest, standalone_mode=True)
+        application(rest[0] if rest else "")(args=rest, standalone_mode=True)
     except typer.BadParameter as wrong:
         print(f"appliance: {wrong.message}", file=sys.stderr)
         return 2

@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from est.errors import Refusal
 from lab import credentials
-from lab.stage import Agent, Stage, free_port
+from lab.stage import Agent, Stage, free_port, together
 from lab.story import DemoFailed, Story, find, versions
 
 POLICY = """\
@@ -100,42 +101,55 @@ class Demo:
     def set_up(self) -> None:
         stage, story, out = self.stage, self.stage.story, self.stage.out
         with story.step("Acme makes a device; its MASA goes on line. The campus sets up its appliance."):
-            stage.admin("init", "--trust-domain", "campus.example", "--org", "Example University")
-            server = stage.cast.start(
-                "appliance",
-                [
-                    sys.executable, "-m", "appliance", "run", "--home", stage.home, "-o", "json",
-                    "--set", f"radius.engine={stage.engine}",
-                    *(f"--set=web.{port}_port=0" for port in ("device", "console", "decision", "pki")),
-                    "--set", "radius.port=0",
-                ],
-            )  # fmt: skip
-            ready = server.wait_for("ready", 30)
-            stage.listeners = ready["listeners"]
-            for maker, knobs in self.makers.items():
-                folder, port = stage.maker(maker), free_port()
-                stage.lab("factory", "--dir", folder, "--serial", f"{maker}-0001", "--masa-url", f"127.0.0.1:{port}")
-                stage.masa(folder, f"masa-{maker}", port, *knobs)
-                stage.admin(
-                    "manufacturers", "add", folder / "manufacturer" / "ca.pem", "--name", maker,
-                    "--masa", f"https://127.0.0.1:{port}",
-                    "--masa-anchors", folder / "manufacturer" / "masa-tls-ca.pem",
-                )  # fmt: skip
-            stage.admin("nas", "add", "lab-switch", "127.0.0.1", "--secret-file", stage.secret_file())
+            *makers, _ = together(*(partial(self.make, maker) for maker in self.makers), self.start)
             (out / "policy.toml").write_text(POLICY)
             (out / "owners.csv").write_text(OWNERS)
-            stage.admin("policy", "publish", out / "policy.toml", "--comment", "demo")
-            stage.admin("owners", "import", out / "owners.csv", "--confirm")
+            secret = stage.secret_file()
+            together(
+                *(partial(stage.admin, *one) for one in makers),
+                partial(stage.admin, "nas", "add", "lab-switch", "127.0.0.1", "--secret-file", secret),
+                partial(stage.admin, "policy", "publish", out / "policy.toml", "--comment", "demo"),
+                partial(stage.admin, "owners", "import", out / "owners.csv", "--confirm"),
+            )
             stage.owner_ids = {row["ref"]: row["identifier"] for row in stage.admin("owners", "list")}
             story.say(f"  appliance ready: {', '.join(f'{k} {v}' for k, v in stage.listeners.items() if v)}")
         with story.step("Alice (R&D) and Bob (HR) make their approval keys; the admin registers them."):
-            for ref in stage.owner_ids:
-                made = stage.appliance(
-                    "owner", "keygen", "--out", out / "owners" / ref, "--ref", ref, "--trust-domain", "campus.example"
-                )
-                stage.statements[ref] = Path(made["statement"])
-                stage.admin("owners", "add-key", ref, made["statement"])
+            equipped = together(*(partial(self.equip, ref) for ref in stage.owner_ids))
+            for ref, made in zip(stage.owner_ids, equipped, strict=True):
                 story.say(f"  {ref}: key {made['jkt'][:16]}..., {stage.owner_ids[ref]}")
+
+    def start(self) -> None:
+        """The appliance, from nothing to its ready line."""
+        stage = self.stage
+        stage.admin("init", "--trust-domain", "campus.example", "--org", "Example University")
+        server = stage.cast.start(
+            "appliance",
+            [
+                sys.executable, "-m", "appliance", "run", "--home", stage.home, "-o", "json",
+                "--set", f"radius.engine={stage.engine}",
+                *(f"--set=web.{port}_port=0" for port in ("device", "console", "decision", "pki")),
+                "--set", "radius.port=0",
+            ],
+        )  # fmt: skip
+        stage.listeners = server.wait_for("ready", 30)["listeners"]
+
+    def make(self, maker: str) -> tuple[str | Path, ...]:
+        """A manufacturer with one device and its MASA; answers the command that makes it known to the appliance."""
+        stage, folder, port = self.stage, self.stage.maker(maker), free_port()
+        stage.lab("factory", "--dir", folder, "--serial", f"{maker}-0001", "--masa-url", f"127.0.0.1:{port}")
+        stage.masa(folder, f"masa-{maker}", port, *self.makers[maker])
+        return (
+            "manufacturers", "add", folder / "manufacturer" / "ca.pem", "--name", maker,
+            "--masa", f"https://127.0.0.1:{port}", "--masa-anchors", folder / "manufacturer" / "masa-tls-ca.pem",
+        )  # fmt: skip
+
+    def equip(self, ref: str) -> Any:
+        """An owner's approval key, made by the owner and registered by the administrator; answers what keygen says."""
+        stage, folder = self.stage, self.stage.out / "owners" / ref
+        made = stage.appliance("owner", "keygen", "--out", folder, "--ref", ref, "--trust-domain", "campus.example")
+        stage.statements[ref] = Path(made["statement"])
+        stage.admin("owners", "add-key", ref, made["statement"])
+        return made
 
     def take_in_the_proxy(self) -> None:
         stage, story = self.stage, self.stage.story
@@ -164,12 +178,11 @@ class Demo:
     def give_agents_their_credentials(self) -> None:
         stage, story = self.stage, self.stage.story
         with story.step("Four agents ask their proxy. Each owner reads the request and signs exactly that."):
-            for name, owner in AGENTS.items():
-                agent = Agent(name, owner, stage.out / "agents" / name)
-                begun = time.monotonic()
-                stage.request(agent, stage.owner_command(owner))
-                stage.agents[name] = agent
-                story.say(f"  {name:<10} for {owner:<6} in {time.monotonic() - begun:.1f} s")
+            stage.agents |= {name: Agent(name, owner, stage.out / "agents" / name) for name, owner in AGENTS.items()}
+            for agent, seconds in zip(
+                stage.agents.values(), together(*(partial(self.ask, one) for one in stage.agents.values())), strict=True
+            ):
+                story.say(f"  {agent.name:<10} for {agent.owner:<6} in {seconds:.1f} s")
             agent = stage.agents["notes"]
             observed = credentials.dual_facts(
                 agent.chain,
@@ -184,11 +197,18 @@ class Demo:
                 "agent-credential-dual", f"agent key and owner key of {alice}, approval verified offline", observed
             )
 
+    def ask(self, agent: Agent) -> float:
+        """An agent asks for its credential and gets it; answers the seconds that it took."""
+        begun = time.monotonic()
+        self.stage.request(agent, self.stage.owner_command(agent.owner))
+        return time.monotonic() - begun
+
     def log_in(self) -> None:
         stage, story = self.stage, self.stage.story
         with story.step("The agents' hosts log in at a switch port (EAP-TLS)."):
-            story.check("vlan-rnd", "20", stage.vlan("notes"))
-            story.check("vlan-hr", "30", stage.vlan("payroll"))
+            research, staff = together(partial(stage.vlan, "notes"), partial(stage.vlan, "payroll"))
+            story.check("vlan-rnd", "20", research)
+            story.check("vlan-hr", "30", staff)
 
     def change_owners(self) -> None:
         stage, story = self.stage, self.stage.story
@@ -211,53 +231,64 @@ class Demo:
         stage, story = self.stage, self.stage.story
         with story.step("Certificates that look right, and are not an agent's of this campus."):
             stranger = credentials.forge_stranger(stage.agents["notes"].chain, stage.out / "stranger")
-            story.check("stranger-certificate-rejected", "reject", stage.login(*stranger).word)
-            state = stage.out / "proxy"
-            story.check(
-                "proxy-certificate-not-an-agent",
-                "reject",
-                stage.login(state / "ldevid.pem", state / "ldevid.key.pem").word,
-            )
+            proxy = stage.out / "proxy" / "ldevid.pem", stage.out / "proxy" / "ldevid.key.pem"
+            forged, not_an_agent = together(partial(stage.login, *stranger), partial(stage.login, *proxy))
+            story.check("stranger-certificate-rejected", "reject", forged.word)
+            story.check("proxy-certificate-not-an-agent", "reject", not_an_agent.word)
 
     def refuse_bad_approvals(self) -> None:
-        stage, story = self.stage, self.stage.story
+        story = self.stage.story
         with story.step("Rogue agents: they approve themselves, borrow an approval, use one twice."):
-            for trick, reason in TRICKS.items():
-                answer = stage.lab(
-                    "rogue", "--socket", stage.socket, "--trick", trick, "--owner", stage.owner_ids["alice"],
-                    "--owner-key", stage.out / "owners" / "alice" / "owner.key.pem",
-                )  # fmt: skip
+            for (trick, reason), answer in zip(
+                TRICKS.items(), together(*(partial(self.trick, one) for one in TRICKS)), strict=True
+            ):
                 story.check(f"{trick}-refused", reason, f"{answer['status']} {answer['reason']}")
 
+    def trick(self, name: str) -> Any:
+        """A rogue agent tries one trick; answers how it was received."""
+        return self.stage.lab(
+            "rogue", "--socket", self.stage.socket, "--trick", name, "--owner", self.stage.owner_ids["alice"],
+            "--owner-key", self.stage.out / "owners" / "alice" / "owner.key.pem",
+        )  # fmt: skip
+
     def refuse_bad_vouchers(self) -> None:
-        stage, story = self.stage, self.stage.story
+        story = self.stage.story
         with story.step("Two more pledges, whose vouchers were made by a stranger and changed on the way."):
-            port = int(stage.listeners["device"].rpartition(":")[2])
-            proxy = stage.proxy("proxy-shady", "shady")
-            refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": stage.listeners["device"]})
-            told = proxy.wait_for("step", 10, {"step": "voucher-status-sent"})
-            proxy.stop()
-            observed = f"proxy: {refused['code']}, status {str(told['status']).lower()}, {stage.ldevid('proxy-shady')}"
-            story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], observed)
-            proxy = stage.proxy("proxy-sloppy", "sloppy")
-            refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "port": port})
-            proxy.stop()
-            timeline = stage.admin("pledges", "show", "sloppy-0001")["timeline"]
-            noticed = next((step["code"] for step in timeline if step["step"] == "masa-failed"), "nothing")
-            observed = f"registrar: {noticed}, proxy: {refused['code']}, {stage.ldevid('proxy-sloppy')}"
-            story.check("tampered-voucher-refused", VOUCHER_REASONS["sloppy"], observed)
+            foreign, tampered = together(self.meet_foreign_signer, self.meet_tampered_voucher)
+            story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], foreign)
+            story.check("tampered-voucher-refused", VOUCHER_REASONS["sloppy"], tampered)
+
+    def meet_foreign_signer(self) -> str:
+        """What a pledge makes of a voucher that a stranger signed."""
+        stage = self.stage
+        proxy = stage.proxy("proxy-shady", "shady")
+        refused = proxy.wait_for("step", 60, {"step": "voucher-refused", "server": stage.listeners["device"]})
+        told = proxy.wait_for("step", 10, {"step": "voucher-status-sent"})
+        proxy.stop()
+        return f"proxy: {refused['code']}, status {str(told['status']).lower()}, {stage.ldevid('proxy-shady')}"
+
+    def meet_tampered_voucher(self) -> str:
+        """What registrar and pledge make of a voucher that was changed on the way."""
+        stage, port = self.stage, int(self.stage.listeners["device"].rpartition(":")[2])
+        proxy = stage.proxy("proxy-sloppy", "sloppy")
+        refused = proxy.wait_for("step", 60, {"step": "attempt-failed", "port": port})
+        proxy.stop()
+        timeline = stage.admin("pledges", "show", "sloppy-0001")["timeline"]
+        noticed = next((step["code"] for step in timeline if step["step"] == "masa-failed"), "nothing")
+        return f"registrar: {noticed}, proxy: {refused['code']}, {stage.ldevid('proxy-sloppy')}"
 
     def table(self) -> None:
         """The end of the story: who got what, as the supplicants saw it, and why, as an administrator is told."""
         stage, story = self.stage, self.stage.story
         departments = {row["ref"]: row["department"] for row in stage.admin("owners", "list")}
         rows = [("AGENT", "OWNER", "DEPARTMENT", "CREDENTIAL SERIAL", "VLAN", "WHY")]
-        for name, agent in stage.agents.items():
-            login = stage.login(agent.chain, agent.key)
-            serial = credentials.serial(agent.chain)
-            decided = stage.admin("policy", "explain", "--serial", serial)
+        agents = stage.agents.values()
+        logins = together(*(partial(stage.login, one.chain, one.key) for one in agents))
+        serials = [credentials.serial(one.chain) for one in agents]
+        explained = together(*(partial(stage.admin, "policy", "explain", "--serial", one) for one in serials))
+        for agent, login, serial, decided in zip(agents, logins, serials, explained, strict=True):
             why = f"{decided['reason_code']}: {decided['reason']}"
-            rows.append((name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, why))
+            rows.append((agent.name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, why))
         widths = [max(len(row[at]) for row in rows) for at in range(5)]
         story.say()
         for row in rows:

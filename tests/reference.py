@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from appliance import audit, rollover_states
-from appliance.cli import app
+from appliance.cli import application
 from appliance.commands.invocation import EVERYWHERE
 from appliance.identity import challenge_states
 from appliance.owner.gateway import routes as gateway_routes
@@ -238,7 +238,7 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
         for name, one in inner.items():
             yield from walk((*words, name), one)
 
-    yield from walk((), typer.main.get_command(app))
+    yield from walk((), typer.main.get_command(application()))
 
 
 def cli_page() -> str:
@@ -251,7 +251,7 @@ def cli_page() -> str:
         "`-o json` prints the result as JSON.\n",
     ]
     group = ""
-    nouns = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    nouns = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
     for words, command in commands():
         noun = words[0] if len(words) > 1 else ""
         if noun != group:

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from appliance import audit
-from appliance.cli import app
+from appliance.cli import application
 from appliance.commands.invocation import hoist
 from appliance.owner.gateway import routes as gateway_routes
 from appliance.proxy import agent_api
@@ -230,7 +230,7 @@ def quoted_commands(text: str) -> list[str]:
 
 @cache
 def program() -> Any:
-    return typer.main.get_command(app)
+    return typer.main.get_command(application())
 
 
 def misfit(line: str) -> str:

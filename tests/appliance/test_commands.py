@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from appliance.cli import app
+from appliance.cli import application
 from appliance.commands import decisions, people
 from appliance.commands.invocation import begin, hoist, invocation
 from appliance.hierarchy import certificate_file
@@ -49,6 +50,7 @@ def names_of(group: typer.Typer) -> set[str]:
 
 
 def test_every_command_of_the_contract_exists() -> None:
+    app = application()
     groups = {
         one.name: names_of(one.typer_instance) for one in app.registered_groups if one.name and one.typer_instance
     }
@@ -62,6 +64,23 @@ def test_every_command_of_the_contract_exists() -> None:
         noun, colon, verbs = line.partition(":")
         found = groups.get(noun, set()) if colon else top | names_of(app)
         assert set((verbs if colon else line).split()) <= found, line
+
+
+def below(command: Any) -> dict[str, Any]:
+    """The names of everything below a command."""
+    return {name: below(one) for name, one in getattr(command, "commands", {}).items()}
+
+
+def test_the_part_for_a_word_has_all_that_is_below_it() -> None:
+    whole = below(typer.main.get_command(application()))
+    parts = {word: below(typer.main.get_command(application(word))) for word in whole}
+    assert {word: part[word] for word, part in parts.items()} == whole
+    assert parts["owners"].keys() == {"owners"} and below(typer.main.get_command(application("--help"))) == whole
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    done = run_here("--version")
+    assert (done.status, done.out) == (0, f"appliance {metadata.version('campus-appliance')}\n")
 
 
 @pytest.mark.parametrize("arguments", [
