@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from types import MappingProxyType
 from typing import Annotated, Final
 
@@ -74,6 +74,8 @@ def application(word: str = "") -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         print(f"appliance {metadata.version('campus-appliance')}")
         raise typer.Exit
 
