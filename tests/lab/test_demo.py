@@ -129,4 +129,6 @@ def test_sigterm_ends_every_process_of_the_story(tmp_path: Path) -> None:
 
 
 def _children(parent: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    """Of all its threads; each has a list of its own."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(one) for each in lists for one in each.read_text().split()]
