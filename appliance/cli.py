@@ -74,9 +74,9 @@ def application(word: str = "") -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from appliance.version import version  # importlib.metadata costs time
 
-        print(f"appliance {metadata.version('campus-appliance')}")
+        print(f"appliance {version()}")
         raise typer.Exit
 
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol
 
 from est.errors import Refusal
 from lab import credentials
-from lab.stage import Agent, Stage, free_port, together
+from lab.stage import Agent, Stage, free_port
 from lab.story import DemoFailed, Story, find, versions
 
 POLICY = """\
@@ -101,20 +101,20 @@ class Demo:
     def set_up(self) -> None:
         stage, story, out = self.stage, self.stage.story, self.stage.out
         with story.step("Acme makes a device; its MASA goes on line. The campus sets up its appliance."):
-            *makers, _ = together(*(partial(self.make, maker) for maker in self.makers), self.start)
+            *makers, _ = stage.at_once([*(partial(self.make, maker) for maker in self.makers), self.start])
             (out / "policy.toml").write_text(POLICY)
             (out / "owners.csv").write_text(OWNERS)
             secret = stage.secret_file()
-            together(
+            stage.at_once([
                 *(partial(stage.admin, *one) for one in makers),
                 partial(stage.admin, "nas", "add", "lab-switch", "127.0.0.1", "--secret-file", secret),
                 partial(stage.admin, "policy", "publish", out / "policy.toml", "--comment", "demo"),
                 partial(stage.admin, "owners", "import", out / "owners.csv", "--confirm"),
-            )
+            ])  # fmt: skip
             stage.owner_ids = {row["ref"]: row["identifier"] for row in stage.admin("owners", "list")}
             story.say(f"  appliance ready: {', '.join(f'{k} {v}' for k, v in stage.listeners.items() if v)}")
         with story.step("Alice (R&D) and Bob (HR) make their approval keys; the admin registers them."):
-            equipped = together(*(partial(self.equip, ref) for ref in stage.owner_ids))
+            equipped = stage.at_once([partial(self.equip, ref) for ref in stage.owner_ids])
             for ref, made in zip(stage.owner_ids, equipped, strict=True):
                 story.say(f"  {ref}: key {made['jkt'][:16]}..., {stage.owner_ids[ref]}")
 
@@ -178,10 +178,10 @@ class Demo:
     def give_agents_their_credentials(self) -> None:
         stage, story = self.stage, self.stage.story
         with story.step("Four agents ask their proxy. Each owner reads the request and signs exactly that."):
-            stage.agents |= {name: Agent(name, owner, stage.out / "agents" / name) for name, owner in AGENTS.items()}
-            for agent, seconds in zip(
-                stage.agents.values(), together(*(partial(self.ask, one) for one in stage.agents.values())), strict=True
-            ):
+            agents = [Agent(name, owner, stage.out / "agents" / name) for name, owner in AGENTS.items()]
+            took = stage.at_once([partial(self.ask, one) for one in agents])
+            for agent, seconds in zip(agents, took, strict=True):
+                stage.agents[agent.name] = agent
                 story.say(f"  {agent.name:<10} for {agent.owner:<6} in {seconds:.1f} s")
             agent = stage.agents["notes"]
             observed = credentials.dual_facts(
@@ -206,7 +206,7 @@ class Demo:
     def log_in(self) -> None:
         stage, story = self.stage, self.stage.story
         with story.step("The agents' hosts log in at a switch port (EAP-TLS)."):
-            research, staff = together(partial(stage.vlan, "notes"), partial(stage.vlan, "payroll"))
+            research, staff = stage.at_once([partial(stage.vlan, "notes"), partial(stage.vlan, "payroll")])
             story.check("vlan-rnd", "20", research)
             story.check("vlan-hr", "30", staff)
 
@@ -232,16 +232,15 @@ class Demo:
         with story.step("Certificates that look right, and are not an agent's of this campus."):
             stranger = credentials.forge_stranger(stage.agents["notes"].chain, stage.out / "stranger")
             proxy = stage.out / "proxy" / "ldevid.pem", stage.out / "proxy" / "ldevid.key.pem"
-            forged, not_an_agent = together(partial(stage.login, *stranger), partial(stage.login, *proxy))
+            forged, not_an_agent = stage.at_once([partial(stage.login, *stranger), partial(stage.login, *proxy)])
             story.check("stranger-certificate-rejected", "reject", forged.word)
             story.check("proxy-certificate-not-an-agent", "reject", not_an_agent.word)
 
     def refuse_bad_approvals(self) -> None:
         story = self.stage.story
         with story.step("Rogue agents: they approve themselves, borrow an approval, use one twice."):
-            for (trick, reason), answer in zip(
-                TRICKS.items(), together(*(partial(self.trick, one) for one in TRICKS)), strict=True
-            ):
+            answers = self.stage.at_once([partial(self.trick, one) for one in TRICKS])
+            for (trick, reason), answer in zip(TRICKS.items(), answers, strict=True):
                 story.check(f"{trick}-refused", reason, f"{answer['status']} {answer['reason']}")
 
     def trick(self, name: str) -> Any:
@@ -254,7 +253,7 @@ class Demo:
     def refuse_bad_vouchers(self) -> None:
         story = self.stage.story
         with story.step("Two more pledges, whose vouchers were made by a stranger and changed on the way."):
-            foreign, tampered = together(self.meet_foreign_signer, self.meet_tampered_voucher)
+            foreign, tampered = self.stage.at_once([self.meet_foreign_signer, self.meet_tampered_voucher])
             story.check("foreign-voucher-refused", VOUCHER_REASONS["shady"], foreign)
             story.check("tampered-voucher-refused", VOUCHER_REASONS["sloppy"], tampered)
 
@@ -283,9 +282,9 @@ class Demo:
         departments = {row["ref"]: row["department"] for row in stage.admin("owners", "list")}
         rows = [("AGENT", "OWNER", "DEPARTMENT", "CREDENTIAL SERIAL", "VLAN", "WHY")]
         agents = stage.agents.values()
-        logins = together(*(partial(stage.login, one.chain, one.key) for one in agents))
+        logins = stage.at_once([partial(stage.login, one.chain, one.key) for one in agents])
         serials = [credentials.serial(one.chain) for one in agents]
-        explained = together(*(partial(stage.admin, "policy", "explain", "--serial", one) for one in serials))
+        explained = stage.at_once([partial(stage.admin, "policy", "explain", "--serial", one) for one in serials])
         for agent, login, serial, decided in zip(agents, logins, serials, explained, strict=True):
             why = f"{decided['reason_code']}: {decided['reason']}"
             rows.append((agent.name, agent.owner, departments[agent.owner], serial[:16] + "...", login.word, why))

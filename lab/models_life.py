@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from appliance.owner.review import review
 from appliance.owner.sign import sign
 from lab import credentials
 from lab.stage import Agent
-from lab.story import DemoFailed, Story
+from lab.story import Cast, DemoFailed, Story
 
 DOMAIN = "campus.example"
 _UP_AND_UV = 0x05
@@ -37,6 +36,7 @@ class Stage(Protocol):
 
     out: Path
     story: Story
+    cast: Cast
     socket: Path
     listeners: dict[str, str]
     owner_ids: dict[str, str]
@@ -177,7 +177,7 @@ def _renew(stage: Stage, agent: Agent, standing: str) -> None:
     """`agent run` tells in lines, not in one answer."""
     words = ("agent", "run", "--socket", stage.socket, "--out", agent.folder, "--standing", standing, "--once")
     command = [sys.executable, "-m", "appliance", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = stage.cast.run(command)
     if done.returncode != 0:
         raise DemoFailed(f"agent run ended with {done.returncode}: {done.stderr.strip()}")
 

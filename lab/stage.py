@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
 import shlex
 import socket
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lab.logins import Login, log_in
 from lab.story import Cast, DemoFailed, Process, Story
@@ -55,7 +55,7 @@ class Stage:
         self.secret = secrets.token_urlsafe(32)
         self.supplicant = supplicant
         self.radius_name = "radius.campus.example"
-        self.logins = 0
+        self._turns = itertools.count()
         self.statements: dict[str, Path] = {}
         self.socket = out / "proxy" / "agent.sock"
 
@@ -79,6 +79,19 @@ class Stage:
   .venv/bin/appliance --home {home} pledges show acme-0001
   {self.inside}curl --cacert {root} https://{self.listeners["console"]}/docs/"""
 
+    def at_once(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What each of these answers, all done at the same time; raises what the first of them, in order, raised.
+
+        An interrupt ends the cast first: what is under way would not hear of it.
+        """
+        with ThreadPoolExecutor(len(works)) as pool:
+            under_way = [pool.submit(work) for work in works]
+            try:
+                return [one.result() for one in under_way]
+            except KeyboardInterrupt:
+                self.cast.stop()
+                raise
+
     # -- programs
 
     def program(self) -> list[str]:
@@ -88,7 +101,7 @@ class Stage:
     def appliance(self, *arguments: str | Path, check: bool = True) -> Any:
         """One command line of the appliance; its JSON answer."""
         command = [sys.executable, "-m", "appliance", *map(str, arguments), "-o", "json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
+        done = self.cast.run(command)
         if check and done.returncode != 0:
             raise DemoFailed(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr.strip()}")
         return json.loads(done.stdout) if done.stdout.strip() else {"error": done.stderr.strip()}
@@ -128,7 +141,7 @@ class Stage:
     def lab(self, *arguments: str | Path) -> Any:
         """One `python -m lab` command; its JSON answer."""
         command = [sys.executable, "-m", "lab", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
+        done = self.cast.run(command)
         if done.returncode != 0:
             raise DemoFailed(f"{' '.join(command[2:5])} ended with {done.returncode}: {done.stderr.strip()}")
         return json.loads(done.stdout.splitlines()[-1])
@@ -173,7 +186,7 @@ class Stage:
 
     def login(self, chain: Path, key: Path) -> Login:
         """One EAP-TLS login at the RADIUS server with eapol_test where it is installed, else with our own peer."""
-        self.logins += 1
+        tls_version: Literal["1.2", "1.3"] = "1.2" if next(self._turns) % 2 else "1.3"
         return log_in(
             self.supplicant,
             self.listeners["radius"],
@@ -182,7 +195,7 @@ class Stage:
             key=key,
             root=self.ca("root"),
             server_name=self.radius_name,
-            tls_version="1.3" if self.logins % 2 else "1.2",
+            tls_version=tls_version,
         )
 
     def vlan(self, name: str) -> str:
@@ -195,15 +208,6 @@ class Stage:
         word = self.vlan(name)
         if not word.isdecimal():
             raise DemoFailed(f"{name} should get in before it is turned away, and gets: {word}")
-
-
-def together(*functions: Callable[[], Any]) -> list[Any]:
-    """What each of these answers, all of them called at the same time; raises what the first one raised.
-
-    For programs that know nothing of each other: most of what a story waits for is their start.
-    """
-    with ThreadPoolExecutor(len(functions)) as pool:
-        return [one.result() for one in [pool.submit(function) for function in functions]]
 
 
 def free_port() -> int:

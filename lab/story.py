@@ -89,18 +89,22 @@ def _collect(popen: subprocess.Popen[str], events: list[dict[str, Any]]) -> None
 
 
 class Cast:
-    """The processes of one story; all of them end with it, in reverse order."""
+    """The programs of one story; all of them end with it, in reverse order, whichever thread started them."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
         self._environment = dict(environment)
         self._members: list[Process] = []
+        self._errands: list[subprocess.Popen[str]] = []
+        self._lock = threading.Lock()
+        self._is_over = False
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str | Path], *, user: int | None = None) -> Process:
-        """Starts a program; `user` is the uid that it runs as."""
+        """Starts a program; `user` is the uid that it runs as. Raises DemoFailed once the story is over."""
         log = self._logs / f"{name}.log"
-        with log.open("ab") as errors:
+        with log.open("ab") as errors, self._lock:
+            self._check_goes_on()
             popen = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
@@ -112,21 +116,50 @@ class Cast:
                 group=user,
                 extra_groups=[] if user is not None else None,
             )
-        events: list[dict[str, Any]] = []
-        reader = threading.Thread(target=_collect, args=(popen, events), name=f"events of {name}", daemon=True)
+            events: list[dict[str, Any]] = []
+            reader = threading.Thread(target=_collect, args=(popen, events), name=f"events of {name}", daemon=True)
+            process = Process(name, popen, log, reader, events)
+            self._members.append(process)
         reader.start()
-        process = Process(name, popen, log, reader, events)
-        self._members.append(process)
         return process
+
+    def run(self, command: Sequence[str | Path], *, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end; raises DemoFailed once the story is over, subprocess.TimeoutExpired."""
+        words = [str(part) for part in command]
+        with self._lock:
+            self._check_goes_on()
+            popen = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environment
+            )
+            self._errands.append(popen)
+        try:
+            out, errors = popen.communicate(timeout=seconds)
+        except BaseException:
+            popen.kill()
+            popen.wait()
+            raise
+        finally:
+            with self._lock:
+                self._errands.remove(popen)
+        return subprocess.CompletedProcess(words, popen.returncode, out, errors)
 
     def running(self) -> list[Process]:
         """Those that have not ended."""
         return [member for member in self._members if member.popen.poll() is None]
 
     def stop(self) -> None:
-        """Ends every process of the story."""
+        """Ends every program of the story; no other begins."""
+        with self._lock:
+            self._is_over = True
+            errands = list(self._errands)
+        for errand in errands:
+            errand.terminate()
         for member in reversed(self._members):
             member.stop()
+
+    def _check_goes_on(self) -> None:
+        if self._is_over:
+            raise DemoFailed("the story is over")
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,7 @@ def cli_page() -> str:
         f"{EVERYWHERE}\n\n`--home` is `$APPLIANCE_HOME` where it is not given, then a per-user state folder. While "
         "`appliance run` holds a home, administrative commands reach it through `HOME/run/admin.sock`; otherwise they "
         "open the home themselves. Exit status: 0 done, 1 refused or failed (one line on standard error), 2 usage. "
-        "`-o json` prints the result as JSON.\n",
+        "`-o json` prints the result as JSON. `appliance --version` prints the version.\n",
     ]
     group = ""
     nouns = typer.main.get_command(application()).commands  # type: ignore[attr-defined]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
 
+from appliance.version import version
 from radius.reasons import REASONS
 
 VENDOR: Final = "campus-appliance"
@@ -22,14 +22,7 @@ _CEF_SEVERITY: Final = {"accept": 1, "guest": 3, "reject": 6}
 _BOM: Final = "\ufeff"
 
 
-def _version() -> str:
-    try:
-        return version("campus-appliance")
-    except PackageNotFoundError:  # run from a checkout
-        return "0"
-
-
-_VERSION: Final = _version()
+_VERSION: Final = version()
 
 
 class Line(NamedTuple):

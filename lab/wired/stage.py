@@ -8,8 +8,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -293,11 +292,6 @@ class WiredStage(Stage):
         while (seen := observe()) != wanted and time.monotonic() < deadline:
             time.sleep(0.1)
         return seen
-
-    def at_once(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Do several things at the same time; the first failure is raised."""
-        with ThreadPoolExecutor(len(works)) as pool:
-            return [one.result() for one in [pool.submit(work) for work in works]]
 
     @contextmanager
     def paused(self, *, radius: bool) -> Iterator[None]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lab import demo
 from lab.stage import Stage
-from lab.story import DemoFailed, Story, find
+from lab.story import Cast, DemoFailed, Story, find
 from lab.wired import campus
 from lab.wired.story import WiredStory, checks_of
 
@@ -118,17 +121,34 @@ def test_sigterm_ends_every_process_of_the_story(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        children = _children(running.pid)
-        assert children
+        assert [one for one in _programs_of(tmp_path) if " lab demo " not in one]
         running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=240)
+        _, errors = running.communicate(timeout=30)
     finally:
         running.kill()
     assert running.returncode == 130 and "Traceback" not in errors
-    assert not [one for one in children if Path(f"/proc/{one}").exists()]
+    assert not _programs_of(tmp_path)
 
 
-def _children(parent: int) -> list[int]:
-    """Of all its threads; each has a list of its own."""
-    lists = Path(f"/proc/{parent}/task").glob("*/children")
-    return [int(one) for each in lists for one in each.read_text().split()]
+def test_a_story_that_is_over_starts_no_more_programs(tmp_path: Path) -> None:
+    cast = Cast(tmp_path, {})
+    sleeper = cast.start("sleeper", ["/bin/sleep", "60"])
+    with ThreadPoolExecutor() as pool:
+        errand = pool.submit(cast.run, ["/bin/sleep", "60"])
+        while not cast._errands:
+            time.sleep(0.01)
+        cast.stop()
+        assert errand.result().returncode == -signal.SIGTERM
+    assert sleeper.popen.poll() is not None and not cast.running()
+    for start in (partial(cast.start, "late"), cast.run):
+        with pytest.raises(DemoFailed):
+            start(["/bin/true"])
+
+
+def _programs_of(folder: Path) -> list[str]:
+    """Command lines that name this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in found if str(folder) in line]
