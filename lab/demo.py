@@ -114,7 +114,7 @@ class Demo:
             stage.owner_ids = {row["ref"]: row["identifier"] for row in stage.admin("owners", "list")}
             story.say(f"  appliance ready: {', '.join(f'{k} {v}' for k, v in stage.listeners.items() if v)}")
         with story.step("Alice (R&D) and Bob (HR) make their approval keys; the admin registers them."):
-            equipped = stage.at_once([partial(self.equip, ref) for ref in stage.owner_ids])
+            equipped = stage.at_once([partial(stage.equip, ref) for ref in stage.owner_ids])
             for ref, made in zip(stage.owner_ids, equipped, strict=True):
                 story.say(f"  {ref}: key {made['jkt'][:16]}..., {stage.owner_ids[ref]}")
 
@@ -142,14 +142,6 @@ class Demo:
             "manufacturers", "add", folder / "manufacturer" / "ca.pem", "--name", maker,
             "--masa", f"https://127.0.0.1:{port}", "--masa-anchors", folder / "manufacturer" / "masa-tls-ca.pem",
         )  # fmt: skip
-
-    def equip(self, ref: str) -> Any:
-        """An owner's approval key, made by the owner and registered by the administrator; answers what keygen says."""
-        stage, folder = self.stage, self.stage.out / "owners" / ref
-        made = stage.appliance("owner", "keygen", "--out", folder, "--ref", ref, "--trust-domain", "campus.example")
-        stage.statements[ref] = Path(made["statement"])
-        stage.admin("owners", "add-key", ref, made["statement"])
-        return made
 
     def take_in_the_proxy(self) -> None:
         stage, story = self.stage, self.stage.story

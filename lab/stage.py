@@ -170,6 +170,14 @@ class Stage:
                 path.write_bytes(answer.read())
         return path
 
+    def equip(self, ref: str) -> Any:
+        """An owner's approval key, made by the owner and registered by the administrator; answers what keygen says."""
+        folder = self.out / "owners" / ref
+        made = self.appliance("owner", "keygen", "--out", folder, "--ref", ref, "--trust-domain", "campus.example")
+        self.statements[ref] = Path(made["statement"])
+        self.admin("owners", "add-key", ref, made["statement"])
+        return made
+
     def owner_command(self, owner: str) -> str:
         """What an agent's host calls to have its owner look at a request and sign it."""
         key = self.out / "owners" / owner / "owner.key.pem"

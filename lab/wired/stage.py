@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,14 +141,7 @@ class WiredStage(Stage):
         (self.out / "owners.csv").write_text(OWNERS)
         self.admin("owners", "import", self.out / "owners.csv", "--confirm")
         self.owner_ids = {row["ref"]: row["identifier"] for row in self.admin("owners", "list")}
-
-        def register(ref: str) -> None:
-            made = self.appliance(
-                "owner", "keygen", "--out", self.out / "owners" / ref, "--ref", ref, "--trust-domain", "campus.example"
-            )
-            self.admin("owners", "add-key", ref, made["statement"])
-
-        self.at_once([lambda ref=ref: register(ref) for ref in self.owner_ids])  # type: ignore[misc]
+        self.at_once([partial(self.equip, ref) for ref in self.owner_ids])
 
     def start_appliance(self, *more: str) -> None:
         """The appliance in its machine, RADIUS with it."""
