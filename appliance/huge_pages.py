@@ -66,7 +66,7 @@ def gather() -> int:
 
 
 async def keep_gathering(gather: Callable[[], int] = gather) -> None:
-    """gather() for ever, on a thread: often while the process grows, less and less where nothing is left to do.
+    """gather() for ever, on a thread, less and less: a process grows most when it is young, and looking is not free.
 
     It waits first: a process that is asked one thing and ends need not have its memory moved.
     """
@@ -76,7 +76,7 @@ async def keep_gathering(gather: Callable[[], int] = gather) -> None:
         gathered = await asyncio.to_thread(gather)
         if gathered:
             _log.debug("event=huge-pages bytes=%d", gathered)
-        pause = SOON_SECONDS if gathered else min(2 * pause, LATE_SECONDS)
+        pause = min(2 * pause, LATE_SECONDS)
 
 
 @contextlib.asynccontextmanager

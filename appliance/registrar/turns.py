@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Hashable
-from weakref import WeakValueDictionary
+
+_Waiting = deque[asyncio.Future[None]]
 
 
 class Turns:
-    """Locks by key; a lock lives as long as somebody holds or awaits it."""
+    """Who has the turn of a key, and who waits for it, first come first served."""
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._waiting: dict[Hashable, _Waiting] = {}
+        """A key is in it while somebody has its turn."""
 
-    def of(self, key: Hashable) -> asyncio.Lock:
-        """The turn of `key`, for `async with`."""
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-        return lock
+    def of(self, key: Hashable) -> Turn:
+        """The turn of `key`, for one `async with`."""
+        return Turn(self._waiting, key)
+
+
+class Turn:
+    """One caller's. Nearly always nobody else wants it: then it costs next to nothing, as a lock per key would not."""
+
+    __slots__ = ("_key", "_waiting")
+
+    def __init__(self, waiting: dict[Hashable, _Waiting], key: Hashable) -> None:
+        self._waiting = waiting
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        waiting = self._waiting.get(self._key)
+        if waiting is None:
+            self._waiting[self._key] = deque()
+            return
+        mine = asyncio.get_running_loop().create_future()
+        waiting.append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self._pass_on()  # it came, and whoever waited for it has gone
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """To the first who still waits; the key stays taken meanwhile, so nobody comes between."""
+        waiting = self._waiting[self._key]
+        while waiting:
+            first = waiting.popleft()
+            if not first.done():
+                first.set_result(None)
+                return
+        del self._waiting[self._key]

@@ -25,6 +25,8 @@ EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 EXPORTER_BYTES = 32
 """RFC 9266, section 2."""
 _RECORD = 16_384
+_HEADER = 5
+"""Bytes before a record; the last two say how long it is (RFC 8446, section 5.1)."""
 _FLIGHT = 8_192
 """Bytes that a handshake or an alert has to say at once, as a rule; more is taken in turns."""
 _OVERHEAD = 1_024
@@ -91,16 +93,19 @@ class TlsSide:
     Whatever fails raises ssl.SSLError with words in it; the alert about it can then still be taken.
     """
 
-    __slots__ = ("_connection", "server_certificate", "version")
+    __slots__ = ("_connection", "_has_unread", "_is_one_record", "server_certificate", "version")
 
     def __init__(self, connection: SSL.Connection, server_certificate: x509.Certificate) -> None:
         self._connection = connection
+        self._has_unread = self._is_one_record = False
         self.server_certificate: x509.Certificate | None = server_certificate
         self.version = ""
         connection.set_accept_state()
 
     def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
+        self._is_one_record = not self._has_unread and int.from_bytes(data[3:_HEADER], "big") == len(data) - _HEADER
+        self._has_unread = True
         self._connection.bio_write(data)
 
     def take(self, expected: int = _FLIGHT) -> bytes:
@@ -128,14 +133,20 @@ class TlsSide:
 
     def read(self) -> bytes | None:
         """The next plain bytes: None when more must be fed first, empty at the peer's close_notify."""
+        if not self._has_unread:  # cheaper to know than to be told
+            return None
         try:
-            return self._connection.recv(_RECORD)
+            data = self._connection.recv(_RECORD)
         except SSL.WantReadError:
+            self._has_unread = False
             return None
         except SSL.ZeroReturnError:
             return b""
         except SSL.Error as error:
             raise _mapped(error) from None
+        if self._is_one_record and len(data) < _RECORD:
+            self._has_unread = False
+        return data
 
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
         """All of it as the peer is to be sent it; pyOpenSSL's partial writes take one record at a time."""
