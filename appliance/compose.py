@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ from est.signer import KeySigner
 from radius import handshake
 
 _log = logging.getLogger(__name__)
+_IS_STORM = attrgetter("is_storm")
 _LOOPBACK = "127.0.0.1"
 
 
@@ -452,6 +454,7 @@ class Appliance:
             ("decision", *self._decision_listener(access), None),
             ("pki", web.host, web.pki_port, pki, None, asked),
         ]
+        deciding: list[Listener] = []
         for name, host, port, endpoints, tls, bucket in plan:
             app = build_app(name, endpoints, limits=bucket)  # type: ignore[arg-type]
             listener = Listener(name, app, timing=timing, tls=tls, sheds=name == "decision")
@@ -461,12 +464,15 @@ class Appliance:
             self._open.append(listener)
             self.listeners[name] = address_text(host, found)
             if name == "decision":
+                deciding.append(listener)
                 self._decision_port = found
                 if not is_loopback(web.decision_host):  # the FreeRADIUS on this machine asks as ever
                     near_app = build_app("decision", access(None))
                     near = Listener(name, near_app, timing=timing, tls=self._https, sheds=True)
                     self._decision_port = await listen(near, _LOOPBACK, web.decision_port and found)
                     self._open.append(near)
+                    deciding.append(near)
+        self.access.spare_the_store(lambda: any(map(_IS_STORM, deciding)))
         if identity_port is not None:
             await self.workers.start()
             self._tasks.append(asyncio.create_task(self.store.follow(FOLLOW_SECONDS)))

@@ -15,6 +15,7 @@ from appliance.access.log_export import enterprise_of
 from appliance.access.log_reader import DecisionReader
 from appliance.access.nas import NasService
 from appliance.access.policies import PolicyService
+from appliance.access.row_journal import FILE_NAME
 from appliance.access.service import AccessService
 from appliance.access.session_changes import ChangeRunner
 from appliance.access.sessions import SessionService
@@ -49,7 +50,7 @@ def assemble(
     settings: Settings, *, store: Store, clock: Clock, roles: Mapping[str, Role], sealing: SealingBox
 ) -> Access:
     """`roles` knows our issuing CAs, `sealing` keeps the secrets that are shared with NAS."""
-    access = AccessService(settings.access, store, clock, roles, settings.directory)
+    access = AccessService(settings.access, store, clock, roles, settings.directory, settings.home / FILE_NAME)
     nas = NasService(store, sealing, clock.now, settings.radius.engine)
     sessions = SessionService(
         store,

@@ -1,4 +1,9 @@
-"""The decision log's writer: decisions are queued in memory and written in batches, never on the decision path."""
+"""The decision log's writer: decisions are queued in memory and written in batches, never on the decision path.
+
+In a storm the store is left alone: its writer would take from the decisions the processor that they lack. Rows then go
+to a journal, and from there into the store when the storm is over; whatever is decided before that is done goes behind
+them, so the log is in the order of the decisions.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,19 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from appliance.access.decision_rows import row_of
 from appliance.access.repeats import Repeats
+from appliance.access.row_journal import RowJournal, line_of
 from appliance.access.row_queue import RowQueue
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
-from appliance.store import decisions
+from appliance.store import decisions, meta
 from appliance.store.store import Store
+from appliance.store.transaction import Tx
 from radius import Decision
 
 _log = logging.getLogger(__name__)
@@ -24,31 +33,52 @@ MAX_BATCH = 250
 """Other transactions wait for as many rows at most."""
 BATCH_SECONDS = 0.5
 PRUNE_SECONDS = 600.0
+CALM_SECONDS = 1.0
+"""A storm that is over for so long does not come again at once."""
+_AT_ONCE = 50
+_MARK = "decisions_journal"
+"""How much of which journal is in the log."""
 
 
 class DecisionLog:
     """Takes decisions at once and writes them soon; when the store is away it keeps the newest MAX_QUEUED."""
 
-    def __init__(self, store: Store, clock: Clock, *, keep_days: int, keep_rows: int) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, keep_days: int, keep_rows: int, journal: Path | None = None
+    ) -> None:
+        """`journal`: the file for rows that the store is spared; without one it is not spared."""
         self._store = store
         self._clock = clock
         self._keep = timedelta(days=keep_days)
         self._keep_rows = keep_rows
         self._queue: RowQueue[tuple[Any, ...]] = RowQueue(page=MAX_BATCH, room=MAX_QUEUED, on_given_up=_tell)
+        self._journal = RowJournal(journal, width=len(decisions.COLUMNS), room=MAX_QUEUED)
+        self._taken: RowQueue[tuple[int, tuple[Any, ...]]] = RowQueue(page=MAX_BATCH, on_given_up=_tell)
+        """Out of the journal, each with the place behind it."""
+        self._is_opened = journal is None
+        self._spared_until = float("-inf")
         self._turn = asyncio.Lock()
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
+        self.is_storm: Callable[[], bool] = _never
+        """Whether the store is to be left alone; asked at every decision."""
         self.on_written: Callable[[], None] = lambda: None
         """Called when rows were written."""
 
     def put(self, decision: Decision) -> None:
         """Queue one decision; never blocks, never fails."""
-        self._queue.append(row_of(decision, self._clock.now()))
+        self._add(row_of(decision, self._clock.now()))
+
+    def _add(self, row: tuple[Any, ...]) -> None:
+        if self._journal.is_used or self.is_storm():
+            self._journal.put(row)
+        else:
+            self._queue.append(row)
 
     def put_failure(self, decision: Decision, times: int = 1) -> None:
         """Queue a login that ended before policy, or count it with those like it; never blocks, never fails."""
         if self._repeats.is_news(decision, self._clock.monotonic(), times):
-            self._queue.append(row_of(decision, self._clock.now()))
+            self._add(row_of(decision, self._clock.now()))
 
     async def run(self) -> None:
         """Writes batches until cancelled; what is queued then is written by flush()."""
@@ -56,9 +86,9 @@ class DecisionLog:
             await asyncio.sleep(BATCH_SECONDS)
             try:
                 self.tell_repeats()
-                if self._queue:
+                if self._queue or self._journal.is_used:
                     await self.flush()
-                if self._clock.monotonic() - self._pruned_at > PRUNE_SECONDS:
+                if self._clock.monotonic() - self._pruned_at > PRUNE_SECONDS and not self._is_store_spared():
                     self._pruned_at = self._clock.monotonic()
                     await self.prune()
             except ApplianceError as refused:
@@ -68,7 +98,7 @@ class DecisionLog:
     def tell_repeats(self, *, everything: bool = False) -> None:
         """Queue rows for failures that came again, of the minutes that are over."""
         for decision, times in self._repeats.due(self._clock.monotonic(), everything=everything):
-            self._queue.append(row_of(decision, self._clock.now(), times))
+            self._add(row_of(decision, self._clock.now(), times))
 
     async def prune(self) -> None:
         """Delete what is too old, and the oldest of what is too much, a few rows at a time."""
@@ -77,17 +107,42 @@ class DecisionLog:
         while left:
             left = await self._store.write(lambda tx: decisions.prune(tx, before, keep_rows=self._keep_rows))
 
-    async def flush(self) -> None:
+    async def flush(self, *, even_in_a_storm: bool = False) -> None:
         """Writes everything that is queued now; when this returns it is in the log, whoever wrote it.
 
         What is decided meanwhile waits for the next turn: a commit for every handful costs more than the decisions. A
-        caller that gives up stops nothing.
+        caller that gives up stops nothing. In a storm it is in the journal then, but for who asks for more.
         """
-        await asyncio.shield(asyncio.ensure_future(self._write()))
+        await asyncio.shield(asyncio.ensure_future(self._write(even_in_a_storm)))
 
-    async def _write(self) -> None:
+    async def _write(self, even_in_a_storm: bool) -> None:
         async with self._turn:
+            if not self._is_opened:
+                await self._journal.open(await self._store.read(partial(meta.get, key=_MARK)))
+                self._is_opened = True
+            if not even_in_a_storm and self._is_store_spared():
+                await self._spare()
+                return
             await self._write_queued()
+            if self._journal.is_used:
+                await self._write_journal(even_in_a_storm)
+
+    def _is_store_spared(self) -> bool:
+        now = self._clock.monotonic()
+        if self.is_storm():
+            self._spared_until = now + CALM_SECONDS
+        return now < self._spared_until and not self._journal.is_full
+
+    async def _spare(self) -> None:
+        """Everything into the journal, what was queued when the storm began before all others."""
+        if self._queue and not self._journal.has_file:
+            self._journal.is_used = True
+            older: list[bytes] = []
+            while self._queue:
+                older += [line_of(row) for row in self._queue.take(_AT_ONCE)]
+                await asyncio.sleep(0)
+            self._journal.put_before(older)
+        await self._journal.save()
 
     async def _write_queued(self) -> None:
         wanted = self._queue.done + len(self._queue)
@@ -95,8 +150,40 @@ class DecisionLog:
             if await self._queue.write_some(self._into_log, left):
                 self.on_written()
 
+    async def _write_journal(self, even_in_a_storm: bool) -> None:
+        """What is in the journal, until nothing is or the next storm begins; when nothing is, away with it."""
+        while even_in_a_storm or not self._is_store_spared():
+            if not self._taken:
+                await self._take_next()
+            if self._taken:
+                if await self._taken.write_some(self._out_of_journal):
+                    self.on_written()
+            elif not self._journal.waiting:
+                await self._journal.end()
+                return
+
+    async def _take_next(self) -> None:
+        """The next batch out of the file; at its end, of what is not in it: it cannot be, or it is new."""
+        await self._journal.save()  # a batch takes its time, and the process may die
+        rows = await self._journal.take(MAX_BATCH) or self._journal.take_waiting(MAX_BATCH)
+        for row in rows:
+            self._taken.append(row)
+
     async def _into_log(self, batch: list[tuple[Any, ...]]) -> None:
         await self._store.write(lambda tx: decisions.add(tx, batch))
+
+    async def _out_of_journal(self, batch: list[tuple[int, tuple[Any, ...]]]) -> None:
+        mark = self._journal.mark(batch[-1][0])
+
+        def write(tx: Tx) -> None:
+            decisions.add(tx, [row for _, row in batch])
+            meta.put(tx, _MARK, mark)
+
+        await self._store.write(write)
+
+
+def _never() -> bool:
+    return False
 
 
 def _tell(row: tuple[Any, ...]) -> None:

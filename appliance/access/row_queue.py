@@ -51,6 +51,10 @@ class RowQueue(Generic[Row]):
         """Queue one; never blocks, never fails."""
         self._waiting.append(row)
 
+    def take(self, count: int) -> list[Row]:
+        """Up to `count` of the oldest, which go elsewhere; not while a batch is being written."""
+        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+
     async def write_some(
         self, write: Callable[[list[Row]], Awaitable[Answer]], most: int | None = None
     ) -> tuple[list[Row], Answer] | None:

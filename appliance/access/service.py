@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from appliance.access import server_tokens
 from appliance.access.decision_log import DecisionLog
@@ -46,8 +47,11 @@ class AccessService:
         clock: Clock,
         issuers: Mapping[str, str] | None = None,
         directory: DirectorySettings | None = None,
+        journal: Path | None = None,
     ) -> None:
         """`issuers`: role of each of our CAs that counts by its key identifier, hex; asked at every decision.
+
+        `journal` is the decision log's file for a storm.
 
         The snapshot holds agents only.
         """
@@ -64,7 +68,11 @@ class AccessService:
         self._presented: dict[bytes, str] = {}
         """Holders of tokens that were found right, by the token's SHA-256: each login shows one of a few."""
         self._log = DecisionLog(
-            store, clock, keep_days=settings.decision_log_days, keep_rows=settings.decision_log_rows
+            store,
+            clock,
+            keep_days=settings.decision_log_days,
+            keep_rows=settings.decision_log_rows,
+            journal=journal,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._missed: list[OutboxRow] | None = None
@@ -85,9 +93,13 @@ class AccessService:
         return self._clock.monotonic() - self._snapshot.checked_at
 
     async def start(self) -> None:
-        """Load the snapshot and keep it fresh; raises what the store or the policy refuses."""
+        """Load the snapshot and keep it fresh; raises what the store or the policy refuses.
+
+        What a storm has left in the journal of a process that died is in the log then, for whoever reads it next.
+        """
         self._store.subscribe(self._on_events)
         await self.reload()
+        await self._write_log("at the start")
         self._tasks = [
             asyncio.create_task(keep(self._log.run, "decision-log")),
             asyncio.create_task(self._keep_fresh()),
@@ -99,12 +111,15 @@ class AccessService:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._ending.values(), return_exceptions=True)
         self._tasks = []
+        self._log.tell_repeats(everything=True)
+        await self._write_log("at the end")
+
+    async def _write_log(self, when: str) -> None:
         try:
-            self._log.tell_repeats(everything=True)
-            await self._log.flush()
+            await self._log.flush(even_in_a_storm=True)
         except ApplianceError as refused:
-            _log.warning("decision log not written at the end: %s", refused.detail)
-        except Exception:  # noqa: BLE001 - supervisor: what is stopped after this, the store last, is stopped all the same
+            _log.warning("decision log not written %s: %s", when, refused.detail)
+        except Exception:  # noqa: BLE001 - supervisor: what is started or stopped after this, the store last, is all the same
             _log.exception("event=decision-log-not-written")
 
     async def reload(self) -> None:
@@ -174,8 +189,12 @@ class AccessService:
         """Call back whenever rows of the decision log were written."""
         self._log.on_written = listener
 
+    def spare_the_store(self, is_storm: Callable[[], bool]) -> None:
+        """While this is true the decision log is not written into the store; asked at every decision."""
+        self._log.is_storm = is_storm
+
     async def flush(self) -> None:
-        """Write what the log still holds, so that a reader finds it."""
+        """Write what the log still holds, so that a reader finds it; but in a storm, what came in it is found later."""
         await self._log.flush()
 
     def check_token(self, presented: str) -> str:

@@ -187,6 +187,11 @@ class Listener:
             return Peer("unix", connection_id, uid=uid, pid=pid, program=program_of(pid))
         return Peer(address, connection_id)
 
+    @property
+    def is_storm(self) -> bool:
+        """Whether it is asked for so much more than it can do that it refuses some."""
+        return self.admission is not None and self.admission.is_storm
+
     def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         if self._sweeper is None:
