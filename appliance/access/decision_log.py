@@ -115,6 +115,10 @@ class DecisionLog:
         """
         await asyncio.shield(asyncio.ensure_future(self._write(even_in_a_storm)))
 
+    def close(self) -> None:
+        """Nothing is written any more; what is in the journal is for the next process."""
+        self._journal.close()
+
     async def _write(self, even_in_a_storm: bool) -> None:
         async with self._turn:
             if not self._is_opened:

@@ -142,6 +142,12 @@ class RowJournal:
         if file is not None and self._path is not None:
             await asyncio.to_thread(_remove, file, self._path)
 
+    def close(self) -> None:
+        """Let go of the file; what is in it is for the next process."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
     # on a thread
 
     def _open(self, path: Path) -> None:

@@ -113,6 +113,7 @@ class AccessService:
         self._tasks = []
         self._log.tell_repeats(everything=True)
         await self._write_log("at the end")
+        self._log.close()
 
     async def _write_log(self, when: str) -> None:
         try:

@@ -86,6 +86,18 @@ def test_without_a_radius_engine_nobody_listens_for_it(home: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_storm_on_the_decision_port_is_what_spares_the_store_the_decision_log(home: Path) -> None:
+    def look(appliance: Any) -> list[bool]:
+        (port,) = (one for one in appliance._open if one.admission is not None)
+        log, found = appliance.access._log, []
+        for port.admission.is_storm in (False, True, False):
+            found.append(log.is_storm())
+        return found
+
+    assert run(home, look) == [False, True, False]
+
+
+@pytest.mark.slow
 def test_start_and_stop_leave_no_descriptor_thread_or_task(home: Path) -> None:
     run(home, lambda appliance: None)
     gc.collect()

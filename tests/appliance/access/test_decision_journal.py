@@ -1,0 +1,519 @@
+"""The decision log in a storm: the store is left alone, and no row is lost, doubled or out of its order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.access import decision_log, row_journal
+from appliance.access.decision_log import CALM_SECONDS, DecisionLog
+from appliance.access.row_journal import FILE_NAME, RowJournal, line_of
+from appliance.access.service import AccessService
+from appliance.errors import StoreUnavailable
+from appliance.settings import AccessSettings
+from appliance.store import decisions
+from radius import AccessRequest
+from radius.decide import refuse
+from tests.stores import open_store
+from tests.support import FixedClock
+
+
+class Night:
+    """A store, the journal beside it, and one decision log after the other on both: each but the last has died."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FixedClock()
+        self.store = open_store(f"sqlite:///{folder / 'a.db'}", self.clock)
+        self.file = folder / FILE_NAME
+        self.is_storm = False
+        self.log = self.another()
+
+    def another(self) -> DecisionLog:
+        """The log as the next process makes it; what only the one before knew is lost."""
+        log = DecisionLog(self.store, self.clock, keep_days=30, keep_rows=10_000, journal=self.file)
+        log.is_storm = lambda: self.is_storm
+        self.log = log
+        return log
+
+    def decide(self, *names: object) -> None:
+        for name in names:
+            self.log.put(refuse(AccessRequest(nas=str(name), calling_station="02-00-00-00-00-01"), "tls-unknown-ca"))
+
+    def storm(self) -> None:
+        self.is_storm = True
+
+    def calm(self) -> None:
+        self.is_storm = False
+        self.clock.advance(CALM_SECONDS)
+
+    async def names(self) -> str:
+        rows = await self.store.read(lambda tx: decisions.newest(tx, limit=10_000))
+        return " ".join(row["nas"] for row in rows)
+
+    @property
+    def in_file(self) -> int:
+        return self.file.read_bytes().count(b"\n") - 1
+
+
+def run(folder: Path, story: Callable[[Night], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        night = Night(folder)
+        try:
+            await asyncio.wait_for(story(night), 30)
+        finally:
+            night.store.close()
+
+    asyncio.run(whole())
+
+
+def test_the_store_is_left_alone_and_hears_of_everything_in_its_order_when_the_storm_is_over(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.decide("before")
+        night.storm()
+        night.decide(1, 2)
+        await night.log.flush()  # a reader's: it comes back, and finds those rows later
+        night.decide(3)
+        await night.log.flush()
+        assert await night.names() == ""
+        assert night.in_file == 4
+        assert stat.S_IMODE(night.file.stat().st_mode) == 0o600
+        night.is_storm = False
+        await night.log.flush()
+        assert await night.names() == "", "it may come again at once"
+        night.decide("after")
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == "before 1 2 3 after"
+        assert not night.file.exists()
+        night.decide("quiet")
+        await night.log.flush()
+        assert await night.names() == "before 1 2 3 after quiet"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_what_is_decided_while_the_journal_is_emptied_goes_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(5))
+        await night.log.flush()
+        night.calm()
+        written: list[str] = []
+
+        def more() -> None:
+            if len(written) < 3:
+                written.append(f"new{len(written)}")
+                night.decide(written[-1])
+
+        night.log.on_written = more
+        await night.log.flush()
+        await night.log.flush()
+        assert await night.names() == "0 1 2 3 4 new0 new1 new2"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_what_is_decided_at_the_end_of_the_journal_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(1)
+        await night.log.flush()
+        night.calm()
+        take, later = night.log._journal.take, [2, 3]
+
+        async def slow(count: int) -> Any:
+            found = await take(count)
+            if not found and later:
+                night.decide(later.pop(0))
+            return found
+
+        monkeypatch.setattr(night.log._journal, "take", slow)
+        await night.log.flush()
+        assert await night.names() == "1 2 3"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_a_stop_in_the_storm_writes_all_of_it(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(600))
+        await night.log.flush()
+        night.decide("last")
+        await night.log.flush(even_in_a_storm=True)
+        assert await night.names() == " ".join([*map(str, range(600)), "last"])
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_old_rows_are_not_pruned_in_a_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "BATCH_SECONDS", 0.0)
+
+    async def story(night: Night) -> None:
+        pruned: list[bool] = []
+
+        async def prune() -> None:
+            pruned.append(night.is_storm)
+
+        monkeypatch.setattr(night.log, "prune", prune)
+        night.storm()
+        task = asyncio.create_task(night.log.run())
+        await asyncio.sleep(0.05)
+        assert not pruned
+        night.calm()
+        while not pruned:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        assert pruned == [False]
+
+    run(tmp_path, story)
+
+
+# ---- the process dies
+
+
+def test_the_next_process_goes_on_where_the_journal_is(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(1, 2)
+        await night.log.flush()
+        night.decide("lost in memory")
+        log = night.another()
+        night.decide(3)  # before it has looked at the file
+        await log.flush()
+        assert night.in_file == 3
+        night.calm()
+        night.decide(4)
+        await log.flush()
+        assert await night.names() == "1 2 3 4"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("batches", range(4))
+def test_rows_that_were_taken_over_are_not_taken_over_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(6))
+        await night.log.flush()
+        night.calm()
+        write, left = night.store.write, [None] * batches
+
+        async def dies(function: Callable[..., Any], **how: Any) -> Any:
+            if not left:
+                raise StoreUnavailable("died")
+            left.pop()
+            return await write(function, **how)
+
+        def remains(*_: object) -> None:
+            raise StoreUnavailable("died behind the last COMMIT")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(night.store, "write", dies)
+            patch.setattr(row_journal, "_remove", remains)
+            with pytest.raises(StoreUnavailable):
+                await night.log.flush()
+        assert await night.names() == " ".join(map(str, range(2 * batches)))
+        assert night.file.exists()
+        await night.another().flush()
+        assert await night.names() == "0 1 2 3 4 5"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_the_mark_of_another_journal_says_nothing(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        for name in ("first", "second"):
+            night.storm()
+            night.decide(name, name)
+            await night.log.flush()
+            night.another()
+            night.calm()
+            await night.log.flush()
+        assert await night.names() == "first first second second"
+
+    run(tmp_path, story)
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(1, 2)
+        await night.log.flush()
+        with night.file.open("ab") as file:
+            file.write(b'[17,"rej' + b"x" * 70_000)
+        log = night.another()
+        night.decide(3)
+        await log.flush()
+        night.calm()
+        await log.flush()
+        assert await night.names() == "1 2 3"
+
+    run(tmp_path, story)
+    assert "event=decision-journal-cut" in caplog.text
+    assert "bytes=70008" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x00" * 5000, b'{"journal":"short"}\n[1]\n'])
+def test_a_file_that_is_no_journal_is_put_aside_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    async def story(night: Night) -> None:
+        night.file.write_bytes(content)
+        log = night.another()
+        night.decide(1)
+        await log.flush()
+        night.storm()
+        night.decide(2)
+        await log.flush()
+        night.calm()
+        await log.flush()
+        assert await night.names() == "1 2"
+        assert night.file.with_suffix(".bad").read_bytes() == content
+
+    run(tmp_path, story)
+    assert caplog.text.count("event=decision-journal-unreadable") == 1
+
+
+def test_lines_that_are_no_rows_take_no_other_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(1, 2)
+        await night.log.flush()
+        head, first, second = night.file.read_bytes().splitlines(keepends=True)
+        bad = [b"\n", b"{}\n", b"[1,2]\n", b"\xff\n", b"[" * 100_000 + b"\n"]
+        night.file.write_bytes(b"".join((head, first, *bad, second, *bad)))
+        night.calm()
+        await night.another().flush()
+        assert await night.names() == "1 2"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+    assert caplog.text.count("event=decision-not-written") == 10
+    assert "Traceback" not in caplog.text
+
+
+def test_a_row_that_the_store_refuses_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = decisions.add
+
+    def broken(tx: Any, rows: Any) -> None:
+        if any("sw3" in row for row in rows):
+            raise ValueError("cannot be written")
+        add(tx, rows)
+
+    monkeypatch.setattr(decisions, "add", broken)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*(f"sw{at}" for at in range(7)), "\udcff")
+        await night.log.flush()
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == "sw0 sw1 sw2 sw4 sw5 sw6"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+    assert caplog.text.count("event=decision-not-written") == 2
+
+
+def test_the_service_starts_with_a_whole_log_and_stops_with_one(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide("left")
+        await night.log.flush()
+        service = AccessService(AccessSettings(), night.store, night.clock, journal=night.file)
+        await service.start()
+        assert await night.names() == "left"
+        service.spare_the_store(lambda: True)
+        service.authorize(AccessRequest(nas="in the storm", calling_station="02-00-00-00-00-01"))
+        await service.flush()
+        assert night.in_file == 1
+        await service.stop()
+        assert await night.names() == "left in the storm"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_a_stop_while_the_store_is_away_leaves_the_journal_to_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("for good")
+
+    async def story(night: Night) -> None:
+        service = AccessService(AccessSettings(), night.store, night.clock, journal=night.file)
+        await service.start()
+        service.spare_the_store(lambda: True)
+        service.authorize(AccessRequest(nas="in the storm", calling_station="02-00-00-00-00-01"))
+        await service.flush()
+        descriptors = psutil.Process().num_fds()
+        with monkeypatch.context() as patch:
+            patch.setattr(night.store, "write", away)
+            await service.stop()
+        assert psutil.Process().num_fds() == descriptors - 1
+        await night.another().flush()
+        assert await night.names() == "in the storm"
+
+    run(tmp_path, story)
+
+
+# ---- no room
+
+
+def test_on_a_full_disk_rows_wait_in_memory_and_it_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pwrite = os.pwrite
+
+    def full(file: int, data: bytes, place: int) -> int:
+        if place > 900:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(file, data[:100], place)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(0)
+        await night.log.flush()
+        size = night.file.stat().st_size
+        assert size < 900
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            night.decide(1, 2)
+            await night.log.flush()
+            night.decide(3)
+            await night.log.flush()
+        assert night.file.stat().st_size == size, "half a line is taken back"
+        night.calm()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            await night.log.flush()
+        assert await night.names() == "0 1 2 3"
+        assert not night.file.exists()
+
+    run(tmp_path, story)
+    assert caplog.text.count("event=decision-journal-not-written") == 1
+
+
+def test_a_journal_that_cannot_be_made_loses_nothing(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.log._journal._path = tmp_path / "nowhere" / "file"
+        night.storm()
+        night.decide(1, 2)
+        await night.log.flush()
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == "1 2"
+
+    run(tmp_path, story)
+
+
+def test_memory_is_bounded_and_the_oldest_go() -> None:
+    journal = RowJournal(None, width=1, room=3)
+    for at in range(5):
+        journal.put((at,))
+    assert [row for _, row in journal.take_waiting(9)] == [(2,), (3,), (4,)]
+    journal.put((9,))
+    journal.put_before([line_of((at,)) for at in range(5)])
+    assert [row for _, row in journal.take_waiting(9)] == [(3,), (4,), (9,)]
+
+
+def test_when_too_much_waits_the_store_is_spared_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_journal, "MAX_BEHIND_BYTES", 5_000)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(100))
+        await night.log.flush()
+        assert await night.names() == ""
+        await night.log.flush()
+        found = await night.names()
+        assert found
+        assert " ".join(map(str, range(100))).startswith(found)
+
+    run(tmp_path, story)
+
+
+def test_a_file_that_is_as_long_as_it_may_be_takes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_journal, "MAX_BYTES", 1_000)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(20))
+        await night.log.flush()
+        size = night.file.stat().st_size
+        night.decide("more")
+        await night.log.flush()
+        assert night.file.stat().st_size == size
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == " ".join([*map(str, range(20)), "more"])
+
+    run(tmp_path, story)
+
+
+# ---- any order of it all
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["decide", "decide", "flush", "storm", "calm", "die", "stop"]), max_size=40))
+def test_whatever_happens_every_row_that_was_kept_is_there_once_and_in_order(events: list[str]) -> None:
+    async def story(night: Night) -> None:
+        kept: list[str] = []
+        in_memory: list[str] = []
+        for at, event in enumerate(events):
+            if event == "decide":
+                night.decide(at)
+                in_memory.append(str(at))
+            elif event == "storm":
+                night.storm()
+            elif event == "calm":
+                night.calm()
+            elif event == "die":
+                in_memory.clear()
+                night.another()
+            else:
+                await night.log.flush(even_in_a_storm=event == "stop")
+                kept += in_memory
+                in_memory.clear()
+        await night.log.flush(even_in_a_storm=True)
+        assert (await night.names()).split() == kept + in_memory
+        assert not night.file.exists()
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder), story)
