@@ -156,13 +156,12 @@ class RowJournal:
         except FileNotFoundError:
             return
         except OSError as error:
-            _log.error("event=decision-journal-unreadable file=%s error=%s", path, error.strerror)
+            _put_aside(path, error.strerror)
             return
         head = _HEAD.match(os.pread(file, 128, 0))
         if head is None:
-            _log.error("event=decision-journal-unreadable file=%s error=%s", path, "it is none; kept as .bad")
             os.close(file)
-            path.replace(path.with_suffix(".bad"))
+            _put_aside(path, "it is no journal")
             return
         size = os.fstat(file).st_size
         end = size
@@ -184,7 +183,6 @@ class RowJournal:
         if self._file is None:
             self._id = secrets.token_hex(16)
             head = f'{{"journal":"{self._id}"}}\n'.encode()
-            path.unlink(missing_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 _write(file, head, 0)
@@ -256,6 +254,12 @@ def _write(file: int, data: bytes, place: int) -> int:
         count = os.pwrite(file, data, place)
         data, place = data[count:], place + count
     return place
+
+
+def _put_aside(path: Path, why: str | None) -> None:
+    _log.error("event=decision-journal-unreadable file=%s error=%s", path, why)
+    with contextlib.suppress(OSError):  # then rows wait in memory
+        path.replace(path.with_suffix(".bad"))
 
 
 def _remove(file: int, path: Path) -> None:

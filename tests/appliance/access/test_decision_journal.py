@@ -302,6 +302,20 @@ def test_a_file_that_is_no_journal_is_put_aside_and_told(
     assert caplog.text.count("event=decision-journal-unreadable") == 1
 
 
+def test_something_else_in_its_place_is_put_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(night: Night) -> None:
+        night.file.mkdir()
+        night.storm()
+        await night.another().flush()
+        night.decide(1)
+        await night.log.flush()
+        assert night.in_file == 1
+        assert night.file.with_suffix(".bad").is_dir()
+
+    run(tmp_path, story)
+    assert "event=decision-journal-unreadable" in caplog.text
+
+
 def test_lines_that_are_no_rows_take_no_other_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
