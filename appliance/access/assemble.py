@@ -50,7 +50,15 @@ def assemble(
     settings: Settings, *, store: Store, clock: Clock, roles: Mapping[str, Role], sealing: SealingBox
 ) -> Access:
     """`roles` knows our issuing CAs, `sealing` keeps the secrets that are shared with NAS."""
-    access = AccessService(settings.access, store, clock, roles, settings.directory, settings.home / FILE_NAME)
+    access = AccessService(
+        settings.access,
+        store,
+        clock,
+        roles,
+        settings.directory,
+        settings.home / FILE_NAME,
+        settings.store.free_bytes,
+    )
     nas = NasService(store, sealing, clock.now, settings.radius.engine)
     sessions = SessionService(
         store,

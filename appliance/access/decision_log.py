@@ -44,19 +44,26 @@ class DecisionLog:
     """Takes decisions at once and writes them soon; when the store is away it keeps the newest MAX_QUEUED."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, keep_days: int, keep_rows: int, journal: Path | None = None
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        keep_days: int,
+        keep_rows: int,
+        journal: Path | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
-        """`journal`: the file for rows that the store is spared; without one it is not spared."""
+        """`journal`: the file for rows that the store is spared, without one it is not; it leaves so much disk free."""
         self._store = store
         self._clock = clock
         self._keep = timedelta(days=keep_days)
         self._keep_rows = keep_rows
         self._queue: RowQueue[tuple[Any, ...]] = RowQueue(page=MAX_BATCH, room=MAX_QUEUED, on_given_up=_tell)
-        self._journal = RowJournal(journal, width=len(decisions.COLUMNS), room=MAX_QUEUED)
+        self._journal = RowJournal(journal, width=len(decisions.COLUMNS), room=MAX_QUEUED, reserve_bytes=reserve_bytes)
         self._taken: RowQueue[tuple[int, tuple[Any, ...]]] = RowQueue(page=MAX_BATCH, on_given_up=_tell)
         """Out of the journal, each with the place behind it."""
         self._is_opened = journal is None
-        self._spared_until = float("-inf")
+        self._spared_until = self._saved_at = float("-inf")
         self._turn = asyncio.Lock()
         self._repeats = Repeats()
         self._pruned_at = float("-inf")
@@ -127,15 +134,17 @@ class DecisionLog:
             if not even_in_a_storm and self._is_store_spared():
                 await self._spare()
                 return
+            await self._save()
             await self._write_queued()
             if self._journal.is_used:
                 await self._write_journal(even_in_a_storm)
+                await self._write_queued()
 
     def _is_store_spared(self) -> bool:
         now = self._clock.monotonic()
         if self.is_storm():
             self._spared_until = now + CALM_SECONDS
-        return now < self._spared_until and not self._journal.is_full
+        return now < self._spared_until and self._journal.takes_more
 
     async def _spare(self) -> None:
         """Everything into the journal, what was queued when the storm began before all others."""
@@ -146,32 +155,45 @@ class DecisionLog:
                 older += [line_of(row) for row in self._queue.take(_AT_ONCE)]
                 await asyncio.sleep(0)
             self._journal.put_before(older)
+        await self._save()
+
+    async def _save(self) -> None:
+        self._saved_at = self._clock.monotonic()
         await self._journal.save()
 
     async def _write_queued(self) -> None:
+        """What is queued now; all of it where later rows wait behind it in the journal."""
         wanted = self._queue.done + len(self._queue)
-        while self._queue and (left := wanted - self._queue.done) > 0:
-            if await self._queue.write_some(self._into_log, left):
+        while self._queue and ((left := wanted - self._queue.done) > 0 or self._journal.is_used):
+            if await self._queue.write_some(self._into_log, left if left > 0 else None):
                 self.on_written()
 
     async def _write_journal(self, even_in_a_storm: bool) -> None:
         """What is in the journal, until nothing is or the next storm begins; when nothing is, away with it."""
         while even_in_a_storm or not self._is_store_spared():
             if not self._taken:
-                await self._take_next()
-            if self._taken:
-                if await self._taken.write_some(self._out_of_journal):
-                    self.on_written()
-            elif not self._journal.waiting:
-                await self._journal.end()
-                return
+                for found in await self._journal.take(MAX_BATCH):
+                    self._taken.append(found)
+                if not self._taken:
+                    await self._end_journal()
+                    return
+            if await self._taken.write_some(self._out_of_journal):
+                self.on_written()
+            is_due = self._clock.monotonic() - self._saved_at > BATCH_SECONDS
+            if is_due and not self._journal.is_at_end:  # the rest takes its time, and the process may die
+                await self._save()
 
-    async def _take_next(self) -> None:
-        """The next batch out of the file; at its end, of what is not in it: it cannot be, or it is new."""
-        await self._journal.save()  # a batch takes its time, and the process may die
-        rows = await self._journal.take(MAX_BATCH) or self._journal.take_waiting(MAX_BATCH)
-        for row in rows:
-            self._taken.append(row)
+    async def _end_journal(self) -> None:
+        """What waits for the file is queued instead, and what is decided from now on behind it."""
+        while self._journal.waiting > _AT_ONCE:
+            self._queue_waiting()
+            await asyncio.sleep(0)
+        self._queue_waiting()
+        await self._journal.end()
+
+    def _queue_waiting(self) -> None:
+        for row in self._journal.take_waiting(_AT_ONCE):
+            self._queue.append(row)
 
     async def _into_log(self, batch: list[tuple[Any, ...]]) -> None:
         await self._store.write(lambda tx: decisions.add(tx, batch))

@@ -34,6 +34,7 @@ MAX_BYTES = 4 * MAX_BEHIND_BYTES
 _PIECE_BYTES: Final = 65_536
 _PAUSE_SECONDS: Final = 0.002
 """Between two pieces: whoever shares the processor waits for one of them at most."""
+_HEAD_BYTES: Final = 47
 _HEAD: Final = re.compile(rb'\{"journal":"([0-9a-f]{32})"\}\n')
 
 
@@ -57,15 +58,19 @@ def read_line(line: bytes, width: int) -> Row | None:
 class RowJournal:
     """One file of rows with `width` values; `put` by anybody on the event loop, the rest by one task at a time."""
 
-    def __init__(self, path: Path | None, *, width: int, room: int) -> None:
-        """At most `room` rows wait for the file; where there is no room left, the oldest go. No path, no file."""
+    def __init__(self, path: Path | None, *, width: int, room: int, reserve_bytes: int = 0) -> None:
+        """At most `room` rows wait for the file; where there is no room left, the oldest go. No path, no file.
+
+        `reserve_bytes` of the disk are for others.
+        """
         self._path = path
         self._width = width
+        self._reserve = reserve_bytes
         self._lines: deque[bytes] = deque(maxlen=room)
         self._file: int | None = None
         self._id = ""
         self._end = self._taken = 0
-        self._is_broken = False
+        self._is_broken = self._is_far_behind = False
         self.is_used = path is not None and path.exists()
         """Whether rows are in it, or may be: then later ones go behind them."""
 
@@ -75,9 +80,14 @@ class RowJournal:
         return self._file is not None
 
     @property
-    def is_full(self) -> bool:
-        """Whether as much waits in the file as may."""
-        return self._end - self._taken >= MAX_BEHIND_BYTES
+    def is_at_end(self) -> bool:
+        """Whether everything in the file was taken."""
+        return self._taken >= self._end
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether rows are safe in it: not where it cannot be written, nor, until it is empty, once too many waited."""
+        return not (self._is_broken or self._is_far_behind)
 
     @property
     def waiting(self) -> int:
@@ -98,15 +108,15 @@ class RowJournal:
         """Look at what a process that died has left; `mark` is the store's."""
         if self._path is not None and self._file is None:
             await asyncio.to_thread(self._open, self._path)
-            self._taken = self._begin(mark)
+            name, _, place = (mark or "").partition(":")
+            if name and name == self._id and place.isdecimal():
+                self._taken = max(self._taken, min(int(place), self._end))
             self.is_used = self.has_file or bool(self._lines)
 
-    async def save(self) -> bool:
-        """Have in the file what waits for it; False if it cannot be, and then it waits on."""
-        if not self._lines:
-            return True
-        if self._path is None:
-            return False
+    async def save(self) -> None:
+        """Have in the file what waits for it; if it cannot be, it waits on."""
+        if not self._lines or self._path is None:
+            return
         lines = [*self._lines]
         self._lines.clear()
         try:
@@ -116,34 +126,35 @@ class RowJournal:
             if not self._is_broken:  # said once
                 _log.warning("event=decision-journal-not-written file=%s error=%s", self._path, error.strerror)
             self._is_broken = True
-            return False
-        self._is_broken = False
-        return True
+        else:
+            self._is_broken = False
+            self._is_far_behind |= self._end - self._taken >= MAX_BEHIND_BYTES
 
     async def take(self, count: int) -> list[tuple[int, Row]]:
         """Up to `count` of the next rows in the file, each with the place behind it; none at its end."""
         return await asyncio.to_thread(self._take, count)
 
-    def take_waiting(self, count: int) -> list[tuple[int, Row]]:
-        """Up to `count` of those that did not get into the file."""
+    def take_waiting(self, count: int) -> list[Row]:
+        """Up to `count` of those that are not in the file."""
         lines = [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
-        return self._read((self._end, line) for line in lines)
+        return [row for _, row in self._read((self._end, line) for line in lines)]
 
     def mark(self, place: int) -> str:
         """What the store is to keep with the rows up to a place."""
         return f"{self._id}:{place}"
 
     async def end(self) -> None:
-        """Everything was taken over: away with the file."""
+        """Everything was taken over: away with the file; what comes from now on need not go behind anything."""
         assert not self._lines
-        self.is_used = False
+        self.is_used = self._is_far_behind = False
         file, self._file = self._file, None
         self._id, self._end, self._taken = "", 0, 0
         if file is not None and self._path is not None:
             await asyncio.to_thread(_remove, file, self._path)
 
     def close(self) -> None:
-        """Let go of the file; what is in it is for the next process."""
+        """Let go of the file, for good; what is in it is for the next process."""
+        self._path = None
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
@@ -158,12 +169,25 @@ class RowJournal:
         except OSError as error:
             _put_aside(path, error.strerror)
             return
-        head = _HEAD.match(os.pread(file, 128, 0))
-        if head is None:
+        try:
+            begin, end = self._look_at(file, path)
+        except OSError as error:
             os.close(file)
-            _put_aside(path, "it is no journal")
-            return
+            _put_aside(path, error.strerror)
+        else:
+            if begin:
+                self._file, self._taken, self._end = file, begin, end
+
+    def _look_at(self, file: int, path: Path) -> tuple[int, int]:
+        """Where the rows begin and where they end; zeros if the file was dealt with and closed."""
         size = os.fstat(file).st_size
+        start = os.pread(file, _HEAD_BYTES, 0)
+        if size < _HEAD_BYTES and b"\n" not in start:  # whoever made it died at once
+            _remove(file, path)
+            return 0, 0
+        head = _HEAD.match(start)
+        if head is None:
+            raise OSError(errno.EINVAL, "it is no journal")
         end = size
         while os.pread(file, 1, end - 1) != b"\n":
             piece = os.pread(file, min(_PIECE_BYTES, end), max(0, end - _PIECE_BYTES))
@@ -171,12 +195,8 @@ class RowJournal:
         if end < size:
             _log.warning("event=decision-journal-cut file=%s bytes=%d", path, size - end)
             os.ftruncate(file, end)
-        self._file, self._id, self._end, self._taken = file, head[1].decode(), end, head.end()
-
-    def _begin(self, mark: str | None) -> int:
-        """Where to go on, by the store's mark."""
-        name, _, place = (mark or "").partition(":")
-        return min(int(place), self._end) if name and name == self._id else self._taken
+        self._id = head[1].decode()
+        return head.end(), end
 
     def _append(self, path: Path, lines: Sequence[bytes]) -> None:
         """All of them or, as far as the next reader sees, none."""
@@ -195,6 +215,9 @@ class RowJournal:
             raise OSError(errno.EFBIG, "it is as long as it may be")
         try:
             for piece in _pieces(lines):
+                disk = os.fstatvfs(self._file)
+                if disk.f_bavail * disk.f_frsize < self._reserve + len(piece):
+                    raise OSError(errno.ENOSPC, "the disk is nearly full")
                 end = _write(self._file, piece, end)
                 time.sleep(_PAUSE_SECONDS)
             os.fdatasync(self._file)
@@ -240,7 +263,7 @@ def _pieces(lines: Sequence[bytes]) -> Iterable[bytes]:
 
 def _lines(file: int, begin: int, end: int) -> list[bytes]:
     """Whole lines from a place on, one or more."""
-    size = _PIECE_BYTES
+    size = 4 * _PIECE_BYTES
     while True:
         data = os.pread(file, min(size, end - begin), begin)
         if b"\n" in data or size >= end - begin:
@@ -258,8 +281,9 @@ def _write(file: int, data: bytes, place: int) -> int:
 
 def _put_aside(path: Path, why: str | None) -> None:
     _log.error("event=decision-journal-unreadable file=%s error=%s", path, why)
-    with contextlib.suppress(OSError):  # then rows wait in memory
-        path.replace(path.with_suffix(".bad"))
+    names = (path.with_suffix(f".bad{number or ''}") for number in range(100))
+    with contextlib.suppress(OSError, StopIteration):  # then nothing can be written in its place
+        path.rename(next(one for one in names if not one.exists()))
 
 
 def _remove(file: int, path: Path) -> None:

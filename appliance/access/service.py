@@ -6,6 +6,7 @@ authorize() touches no store, no directory and no network (design decision D-7).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hmac
 import logging
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 900.0
 _NO_AGENT = AgentFact()
+_START_SECONDS = 5.0
 
 
 class AccessService:
@@ -48,10 +50,11 @@ class AccessService:
         issuers: Mapping[str, str] | None = None,
         directory: DirectorySettings | None = None,
         journal: Path | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
         """`issuers`: role of each of our CAs that counts by its key identifier, hex; asked at every decision.
 
-        `journal` is the decision log's file for a storm.
+        `journal` is the decision log's file for a storm; it leaves `reserve_bytes` of the disk free.
 
         The snapshot holds agents only.
         """
@@ -73,6 +76,7 @@ class AccessService:
             keep_days=settings.decision_log_days,
             keep_rows=settings.decision_log_rows,
             journal=journal,
+            reserve_bytes=reserve_bytes,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._missed: list[OutboxRow] | None = None
@@ -95,11 +99,14 @@ class AccessService:
     async def start(self) -> None:
         """Load the snapshot and keep it fresh; raises what the store or the policy refuses.
 
-        What a storm has left in the journal of a process that died is in the log then, for whoever reads it next.
+        What a storm has left in the journal of a process that died is in the log then, for whoever reads it next; where
+        that takes long the rest follows.
         """
         self._store.subscribe(self._on_events)
         await self.reload()
-        await self._write_log("at the start")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_SECONDS):
+                await self._write_log("at the start")
         self._tasks = [
             asyncio.create_task(keep(self._log.run, "decision-log")),
             asyncio.create_task(self._keep_fresh()),
@@ -120,7 +127,7 @@ class AccessService:
             await self._log.flush(even_in_a_storm=True)
         except ApplianceError as refused:
             _log.warning("decision log not written %s: %s", when, refused.detail)
-        except Exception:  # noqa: BLE001 - supervisor: what is started or stopped after this, the store last, is all the same
+        except Exception:  # noqa: BLE001 - supervisor: start and stop go on, the store's last of all
             _log.exception("event=decision-log-not-written")
 
     async def reload(self) -> None:

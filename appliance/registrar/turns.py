@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Hashable
 
@@ -40,8 +41,11 @@ class Turn:
         try:
             await mine
         except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled():
-                self._pass_on()  # it came, and whoever waited for it has gone
+            if mine.cancelled():
+                with contextlib.suppress(ValueError):
+                    waiting.remove(mine)
+            else:  # it came, and whoever waited for it has gone
+                self._pass_on()
             raise
 
     async def __aexit__(self, *_: object) -> None:

@@ -27,6 +27,7 @@ EXPORTER_BYTES = 32
 _RECORD = 16_384
 _HEADER = 5
 """Bytes before a record; the last two say how long it is (RFC 8446, section 5.1)."""
+_DATA = b"\x17"
 _FLIGHT = 8_192
 """Bytes that a handshake or an alert has to say at once, as a rule; more is taken in turns."""
 _OVERHEAD = 1_024
@@ -93,18 +94,25 @@ class TlsSide:
     Whatever fails raises ssl.SSLError with words in it; the alert about it can then still be taken.
     """
 
-    __slots__ = ("_connection", "_has_unread", "_is_one_record", "server_certificate", "version")
+    __slots__ = ("_connection", "_has_unread", "_is_one_record", "_missing", "server_certificate", "version")
 
     def __init__(self, connection: SSL.Connection, server_certificate: x509.Certificate) -> None:
         self._connection = connection
         self._has_unread = self._is_one_record = False
+        self._missing = 0
+        """Bytes until the record that is under way has ended; below 0 when that is not known any more."""
         self.server_certificate: x509.Certificate | None = server_certificate
         self.version = ""
         connection.set_accept_state()
 
     def feed(self, data: bytes) -> None:
         """Take in what the peer sent."""
-        self._is_one_record = not self._has_unread and int.from_bytes(data[3:_HEADER], "big") == len(data) - _HEADER
+        begin, end, size = self._missing, self._missing, len(data)
+        if end >= 0:
+            while end + _HEADER <= size:
+                begin, end = end, end + _HEADER + int.from_bytes(data[end + 3 : end + _HEADER], "big")
+            self._missing = end - size  # below 0: a header was cut, and nobody counts from there on
+        self._is_one_record = begin == 0 and end == size and data[:1] == _DATA and not self._has_unread
         self._has_unread = True
         self._connection.bio_write(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -138,7 +139,7 @@ def test_what_is_decided_at_the_end_of_the_journal_is_not_forgotten(
         night.decide(1)
         await night.log.flush()
         night.calm()
-        take, later = night.log._journal.take, [2, 3]
+        take, later = night.log._journal.take, [2]
 
         async def slow(count: int) -> Any:
             found = await take(count)
@@ -148,8 +149,83 @@ def test_what_is_decided_at_the_end_of_the_journal_is_not_forgotten(
 
         monkeypatch.setattr(night.log._journal, "take", slow)
         await night.log.flush()
-        assert await night.names() == "1 2 3"
+        assert await night.names() == "1 2"
         assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_who_flushes_behind_a_storm_comes_back_whatever_is_decided_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "BATCH_SECONDS", -1.0)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(*range(1000))
+        await night.log.flush()
+        night.calm()
+        names = iter(range(1000, 100_000))
+
+        async def rain() -> None:
+            while True:
+                night.decide(next(names))
+                await asyncio.sleep(0.001)
+
+        task = asyncio.create_task(rain())
+        await night.log.flush()
+        assert not night.file.exists()
+        task.cancel()
+        await night.log.flush()
+        assert await night.names() == " ".join(map(str, range(next(names))))
+
+    run(tmp_path, story)
+
+
+def test_what_was_queued_before_a_storm_that_came_and_went_in_one_commit_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(night: Night) -> None:
+        write, first = night.store.write, [True]
+
+        async def slow(function: Callable[..., Any], **how: Any) -> Any:
+            if first:
+                first.clear()
+                night.decide("queued")
+                night.storm()
+                night.decide("in the storm")
+                night.calm()
+            return await write(function, **how)
+
+        monkeypatch.setattr(night.store, "write", slow)
+        night.decide("first")
+        await night.log.flush()
+        await night.log.flush()
+        assert await night.names() == "first queued in the storm"
+
+    run(tmp_path, story)
+
+
+def test_behind_a_storm_rows_get_into_the_file_while_the_store_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("for a while")
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide(1)
+        await night.log.flush()
+        night.calm()
+        with monkeypatch.context() as patch:
+            patch.setattr(night.store, "write", away)
+            for name in (2, 3):
+                night.decide(name)
+                with pytest.raises(StoreUnavailable):
+                    await night.log.flush()
+        assert night.in_file == 3
+        await night.another().flush()
+        assert await night.names() == "1 2 3"
 
     run(tmp_path, story)
 
@@ -281,7 +357,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_told(tmp_path: Path, caplog: pyt
     assert "bytes=70008" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x00" * 5000, b'{"journal":"short"}\n[1]\n'])
+@pytest.mark.parametrize("content", [b"garbage\n", b"\x00" * 5000, b'{"journal":"short"}\n[1]\n'])
 def test_a_file_that_is_no_journal_is_put_aside_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -300,6 +376,48 @@ def test_a_file_that_is_no_journal_is_put_aside_and_told(
 
     run(tmp_path, story)
     assert caplog.text.count("event=decision-journal-unreadable") == 1
+
+
+def test_a_file_whose_maker_died_at_once_is_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(night: Night) -> None:
+        for content in (b"", b'{"journal":"0123'):
+            night.file.write_bytes(content)
+            await night.another().flush()
+            assert not list(tmp_path.glob("decision-journal*"))
+
+    run(tmp_path, story)
+    assert not caplog.text
+
+
+def test_a_journal_that_cannot_be_read_now_is_put_aside_and_costs_one_descriptor_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def story(night: Night) -> None:
+        for _ in range(2):
+            night.storm()
+            night.decide("lost to sight")
+            await night.log.flush()
+            night.log.close()
+            with night.file.open("ab") as file:
+                file.write(b"half a line")
+            content = night.file.read_bytes()
+            night.calm()
+            log = night.another()
+            descriptors = psutil.Process().num_fds()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "ftruncate", broken)
+                await log.flush()
+            assert psutil.Process().num_fds() == descriptors
+            assert content in [file.read_bytes() for file in tmp_path.glob("decision-journal.bad*")]
+        night.decide(1)
+        await night.log.flush()
+        assert await night.names() == "1"
+        assert len(list(tmp_path.glob("decision-journal.bad*"))) == 2
+
+    run(tmp_path, story)
 
 
 def test_something_else_in_its_place_is_put_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -408,7 +526,7 @@ def test_a_stop_while_the_store_is_away_leaves_the_journal_to_the_next_process(
 # ---- no room
 
 
-def test_on_a_full_disk_rows_wait_in_memory_and_it_is_told_once(
+def test_on_a_full_disk_the_store_is_spared_no_longer_and_it_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pwrite = os.pwrite
@@ -428,18 +546,31 @@ def test_on_a_full_disk_rows_wait_in_memory_and_it_is_told_once(
             patch.setattr(os, "pwrite", full)
             night.decide(1, 2)
             await night.log.flush()
+            assert night.file.stat().st_size == size, "half a line is taken back"
+            assert await night.names() == ""
             night.decide(3)
             await night.log.flush()
-        assert night.file.stat().st_size == size, "half a line is taken back"
-        night.calm()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", full)
-            await night.log.flush()
-        assert await night.names() == "0 1 2 3"
-        assert not night.file.exists()
+            assert await night.names() == "0 1 2 3", "the store is not spared what nobody else takes"
+        night.decide(4)
+        await night.log.flush()
+        night.decide(5)
+        await night.log.flush()
+        assert night.in_file == 2, "there is room again"
 
     run(tmp_path, story)
     assert caplog.text.count("event=decision-journal-not-written") == 1
+
+
+def test_the_room_that_is_kept_free_for_others_is_left_free(tmp_path: Path) -> None:
+    async def story(night: Night) -> None:
+        night.log._journal._reserve = 1 << 60
+        night.storm()
+        for name in range(3):
+            night.decide(name)
+            await night.log.flush()
+        assert await night.names() == "0 1 2"
+
+    run(tmp_path, story)
 
 
 def test_a_journal_that_cannot_be_made_loses_nothing(tmp_path: Path) -> None:
@@ -459,10 +590,10 @@ def test_memory_is_bounded_and_the_oldest_go() -> None:
     journal = RowJournal(None, width=1, room=3)
     for at in range(5):
         journal.put((at,))
-    assert [row for _, row in journal.take_waiting(9)] == [(2,), (3,), (4,)]
+    assert journal.take_waiting(9) == [(2,), (3,), (4,)]
     journal.put((9,))
     journal.put_before([line_of((at,)) for at in range(5)])
-    assert [row for _, row in journal.take_waiting(9)] == [(3,), (4,), (9,)]
+    assert journal.take_waiting(9) == [(3,), (4,), (9,)]
 
 
 def test_when_too_much_waits_the_store_is_spared_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,22 +612,22 @@ def test_when_too_much_waits_the_store_is_spared_no_longer(tmp_path: Path, monke
     run(tmp_path, story)
 
 
-def test_a_file_that_is_as_long_as_it_may_be_takes_nothing_more(
+def test_a_storm_without_an_end_loses_nothing_that_the_store_can_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_journal, "MAX_BYTES", 1_000)
+    monkeypatch.setattr(row_journal, "MAX_BEHIND_BYTES", 20_000)
+    monkeypatch.setattr(row_journal, "MAX_BYTES", 40_000)
+    monkeypatch.setattr(decision_log, "MAX_QUEUED", 100)
 
     async def story(night: Night) -> None:
+        night.another()
         night.storm()
-        night.decide(*range(20))
-        await night.log.flush()
-        size = night.file.stat().st_size
-        night.decide("more")
-        await night.log.flush()
-        assert night.file.stat().st_size == size
-        night.calm()
-        await night.log.flush()
-        assert await night.names() == " ".join([*map(str, range(20)), "more"])
+        for at in range(0, 600, 20):
+            night.decide(*range(at, at + 20))
+            await night.log.flush()
+            assert not night.file.exists() or night.file.stat().st_size < 60_000
+        await night.log.flush(even_in_a_storm=True)
+        assert await night.names() == " ".join(map(str, range(600)))
 
     run(tmp_path, story)
 
@@ -527,6 +658,51 @@ def test_whatever_happens_every_row_that_was_kept_is_there_once_and_in_order(eve
                 in_memory.clear()
         await night.log.flush(even_in_a_storm=True)
         assert (await night.names()).split() == kept + in_memory
+        assert not night.file.exists()
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder), story)
+
+
+_WITHIN = st.sampled_from(["decide", "decide", "storm", "calm", "away"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["decide", "flush", "storm", "calm"]), st.lists(_WITHIN)), max_size=20))
+def test_whatever_happens_while_the_store_writes_every_row_is_there_once_and_in_order(
+    events: list[tuple[str, list[str]]],
+) -> None:
+    async def story(night: Night) -> None:
+        names, within = iter(range(10_000)), list[str]()
+        write = night.store.write
+
+        def happens(event: str) -> None:
+            if event == "decide":
+                night.decide(next(names))
+            elif event == "storm":
+                night.storm()
+            elif event == "calm":
+                night.calm()
+
+        async def slow(function: Callable[..., Any], **how: Any) -> Any:
+            while within:
+                event = within.pop()
+                happens(event)
+                if event == "away":
+                    raise StoreUnavailable("for a moment")
+            return await write(function, **how)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(night.store, "write", slow)
+            for event, within_it in events:
+                within += within_it
+                happens(event)
+                if event == "flush":
+                    with contextlib.suppress(StoreUnavailable):
+                        await night.log.flush()
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == " ".join(map(str, range(next(names))))
         assert not night.file.exists()
 
     with tempfile.TemporaryDirectory() as folder:

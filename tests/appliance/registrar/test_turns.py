@@ -94,6 +94,7 @@ def test_who_gives_up_waiting_is_passed_over() -> None:
         await passes()
         gone.task.cancel()
         await passes()
+        assert list(map(len, turns._waiting.values())) == [1]
         last.end.set()
         first.end.set()
         await asyncio.gather(first.task, last.task)

@@ -85,6 +85,29 @@ def test_all_that_was_said_is_read_as_soon_as_it_is_there(version: int, messages
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+def test_the_rest_of_a_record_that_looks_like_a_whole_one_hides_nothing_behind_it(version: int) -> None:
+    pair = Pair(version)
+    pair.read()
+    for _ in range(500):
+        long, short = pair.say([b"x" * 8_000]), pair.say([b"tail"])
+        both = long + short
+        cuts = (
+            cut for cut in range(1, len(long)) if both[cut + 3 : cut + 5] == (len(both) - cut - 5).to_bytes(2, "big")
+        )
+        cut = next(cuts, None)
+        if cut is None:
+            pair.side.feed(both)
+            pair.read()
+            continue
+        pair.side.feed(both[:cut])
+        heard = pair.read()
+        pair.side.feed(both[cut:])
+        assert heard + pair.read() == b"x" * 8_000 + b"tail"
+        return
+    pytest.fail("chance had no such record")
+
+
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 def test_what_comes_with_the_end_of_the_handshake_is_read(version: int) -> None:
     assert Pair(version, early=b"at once").read() == b"at once"
 
