@@ -122,6 +122,11 @@ class DecisionLog:
         """
         await asyncio.shield(asyncio.ensure_future(self._write(even_in_a_storm)))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether rows of a storm may be missing in the log yet."""
+        return self._journal.is_used
+
     def close(self) -> None:
         """Nothing is written any more; what is in the journal is for the next process."""
         self._journal.close()

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 900.0
 _NO_AGENT = AgentFact()
-_START_SECONDS = 5.0
+_START_SECONDS, _PATIENCE_SECONDS = 5.0, 2.0
+"""What a storm has left is waited for so long, at a start and by a reader; the rest follows."""
 
 
 class AccessService:
@@ -202,8 +203,10 @@ class AccessService:
         self._log.is_storm = is_storm
 
     async def flush(self) -> None:
-        """Write what the log still holds, so that a reader finds it; but in a storm, what came in it is found later."""
-        await self._log.flush()
+        """Write what the log holds, so that a reader finds it; what came in a storm is waited for a moment only."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS if self._log.is_behind else None):
+                await self._log.flush()
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""

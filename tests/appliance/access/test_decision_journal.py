@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.access import decision_log, row_journal
+from appliance.access import service as access_service
 from appliance.access.decision_log import CALM_SECONDS, DecisionLog
 from appliance.access.row_journal import FILE_NAME, RowJournal, line_of
 from appliance.access.service import AccessService
@@ -496,6 +497,35 @@ def test_the_service_starts_with_a_whole_log_and_stops_with_one(tmp_path: Path) 
         await service.stop()
         assert await night.names() == "left in the storm"
         assert not night.file.exists()
+
+    run(tmp_path, story)
+
+
+def test_neither_a_start_nor_a_reader_waits_long_for_what_a_storm_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_service, "_START_SECONDS", 0.05)
+    monkeypatch.setattr(access_service, "_PATIENCE_SECONDS", 0.05)
+
+    async def story(night: Night) -> None:
+        night.storm()
+        night.decide("left")
+        await night.log.flush()
+        write, may_go = night.store.write, asyncio.Event()
+
+        async def slow(function: Callable[..., Any], **how: Any) -> Any:
+            await may_go.wait()
+            return await write(function, **how)
+
+        monkeypatch.setattr(night.store, "write", slow)
+        service = AccessService(AccessSettings(), night.store, night.clock, journal=night.file)
+        await service.start()
+        await service.flush()
+        assert await night.names() == ""
+        may_go.set()
+        await service.flush()
+        assert await night.names() == "left"
+        await service.stop()
 
     run(tmp_path, story)
 
