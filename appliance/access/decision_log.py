@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from appliance.access.decision_rows import row_of
 from appliance.access.repeats import Repeats
-from appliance.access.row_journal import RowJournal, line_of
+from appliance.access.row_journal import RowJournal, line_of, rows_in
 from appliance.access.row_queue import RowQueue
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.store import decisions, meta
+from appliance.store.columns import from_micros, to_micros
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from radius import Decision
@@ -62,6 +65,7 @@ class DecisionLog:
         self._journal = RowJournal(journal, width=len(decisions.COLUMNS), room=MAX_QUEUED, reserve_bytes=reserve_bytes)
         self._taken: RowQueue[tuple[int, tuple[Any, ...]]] = RowQueue(page=MAX_BATCH, on_given_up=_tell)
         """Out of the journal, each with the place behind it."""
+        self._path = journal
         self._is_opened = journal is None
         self._spared_until = self._saved_at = float("-inf")
         self._turn = asyncio.Lock()
@@ -126,6 +130,15 @@ class DecisionLog:
     def is_behind(self) -> bool:
         """Whether rows of a storm may be missing in the log yet."""
         return self._journal.is_used
+
+    async def left_behind(self, since: datetime) -> list[dict[str, Any]]:
+        """Of each station the newest row in the journal that let it in, oldest first, as the store would have it.
+
+        For the time before the first decision. Some of them may be in the log as well.
+        """
+        if self._path is None:
+            return []
+        return await asyncio.to_thread(_newest_accepts, self._path, to_micros(since))
 
     def close(self) -> None:
         """Nothing is written any more; what is in the journal is for the next process."""
@@ -211,6 +224,23 @@ class DecisionLog:
             meta.put(tx, _MARK, mark)
 
         await self._store.write(write)
+
+
+def _newest_accepts(path: Path, since: int) -> list[dict[str, Any]]:
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows_in(path, len(decisions.COLUMNS)):
+        found = dict(zip(decisions.COLUMNS, row, strict=True))
+        try:
+            if found["time"] < since or found["verdict"] == "reject":
+                continue
+            found["trace"] = orjson.loads(found["trace"])
+            found["time"] = from_micros(found["time"])
+            key = found["trace"]["address"], found["mac"], found["port"] if found["mac"] is None else None
+        except (TypeError, ValueError, KeyError):  # a line that was damaged
+            continue
+        newest.pop(key, None)
+        newest[key] = found
+    return [*newest.values()]
 
 
 def _never() -> bool:

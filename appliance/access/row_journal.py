@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +53,19 @@ def read_line(line: bytes, width: int) -> Row | None:
     except (ValueError, RecursionError):
         return None
     return tuple(found) if isinstance(found, list) and len(found) == width else None
+
+
+def rows_in(path: Path, width: int) -> Iterator[Row]:
+    """Every row in a file, oldest first, taken over or not; none if there is no such file, or it is no journal."""
+    try:
+        with path.open("rb") as file:
+            if _HEAD.fullmatch(file.read(_HEAD_BYTES)) is None:
+                return
+            for line in file:
+                if (row := read_line(line, width)) is not None:
+                    yield row
+    except OSError:  # whoever takes the rows over tells of it
+        return
 
 
 class RowJournal:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from appliance.access import server_tokens
 from appliance.access.decision_log import DecisionLog
@@ -207,6 +208,10 @@ class AccessService:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS if self._log.is_behind else None):
                 await self._log.flush()
+
+    async def left_behind(self, since: datetime) -> list[dict[str, Any]]:
+        """Of each station the newest row that let it in, of those that a crash in a storm has kept out of the log."""
+        return await self._log.left_behind(since)
 
     def check_token(self, presented: str) -> str:
         """Name of the RADIUS server that a bearer token belongs to; raises TokenRequired."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from appliance.access import session_table
 from appliance.access.accept_queue import PAGE, AcceptQueue
@@ -66,6 +66,10 @@ class Decides(Protocol):
     @property
     def generation(self) -> int:
         """That of the facts which the next decision rests on."""
+        ...
+
+    async def left_behind(self, since: datetime) -> list[dict[str, Any]]:
+        """Of each station the newest row that let it in, of those that a crash has kept out of the decision log."""
         ...
 
 
@@ -221,14 +225,19 @@ class SessionService:
     async def _restore(self) -> None:
         """What the decision log tells of sessions that were assumed when the appliance ended."""
         since = self._clock.now() - self._assumed_for
+        behind = await self._decides.left_behind(since)  # before the log is read, into which they get meanwhile
 
         def read(tx: Tx) -> tuple[dict[Key, tuple[datetime, bool]], list[tuple[Decision, datetime]]]:
-            rows = decisions.accepted(tx, since=since, count=MAX_ASSUMED)
+            rows = [*decisions.accepted(tx, since=since, count=MAX_ASSUMED), *behind]
             return sessions.heard(tx, since), [(decision_of(row), row["time"]) for row in rows]
 
         heard, accepted = await self._store.read(read)
         self._in_table = {key for key, (_, is_live) in heard.items() if is_live}
-        for at, (decision, time) in enumerate(accepted):
+        newest: dict[Key, tuple[Decision, datetime]] = {}
+        for decision, time in accepted:
+            newest.pop(key := key_of(decision.request), None)
+            newest[key] = decision, time
+        for at, (decision, time) in enumerate([*newest.values()][-MAX_ASSUMED:]):
             if time > heard.get(key_of(decision.request), (since, False))[0]:
                 self._take(decision, to_micros(time))
             if not at % PAGE:

@@ -3,7 +3,7 @@
 A process of its own makes the storm: one thread drives all connections, and costs less per request than the server
 does. A request is due by the clock, and sent when a connection is free; none is ever given up, so one that stays
 unanswered fails the bench. What a client in the storm waits for is measured by another one with one connection, which
-has not two hundred others to look after.
+has not two hundred others to look after. Afterwards every decision must be in the log, once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import os
 import secrets
 import select
 import shutil
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,8 @@ STORM_SECONDS = 16.0
 PROBES = 500.0
 """Requests a second of the client that measures."""
 PATIENCE_SECONDS = 5.0
+LOG_SECONDS = 120.0
+"""For what the storms have left in the journal."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,7 @@ class Crowd:
     """Connections that are asked over one by one, as many at once as there are."""
 
     def __init__(self, campus: Campus, lanes: int) -> None:
+        self.decided = 0
         self._lanes = {}
         self._poll = select.epoll()
         for _ in range(lanes):
@@ -90,6 +95,7 @@ class Crowd:
                 idle.append(lane)
                 under_way -= 1
         found.seconds = time.perf_counter() - begun
+        self.decided += len(found.admitted)
         return found
 
     def close(self) -> None:
@@ -125,8 +131,8 @@ def _storm(campus: Campus, plan: Plan, calls: Sequence[bytes]) -> Bench:
     alone, few = Crowd(campus, 1), Crowd(campus, SATURATING)
     seconds, calm = min(plan.seconds, STORM_SECONDS), min(plan.seconds, 1.0)
     alone.ask(calls, seconds=0.5)
-    _in_a_storm(campus, alone, calls, 0.5, 100)  # the buffers of so many connections are no growth
-    grown = []
+    others = len(_in_a_storm(campus, alone, calls, 0.5, 100)[0].admitted)  # their buffers are no growth
+    grown, behind = [], []
     for _ in range(plan.repetitions):
         quiet = percentile(alone.ask(calls, seconds=calm).admitted, 0.5)
         capacity = few.ask(calls, seconds=calm).rate
@@ -136,7 +142,8 @@ def _storm(campus: Campus, plan: Plan, calls: Sequence[bytes]) -> Bench:
         asked = len(storm.admitted) + len(storm.turned_away)
         p99 = percentile(seen.admitted, 0.99)
         bench.add(cpu=p99 * 1e6, reference=4 * quiet * 1e6, operations=asked)
-        time.sleep(0.5)  # the crowd is over
+        others += len(storm.admitted)
+        behind.append(_until_logged(campus, alone.decided + few.decided + others))
     bench.notes |= {
         "capacity_per_s": round(capacity),
         "asked_per_s": round(asked / storm.seconds),
@@ -147,6 +154,7 @@ def _storm(campus: Campus, plan: Plan, calls: Sequence[bytes]) -> Bench:
         "admitted_of_seen": f"{len(seen.admitted)} of {len(seen.admitted) + len(seen.turned_away)}",
         "turned_away_p99_us": round(percentile(seen.turned_away or [0.0], 0.99) * 1e6),
         "grown_kb": max(grown),
+        "log_complete_after_s": round(max(behind), 1),
         "books": "checked",
     }
     for one in (alone, few):
@@ -185,6 +193,18 @@ def _in_a_storm(
     if isinstance(storm, AssertionError):
         raise storm
     return storm, seen
+
+
+def _until_logged(campus: Campus, decided: int) -> float:
+    """Seconds until so many decisions are in the log; AssertionError if they never are, or more."""
+    begun = time.monotonic()
+    with closing(sqlite3.connect(f"file:{campus.database}?mode=ro", uri=True)) as database:
+        while (rows := database.execute("SELECT count(*) FROM decisions").fetchone()[0]) < decided:
+            assert time.monotonic() - begun < LOG_SECONDS, f"{decided} decisions and {rows} rows"
+            time.sleep(0.25)
+    time.sleep(1.0)  # the crowd is over, and the journal removed
+    assert rows == decided, f"{decided} decisions and {rows} rows"
+    return time.monotonic() - begun - 1.0
 
 
 def _resident(pid: int) -> int:

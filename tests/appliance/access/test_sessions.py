@@ -17,6 +17,7 @@ import pytest
 
 from appliance.access import session_changes
 from appliance.access import sessions as sessions_module
+from appliance.access.decision_log import DecisionLog
 from appliance.access.nas import ALL, REQUESTS, Engine, NasService
 from appliance.access.open_sessions import OpenSessions
 from appliance.access.policies import PolicyService
@@ -103,7 +104,7 @@ async def world(folder: Path, *, runs: bool = True, **options: Any) -> AsyncIter
     file = folder / "a.db"
     fresh = not file.exists()
     store = open_store(f"sqlite:///{file}", clock)
-    access = AccessService(AccessSettings(), store, clock)
+    access = AccessService(AccessSettings(), store, clock, journal=folder / "journal.jsonl")
     nas = NasService(store, Box())
     service = SessionService(
         store, clock, access, **({"stale_minutes": 60, "assumed_hours": 24, "keep_days": 1} | options)
@@ -202,6 +203,37 @@ def test_after_a_restart_the_decision_log_tells_which_sessions_are_assumed(tmp_p
 
     play(tmp_path, before)
     play(tmp_path, after)
+
+
+def test_after_a_crash_in_a_storm_so_does_what_is_not_in_it_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, third = "02-00-00-00-00-09", "02-00-00-00-00-03"
+    shown: list[Session] = []
+
+    async def nothing(log: DecisionLog, **how: Any) -> None:
+        """The journal is long, and nobody waits for all of it."""
+
+    async def before(world: World) -> None:
+        world.log_in()
+        world.log_in(calling_station=third)
+        await world.access.flush()
+        world.access.spare_the_store(lambda: True)
+        world.log_in(calling_station=other)
+        world.log_in(calling_station=other, nas_port="swp9")
+        world.log_in(nas_port="swp2")
+        shown.extend(await world.all())
+        await world.access.flush()
+        monkeypatch.setattr(DecisionLog, "flush", nothing)
+
+    async def after(world: World) -> None:
+        assert len(await world.store.read(lambda tx: decisions.newest(tx, limit=9))) == 2
+        found = {(one.mac, one.port, one.txn) for one in await world.all()}
+        assert found == {(one.mac, one.port, one.txn) for one in shown}
+        assert {one[:2] for one in found} == {(MAC, "swp2"), (third, "swp1"), (other, "swp9")}
+
+    play(tmp_path, before)
+    play(tmp_path, after, runs=False)
 
 
 def test_what_was_revoked_while_the_appliance_was_down_is_off_its_port_after_the_start(tmp_path: Path) -> None:
