@@ -56,8 +56,8 @@ def assemble(
         clock,
         roles,
         settings.directory,
-        settings.home / FILE_NAME,
-        settings.store.free_bytes,
+        journal=settings.home / FILE_NAME,
+        reserve_bytes=settings.store.free_bytes,
     )
     nas = NasService(store, sealing, clock.now, settings.radius.engine)
     sessions = SessionService(

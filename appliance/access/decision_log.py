@@ -15,16 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from appliance.access.decision_rows import row_of
+from appliance.access.decision_rows import newest_accepts, row_of
 from appliance.access.repeats import Repeats
-from appliance.access.row_journal import RowJournal, line_of, rows_in
+from appliance.access.row_journal import RowJournal, line_of
 from appliance.access.row_queue import RowQueue
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.store import decisions, meta
-from appliance.store.columns import from_micros, to_micros
+from appliance.store.columns import to_micros
 from appliance.store.store import Store
 from appliance.store.transaction import Tx
 from radius import Decision
@@ -63,9 +61,8 @@ class DecisionLog:
         self._keep_rows = keep_rows
         self._queue: RowQueue[tuple[Any, ...]] = RowQueue(page=MAX_BATCH, room=MAX_QUEUED, on_given_up=_tell)
         self._journal = RowJournal(journal, width=len(decisions.COLUMNS), room=MAX_QUEUED, reserve_bytes=reserve_bytes)
-        self._taken: RowQueue[tuple[int, tuple[Any, ...]]] = RowQueue(page=MAX_BATCH, on_given_up=_tell)
+        self._from_journal: RowQueue[tuple[int, tuple[Any, ...]]] = RowQueue(page=MAX_BATCH, on_given_up=_tell)
         """Out of the journal, each with the place behind it."""
-        self._path = journal
         self._is_opened = journal is None
         self._spared_until = self._saved_at = float("-inf")
         self._turn = asyncio.Lock()
@@ -136,9 +133,7 @@ class DecisionLog:
 
         For the time before the first decision. Some of them may be in the log as well.
         """
-        if self._path is None:
-            return []
-        return await asyncio.to_thread(_newest_accepts, self._path, to_micros(since))
+        return await asyncio.to_thread(lambda: newest_accepts(self._journal.left_behind(), to_micros(since)))
 
     def close(self) -> None:
         """Nothing is written any more; what is in the journal is for the next process."""
@@ -189,13 +184,13 @@ class DecisionLog:
     async def _write_journal(self, even_in_a_storm: bool) -> None:
         """What is in the journal, until nothing is or the next storm begins; when nothing is, away with it."""
         while even_in_a_storm or not self._is_store_spared():
-            if not self._taken:
+            if not self._from_journal:
                 for found in await self._journal.take(MAX_BATCH):
-                    self._taken.append(found)
-                if not self._taken:
+                    self._from_journal.append(found)
+                if not self._from_journal:
                     await self._end_journal()
                     return
-            if await self._taken.write_some(self._out_of_journal):
+            if await self._from_journal.write_some(self._out_of_journal):
                 self.on_written()
             is_due = self._clock.monotonic() - self._saved_at > BATCH_SECONDS
             if is_due and not self._journal.is_at_end:  # the rest takes its time, and the process may die
@@ -224,23 +219,6 @@ class DecisionLog:
             meta.put(tx, _MARK, mark)
 
         await self._store.write(write)
-
-
-def _newest_accepts(path: Path, since: int) -> list[dict[str, Any]]:
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows_in(path, len(decisions.COLUMNS)):
-        found = dict(zip(decisions.COLUMNS, row, strict=True))
-        try:
-            if found["time"] < since or found["verdict"] == "reject":
-                continue
-            found["trace"] = orjson.loads(found["trace"])
-            found["time"] = from_micros(found["time"])
-            key = found["trace"]["address"], found["mac"], found["port"] if found["mac"] is None else None
-        except (TypeError, ValueError, KeyError):  # a line that was damaged
-            continue
-        newest.pop(key, None)
-        newest[key] = found
-    return [*newest.values()]
 
 
 def _never() -> bool:

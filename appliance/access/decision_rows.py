@@ -7,12 +7,15 @@ has anything to do with each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from json.encoder import encode_basestring as _quoted
 from typing import Any, cast
 
-from appliance.store.columns import to_micros
+import orjson
+
+from appliance.store.columns import from_micros, to_micros
+from appliance.store.decisions import COLUMNS
 from radius import AccessRequest, Asked, CredentialRef, Decision, Step
 from radius.bypass import canonical_mac
 from radius.decision import Outcome, Verdict
@@ -88,6 +91,26 @@ def _trace(decision: Decision, station: str) -> str:
         parts.append(f',"nas_identifier":{_quoted(request.nas_identifier)}')
     parts.append("}")
     return "".join(parts)
+
+
+def newest_accepts(rows: Iterable[tuple[Any, ...]], since: int) -> list[dict[str, Any]]:
+    """Of each station the newest row that let it in, oldest first, as decisions.accepted() has it from the store.
+
+    `rows` are in stored form, oldest first; `since` is in microseconds. A row that was damaged is nobody's.
+    """
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        found = dict(zip(COLUMNS, row, strict=True))
+        try:
+            if found["time"] < since or found["verdict"] == "reject":
+                continue
+            found |= {"trace": orjson.loads(found["trace"]), "time": from_micros(found["time"])}
+            key = found["trace"]["address"], found["mac"], found["port"] if found["mac"] is None else None
+            newest.pop(key, None)
+        except (TypeError, ValueError, KeyError):
+            continue
+        newest[key] = found
+    return [*newest.values()]
 
 
 def decision_of(row: Mapping[str, Any]) -> Decision:

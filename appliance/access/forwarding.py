@@ -163,10 +163,10 @@ class Forwarder:
         if before is not None and position.dropped > before.dropped:
             lost = position.dropped - before.dropped
             _log.warning("event=log-rows-dropped to=%s rows=%d", self._receiver.url, lost)
-        self._position = position
-        self._is_well()
         with contextlib.suppress(ApplianceError):  # a disk that is full: after a restart some come twice
             await self._save(position)
+        self._position = position
+        self._is_well()
 
     def _is_well(self) -> None:
         """A page is certain, or a connection lived for as long without any."""

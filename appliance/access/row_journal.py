@@ -23,6 +23,8 @@ from typing import Any, Final
 
 import orjson
 
+from appliance.keys import sync_folder
+
 _log = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
@@ -53,19 +55,6 @@ def read_line(line: bytes, width: int) -> Row | None:
     except (ValueError, RecursionError):
         return None
     return tuple(found) if isinstance(found, list) and len(found) == width else None
-
-
-def rows_in(path: Path, width: int) -> Iterator[Row]:
-    """Every row in a file, oldest first, taken over or not; none if there is no such file, or it is no journal."""
-    try:
-        with path.open("rb") as file:
-            if _HEAD.fullmatch(file.read(_HEAD_BYTES)) is None:
-                return
-            for line in file:
-                if (row := read_line(line, width)) is not None:
-                    yield row
-    except OSError:  # whoever takes the rows over tells of it
-        return
 
 
 class RowJournal:
@@ -145,7 +134,7 @@ class RowJournal:
 
     async def take(self, count: int) -> list[tuple[int, Row]]:
         """Up to `count` of the next rows in the file, each with the place behind it; none at its end."""
-        return await asyncio.to_thread(self._take, count)
+        return [] if self._path is None else await asyncio.to_thread(self._take, self._path, count)
 
     def take_waiting(self, count: int) -> list[Row]:
         """Up to `count` of those that are not in the file."""
@@ -173,6 +162,20 @@ class RowJournal:
             os.close(file)
 
     # on a thread
+
+    def left_behind(self) -> Iterator[Row]:
+        """Every row in the file, oldest first, taken over or not; none if there is no file, or it is no journal."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("rb") as file:
+                if _HEAD.fullmatch(file.read(_HEAD_BYTES)) is None:
+                    return
+                for line in file:
+                    if (row := read_line(line, self._width)) is not None:
+                        yield row
+        except OSError:  # whoever takes the rows over tells of it
+            return
 
     def _open(self, path: Path) -> None:
         try:
@@ -223,6 +226,7 @@ class RowJournal:
                 _remove(file, path)
                 raise
             self._file, self._end, self._taken = file, len(head), len(head)
+            sync_folder(path.parent)
         end = self._end
         if end >= MAX_BYTES:
             raise OSError(errno.EFBIG, "it is as long as it may be")
@@ -240,12 +244,19 @@ class RowJournal:
             raise
         self._end = end
 
-    def _take(self, count: int) -> list[tuple[int, Row]]:
+    def _take(self, path: Path, count: int) -> list[tuple[int, Row]]:
         found: list[tuple[int, Row]] = []
-        while self._file is not None and not found and self._taken < self._end:
+        while self._file is not None and not found and not self.is_at_end:
             places = []
-            for line in _lines(self._file, self._taken, self._end)[:count]:
-                self._taken += len(line) + 1
+            try:
+                lines = _lines_at(self._file, self._taken, self._end)
+            except OSError as error:
+                os.close(self._file)
+                self._file, self._end, self._taken = None, 0, 0
+                _put_aside(path, error.strerror)
+                break
+            for line in lines[:count]:
+                self._taken += len(line)
                 places.append((self._taken, line))
             found = self._read(places)
         return found
@@ -274,13 +285,16 @@ def _pieces(lines: Sequence[bytes]) -> Iterable[bytes]:
         yield b"".join(piece)
 
 
-def _lines(file: int, begin: int, end: int) -> list[bytes]:
-    """Whole lines from a place on, one or more."""
+def _lines_at(file: int, begin: int, end: int) -> list[bytes]:
+    """Whole lines from a place on with their ends, one or more; OSError if somebody has cut the file."""
     size = 4 * _PIECE_BYTES
     while True:
         data = os.pread(file, min(size, end - begin), begin)
-        if b"\n" in data or size >= end - begin:
-            return data.split(b"\n")[:-1] if b"\n" in data else [data]
+        whole, newline, _ = data.rpartition(b"\n")
+        if newline:
+            return (whole + newline).splitlines(keepends=True)
+        if size >= end - begin:
+            raise OSError(errno.EIO, "it was cut")
         size *= 4
 
 

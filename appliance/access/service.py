@@ -120,12 +120,12 @@ class AccessService:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._ending.values(), return_exceptions=True)
         self._tasks = []
-        self._log.tell_repeats(everything=True)
         await self._write_log("at the end")
         self._log.close()
 
     async def _write_log(self, when: str) -> None:
         try:
+            self._log.tell_repeats(everything=True)
             await self._log.flush(even_in_a_storm=True)
         except ApplianceError as refused:
             _log.warning("decision log not written %s: %s", when, refused.detail)

@@ -59,6 +59,12 @@ class Night:
         self.is_storm = False
         self.clock.advance(CALM_SECONDS)
 
+    async def in_a_storm(self, *names: object) -> None:
+        """They are decided in one, and get into the journal."""
+        self.storm()
+        self.decide(*names)
+        await self.log.flush()
+
     async def names(self) -> str:
         rows = await self.store.read(lambda tx: decisions.newest(tx, limit=10_000))
         return " ".join(row["nas"] for row in rows)
@@ -112,9 +118,7 @@ def test_what_is_decided_while_the_journal_is_emptied_goes_behind_it(
     monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*range(5))
-        await night.log.flush()
+        await night.in_a_storm(*range(5))
         night.calm()
         written: list[str] = []
 
@@ -136,9 +140,7 @@ def test_what_is_decided_at_the_end_of_the_journal_is_not_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(1)
-        await night.log.flush()
+        await night.in_a_storm(1)
         night.calm()
         take, later = night.log._journal.take, [2]
 
@@ -162,9 +164,7 @@ def test_who_flushes_behind_a_storm_comes_back_whatever_is_decided_meanwhile(
     monkeypatch.setattr(decision_log, "BATCH_SECONDS", -1.0)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*range(1000))
-        await night.log.flush()
+        await night.in_a_storm(*range(1000))
         night.calm()
         names = iter(range(1000, 100_000))
 
@@ -214,9 +214,7 @@ def test_behind_a_storm_rows_get_into_the_file_while_the_store_is_away(
         raise StoreUnavailable("for a while")
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(1)
-        await night.log.flush()
+        await night.in_a_storm(1)
         night.calm()
         with monkeypatch.context() as patch:
             patch.setattr(night.store, "write", away)
@@ -233,9 +231,7 @@ def test_behind_a_storm_rows_get_into_the_file_while_the_store_is_away(
 
 def test_a_stop_in_the_storm_writes_all_of_it(tmp_path: Path) -> None:
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*range(600))
-        await night.log.flush()
+        await night.in_a_storm(*range(600))
         night.decide("last")
         await night.log.flush(even_in_a_storm=True)
         assert await night.names() == " ".join([*map(str, range(600)), "last"])
@@ -272,9 +268,7 @@ def test_old_rows_are_not_pruned_in_a_storm(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_next_process_goes_on_where_the_journal_is(tmp_path: Path) -> None:
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(1, 2)
-        await night.log.flush()
+        await night.in_a_storm(1, 2)
         night.decide("lost in memory")
         log = night.another()
         night.decide(3)  # before it has looked at the file
@@ -296,9 +290,7 @@ def test_rows_that_were_taken_over_are_not_taken_over_again(
     monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*range(6))
-        await night.log.flush()
+        await night.in_a_storm(*range(6))
         night.calm()
         write, left = night.store.write, [None] * batches
 
@@ -328,9 +320,7 @@ def test_rows_that_were_taken_over_are_not_taken_over_again(
 def test_the_mark_of_another_journal_says_nothing(tmp_path: Path) -> None:
     async def story(night: Night) -> None:
         for name in ("first", "second"):
-            night.storm()
-            night.decide(name, name)
-            await night.log.flush()
+            await night.in_a_storm(name, name)
             night.another()
             night.calm()
             await night.log.flush()
@@ -341,9 +331,7 @@ def test_the_mark_of_another_journal_says_nothing(tmp_path: Path) -> None:
 
 def test_a_line_that_was_cut_off_is_dropped_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(1, 2)
-        await night.log.flush()
+        await night.in_a_storm(1, 2)
         with night.file.open("ab") as file:
             file.write(b'[17,"rej' + b"x" * 70_000)
         log = night.another()
@@ -398,9 +386,7 @@ def test_a_journal_that_cannot_be_read_now_is_put_aside_and_costs_one_descriptor
 
     async def story(night: Night) -> None:
         for _ in range(2):
-            night.storm()
-            night.decide("lost to sight")
-            await night.log.flush()
+            await night.in_a_storm("lost to sight")
             night.log.close()
             with night.file.open("ab") as file:
                 file.write(b"half a line")
@@ -419,6 +405,31 @@ def test_a_journal_that_cannot_be_read_now_is_put_aside_and_costs_one_descriptor
         assert len(list(tmp_path.glob("decision-journal.bad*"))) == 2
 
     run(tmp_path, story)
+
+
+def test_a_journal_that_fails_while_it_is_taken_over_is_put_aside_and_the_log_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(night: Night) -> None:
+        await night.in_a_storm(1, 2)
+        night.calm()
+        size = night.file.stat().st_size
+        os.truncate(night.file, size - 20)
+        await night.another().flush()
+        assert await night.names() == "1"
+        await night.in_a_storm(3, 4)
+        os.truncate(night.file, 60)  # under its hands
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == "1"
+        assert night.file.with_suffix(".bad").exists()
+        await night.in_a_storm(5)
+        night.calm()
+        await night.log.flush()
+        assert await night.names() == "1 5"
+
+    run(tmp_path, story)
+    assert caplog.text.count("event=decision-journal-unreadable") == 1
 
 
 def test_something_else_in_its_place_is_put_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -441,9 +452,7 @@ def test_lines_that_are_no_rows_take_no_other_with_them(
     monkeypatch.setattr(decision_log, "MAX_BATCH", 2)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(1, 2)
-        await night.log.flush()
+        await night.in_a_storm(1, 2)
         head, first, second = night.file.read_bytes().splitlines(keepends=True)
         bad = [b"\n", b"{}\n", b"[1,2]\n", b"\xff\n", b"[" * 100_000 + b"\n"]
         night.file.write_bytes(b"".join((head, first, *bad, second, *bad)))
@@ -470,9 +479,7 @@ def test_a_row_that_the_store_refuses_takes_no_other_with_it(
     monkeypatch.setattr(decisions, "add", broken)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*(f"sw{at}" for at in range(7)), "\udcff")
-        await night.log.flush()
+        await night.in_a_storm(*(f"sw{at}" for at in range(7)), "\udcff")
         night.calm()
         await night.log.flush()
         assert await night.names() == "sw0 sw1 sw2 sw4 sw5 sw6"
@@ -484,9 +491,7 @@ def test_a_row_that_the_store_refuses_takes_no_other_with_it(
 
 def test_the_service_starts_with_a_whole_log_and_stops_with_one(tmp_path: Path) -> None:
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide("left")
-        await night.log.flush()
+        await night.in_a_storm("left")
         service = AccessService(AccessSettings(), night.store, night.clock, journal=night.file)
         await service.start()
         assert await night.names() == "left"
@@ -508,9 +513,7 @@ def test_neither_a_start_nor_a_reader_waits_long_for_what_a_storm_has_left(
     monkeypatch.setattr(access_service, "_PATIENCE_SECONDS", 0.05)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide("left")
-        await night.log.flush()
+        await night.in_a_storm("left")
         write, may_go = night.store.write, asyncio.Event()
 
         async def slow(function: Callable[..., Any], **how: Any) -> Any:
@@ -567,9 +570,7 @@ def test_on_a_full_disk_the_store_is_spared_no_longer_and_it_is_told_once(
         return pwrite(file, data[:100], place)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(0)
-        await night.log.flush()
+        await night.in_a_storm(0)
         size = night.file.stat().st_size
         assert size < 900
         with monkeypatch.context() as patch:
@@ -606,9 +607,7 @@ def test_the_room_that_is_kept_free_for_others_is_left_free(tmp_path: Path) -> N
 def test_a_journal_that_cannot_be_made_loses_nothing(tmp_path: Path) -> None:
     async def story(night: Night) -> None:
         night.log._journal._path = tmp_path / "nowhere" / "file"
-        night.storm()
-        night.decide(1, 2)
-        await night.log.flush()
+        await night.in_a_storm(1, 2)
         night.calm()
         await night.log.flush()
         assert await night.names() == "1 2"
@@ -630,9 +629,7 @@ def test_when_too_much_waits_the_store_is_spared_no_longer(tmp_path: Path, monke
     monkeypatch.setattr(row_journal, "MAX_BEHIND_BYTES", 5_000)
 
     async def story(night: Night) -> None:
-        night.storm()
-        night.decide(*range(100))
-        await night.log.flush()
+        await night.in_a_storm(*range(100))
         assert await night.names() == ""
         await night.log.flush()
         found = await night.names()
